@@ -1,0 +1,223 @@
+"""The typed configuration tree: every key, its type and its meaning.
+
+Numbers stand in ``conf/*.yaml``; a field without a default here must be given there. Nothing in this module
+computes with the values except :func:`to_steps`, which turns a duration such as ``"90ep"`` into optimiser steps.
+
+This module must stay free of torch: the command line reads it to answer typos.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from omegaconf import MISSING
+
+GROUPS = (
+    "method",
+    "model",
+    "dataset",
+    "teacher",
+    "recipe",
+    "task",
+    "hardware",
+    "logger",
+    "evaluation",
+    "export",
+    "debug",
+    "experiment",
+)
+"""Config groups, in the order in which ``--help`` shows them."""
+
+MODES = ("train", "check", "list")
+"""What ``mode=`` accepts."""
+
+
+@dataclass
+class ModelConfig:
+    """A network: any timm model, from scratch, pretrained, or from a file."""
+
+    name: str = MISSING  # timm model name, e.g. tiny_vit_5m_224
+    pretrained: bool = False  # timm's own weights (hub download)
+    checkpoint: Optional[str] = None  # .pth, .safetensors, or a vitlab model folder
+    args: dict[str, Any] = field(default_factory=dict)  # keyword arguments of timm.create_model
+    mean: Optional[list[float]] = None  # normalisation; null: the pretrained model's, else the dataset's
+    std: Optional[list[float]] = None
+
+
+@dataclass
+class DatasetConfig:
+    """Images with labels, and how large a network sees them."""
+
+    name: str = MISSING  # digits, cifar10, cifar100, flowers102, food101, imagenet, folder, fake
+    root: Optional[str] = None  # folder with the data; null: $VITLAB_DATA/<name>
+    size: int = MISSING  # side of the square view in pixels
+    mean: list[float] = MISSING  # per channel, in [0, 1]
+    std: list[float] = MISSING
+    labels_per_class: Optional[int] = None  # keep this many training images of each class (seeded, stratified)
+    crop_pct: float = 0.875  # evaluation: resize the short side to size/crop_pct, then centre crop; 1.0: plain resize
+    download: bool = False  # fetch with torchvision if missing
+    csv: Optional[str] = None  # folder only: CSV with columns path,label[,split]
+    val_fraction: float = 0.2  # folder only: held out (stratified) when there is no val or test split
+    length: int = 256  # fake only: training images (a quarter as many for testing)
+    num_classes: int = 10  # fake only
+
+
+@dataclass
+class AugmentationConfig:
+    """What may be drawn for a training view (vitlab.distill.draw.Augmentation)."""
+
+    crop_scale: Optional[list[float]] = None  # random resized crop: area range; null: resize the whole image
+    crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
+    flip: float = 0.0  # probability of a horizontal flip
+    vertical_flip: float = 0.0
+    randaug: Optional[str] = None  # timm's notation, e.g. rand-m9-mstd0.5-inc1
+    color_jitter: Optional[list[float]] = None  # brightness, contrast, saturation; only without randaug
+    erase: float = 0.0  # probability of random erasing
+    erase_mode: str = "pixel"  # pixel | rand | const
+    mixup: float = 0.0  # Beta parameter; 0: off
+    cutmix: float = 0.0  # Beta parameter; 0: off
+    mix_prob: float = 1.0
+    mix_switch: float = 0.5  # probability of CutMix where both are on
+    interpolation: str = "bicubic"
+
+
+@dataclass
+class RecipeConfig:
+    """How a network is trained. Durations carry a unit: 90ep, 5000st, 10%."""
+
+    duration: str = MISSING  # length of the training
+    batch_size: int = MISSING  # global: over all devices and accumulation steps
+    optimizer: str = MISSING  # any timm optimiser: adamw, sgd, lamb, ...
+    lr: float = MISSING  # peak learning rate at this batch size
+    weight_decay: float = MISSING
+    optimizer_args: dict[str, Any] = field(default_factory=dict)  # betas, eps, momentum, ...
+    schedule: str = "cosine"  # cosine | linear | step | constant
+    warmup: str = "0st"
+    warmup_lr: float = 0.0
+    min_lr: float = 0.0
+    decay_at: list[str] = field(default_factory=list)  # step schedule: durations at which lr is multiplied
+    decay_rate: float = 0.1  # step schedule: by this factor
+    layer_decay: float = 1.0  # lr of each earlier layer group is multiplied by this once more; 1: off
+    clip: Optional[float] = None  # global gradient norm
+    accumulate: int = 1  # micro-batches per optimiser step
+    label_smoothing: float = 0.0
+    ema: Optional[float] = None  # decay of the weight average; null: off
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    validate_every: str = "1ep"  # duration between validations
+    checkpoint_every: str = "1ep"  # duration between checkpoints
+
+
+@dataclass
+class TeacherConfig:
+    """Who labels the views: one network or several (an ensemble averages probabilities)."""
+
+    members: list[ModelConfig] = field(default_factory=list)
+    weights: Optional[list[float]] = None  # of the members; null: equal
+    temperature: float = 1.0
+    train: bool = False  # train the (single) member on the data set first, with teacher.recipe
+    recipe: Optional[RecipeConfig] = None
+
+
+@dataclass
+class TaskConfig:
+    name: str = MISSING  # classification
+
+
+@dataclass
+class HardwareConfig:
+    """How to run; never what comes out. The group also fills Lightning's ``trainer.*``."""
+
+    name: str = MISSING
+    workers: Optional[int] = None  # loader processes per device; null: one per free core, none for data in memory
+    threads: Optional[int] = None  # CPU threads of the main process; null: torch's choice
+    compile: bool = False  # torch.compile the student
+
+
+@dataclass
+class TrainerConfig:
+    """Lightning's Trainer, the part that hardware decides; any of it can be given key by key."""
+
+    accelerator: str = "auto"
+    devices: Any = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+
+
+@dataclass
+class LoggerConfig:
+    """Copies of metrics.jsonl for other eyes."""
+
+    name: str = "local"  # local | csv | tensorboard | wandb
+    every: int = 20  # training steps between two records
+    project: str = "vitlab"
+    offline: Optional[bool] = None  # wandb; null: offline when there is no key
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class EvaluationConfig:
+    batch_size: int = 256
+    bins: int = 15  # of the reliability diagram and the expected calibration error
+    latency: bool = True
+    latency_batches: list[int] = field(default_factory=lambda: [1, 32])
+    latency_repeats: int = 30
+
+
+@dataclass
+class ExportConfig:
+    formats: list[str] = field(default_factory=lambda: ["safetensors", "onnx"])
+    tolerance: float = 1e-4  # largest allowed |exported - torch| of a logit
+
+
+@dataclass
+class DebugConfig:
+    name: str = "none"
+    max_steps: Optional[int] = None  # cut every training to this many steps
+    max_images: Optional[int] = None  # cut every split to this many images
+    max_slots: Optional[int] = None  # cut every store to this many views per image
+
+
+@dataclass
+class Config:
+    """The whole tree. ``method`` is typed by the method's own ``Options`` dataclass."""
+
+    mode: str = "train"  # train | check | list
+    seed: int = 0
+    name: Optional[str] = None  # readable part of the run's name; null: dataset-model
+    output: str = "outputs"  # where run folders are made
+    fresh: bool = False  # start a numbered sibling of a run that exists
+    method: Any = MISSING
+    model: ModelConfig = field(default_factory=ModelConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    debug: DebugConfig = field(default_factory=DebugConfig)
+
+
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ep|st|%)\s*")
+
+
+def to_steps(duration: str, steps_per_epoch: int, total: int | None = None) -> int:
+    """Optimiser steps in ``duration``: ``"90ep"`` epochs, ``"5000st"`` steps, ``"10%"`` of ``total`` steps.
+
+    Raises:
+        ValueError: if the unit is missing or unknown, or a percentage is used where there is no total.
+    """
+    match = _DURATION.fullmatch(str(duration))
+    if match is None:
+        raise ValueError(f"'{duration}' is not a duration; write epochs as 90ep, steps as 5000st, a share as 10%")
+    value, unit = float(match[1]), match[2]
+    if unit == "%":
+        if total is None:
+            raise ValueError(f"'{duration}': a share needs a whole; write epochs as 90ep or steps as 5000st")
+        return round(value / 100 * total)
+    return round(value * steps_per_epoch) if unit == "ep" else round(value)
