@@ -1,0 +1,147 @@
+"""What a method is: a class whose decorated functions are the stages, told in the order in which they are written.
+
+Everything here is light: the command line reads the stages of a method to print a plan without importing torch.
+A ``method.py`` therefore imports torch, and whatever imports torch, inside its stages.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from vitlab.config import Config
+from vitlab.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from vitlab.run import Run
+
+ALWAYS_READ = frozenset({"method", "hardware", "logger", "evaluation", "export", "debug", "experiment"})
+"""Groups that the frame around the stages reads, whatever the method."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a method: artifacts in, one artifact out."""
+
+    name: str
+    needs: tuple[str, ...]  # stages whose artifacts are read, where those stages run
+    reads: tuple[str, ...]  # config groups that are read
+    makes: str  # "model", "store", "architecture"
+    title: str  # how the report calls the artifact
+    role: str  # of a model: "teacher", "student" or "baseline"; the last student is the method's result
+    when: Callable[[Config], bool] | None  # None: always
+
+    def runs(self, config: Config) -> bool:
+        """Whether this stage is part of the story under ``config``."""
+        return self.when is None or self.when(config)
+
+
+Function = TypeVar("Function", bound=Callable[..., None])
+
+
+def stage(
+    *,
+    needs: tuple[str, ...] = (),
+    reads: tuple[str, ...] = (),
+    makes: str = "model",
+    title: str = "",
+    role: str = "student",
+    when: Callable[[Config], bool] | None = None,
+) -> Callable[[Function], Function]:
+    """Mark a function ``(self, context) -> None`` of a :class:`Method` as a stage.
+
+    The function writes its artifact into ``context.folder`` and finds the artifacts that it needs with
+    ``context.artifact(stage)``. It may be killed at any moment and is then called again on the same folder.
+    """
+
+    def mark(function: Function) -> Function:
+        name = function.__name__
+        function.__stage__ = Stage(name, needs, reads, makes, title or name, role, when)  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+class Context:
+    """What a stage may know of the run around it."""
+
+    def __init__(self, config: Config, run: Run, stage: Stage) -> None:
+        self.config = config
+        self.run = run
+        self.stage = stage
+        self.folder = run.stage_folder(stage.name)
+
+    def artifact(self, stage: str) -> Path:
+        """Folder of the artifact that ``stage`` made.
+
+        Raises:
+            RuntimeError: if the stage was not declared in ``needs``.
+        """
+        if stage not in self.stage.needs:
+            raise RuntimeError(f"stage '{self.stage.name}' reads the artifact of '{stage}' but does not need it")
+        return self.run.stage_folder(stage)
+
+
+class Method:
+    """A paper. Subclasses add ``Options`` and stages; nothing else is inherited, and methods never inherit each other."""
+
+    Options: ClassVar[type]
+    """Dataclass of the keys under ``method.``; their values stand in ``conf/method/<name>.yaml``."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.options: Any = config.method
+
+    @classmethod
+    def stages(cls, config: Config) -> list[Stage]:
+        """The stages that run under ``config``, in order.
+
+        Raises:
+            RuntimeError: if a stage needs one that is not told before it.
+        """
+        every = [f.__stage__ for f in vars(cls).values() if hasattr(f, "__stage__")]
+        told: set[str] = set()
+        for one in every:
+            if missing := set(one.needs) - told:
+                raise RuntimeError(f"{cls.__name__}.{one.name} needs {sorted(missing)}, not told before it")
+            told.add(one.name)
+        return [one for one in every if one.runs(config)]
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Refuse what the method cannot do, before anything runs. Override to raise :class:`UserError`."""
+
+    @classmethod
+    def reads(cls, config: Config) -> set[str]:
+        """Config groups that some stage reads."""
+        return ALWAYS_READ.union(*(one.reads for one in cls.stages(config)))
+
+
+def method_names() -> list[str]:
+    """The methods that there are: the folders beside this file that hold a ``method.py``."""
+    return sorted(path.parent.name for path in Path(__file__).parent.glob("*/method.py"))
+
+
+def find_method(name: str) -> type[Method]:
+    """The one :class:`Method` of ``vitlab/methods/<name>/method.py``.
+
+    Raises:
+        UserError: if there is no such folder.
+    """
+    if name not in method_names():
+        near = nearest(name, method_names())
+        hint = f"Did you mean {near}?" if near else f"There are: {', '.join(method_names())}."
+        raise UserError(f"There is no method '{name}'.", hint)
+    module = importlib.import_module(f"vitlab.methods.{name}.method")
+    found = [
+        one
+        for one in vars(module).values()
+        if inspect.isclass(one) and issubclass(one, Method) and one.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise RuntimeError(f"{module.__name__} must define exactly one Method, it defines {len(found)}")
+    return found[0]

@@ -1,0 +1,1 @@
+"""Plain supervised training: the yardstick of every other method."""

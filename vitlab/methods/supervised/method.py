@@ -1,0 +1,24 @@
+"""Supervised training: any model, any data set, any recipe, labels alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vitlab.methods.base import Context, Method, stage
+
+
+class Supervised(Method):
+    """Train ``model`` on the labels of ``dataset`` with ``recipe``."""
+
+    @dataclass
+    class Options:
+        name: str = "supervised"
+
+    @stage(reads=("dataset", "model", "recipe", "task"), title="model, labels alone")
+    def train(self, context: Context) -> None:
+        """Cross-entropy against the (smoothed, mixed) labels."""
+        from vitlab.training.objectives import LabelCrossEntropy
+        from vitlab.training.train import train
+
+        config = self.config
+        train(context, config.model, config.recipe, LabelCrossEntropy(config.recipe.label_smoothing))

@@ -1,0 +1,139 @@
+"""TinyViT's fast pretraining distillation (paper section 3.1): label every view once, train many students from that.
+
+The story: a *teacher* is trained or loaded; it labels the augmented views of every image once and the *store* keeps
+its top-K probabilities; the student is *pretrained* from the stored labels, without teacher and without ground truth
+(Eq. 1 and 2), and may be *finetuned* on the labels. The same student trained on *labels* alone, with equally many
+steps, is the comparison.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+from omegaconf import MISSING
+
+from vitlab.config import Config, RecipeConfig
+from vitlab.errors import UserError
+from vitlab.methods.base import Context, Method, stage
+
+
+@dataclass
+class TinyViTOptions:
+    """Keys under ``method.``"""
+
+    name: str = "tinyvit"
+    topk: int = MISSING  # K: stored probabilities of each view (paper Fig. 5: 10 for IN-1k, 100 for IN-21k)
+    prob_dtype: str = MISSING  # how they are stored: f2, f4 or bf16
+    epochs: Optional[int] = None  # stored views per image; null: one for each epoch of the recipe; fewer: used in turn
+    clamp_minor: bool = False  # official: rounding may make the mass of the other classes slightly negative
+    online: bool = False  # ask the teacher at every step instead of storing its labels: same views, same targets
+    store: Optional[str] = None  # train from this sealed store; no teacher is made
+    baseline: bool = True  # train the same student on labels alone, with equally many steps
+    finetune: Optional[RecipeConfig] = None  # train on the labels afterwards; null: no
+
+
+def makes_teacher(config: Config) -> bool:
+    return config.method.store is None
+
+
+def makes_store(config: Config) -> bool:
+    return config.method.store is None and not config.method.online
+
+
+class TinyViT(Method):
+    """Fast pretraining distillation."""
+
+    Options = TinyViTOptions
+    options: TinyViTOptions
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Refuse contradictions before anything runs."""
+        options: TinyViTOptions = config.method
+        if options.online and options.store is not None:
+            raise UserError(
+                "method.online=true asks the teacher at every step, method.store names stored labels.",
+                "Leave one of the two out.",
+            )
+        if makes_teacher(config) and not config.teacher.members:
+            raise UserError("TinyViT needs a teacher, and teacher=none has no members.", "Choose one: mode=list group=teacher.")
+
+    @stage(reads=("dataset", "teacher", "task"), title="teacher", role="teacher", when=makes_teacher)
+    def teacher(self, context: Context) -> None:
+        """Train the teacher on the data set, or load it; either way it becomes an artifact."""
+        from vitlab.training.objectives import LabelCrossEntropy
+        from vitlab.training.train import adopt, train
+
+        spec = self.config.teacher
+        if not spec.train:
+            adopt(context, spec)
+            return
+        assert spec.recipe is not None
+        train(context, spec.members[0], spec.recipe, LabelCrossEntropy(spec.recipe.label_smoothing))
+
+    @stage(
+        needs=("teacher",),
+        reads=("dataset", "recipe", "teacher"),
+        makes="store",
+        title="stored labels",
+        when=makes_store,
+    )
+    def store(self, context: Context) -> None:
+        """Label every view of every image once (section 3.1; record layout of the official store)."""
+        from vitlab.training.label import label_views, load_teacher
+
+        options = self.options
+        teacher = load_teacher(self.config, context.artifact("teacher"))
+        label_views(context, teacher, options.topk, options.prob_dtype, options.epochs)
+
+    @stage(
+        needs=("teacher", "store"),
+        reads=("dataset", "model", "recipe", "teacher", "task"),
+        title="student, teacher's labels",
+    )
+    def pretrain(self, context: Context) -> None:
+        """Train the student on the teacher's soft labels (Eq. 1), stored or asked for at every step."""
+        from vitlab.training.label import load_teacher
+        from vitlab.training.objectives import Distillation
+        from vitlab.training.train import train
+
+        options, config = self.options, self.config
+        objective = Distillation(options.clamp_minor)
+        if options.online:
+            teacher = load_teacher(config, context.artifact("teacher"))
+            train(context, config.model, config.recipe, objective, teacher=teacher)
+        else:
+            store = Path(options.store) if options.store else context.artifact("store")
+            train(context, config.model, config.recipe, objective, store=store)
+
+    @stage(
+        needs=("pretrain",),
+        reads=("dataset", "task"),
+        title="student, finetuned on labels",
+        when=lambda config: config.method.finetune is not None,
+    )
+    def finetune(self, context: Context) -> None:
+        """Go on from the pretrained student, on the labels of the data set."""
+        from vitlab.training.objectives import LabelCrossEntropy
+        from vitlab.training.train import train
+
+        recipe = self.options.finetune
+        assert recipe is not None
+        objective = LabelCrossEntropy(recipe.label_smoothing)
+        train(context, self.config.model, recipe, objective, start=context.artifact("pretrain"))
+
+    @stage(
+        reads=("dataset", "model", "recipe", "task"),
+        title="same student, labels alone",
+        role="baseline",
+        when=lambda config: config.method.baseline,
+    )
+    def labels(self, context: Context) -> None:
+        """The comparison: the same student, views and number of steps, without a teacher."""
+        from vitlab.training.objectives import LabelCrossEntropy
+        from vitlab.training.train import train
+
+        recipe = self.config.recipe
+        train(context, self.config.model, recipe, LabelCrossEntropy(recipe.label_smoothing))
