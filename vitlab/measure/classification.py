@@ -1,0 +1,291 @@
+"""How good, and how honest, a classifier is: accuracy, calibration, confusion, from its logits alone.
+
+The formulas need numpy only, so that a report can be rebuilt without torch; :func:`predict`, which runs a network,
+imports torch when it is called.
+
+Definitions (Dataset Reinforcement, section "evaluation"; Guo et al., "On Calibration of Modern Neural Networks"):
+confidence is the largest softmax probability, bins are of equal width and closed on the right, ``(lo, hi]``, and
+nothing is scaled by a temperature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+    from vitlab.data.batch import Batch
+
+CHUNK = 4_000_000  # logits held in float64 at a time (32 MB)
+
+
+@dataclass
+class Bin:
+    """One bar of a reliability diagram: the images whose confidence lies in ``(lo, hi]``."""
+
+    lo: float
+    hi: float
+    n: int
+    accuracy: float  # share of them that is right; 0.0 where n is 0
+    confidence: float  # mean of their confidences; 0.0 where n is 0
+
+
+@dataclass
+class ClassScore:
+    """How one class fared."""
+
+    name: str
+    n: int  # images of this class
+    predicted: int  # images called by this name
+    recall: float | None  # share of its images that were found; None without images
+    precision: float | None  # share of the images called so that are so; None when never predicted
+    f1: float | None  # 2·right / (n + predicted); None when both are 0
+    confused_with: str | None  # the class that its missed images were most often called
+
+
+@dataclass
+class Evaluation:
+    """Everything measured from one set of logits. Shares lie in [0, 1], nll is in nats."""
+
+    n: int
+    classes: list[str]
+    top1: float
+    top5: float  # share of images whose label is among the top_k largest logits
+    top_k: int  # min(5, number of classes): with fewer than five classes top5 is 1 by definition
+    balanced: float  # mean recall over the classes that have images
+    nll: float  # mean of -log p(label)
+    brier: float  # mean over images of sum over classes of (p - onehot)^2, in [0, 2]
+    ece: float  # sum over bins of n_b/N |accuracy_b - confidence_b|
+    max_ece: float  # the largest |accuracy_b - confidence_b| of a bin that has images
+    bins: int
+    mean_confidence: float
+    reliability: list[Bin]
+    per_class: list[ClassScore]
+    counts: list[list[int]]  # non-zero entries of the confusion matrix: [label, predicted, images]
+
+    @property
+    def confusion(self) -> NDArray[np.int64]:
+        """Confusion matrix [C, C]: row = label, column = prediction."""
+        matrix = np.zeros((len(self.classes), len(self.classes)), np.int64)
+        for label, predicted, count in self.counts:
+            matrix[label, predicted] = count
+        return matrix
+
+    def metrics(self) -> dict[str, float]:
+        """The single numbers, as they stand in tables and ``metrics.jsonl``."""
+        names = ("top1", "top5", "balanced", "nll", "brier", "ece", "max_ece", "mean_confidence")
+        return {name: float(getattr(self, name)) for name in names}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> Evaluation:
+        """The inverse of :meth:`to_dict`."""
+        nested = {
+            "reliability": [Bin(**each) for each in value["reliability"]],
+            "per_class": [ClassScore(**each) for each in value["per_class"]],
+        }
+        return cls(**{**value, **nested})
+
+
+def calibration(confidence: ArrayLike, correct: ArrayLike, bins: int = 15) -> tuple[float, float, list[Bin]]:
+    """Expected and maximum calibration error, and the bins they come from.
+
+    Args:
+        confidence: [N] in [0, 1], the largest softmax probability of each image.
+        correct: [N] bool, whether the prediction was right.
+        bins: how many, of equal width, each ``(lo, hi]``; a confidence of exactly 0 belongs to the first.
+
+    Returns:
+        ``sum_b n_b/N |accuracy_b - confidence_b|``, the largest ``|accuracy_b - confidence_b|`` over bins that have
+        images, and the bins.
+
+    Raises:
+        ValueError: for no images, fewer than one bin, shapes that differ, or a confidence outside [0, 1].
+    """
+    sure, right = np.asarray(confidence, np.float64), np.asarray(correct, bool)
+    if sure.ndim != 1 or sure.shape != right.shape or len(sure) == 0 or bins < 1:
+        raise ValueError(f"confidence {sure.shape} and correct {right.shape} must be [N], N > 0, with bins={bins} > 0")
+    if not bool(((sure >= 0) & (sure <= 1)).all()):
+        raise ValueError("confidence must lie in [0, 1]")
+    edges = np.linspace(0.0, 1.0, bins + 1)
+    place = np.clip(np.searchsorted(edges, sure, side="left") - 1, 0, bins - 1)
+    count = np.bincount(place, minlength=bins)
+    whole = np.maximum(count, 1)
+    accuracy = np.bincount(place, weights=right, minlength=bins) / whole
+    mean = np.bincount(place, weights=sure, minlength=bins) / whole
+    gap = np.abs(accuracy - mean)
+    table = [
+        Bin(float(edges[b]), float(edges[b + 1]), int(count[b]), float(accuracy[b]), float(mean[b]))
+        for b in range(bins)
+    ]
+    return float((count * gap).sum() / len(sure)), float(gap[count > 0].max()), table
+
+
+def _softmax(logits: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Probabilities [N, C] and log of the partition sum [N], without overflow."""
+    top = logits.max(axis=1, keepdims=True)
+    power = np.exp(logits - top)
+    total = power.sum(axis=1, keepdims=True)
+    return power / total, (np.log(total) + top)[:, 0]
+
+
+def evaluate_logits(logits: ArrayLike, label: ArrayLike, classes: Sequence[str], bins: int = 15) -> Evaluation:
+    """Measure one network on one labelled set.
+
+    Args:
+        logits: [N, C], numpy array or CPU tensor, any float type; computed in float64.
+        label: [N] integers in [0, C).
+        classes: the C names, in the order of the logits.
+        bins: of the reliability diagram and of ece.
+
+    The prediction is the largest logit, the lowest index among equals; "top 5" ranks by the same order.
+
+    Raises:
+        ValueError: for shapes that do not fit, labels outside [0, C), or logits that are not finite.
+    """
+    scores, truth = np.asarray(logits), np.asarray(label)
+    size = len(classes)
+    if scores.ndim != 2 or scores.shape[1] != size or truth.shape != scores.shape[:1] or len(truth) == 0:
+        raise ValueError(f"logits {scores.shape} and label {truth.shape} must be [N, {size}] and [N], N > 0")
+    if truth.dtype.kind not in "iu" or int(truth.min()) < 0 or int(truth.max()) >= size:
+        raise ValueError(f"label must be integers in [0, {size}), not {truth.dtype} in [{truth.min()}, {truth.max()}]")
+    n, top_k = len(truth), min(5, size)
+    predicted = np.empty(n, np.int64)
+    rank = np.empty(n, np.int64)
+    confidence, nll, brier = np.empty(n), np.empty(n), np.empty(n)
+    step = max(1, CHUNK // size)
+    for start in range(0, n, step):
+        part = slice(start, start + step)
+        row, own = scores[part].astype(np.float64), truth[part].astype(np.int64)
+        if not np.isfinite(row).all():
+            bad = int((~np.isfinite(row).all(axis=1)).sum())
+            raise ValueError(f"logits of {bad} images (among rows {start} to {start + len(row) - 1}) are not finite")
+        at = np.arange(len(row))
+        mine = row[at, own][:, None]
+        rank[part] = (row > mine).sum(axis=1) + ((row == mine) & (np.arange(size) < own[:, None])).sum(axis=1)
+        predicted[part] = row.argmax(axis=1)
+        prob, partition = _softmax(row)
+        confidence[part] = prob.max(axis=1)
+        nll[part] = partition - mine[:, 0]
+        prob[at, own] -= 1.0
+        brier[part] = (prob**2).sum(axis=1)
+    correct = predicted == truth
+    ece, max_ece, reliability = calibration(np.minimum(confidence, 1.0), correct, bins)
+    cells, images = np.unique(truth.astype(np.int64) * size + predicted, return_counts=True)
+    counts = [[int(c) // size, int(c) % size, int(k)] for c, k in zip(cells, images, strict=True)]
+    per_class = class_scores(counts, classes)
+    recalls = [score.recall for score in per_class if score.recall is not None]
+    return Evaluation(
+        n=n,
+        classes=list(classes),
+        top1=float(correct.mean()),
+        top5=float((rank < top_k).mean()),
+        top_k=top_k,
+        balanced=float(np.mean(recalls)),
+        nll=float(nll.mean()),
+        brier=float(brier.mean()),
+        ece=ece,
+        max_ece=max_ece,
+        bins=bins,
+        mean_confidence=float(confidence.mean()),
+        reliability=reliability,
+        per_class=per_class,
+        counts=counts,
+    )
+
+
+def class_scores(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> list[ClassScore]:
+    """Recall, precision and F1 of every class from the non-zero cells ``[label, predicted, images]``."""
+    size = len(classes)
+    own, called, right = [0] * size, [0] * size, [0] * size
+    worst: list[tuple[int, int]] = [(0, -1)] * size  # (images, class) most often said instead
+    for label, predicted, images in counts:
+        own[label] += images
+        called[predicted] += images
+        if label == predicted:
+            right[label] = images
+        elif images > worst[label][0]:
+            worst[label] = (images, predicted)
+    return [
+        ClassScore(
+            name=name,
+            n=own[c],
+            predicted=called[c],
+            recall=right[c] / own[c] if own[c] else None,
+            precision=right[c] / called[c] if called[c] else None,
+            f1=2 * right[c] / (own[c] + called[c]) if own[c] + called[c] else None,
+            confused_with=classes[worst[c][1]] if worst[c][0] else None,
+        )
+        for c, name in enumerate(classes)
+    ]
+
+
+def wilson(right: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Wilson's score interval of a share ``right / n`` (95 % for the default z; Wilson 1927).
+
+    Raises:
+        ValueError: unless ``0 <= right <= n`` and ``n > 0``.
+    """
+    if n <= 0 or not 0 <= right <= n:
+        raise ValueError(f"{right} of {n} is not a share")
+    share = right / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * float(np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def predict(
+    model: torch.nn.Module,
+    loader: Iterable[Batch],
+    device: torch.device | str,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Run a network over a set, in evaluation mode and without gradients.
+
+    Args:
+        model: moved to ``device`` by the caller; left in the mode (train or eval) it came in.
+        loader: yields batches with integer labels.
+        device: where the batches are moved.
+        progress: called after each batch with the number of images done so far.
+
+    Returns:
+        On the CPU, in the order of the loader: logits [N, C] float32, label [N] int64, index [N] int64.
+
+    Raises:
+        ValueError: if the loader is empty, or its labels are mixed ([B, K]), which no accuracy is defined for.
+    """
+    import torch
+
+    training = model.training
+    model.eval()
+    logits: list[torch.Tensor] = []
+    labels: list[torch.Tensor] = []
+    indices: list[torch.Tensor] = []
+    done = 0
+    try:
+        with torch.inference_mode():
+            for batch in loader:
+                if batch.label.ndim != 1:
+                    raise ValueError(f"labels must be [B] class numbers, not mixed {tuple(batch.label.shape)}")
+                output = model(batch.image.to(device, non_blocking=True))
+                logits.append(output.float().cpu())
+                labels.append(batch.label.cpu())
+                indices.append(batch.index.cpu())
+                done += len(batch.label)
+                if progress is not None:
+                    progress(done)
+    finally:
+        model.train(training)
+    if not logits:
+        raise ValueError("the loader has no batches: nothing to evaluate")
+    # inference tensors must not leak: the copies made by cat outside inference mode are ordinary tensors
+    return torch.cat(logits), torch.cat(labels), torch.cat(indices)

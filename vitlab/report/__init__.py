@@ -1,0 +1,1 @@
+"""What a run hands over: tables, figures, the report page, exported files."""

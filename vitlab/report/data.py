@@ -1,0 +1,256 @@
+"""What a report is made of: plain numbers and words that survive JSON, so that a page can be rebuilt at any time.
+
+Shares (accuracy, ece) lie in [0, 1], times are in seconds or, where the name says so, milliseconds, sizes in bytes.
+A value that was not measured is left out or None; it is shown as a dash, never as a zero.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitlab.files import read_json, write_json
+from vitlab.measure.classification import Evaluation
+
+
+@dataclass
+class DatasetInfo:
+    """The data that every number of the report speaks about."""
+
+    name: str
+    description: str  # one sentence a stranger understands
+    train: int  # images trained on
+    test: int  # images evaluated on
+    split: str  # name of the evaluated split: test or val
+    classes: list[str]
+    size: int  # side of the view in pixels
+    synthetic: bool = False  # made up by a program: said wherever a number is shown
+    origin: str = ""  # where the data come from, and their licence
+    fingerprint: str = ""
+
+
+@dataclass
+class Latency:
+    """Time of one forward pass of a whole batch, in milliseconds."""
+
+    batch: int
+    median_ms: float
+    p10_ms: float | None = None
+    p90_ms: float | None = None
+
+
+@dataclass
+class Cost:
+    """What a network costs to keep and to run."""
+
+    params: int | None = None
+    macs: int | None = None  # multiply-adds of one image, one multiply-add counted as 1
+    bytes: int | None = None  # weights on disk
+    latency: list[Latency] = field(default_factory=list)
+    device: str = ""  # what the latency was measured on, e.g. "CPU, 2 threads"
+
+    def at(self, batch: int) -> Latency | None:
+        """The latency measured at this batch size."""
+        return next((each for each in self.latency if each.batch == batch), None)
+
+
+@dataclass
+class ModelRow:
+    """One compared model. ``metrics`` is filled from ``evaluation`` when that is given."""
+
+    name: str  # unique within the report, e.g. "student, stored labels"
+    stage: str  # the stage that made it
+    role: str  # teacher | student | baseline
+    metrics: dict[str, float] = field(default_factory=dict)  # keys of Evaluation.metrics()
+    evaluation: Evaluation | None = None
+    cost: Cost = field(default_factory=Cost)
+    folder: str = ""  # model artifact, relative to the report's folder
+    architecture: str = ""  # timm name
+    steps: int | None = None  # optimiser steps it was trained for
+
+    def __post_init__(self) -> None:
+        if self.evaluation is not None:
+            self.metrics = {**self.metrics, **self.evaluation.metrics()}
+
+
+@dataclass
+class PaperRow:
+    """Published numbers to stand beside a row, with their place in the paper."""
+
+    name: str  # e.g. "TinyViT-21M, ImageNet-1k"
+    source: str  # e.g. "Wu et al. 2022, Table 5"
+    beside: str  # the name of the ModelRow it belongs under
+    metrics: dict[str, float] = field(default_factory=dict)
+    cost: Cost = field(default_factory=Cost)
+
+
+@dataclass
+class StageRow:
+    """One stage of the method."""
+
+    name: str
+    title: str
+    seconds: float | None = None  # None: not finished
+    artifact: str = ""  # folder, relative to the report's folder
+    summary: str = ""  # e.g. "3.1M records, 1.2 GB"
+
+
+@dataclass
+class Curve:
+    """The life of one training, from ``metrics.jsonl``: points are ``{"step": 20, "loss": 1.9, "lr": 1e-3, ...}``.
+
+    Drawn are ``loss``, ``lr`` and ``val_top1`` (a share); other values are kept and not drawn.
+    """
+
+    stage: str
+    title: str
+    points: list[dict[str, float]]
+
+
+@dataclass
+class Example:
+    """One image that was called by a wrong name (or, with ``label == predicted``, by the right one)."""
+
+    png: str  # base64
+    label: str
+    predicted: str
+    confidence: float  # of the prediction
+    label_confidence: float  # what the true class was given
+    key: str = ""  # name of the image in its data set
+
+    @classmethod
+    def of(
+        cls,
+        image: NDArray[np.uint8],
+        label: str,
+        predicted: str,
+        confidence: float,
+        label_confidence: float,
+        key: str = "",
+    ) -> Example:
+        """From pixels [H, W, 3] uint8.
+
+        Raises:
+            ValueError: for pixels of another shape or type.
+        """
+        from PIL import Image
+
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"an example image must be [H, W, 3] uint8, not {image.shape} {image.dtype}")
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG", optimize=True)
+        text = base64.b64encode(buffer.getvalue()).decode()
+        return cls(text, label, predicted, float(confidence), float(label_confidence), key)
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """[H, W, 3] uint8."""
+        from PIL import Image
+
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(self.png))).convert("RGB"))
+
+
+@dataclass
+class ExportFile:
+    """One exported file of the primary model."""
+
+    format: str
+    path: str  # relative to the report's folder
+    bytes: int
+    max_diff: float | None = None  # largest |exported - torch| of a logit; None: not a program but weights
+
+
+@dataclass
+class ReportData:
+    """Everything that stands in a report."""
+
+    title: str  # e.g. "TinyViT on digits"
+    summary: str  # what was done, in one sentence
+    command: str  # exactly what was typed
+    run: str  # name of the run folder
+    created: str  # ISO 8601 time
+    dataset: DatasetInfo
+    rows: list[ModelRow]
+    primary: str  # name of the row this run is about
+    paper_rows: list[PaperRow] = field(default_factory=list)
+    stages: list[StageRow] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)  # worst mistakes of the primary row, worst first
+    exports: list[ExportFile] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)  # nested dicts are shown as groups
+    config: str = ""  # YAML
+    notes: list[str] = field(default_factory=list)  # decisions and limits worth knowing, a sentence each
+    load_code: str = ""  # Python that loads the primary model; "": made from the primary row's folder
+
+    def __post_init__(self) -> None:
+        names = [row.name for row in self.rows]
+        if len(set(names)) != len(names):
+            raise ValueError(f"rows of a report must have different names, not {names}")
+        if self.primary not in names:
+            raise ValueError(f"primary row '{self.primary}' is not one of {names}")
+        strangers = [row.beside for row in self.paper_rows if row.beside not in names]
+        if strangers:
+            raise ValueError(f"paper rows stand beside {strangers}, which are not among {names}")
+
+    @property
+    def main(self) -> ModelRow:
+        """The row this run is about."""
+        return next(row for row in self.rows if row.name == self.primary)
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: Path) -> ReportData:
+        """The inverse of :meth:`save`."""
+        return cls.from_dict(read_json(path))
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> ReportData:
+        """The inverse of :func:`dataclasses.asdict`."""
+        plain = dict(value)
+        plain["dataset"] = DatasetInfo(**value["dataset"])
+        plain["rows"] = [
+            ModelRow(
+                **{
+                    **row,
+                    "cost": _cost(row["cost"]),
+                    "evaluation": None if row["evaluation"] is None else Evaluation.from_dict(row["evaluation"]),
+                }
+            )
+            for row in value["rows"]
+        ]
+        plain["paper_rows"] = [PaperRow(**{**row, "cost": _cost(row["cost"])}) for row in value["paper_rows"]]
+        plain["stages"] = [StageRow(**row) for row in value["stages"]]
+        plain["curves"] = [Curve(**row) for row in value["curves"]]
+        plain["examples"] = [Example(**row) for row in value["examples"]]
+        plain["exports"] = [ExportFile(**row) for row in value["exports"]]
+        return cls(**plain)
+
+
+def _cost(value: Mapping[str, Any]) -> Cost:
+    return Cost(**{**value, "latency": [Latency(**each) for each in value["latency"]]})
+
+
+def curves_of(rows: Sequence[Mapping[str, Any]], titles: Mapping[str, str] | None = None) -> list[Curve]:
+    """Group rows of ``metrics.jsonl`` (each with ``stage`` and ``step``) by stage, in order of appearance.
+
+    Values that are not numbers (a diverged loss is stored as the word ``nan``) and rows without a step are left out:
+    they have no place on a plot; the record itself keeps them.
+    """
+    curves: dict[str, Curve] = {}
+    for row in rows:
+        if "step" not in row or "stage" not in row:
+            continue
+        numbers = {k: float(v) for k, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        stage = str(row["stage"])
+        curve = curves.setdefault(stage, Curve(stage, (titles or {}).get(stage, stage), []))
+        curve.points.append(numbers)
+    return list(curves.values())
