@@ -1,0 +1,1 @@
+"""Networks: timm models built, initialised from files, grouped for the optimiser, and kept as artifacts."""

@@ -1,0 +1,130 @@
+"""The model artifact: ``model.safetensors`` + ``model.json``, enough to use a network without what made it.
+
+The weights file is written first and the description last; the description carries the weights' SHA-256, so a folder
+whose two files do not belong together is refused instead of read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save as save_bytes
+from torch import nn
+
+from vitlab import __version__
+from vitlab.errors import UserError
+from vitlab.files import atomic_write, read_json, sha256, write_json
+from vitlab.models.checkpoints import META_FILE, WEIGHTS_FILE
+
+FORMAT = 1
+"""Version of ``model.json``; raised when an older reader could misunderstand a newer file."""
+
+
+@dataclass
+class ModelMeta:
+    """What ``model.json`` says: how to rebuild the network, what it sees, what its logits mean, where it came from."""
+
+    name: str  # timm's name of the architecture
+    args: dict[str, Any]  # arguments of timm.create_model, without num_classes
+    classes: list[str]  # in the order of the logits
+    size: int  # side of the square input, pixels
+    mean: list[float]  # per channel, of images in [0, 1]
+    std: list[float]
+    crop_pct: float = 1.0  # resize the short side to size/crop_pct, then centre crop; 1.0: plain resize
+    interpolation: str = "bicubic"
+    surgeries: list[dict[str, Any]] = field(default_factory=list)  # changes after building, in order
+    origin: str = ""  # where the weights started, e.g. timm's tag or a file's name; empty: from scratch
+    licence: str = ""  # of the weights it started from
+    method: str = ""  # what trained it
+    metrics: dict[str, float] = field(default_factory=dict)  # measured on the test split
+    vitlab: str = __version__  # the version that wrote it
+    sha256: str = ""  # of model.safetensors; filled in when saved
+
+
+def save_model(folder: Path, model: nn.Module, meta: ModelMeta) -> ModelMeta:
+    """Write ``model``'s weights and ``meta`` into ``folder``; an artifact already there is replaced.
+
+    Returns:
+        ``meta`` with the hash of the weights filled in.
+
+    Raises:
+        ValueError: ``meta`` names another number of classes than the network has logits.
+    """
+    logits = getattr(model, "num_classes", len(meta.classes))
+    if logits != len(meta.classes):
+        raise ValueError(f"{len(meta.classes)} class names for a network with {logits} logits")
+    # Copies: safetensors refuses views and shared memory, and a network on a device is saved as one on the CPU.
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    weights = save_bytes(state, metadata={"format": "pt"})
+    meta = dataclasses.replace(meta, sha256=sha256(weights))
+    atomic_write(folder / WEIGHTS_FILE, weights)
+    write_json(folder / META_FILE, {"format": FORMAT, **dataclasses.asdict(meta)})
+    return meta
+
+
+def read_meta(folder: Path) -> ModelMeta:
+    """Read the description of a model folder.
+
+    Raises:
+        UserError: not a model folder, damaged, or written by a newer vitlab.
+    """
+    path = folder / META_FILE
+    if not path.is_file():
+        raise UserError(f"'{folder}' is not a model folder: it has no {META_FILE}.", "Give the folder that holds both.")
+    try:
+        stored = dict(read_json(path))
+    except ValueError as error:
+        raise UserError(f"'{path}' is damaged ({error}).", "Copy the folder again.") from error
+    version = stored.pop("format", None)
+    known = {item.name for item in dataclasses.fields(ModelMeta)}
+    if version != FORMAT or not known.issuperset(stored):
+        raise UserError(
+            f"'{path}' has format {version} (vitlab {stored.get('vitlab', 'unknown')}); this vitlab {__version__} "
+            f"reads format {FORMAT}.",
+            "Use the vitlab that wrote it, or a newer one.",
+        )
+    required = {item.name for item in dataclasses.fields(ModelMeta) if _is_required(item)}
+    if absent := sorted(required.difference(stored)):
+        raise UserError(f"'{path}' lacks {', '.join(absent)}.", "Copy the folder again.")
+    return ModelMeta(**stored)
+
+
+def _is_required(item: dataclasses.Field[Any]) -> bool:
+    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+
+
+def load_model(folder: str | Path) -> nn.Module:
+    """Rebuild the network of a model folder, in eval mode, with its description as ``.meta`` (a :class:`ModelMeta`).
+
+    Its logits [B, classes] for an image [B, 3, size, size], normalised with ``meta.mean`` and ``meta.std``, are those
+    of the network that was saved, bit for bit on the same machine.
+
+    Raises:
+        UserError: files missing, not belonging together, or of an architecture this installation does not know.
+    """
+    folder = Path(folder).expanduser()
+    meta = read_meta(folder)
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise UserError(f"'{folder}' has no {WEIGHTS_FILE}.", "Copy the folder again.")
+    weights = path.read_bytes()
+    if sha256(weights) != meta.sha256:
+        raise UserError(
+            f"{WEIGHTS_FILE} in '{folder}' is not the file that {META_FILE} describes (other SHA-256).",
+            "Copy both files again, or run the stage that makes them once more.",
+        )
+    if meta.surgeries:
+        kinds = ", ".join(str(surgery.get("kind")) for surgery in meta.surgeries)
+        raise UserError(f"'{folder}' needs surgeries that this vitlab cannot do: {kinds}.", "Use a newer vitlab.")
+    if not timm.is_model(meta.name.partition(".")[0]):
+        raise UserError(f"timm {timm.__version__} has no model '{meta.name}', which '{folder}' holds.", "Update timm.")
+    model = timm.create_model(meta.name, pretrained=False, num_classes=len(meta.classes), **meta.args)
+    model.load_state_dict(load_bytes(weights))
+    model.eval()
+    model.meta = meta  # type: ignore[assignment]  # torch types an attribute as a Tensor or a Module
+    return model

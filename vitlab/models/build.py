@@ -1,0 +1,236 @@
+"""Any timm model as vitlab builds it: from scratch, with timm's weights, or from a file.
+
+Nothing here knows a method. Names are timm's, arguments are those of ``timm.create_model``; vitlab adds the input
+size where a network must know it, loads checkpoints strictly, and answers mistakes in one paragraph.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import timm
+from timm.layers import PatchEmbed
+from timm.models import (
+    is_model,
+    list_models,
+    list_pretrained,
+    model_entrypoint,
+    parse_model_name,
+    resolve_model_input_args,
+    split_model_name_tag,
+)
+from torch import nn
+
+from vitlab.errors import UserError, nearest
+from vitlab.models.artifact import read_meta
+from vitlab.models.checkpoints import META_FILE, load_weights, read_weights, zero_head
+from vitlab.models.groups import parameter_groups
+
+if TYPE_CHECKING:
+    from vitlab.config import ModelConfig
+
+__all__ = ["architecture", "build_model", "normalisation", "parameter_groups"]
+
+log = logging.getLogger(__name__)
+
+
+def build_model(
+    cfg: ModelConfig, num_classes: int, size: int, classes: Sequence[str] | None = None, pretrained: bool = True
+) -> nn.Module:
+    """Build the network of ``cfg`` with ``num_classes`` logits for square images of ``size`` pixels.
+
+    Weights come from ``cfg.checkpoint`` if given, else from timm's hub if ``cfg.pretrained``, else from timm's
+    initialisation. A head for other classes is set to zero, and the log says so.
+
+    Args:
+        cfg: timm name, arguments and where the weights come from.
+        num_classes: length of the logits [B, num_classes].
+        size: side of the input [B, 3, size, size]; passed on as ``img_size`` where the network is built for one size.
+        classes: names in the order of the logits. Given, the head of a vitlab model folder is kept only if its
+            classes are the same; not given, only their number is compared.
+        pretrained: False builds the bare network whatever ``cfg`` says of weights (to count or to resume it).
+
+    Raises:
+        UserError: unknown name or argument, a size the network refuses, weights that are missing or do not fit.
+    """
+    if classes is not None and len(classes) != num_classes:
+        raise ValueError(f"{len(classes)} class names for {num_classes} logits")
+    name, args = architecture(cfg, size)
+    from_hub = pretrained and cfg.pretrained and cfg.checkpoint is None
+    model = _create(cfg.name if from_hub else name, args, num_classes, pretrained=from_hub)
+    _check_patches(model, cfg.name, size)
+    if from_hub:
+        known = _trained_with(cfg.name).get("num_classes")
+        if known != num_classes and num_classes > 0:
+            log.warning(
+                "%s: %s pretrained classes, %d here; the head starts from zero (%s)",
+                *(cfg.name, known, num_classes, ", ".join(zero_head(model))),
+            )
+    elif pretrained and cfg.checkpoint is not None:
+        path = Path(cfg.checkpoint).expanduser()
+        report = load_weights(model, read_weights(path), f"'{path}'", keep_head=_same_classes(path, name, classes))
+        log.log(logging.WARNING if report.head else logging.INFO, "%s", report)
+    return model
+
+
+def architecture(cfg: ModelConfig, size: int) -> tuple[str, dict[str, Any]]:
+    """The timm name and the arguments that rebuild the bare network of ``cfg`` at ``size``, without any network access
+    for timm's own names. A ``hf-hub:`` or ``local-dir:`` name is resolved to the architecture it describes.
+
+    Raises:
+        UserError: unknown name or pretrained tag.
+    """
+    _check_name(cfg.name)
+    try:
+        resolved = resolve_model_input_args(cfg.name, {"img_size": size}, **cfg.args)
+    except (OSError, KeyError, RuntimeError) as error:
+        raise UserError(f"The description of model '{cfg.name}' could not be read: {error}", _HUB_CURE) from error
+    except ValueError as error:
+        raise UserError(
+            f"model.args and the data set disagree about the size of '{cfg.name}': {error}",
+            "Leave img_size out of model.args; dataset.size is passed on.",
+        ) from error
+    source, _ = parse_model_name(cfg.name)
+    name = resolved.pop("model_name") if source else cfg.name
+    args = {key: value for key, value in resolved.items() if key not in ("model_name", "pretrained_cfg")}
+    args.pop("pretrained_model_args", None)
+    if args.get("img_size") == (size, size):
+        args["img_size"] = size
+    return name, args
+
+
+def normalisation(
+    cfg: ModelConfig, dataset_mean: Sequence[float], dataset_std: Sequence[float]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Per-channel mean and standard deviation, in [0, 1], of the images that the network of ``cfg`` expects.
+
+    The first that applies: ``cfg.mean`` and ``cfg.std``; those in the vitlab folder that ``cfg.checkpoint`` names;
+    timm's for pretrained weights; the data set's.
+
+    Raises:
+        UserError: only one of ``cfg.mean`` and ``cfg.std`` is given, or not three values, or a std is not positive.
+    """
+    if (cfg.mean is None) != (cfg.std is None):
+        given, absent = ("mean", "std") if cfg.std is None else ("std", "mean")
+        raise UserError(f"Model '{cfg.name}' has a {given} but no {absent}.", "Give both, or neither.")
+    if cfg.mean is not None and cfg.std is not None:
+        if len(cfg.mean) != 3 or len(cfg.std) != 3 or min(cfg.std) <= 0:
+            raise UserError(
+                f"mean {cfg.mean} and std {cfg.std} of model '{cfg.name}' do not describe an RGB image.",
+                "Give three values each, in [0, 1], std above 0.",
+            )
+        return tuple(cfg.mean), tuple(cfg.std)
+    if cfg.checkpoint is not None:
+        folder = Path(cfg.checkpoint).expanduser()
+        if (folder / META_FILE).is_file():
+            meta = read_meta(folder)
+            return tuple(meta.mean), tuple(meta.std)
+    elif cfg.pretrained:
+        _check_name(cfg.name)
+        known = _trained_with(cfg.name)
+        return tuple(known["mean"]), tuple(known["std"])
+    return tuple(dataset_mean), tuple(dataset_std)
+
+
+_HUB_CURE = (
+    "Without a network, give model.checkpoint=<file>, or set HF_HOME to a cache that has the weights; "
+    "model.pretrained=false trains from scratch."
+)
+
+
+def _trained_with(name: str) -> dict[str, Any]:
+    """timm's record of the weights ``name`` stands for: classes, normalisation, input size, licence, ..."""
+    record: dict[str, Any] = resolve_model_input_args(name)["pretrained_cfg"]
+    return record
+
+
+def _check_name(name: str) -> None:
+    try:
+        source, identifier = parse_model_name(name)
+    except ValueError as error:
+        raise UserError(f"'{name}' is not a model's name: {error}") from error
+    if source:
+        return
+    base, tag = split_model_name_tag(identifier)
+    if not is_model(base):
+        near, longer = nearest(base, list_models()), list_models(f"{base}*")[:5]
+        hint = f"Did you mean '{near}'?" if near else "mode=list group=model shows some."
+        if longer:
+            hint = f"Names that start so: {', '.join(longer)}."
+        raise UserError(f"timm has no model '{base}' (key model.name).", hint)
+    if tag and identifier not in (tags := list_pretrained(f"{base}.*")):
+        raise UserError(
+            f"timm has no weights '{tag}' for '{base}' (key model.name).",
+            f"There are: {', '.join(known.partition('.')[2] for known in tags) or 'none'}.",
+        )
+
+
+def _create(name: str, args: dict[str, Any], num_classes: int, pretrained: bool) -> nn.Module:
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **args)
+    except TypeError as error:
+        unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None:
+            raise _misfit(name, args, error) from error
+        owner, key = unknown.groups()
+        if key == "img_size":
+            raise UserError(f"'{name}' takes no image size.", "Leave img_size out of model.args.") from error
+        near = nearest(key, _arguments(name, owner))
+        raise UserError(
+            f"'{name}' has no argument '{key}' (key model.args.{key}).",
+            f"Did you mean model.args.{near}?" if near else f"See timm's documentation of {owner}.",
+        ) from error
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise _misfit(name, args, error) from error
+        raise UserError(f"timm's weights for '{name}' could not be had: {error}", _HUB_CURE) from error
+    except (AssertionError, IndexError, ValueError) as error:
+        raise _misfit(name, args, error) from error
+
+
+def _misfit(name: str, args: dict[str, Any], error: Exception) -> Exception:
+    """Arguments that timm accepts by name but cannot build with are the user's; without any, the fault is not."""
+    if not args:
+        return error
+    return UserError(
+        f"timm cannot build '{name}' with the arguments {args}: {type(error).__name__}: {error}.",
+        "Check model.args and dataset.size against each other and against timm's defaults.",
+    )
+
+
+def _check_patches(model: nn.Module, name: str, size: int) -> None:
+    """Refuse a size of which the patch embedding would drop the last rows and columns."""
+    embed = getattr(model, "patch_embed", None)
+    if isinstance(embed, PatchEmbed) and not embed.dynamic_img_pad:
+        side = embed.patch_size[0]
+        if size % side:
+            raise UserError(
+                f"'{name}' cuts images into patches of {side} px, which do not tile {size} px.",
+                f"Set dataset.size={max(side, round(size / side) * side)}, or model.args.dynamic_img_pad=true.",
+            )
+
+
+def _arguments(name: str, owner: str) -> list[str]:
+    """Argument names of the network class ``owner`` in the module of timm's entry point for ``name``."""
+    module = sys.modules[model_entrypoint(split_model_name_tag(name)[0]).__module__]
+    cls = getattr(module, owner, None)
+    return list(inspect.signature(cls).parameters) if inspect.isclass(cls) else []
+
+
+def _same_classes(path: Path, name: str, classes: Sequence[str] | None) -> bool:
+    """Whether a vitlab folder's head may be kept; other files do not name their classes, so theirs may."""
+    if not (path / META_FILE).is_file():
+        return True
+    meta = read_meta(path)
+    if split_model_name_tag(meta.name)[0] != split_model_name_tag(name)[0]:
+        raise UserError(
+            f"The model folder '{path}' holds a {meta.name}, not a {name}.",
+            f"Give model.name={meta.name} (args {meta.args}), or another checkpoint.",
+        )
+    return classes is None or list(classes) == meta.classes

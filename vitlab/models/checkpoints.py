@@ -1,0 +1,202 @@
+"""Weights from files: reading them without unpickling code, and putting them into a network.
+
+Three kinds of file are read: ``.safetensors``, a vitlab model folder (``model.safetensors`` + ``model.json``), and
+anything ``torch.load(weights_only=True)`` accepts (``.pth``, ``.pt``, ``.ckpt``, ``.bin``). Nothing is dropped in
+silence: a tensor that fits nowhere is an error, and a head that was left out is named in the returned report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import sys
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vitlab.errors import UserError
+
+WEIGHTS_FILE = "model.safetensors"
+META_FILE = "model.json"
+
+_ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
+"""Where training programs put the weights inside a checkpoint; averaged weights win, as in timm."""
+
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+"""Added by DistributedDataParallel, torch.compile, and by modules that keep the network as ``self.model``."""
+
+
+@dataclass
+class LoadReport:
+    """What came of loading a checkpoint into a network."""
+
+    source: str
+    loaded: int  # tensors copied
+    head: list[str] = field(default_factory=list)  # head tensors that did not fit; all of the head was set to zero
+    adapted: bool = False  # timm's own filter for this architecture renamed or resized tensors
+
+    def __str__(self) -> str:
+        text = f"{self.source}: {self.loaded} tensors loaded"
+        if self.adapted:
+            text += ", after timm's filter for this architecture renamed or resized some of them"
+        if self.head:
+            text += f"; the head has other classes and starts from zero ({', '.join(self.head)})"
+        return text
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read the state dict that ``path`` holds, on the CPU, without wrappers' prefixes.
+
+    Raises:
+        UserError: no such file, not a checkpoint, or one that would have to be unpickled.
+    """
+    if path.is_dir():
+        path = path / WEIGHTS_FILE
+    if not path.is_file():
+        raise UserError(
+            f"There is no checkpoint at '{path}' (key checkpoint of a model).",
+            "Give a .safetensors or .pth file, or a vitlab model folder.",
+        )
+    if path.suffix == ".safetensors":
+        try:
+            return strip_prefixes(load_file(path))
+        except SafetensorError as error:
+            raise UserError(f"'{path}' is not a readable safetensors file ({error}).", "Copy it again.") from error
+    return strip_prefixes(_entry(_torch_load(path), path))
+
+
+def _torch_load(path: Path) -> object:
+    try:
+        # timm's and DeiT's training checkpoints carry their argparse.Namespace: plain data, no code.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        try:
+            held = ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+        except Exception:  # the listing is a courtesy; a file it cannot read either is simply no checkpoint
+            held = ""
+        raise UserError(
+            f"'{path}' cannot be read as plain tensors" + (f": it holds Python objects ({held})." if held else "."),
+            "vitlab unpickles nothing; save its state_dict alone, or convert it to .safetensors.",
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise UserError(f"'{path}' is not a readable checkpoint ({error}).", "Copy it again.") from error
+
+
+def _entry(content: object, path: Path) -> dict[str, Tensor]:
+    if isinstance(content, dict):
+        inner = next((content[name] for name in _ENTRIES if isinstance(content.get(name), dict)), content)
+        state = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
+        if state:
+            return state
+    raise UserError(
+        f"'{path}' holds no weights.",
+        f"Expected a state_dict, alone or under one of the keys {', '.join(_ENTRIES)}.",
+    )
+
+
+def strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Remove what wrappers put before every name (``module.``, ``_orig_mod.``, ``model.``, in any order)."""
+    while state:
+        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None)
+        if prefix is None:
+            break
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def head_names(model: nn.Module) -> set[str]:
+    """Names of the tensors of a timm model's classifier (as ``get_classifier`` gives it); empty without one."""
+    get_classifier: Callable[[], nn.Module | Collection[nn.Module]] | None = getattr(model, "get_classifier", None)
+    if get_classifier is None:
+        return set()
+    found = get_classifier()
+    heads: Iterable[nn.Module] = [found] if isinstance(found, nn.Module) else found
+    own = {id(tensor) for head in heads for tensor in [*head.parameters(), *head.buffers()]}
+    return {name for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) in own}
+
+
+def zero_head(model: nn.Module) -> list[str]:
+    """Set the classifier's linear or convolutional weights and biases to zero; returns the names of its tensors.
+
+    A zero head predicts every class alike and still learns from the first step, since its gradient is the
+    features' (tinyvit.md, section 6.4).
+    """
+    names = sorted(head_names(model))
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for module_name, module in model.named_modules():
+            if isinstance(module, nn.Linear | nn.Conv2d) and f"{module_name}.weight" in names:
+                parameters[f"{module_name}.weight"].zero_()
+                if module.bias is not None:
+                    parameters[f"{module_name}.bias"].zero_()
+    return names
+
+
+def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, keep_head: bool = True) -> LoadReport:
+    """Copy ``state`` into ``model``.
+
+    Only the head may differ: where its tensors are absent or of another shape (another number of classes), or where
+    ``keep_head`` is false (other classes of the same number), the whole head is set to zero and reported.
+
+    Raises:
+        UserError: some other tensor is missing, unexpected, or of another shape; all of them are listed.
+    """
+    head = head_names(model)
+    classifier = getattr(model, "pretrained_cfg", None) or {}
+    names = classifier.get("classifier") or ()
+    head_prefixes = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+    own = model.state_dict()
+    differences = _differences(own, state, head, head_prefixes)
+    adapted = False
+    if differences:
+        filtered = _timm_filter(model, state)
+        if filtered is not None and not _differences(own, filtered, head, head_prefixes):
+            state, differences, adapted = filtered, [], True
+    if differences:
+        shown = "; ".join(differences[:8]) + (f"; and {len(differences) - 8} more" if len(differences) > 8 else "")
+        raise UserError(
+            f"The checkpoint {source} does not fit the model: {shown}.",
+            "Give the name and args of the model it was made with.",
+        )
+    fits = keep_head and all(name in state and state[name].shape == own[name].shape for name in head)
+    wanted = {name: value for name, value in state.items() if name in own and (fits or name not in head)}
+    model.load_state_dict(wanted, strict=False)
+    zeroed = [] if fits else zero_head(model)
+    return LoadReport(source, len(wanted), zeroed, adapted)
+
+
+def _differences(
+    own: dict[str, Tensor], state: dict[str, Tensor], head: set[str], head_prefixes: tuple[str, ...]
+) -> list[str]:
+    """Every difference outside the head, as text."""
+    found = [f"missing {name}" for name in own if name not in state and name not in head]
+    found += [
+        f"unexpected {name}"
+        for name in state
+        if name not in own and not (head_prefixes and name.startswith(head_prefixes))
+    ]
+    found += [
+        f"{name} is {list(state[name].shape)}, expected {list(own[name].shape)}"
+        for name in own
+        if name in state and name not in head and state[name].shape != own[name].shape
+    ]
+    return found
+
+
+def _timm_filter(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """The state as timm's ``checkpoint_filter_fn`` for this architecture rewrites it (original authors' names,
+    position tables of another size), or None where there is no such function or it does not know the file."""
+    function = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if function is None:
+        return None
+    try:
+        filtered: dict[str, Tensor] = function(dict(state), model)
+    except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        return None
+    return filtered
