@@ -1,0 +1,410 @@
+"""Every random choice of a training view, as a function of one seed; no pixel is touched here.
+
+The draw protocol is that of TinyViT (arXiv 2207.10666, official code): one ``numpy.random.Generator(PCG64(seed))``
+per view, read in a fixed order (crop, flips, RandAugment or colour jitter, erasing), and one more per mixed pair.
+What a seed means must never change: it is pinned by ``tests/parity/test_tinyvit_draws.py``, since numpy does not
+promise its generators across versions. What is ours is only where a seed comes from: :func:`seed_of`.
+
+A :class:`Draw` is the explicit result, and all that :mod:`vitlab.distill.views` reads. It also holds the draws of
+Dataset Reinforcement (arXiv 2303.08983), which stores explicit parameters instead of a seed: torchvision's op set
+(``op_set="torchvision"``), black erasing, a padded crop (``shift``), a partner from anywhere in the data set with a
+draw of its own, mixup and CutMix both at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vitlab.errors import UserError
+
+GRID = 224
+"""Side of the reference grid on which erasing (and torchvision's translations) are drawn."""
+
+ATTEMPTS = 10
+"""Tries for a crop, or an erasing box, that fits, before the fallback."""
+
+RANDAUG_OPS = (
+    "AutoContrast",
+    "Equalize",
+    "Invert",
+    "Rotate",
+    "PosterizeIncreasing",
+    "SolarizeIncreasing",
+    "SolarizeAdd",
+    "ColorIncreasing",
+    "ContrastIncreasing",
+    "BrightnessIncreasing",
+    "SharpnessIncreasing",
+    "ShearX",
+    "ShearY",
+    "TranslateXRel",
+    "TranslateYRel",
+)
+"""timm's increasing op set in the order in which RandAugment numbers it."""
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
+ERASE_MODES = ("pixel", "rand", "const")
+_JITTER = ("brightness", "contrast", "saturation", "hue")
+_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What may be drawn for a view of ``size`` pixels: the fields of ``config.AugmentationConfig`` and the size.
+
+    Raises:
+        UserError: for a value outside its range; the message names ``recipe.augmentation.<field>``.
+    """
+
+    size: int
+    crop_scale: tuple[float, float] | None = None
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.0
+    vertical_flip: float = 0.0
+    randaug: str | None = None
+    color_jitter: tuple[float, ...] | None = None
+    erase: float = 0.0
+    erase_mode: str = "pixel"
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_prob: float = 1.0
+    mix_switch: float = 0.5
+    interpolation: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        for name in ("crop_scale", "crop_ratio", "color_jitter"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, tuple(float(v) for v in value))
+        if self.size < 1:
+            raise UserError(f"A view of {self.size} pixels cannot be made:", "dataset.size must be 1 or more.")
+        if self.crop_scale is not None:
+            _check(
+                "crop_scale", self.crop_scale, _ordered(self.crop_scale, 1.0), "[low, high] with 0 < low <= high <= 1"
+            )
+        _check("crop_ratio", self.crop_ratio, _ordered(self.crop_ratio, math.inf), "[low, high] with 0 < low <= high")
+        for name in ("flip", "vertical_flip", "erase", "mix_prob", "mix_switch"):
+            value = getattr(self, name)
+            _check(name, value, 0 <= value <= 1, "a probability in [0, 1]")
+        for name in ("mixup", "cutmix"):
+            value = getattr(self, name)
+            _check(name, value, 0 <= value < math.inf, "a Beta parameter >= 0 (0: off)")
+        _check("erase_mode", self.erase_mode, self.erase_mode in ERASE_MODES, " | ".join(ERASE_MODES))
+        _check("interpolation", self.interpolation, self.interpolation in INTERPOLATIONS, " | ".join(INTERPOLATIONS))
+        if self.randaug is not None:
+            parse_randaug(self.randaug)
+        if self.color_jitter is not None:
+            good = 3 <= len(self.color_jitter) <= 4 and all(v >= 0 for v in self.color_jitter)
+            good = good and (len(self.color_jitter) < 4 or self.color_jitter[3] <= 0.5)
+            _check(
+                "color_jitter",
+                self.color_jitter,
+                good,
+                "[brightness, contrast, saturation(, hue <= 0.5)], none negative",
+            )
+            if self.randaug is not None:
+                raise UserError(
+                    "recipe.augmentation.color_jitter is never run beside recipe.augmentation.randaug:",
+                    "set one of the two to null.",
+                )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether views are mixed in pairs (an unpaired view is then left unmixed)."""
+        return self.mix_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form; :meth:`from_dict` gives an equal object back."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Augmentation:
+        """The inverse of :meth:`to_dict`; an unknown field is a TypeError."""
+        return cls(**values)
+
+    def fingerprint(self) -> str:
+        """sha256 hex of the fields and of the draw protocol: equal exactly when every seed means the same view."""
+        text = json.dumps({"protocol": "tinyvit-1", **self.to_dict()}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Erase:
+    """A box (top, left, height, width) on a ``Draw.grid`` x ``Draw.grid`` view, and what fills it.
+
+    ``mode``: ``pixel`` N(0, 1) noise per value and ``rand`` per channel, from MT19937(``seed``), ``const`` zeros,
+    all three after normalisation; ``black`` zeros before it.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    mode: str = "pixel"
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """How a view takes in its partner: mixup first (``ratio`` is the view's own weight), then the CutMix box.
+
+    ``box``: rows r1:r2 and columns c1:c2 as (r1, c1, r2, c2) on a ``grid`` x ``grid`` view, pasted from the unmixed
+    partner. ``partner``: index in the data set, None for the neighbour in the batch (pair 2t, 2t+1; then both
+    members get the same Mix). ``draw``: the partner's own draw where it is not that of its own view.
+    """
+
+    ratio: float | None
+    box: tuple[int, int, int, int] | None
+    grid: int
+    partner: int | None = None
+    draw: Draw | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """The parameters of one view, in the order in which they are applied.
+
+    ``crop``: (top, left, height, width) in pixels of the source image, then resized to the view; None: the whole
+    image. ``shift``: (pad, top, left) on the grid: zero-pad the resized view, then cut it out again. ``ops``: the
+    executed RandAugment ops as (name, argument). ``jitter``: (brightness|contrast|saturation|hue, factor) in order
+    of application. ``grid``: side of the square on which ``shift``, ``erase`` and pixel translations are counted.
+    """
+
+    crop: tuple[int, int, int, int] | None = None
+    flip: bool = False
+    vertical_flip: bool = False
+    ops: tuple[tuple[str, float], ...] = ()
+    jitter: tuple[tuple[str, float], ...] = ()
+    erase: Erase | None = None
+    mix: Mix | None = None
+    shift: tuple[int, int, int] | None = None
+    op_set: str = "timm"  # timm | torchvision: whose ops the names in ``ops`` are
+    grid: int = GRID
+
+
+@dataclass(frozen=True, slots=True)
+class RandAugment:
+    """A parsed ``rand-m9-mstd0.5-inc1``: ``count`` ops of strength N(magnitude, std), each run with ``prob``."""
+
+    magnitude: float
+    std: float = 0.0
+    count: int = 2
+    prob: float = 0.5
+    limit: float = 10.0
+
+
+@functools.lru_cache(maxsize=64)
+def parse_randaug(text: str) -> RandAugment:
+    """Read timm's notation: ``rand-m<magnitude>[-mstd<std>][-n<ops>][-p<prob>][-mmax<limit>]-inc1``.
+
+    Raises:
+        UserError: for anything else, also for op weights and for the op set that does not grow with magnitude.
+    """
+    cure = "Write it as rand-m9-mstd0.5-inc1 (also -n2, -p0.5, -mmax10), or null."
+    head, *parts = text.split("-")
+    found: dict[str, float] = {}
+    for part in parts:
+        match = re.fullmatch(r"(mstd|mmax|inc|m|n|p)(\d+(?:\.\d+)?)", part)
+        if match is None:
+            raise UserError(f"recipe.augmentation.randaug={text}: '{part}' is not understood.", cure)
+        found[match[1]] = float(match[2])
+    if head != "rand" or found.get("inc") != 1 or "m" not in found:
+        raise UserError(f"recipe.augmentation.randaug={text}: needs 'rand', a magnitude m and inc1.", cure)
+    limit, prob, count = found.get("mmax", 10.0), found.get("p", 0.5), found.get("n", 2.0)
+    if limit > 10 or prob > 1 or count < 1 or count != int(count):
+        raise UserError(f"recipe.augmentation.randaug={text}: mmax is at most 10, p at most 1, n whole.", cure)
+    return RandAugment(found["m"], found.get("mstd", 0.0), int(count), prob, limit)
+
+
+def seed_of(base_seed: int, slot: int, index: int) -> int:
+    """The seed in [0, 2^31) of the view ``slot`` of image ``index``: a pure function, whoever asks, in any order.
+
+    splitmix64's finaliser folded over the three numbers: h <- mix(h + word + 0x9E3779B97F4A7C15), h = 0 at first,
+    words base_seed, slot, index; the upper 31 bits of the last h.
+    """
+    state = 0
+    for word in (base_seed, slot, index):
+        if not 0 <= word <= _MASK:
+            raise ValueError(f"base_seed, slot and index must be in [0, 2^64), got {(base_seed, slot, index)}")
+        state = _mix(state + word + 0x9E3779B97F4A7C15 & _MASK)
+    return state >> 33
+
+
+def seeds_of(base_seed: int, slot: ArrayLike, index: ArrayLike) -> NDArray[np.int32]:
+    """:func:`seed_of` of many views at once; ``slot`` and ``index`` broadcast, integers >= 0. Returns int32."""
+    slots, indices = np.asarray(slot), np.asarray(index)
+    for words in (slots, indices):
+        if words.dtype.kind not in "iu" or (words.size and words.min() < 0):
+            raise ValueError("slot and index must be integers >= 0")
+    start = _mix(base_seed + 0x9E3779B97F4A7C15 & _MASK)
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
+        state = slots.astype(np.uint64) + np.uint64(start + 0x9E3779B97F4A7C15 & _MASK)
+        state = _mix_array(np.atleast_1d(state)).reshape(slots.shape)
+        state = state + indices.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        shape = np.shape(state)
+        return (_mix_array(np.atleast_1d(state)) >> np.uint64(33)).astype(np.int32).reshape(shape)
+
+
+def draw(aug: Augmentation, seed: int, width: int, height: int) -> Draw:
+    """All choices for one view of a ``width`` x ``height`` image; mixing apart (:func:`draw_mix`)."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    crop = _draw_crop(rng, aug.crop_scale, aug.crop_ratio, width, height) if aug.crop_scale is not None else None
+    flip = aug.flip > 0 and rng.random() < aug.flip
+    vertical_flip = aug.vertical_flip > 0 and rng.random() < aug.vertical_flip
+    ops: tuple[tuple[str, float], ...] = ()
+    jitter: tuple[tuple[str, float], ...] = ()
+    if aug.randaug is not None:
+        ops = _draw_ops(rng, parse_randaug(aug.randaug))
+    elif aug.color_jitter is not None:
+        jitter = _draw_jitter(rng, aug.color_jitter)
+    erase = _draw_erase(rng, aug.erase, aug.erase_mode) if aug.erase > 0 else None
+    return Draw(crop, flip, vertical_flip, ops, jitter, erase)
+
+
+def draw_mix(aug: Augmentation, seed_a: int, seed_b: int, height: int, width: int) -> Mix | None:
+    """How the pair of views with these two seeds is mixed (mode ``pair2``); None: not at all. Symmetric in the seeds.
+
+    Both members get the same Mix. ``height`` and ``width``: of the views, which are square.
+    """
+    if height != width:
+        raise ValueError(f"views are square, got {height} x {width}")
+    if not aug.mixes:
+        return None
+    rng = np.random.Generator(np.random.PCG64(seed_a ^ seed_b))
+    if not rng.random() < aug.mix_prob:
+        return None
+    cut = aug.cutmix > 0 if aug.mixup == 0 or aug.cutmix == 0 else rng.random() < aug.mix_switch
+    if not cut:
+        return Mix(float(rng.beta(aug.mixup, aug.mixup)), None, width)
+    lam = rng.beta(aug.cutmix, aug.cutmix)
+    side = math.sqrt(1 - lam)
+    h, w = int(height * side), int(width * side)
+    y, x = _randint(rng, 0, height - 1), _randint(rng, 0, width - 1)
+    rows = max(y - h // 2, 0), min(y + h // 2, height)
+    columns = max(x - w // 2, 0), min(x + w // 2, width)
+    return Mix(None, (rows[0], columns[0], rows[1], columns[1]), width)
+
+
+def _draw_crop(
+    rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float], width: int, height: int
+) -> tuple[int, int, int, int]:
+    """Random resized crop: (top, left, height, width); centred with a legal ratio after ten misses."""
+    log_ratio = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(ATTEMPTS):
+        area = _uniform(rng, *scale) * width * height
+        aspect = math.exp(_uniform(rng, *log_ratio))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return _randint(rng, 0, height - h), _randint(rng, 0, width - w), h, w
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w = round(height * ratio[1])
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _draw_ops(rng: np.random.Generator, spec: RandAugment) -> tuple[tuple[str, float], ...]:
+    """The executed ops with their arguments; the magnitude is drawn for every kept op, also for those without one."""
+    ops = []
+    for choice in rng.choice(len(RANDAUG_OPS), spec.count, replace=True).tolist():
+        if spec.prob < 1 and rng.random() > spec.prob:
+            continue
+        magnitude = rng.normal(spec.magnitude, spec.std) if spec.std > 0 else spec.magnitude
+        strength = max(0.0, min(magnitude, spec.limit)) / 10
+        name = RANDAUG_OPS[choice]
+        ops.append((name, float(_argument(rng, name, strength))))
+    return tuple(ops)
+
+
+def _argument(rng: np.random.Generator, name: str, strength: float) -> float:
+    """What an op is called with at a strength in [0, 1]; signed ops draw their sign here."""
+    match name:
+        case "Rotate":
+            return _signed(rng, strength * 30)
+        case "PosterizeIncreasing":
+            return 4 - int(strength * 4)
+        case "SolarizeIncreasing":
+            return 256 - int(strength * 256)
+        case "SolarizeAdd":
+            return int(strength * 110)
+        case "ColorIncreasing" | "ContrastIncreasing" | "BrightnessIncreasing" | "SharpnessIncreasing":
+            return max(0.1, 1.0 + _signed(rng, strength * 0.9))
+        case "ShearX" | "ShearY":
+            return _signed(rng, strength * 0.3)
+        case "TranslateXRel" | "TranslateYRel":
+            return _signed(rng, strength * 0.45)
+        case _:  # AutoContrast, Equalize, Invert
+            return 0.0
+
+
+def _draw_jitter(rng: np.random.Generator, amounts: tuple[float, ...]) -> tuple[tuple[str, float], ...]:
+    """Colour jitter: factors in the order brightness, contrast, saturation(, hue), then the order to apply them in."""
+    factors = []
+    for name, amount in zip(_JITTER, amounts, strict=False):
+        low, high = (-amount, amount) if name == "hue" else (max(0.0, 1 - amount), 1 + amount)
+        factors.append((name, _uniform(rng, low, high)))
+    return tuple(factors[i] for i in rng.permutation(len(factors)).tolist())
+
+
+def _draw_erase(rng: np.random.Generator, prob: float, mode: str) -> Erase | None:
+    """One box on the 224 grid, or None: not chosen, or no fit in ten tries."""
+    if rng.random() > prob:
+        return None
+    log_ratio = math.log(0.3), math.log(1 / 0.3)
+    for _ in range(ATTEMPTS):
+        area = _uniform(rng, 0.02, 1 / 3) * GRID * GRID
+        aspect = math.exp(_uniform(rng, *log_ratio))
+        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if w < GRID and h < GRID:
+            top, left = _randint(rng, 0, GRID - h), _randint(rng, 0, GRID - w)
+            seed = _randint(rng, 0, 1 << 30) if mode != "const" else 0
+            return Erase(top, left, h, w, mode, seed)
+    return None
+
+
+def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return rng.random() * (high - low) + low
+
+
+def _randint(rng: np.random.Generator, low: int, high: int) -> int:
+    """An integer in [low, high], both ends included."""
+    return min(int(rng.random() * (high - low + 1)) + low, high)
+
+
+def _signed(rng: np.random.Generator, value: float) -> float:
+    return -value if rng.random() > 0.5 else value
+
+
+def _mix(word: int) -> int:
+    """splitmix64's finaliser."""
+    word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+    word = (word ^ word >> 27) * 0x94D049BB133111EB & _MASK
+    return word ^ word >> 31
+
+
+def _mix_array(word: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    word = (word ^ word >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    word = (word ^ word >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return word ^ word >> np.uint64(31)
+
+
+def _ordered(pair: tuple[float, ...], top: float) -> bool:
+    return len(pair) == 2 and 0 < pair[0] <= pair[1] <= top
+
+
+def _check(name: str, value: object, good: bool, wanted: str) -> None:
+    if not good:
+        shown = list(value) if isinstance(value, tuple) else value
+        raise UserError(f"recipe.augmentation.{name}={shown} is out of range:", f"expected {wanted}.")

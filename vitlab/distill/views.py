@@ -1,0 +1,177 @@
+"""Pixels: what a Draw says, done to an image. Nothing random is decided here.
+
+The order is that of both papers: crop, resize, (shift,) flips, ops or jitter, to tensor, normalise, erase, mix.
+Image operations run on PIL images, so that a view is bit-identical to that of the official TinyViT pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from vitlab.distill.draw import Draw, Erase, Mix
+from vitlab.distill.ops import RESAMPLING, Fill, jitter_op, timm_op, torchvision_op
+
+
+class View:
+    """Makes training views of ``size`` x ``size`` pixels, normalised with ``mean`` and ``std`` (per RGB channel).
+
+    ``interpolation`` (nearest, bilinear, bicubic) resizes the crop, with antialiasing, and moves pixels in the
+    geometric ops of timm's set; ``fill`` is the colour (0-255) that those leave behind, by default the mean's.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        interpolation: str = "bicubic",
+        fill: Fill | None = None,
+    ) -> None:
+        self.size = size
+        self.resampling = RESAMPLING[interpolation]
+        self.normalise = _Normalise(mean, std)
+        self.fill = fill if fill is not None else _mean_colour(mean)
+
+    def __call__(self, image: Image.Image, draw: Draw, out: Tensor | None = None) -> Tensor:
+        """The view [3, S, S] float32 of an RGB ``image``; ``draw.mix`` is left to :meth:`mix`.
+
+        ``out``: written and returned where given (a row of a batch saves a copy).
+
+        Raises:
+            ValueError: if the crop does not lie inside the image (the draw was made for another one).
+        """
+        if draw.crop is not None:
+            top, left, height, width = draw.crop
+            if top < 0 or left < 0 or top + height > image.height or left + width > image.width:
+                raise ValueError(f"crop {draw.crop} is outside the image of {image.width} x {image.height} pixels")
+            image = image.crop((left, top, left + width, top + height))
+        if image.size != (self.size, self.size):
+            image = image.resize((self.size, self.size), self.resampling)
+        if draw.shift is not None:
+            image = self._shift(image, draw.shift, draw.grid)
+        if draw.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if draw.vertical_flip:
+            image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+        for name, argument in draw.ops:
+            if draw.op_set == "timm":
+                image = timm_op(image, name, argument, self.resampling, self.fill)
+            else:
+                image = torchvision_op(image, name, argument, draw.grid)
+        for name, factor in draw.jitter:
+            image = jitter_op(image, name, factor)
+        view = self.normalise(image, out)
+        if draw.erase is not None:
+            self._erase(view, draw.erase, draw.grid)
+        return view
+
+    def mix(self, anchor: Tensor, partner: Tensor, mix: Mix) -> Tensor:
+        """The view ``anchor`` [C, S, S] with ``partner`` mixed in; both are left as they are.
+
+        In a pair each member is the other's partner: call it twice, with the unmixed views.
+        """
+        mixed = anchor.clone() if mix.ratio is None else anchor * mix.ratio + partner * (1 - mix.ratio)
+        if mix.box is not None:
+            r1, c1, r2, c2 = scale_box(mix.box, mix.grid, self.size)
+            mixed[:, r1:r2, c1:c2] = partner[:, r1:r2, c1:c2]
+        return mixed
+
+    def _shift(self, image: Image.Image, shift: tuple[int, int, int], grid: int) -> Image.Image:
+        pad, top, left = (round(v * self.size / grid) for v in shift)
+        padded = ImageOps.expand(image, pad, fill=0)
+        return padded.crop((left, top, left + self.size, top + self.size))
+
+    def _erase(self, view: Tensor, erase: Erase, grid: int) -> None:
+        top, left = (min(round(v * self.size / grid), self.size - 1) for v in (erase.top, erase.left))
+        height = min(round(erase.height * self.size / grid), self.size - top)
+        width = min(round(erase.width * self.size / grid), self.size - left)
+        area = view[:, top : top + height, left : left + width]
+        if erase.mode == "black":
+            area.copy_(self.normalise.black)
+        elif erase.mode == "const":
+            area.zero_()
+        elif erase.mode in ("pixel", "rand"):
+            shape = area.shape if erase.mode == "pixel" else (area.shape[0], 1, 1)
+            noise = np.random.Generator(np.random.MT19937(erase.seed)).normal(size=tuple(shape))
+            area.copy_(torch.from_numpy(noise))
+        else:
+            raise ValueError(f"'{erase.mode}' is not a way to erase")
+
+
+class EvalView:
+    """The view of evaluation: short side to int(size / crop_pct), centre crop; with crop_pct >= 1 a plain resize."""
+
+    def __init__(
+        self,
+        size: int,
+        crop_pct: float,
+        mean: Sequence[float],
+        std: Sequence[float],
+        interpolation: str = "bicubic",
+    ) -> None:
+        if not crop_pct > 0:
+            raise ValueError(f"crop_pct must be above 0, got {crop_pct}")
+        self.size = size
+        self.crop_pct = crop_pct
+        self.resampling = RESAMPLING[interpolation]
+        self.normalise = _Normalise(mean, std)
+
+    def __call__(self, image: Image.Image, out: Tensor | None = None) -> Tensor:
+        """The view [3, S, S] float32 of an RGB ``image``, written into ``out`` where given."""
+        size = self.size
+        if self.crop_pct >= 1:
+            if image.size != (size, size):
+                image = image.resize((size, size), self.resampling)
+            return self.normalise(image, out)
+        width, height = image.size
+        short = int(size / self.crop_pct)
+        wanted = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+        if image.size != wanted:
+            image = image.resize(wanted, self.resampling)
+        left, top = round((wanted[0] - size) / 2), round((wanted[1] - size) / 2)
+        return self.normalise(image.crop((left, top, left + size, top + size)), out)
+
+
+def scale_box(box: tuple[int, int, int, int], grid: int, size: int) -> tuple[int, int, int, int]:
+    """A box drawn on a ``grid``-pixel side on one of ``size`` pixels, rounded; itself where they are equal."""
+    if grid == size:
+        return box
+    r1, c1, r2, c2 = (round(v * size / grid) for v in box)
+    return r1, c1, r2, c2
+
+
+def mix_weight(mix: Mix, size: int) -> float:
+    """The own share of a mixed view of ``size`` pixels: mixup ratio times the area outside the CutMix box."""
+    weight = 1.0 if mix.ratio is None else mix.ratio
+    if mix.box is not None:
+        r1, c1, r2, c2 = scale_box(mix.box, mix.grid, size)
+        weight *= 1 - (r2 - r1) * (c2 - c1) / (size * size)
+    return weight
+
+
+class _Normalise:
+    """RGB image to [3, H, W] float32, (v / 255 - mean) / std in the rounding steps of the usual pipeline."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError(f"mean and std need three numbers each, std above 0; got {list(mean)} and {list(std)}")
+        self.mean = torch.tensor(list(mean), dtype=torch.float32).reshape(3, 1, 1)
+        self.std = torch.tensor(list(std), dtype=torch.float32).reshape(3, 1, 1)
+        self.black = (0 - self.mean) / self.std
+
+    def __call__(self, image: Image.Image, out: Tensor | None = None) -> Tensor:
+        if image.mode != "RGB":
+            raise ValueError(f"an RGB image is needed, got mode {image.mode}")
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        view = out.copy_(pixels) if out is not None else pixels.to(torch.float32, memory_format=torch.contiguous_format)
+        return view.div_(255).sub_(self.mean).div_(self.std)
+
+
+def _mean_colour(mean: Sequence[float]) -> Fill:
+    red, green, blue = (min(255, round(255 * v)) for v in mean)
+    return red, green, blue
