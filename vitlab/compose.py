@@ -15,15 +15,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.defaults_list import DefaultsList
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
 
+from vitlab.compose_checks import check, check_read
+from vitlab.compose_errors import Files, file_error, missing_file, yaml_error
 from vitlab.config import GROUPS, Config
-from vitlab.methods.base import find_method
+from vitlab.errors import UserError
+from vitlab.methods.base import Method, find_method
+from vitlab.prompt import check_keys, is_choice, kind_of, read_words, top
+from vitlab.schema import Field, fields, find
 
 RESULT_FREE = frozenset(
     {"hardware", "trainer", "logger", "evaluation", "export", "mode", "name", "output", "fresh", "local"}
@@ -41,11 +51,16 @@ class Composed:
     overrides: list[str]  # the words at the prompt, as typed
     tree: dict[str, Any]  # the configuration as plain dicts, lists and scalars
     changed: dict[str, Any]  # leaves that differ from what the choices alone give, by dotted key
+    read: set[str]  # groups that some stage of the method reads
 
     def identity(self) -> dict[str, Any]:
         """What names a run: the choices and the changed leaves that can change its results."""
-        choices = {group: choice for group, choice in self.choices.items() if _top(group) not in RESULT_FREE}
-        changed = {key: value for key, value in self.changed.items() if _top(key) not in RESULT_FREE}
+
+        def matters(key: str) -> bool:
+            return top(key) not in RESULT_FREE and (top(key) in self.read or top(key) not in GROUPS)
+
+        choices = {group: choice for group, choice in sorted(self.choices.items()) if matters(group)}
+        changed = {key: value for key, value in sorted(self.changed.items()) if matters(key)}
         return {"choices": choices, "changed": changed}
 
 
@@ -62,47 +77,97 @@ def load(overrides: list[str]) -> Composed:
     Raises:
         UserError: for whatever is wrong with the overrides or with a YAML file.
     """
-    words = OverridesParser.create().parse_overrides(overrides)
-    with _hydra():
-        choosing = [one.input_line for one in words if _is_choice(one)]
-        choices = _choices(choosing)
-        schema = Config(method=find_method(str(choices["method"])).Options)
-        ConfigStore.instance().store(name="schema", node=schema)
+    conf = conf_dir()
+    words = read_words(overrides, conf)
+    choosing = [str(one.input_line) for one in words if is_choice(one)]
+    with _hydra(conf):
+        try:
+            defaults = _defaults(choosing)
+            choices = {
+                group: choice
+                for group, choice in defaults.overrides.known_choices.items()
+                if not group.startswith("hydra/") and (choice is None or (conf / group.partition("@")[0]).is_dir())
+            }
+            method = find_method(str(choices["method"]))
+            known = fields(method.Options)
+            ready = check_keys(words, known, conf)
+            return _compose(overrides, words, choosing, ready, choices, method, known, Files(conf, defaults.defaults))
+        except MissingConfigException as error:
+            raise missing_file(str(error.missing_cfg_file), conf) from error
+        except yaml.YAMLError as error:
+            raise yaml_error(error, conf) from error
+
+
+def _compose(
+    overrides: list[str],
+    words: list[Override],
+    choosing: list[str],
+    ready: list[str],
+    choices: dict[str, str | None],
+    method: type[Method],
+    known: dict[str, Field],
+    files: Files,
+) -> Composed:
+    ConfigStore.instance().store(name="schema", node=Config(method=method.Options))
+    typed = {word.key_or_group: str(word.input_line) for word in words if not is_choice(word)}
+    try:
         usual = compose("config", overrides=choosing)
-        asked = compose("config", overrides=overrides)
-    strict = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(schema), asked))
-    config = OmegaConf.to_object(strict)
+        asked = compose("config", overrides=ready)
+        strict = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Config(method=method.Options)), asked))
+        tree = cast(dict[str, Any], OmegaConf.to_container(strict, resolve=True, throw_on_missing=True))
+        config = OmegaConf.to_object(strict)
+        before, after = _leaves(OmegaConf.to_container(usual, resolve=True)), _leaves(tree)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explained(error, typed, files, known) from error
     assert isinstance(config, Config)
-    tree = cast(dict[str, Any], OmegaConf.to_container(strict, resolve=True))
-    before, after = _leaves(OmegaConf.to_container(usual, resolve=True)), _leaves(tree)
+
+    def where(key: str) -> str:
+        if key in typed:
+            return typed[key]
+        place = files.find(key)
+        return f"{place}: {key}" if place else key
+
+    check(config, where)
+    chosen = {top(word.get_key_element()): str(word.input_line) for word in words}
+    check_read(config, method, chosen)
     changed = {key: after.get(key) for key in before | after if before.get(key, ...) != after.get(key, ...)}
-    chosen = {_top(one.get_key_element()) for one in words} & set(GROUPS)
-    return Composed(config, choices, chosen, list(overrides), tree, changed)
+    read = method.reads(config)
+    return Composed(config, choices, set(chosen) & set(GROUPS), list(overrides), tree, changed, read)
+
+
+def _explained(error: Exception, typed: dict[str, str], files: Files, known: dict[str, Field]) -> UserError | Exception:
+    """The user's mistake behind an exception of Hydra's or OmegaConf's."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OmegaConfBaseException):
+        cause = cause.__cause__ or cause.__context__
+    key = str(getattr(cause, "full_key", "") or "")
+    for name, line in typed.items():
+        if name == key or key.startswith((f"{name}.", f"{name}[")) or f"Error merging override {line}" in str(error):
+            field = find(key, known) or find(name, known)
+            if isinstance(cause, (InterpolationKeyError, InterpolationResolutionError)):
+                return UserError(
+                    f"{line}: this refers to a key that is not there.", "Write ${group.key}, or a plain value."
+                )
+            value = line.partition("=")[2]
+            return UserError(f"{line}: '{value}' does not fit.", f"{name} is {kind_of(field)}." if field else "")
+    return file_error(cause if isinstance(cause, Exception) else error, files, known) or _plain(error)
+
+
+def _plain(error: Exception) -> UserError:
+    lines = [line.strip() for line in str(error).split("\n") if line.strip()]
+    return UserError(f"The configuration cannot be composed: {' '.join(lines[:3])}", "See mode=list for what there is.")
 
 
 @contextmanager
-def _hydra() -> Iterator[None]:
+def _hydra(conf: Path) -> Iterator[None]:
     ConfigStore.instance().store(name="schema", node=Config)
-    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+    with initialize_config_dir(config_dir=str(conf), version_base="1.3"):
         yield
 
 
-def _choices(choosing: list[str]) -> dict[str, str | None]:
-    from hydra.types import RunMode
-
-    loader = GlobalHydra.instance().config_loader()
-    found = loader.compute_defaults_list("config", choosing, RunMode.RUN).overrides.known_choices
-    return {group: choice for group, choice in found.items() if not group.startswith("hydra/")}
-
-
-def _is_choice(word: Override) -> bool:
-    return (conf_dir() / word.key_or_group).is_dir() and not isinstance(word.value(), dict)
-
-
-def _top(key: str) -> str:
-    """The top-level key that a dotted key, a group, or a mounted group (recipe@teacher.recipe) belongs to."""
-    group, _, mount = key.partition("@")
-    return (mount or group).partition(".")[0]
+def _defaults(choosing: list[str]) -> DefaultsList:
+    loader = cast(ConfigLoaderImpl, GlobalHydra.instance().config_loader())
+    return loader.compute_defaults_list("config", choosing, RunMode.RUN)
 
 
 def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,238 @@
+"""Values that have the right type and still cannot be meant: durations, names from a short list, ranges, companions.
+
+All checks are light and run before anything is loaded; each names the key, where its value comes from, and the cure.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable, Iterable
+
+from vitlab.config import MODES, Config, ModelConfig, RecipeConfig, to_steps
+from vitlab.data.roots import data_roots, missing
+from vitlab.errors import UserError, nearest
+from vitlab.methods.base import Method, find_method, method_names
+from vitlab.schema import DURATIONS
+
+EMBEDDED = ("digits", "fake")
+"""Data sets that need no folder."""
+
+SCHEDULES = ("cosine", "linear", "step", "constant")
+ERASE_MODES = ("pixel", "rand", "const")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "random")
+LOGGERS = ("local", "csv", "tensorboard", "wandb")
+FORMATS = ("safetensors", "onnx")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true")
+
+PACKAGES = {"tensorboard": ("tensorboard",), "wandb": ("wandb",), "onnx": ("onnx", "onnxruntime", "onnxscript")}
+"""Packages that a choice needs."""
+
+Where = Callable[[str], str]
+"""From a key to the words that say where its value stands: ``key`` itself, or file and line."""
+
+
+def check(config: Config, where: Where) -> None:
+    """Refuse the first value that cannot be meant.
+
+    Raises:
+        UserError: naming the key and what it may be.
+    """
+    _one_of("mode", config.mode, MODES, where)
+    _recipe("recipe", config.recipe, where)
+    if config.teacher.recipe is not None:
+        _recipe("teacher.recipe", config.teacher.recipe, where)
+    finetune = getattr(config.method, "finetune", None)
+    if isinstance(finetune, RecipeConfig):
+        _recipe("method.finetune", finetune, where)
+    _model("model", config.model, where)
+    _dataset(config, where)
+    _teacher(config, where)
+    _rest(config, where)
+
+
+def check_read(config: Config, method: type[Method], chosen: dict[str, str]) -> None:
+    """Refuse a group that the prompt named (``chosen``: group to the word) and no stage of the method reads.
+
+    Raises:
+        UserError: naming the methods that do read it.
+    """
+    free = {"trainer", "mode", "seed", "name", "output", "fresh", "local"}
+    for group, word in chosen.items():
+        if group in method.reads(config) | free:
+            continue
+        name = config.method.name
+        readers = [one for one in method_names() if any(group in stage.reads for stage in _every_stage(one))]
+        reads = sorted(set().union(*(stage.reads for stage in method.stages(config))))
+        cure = f"Leave it out, or choose a method that does: {', '.join(f'method={one}' for one in readers)}."
+        raise UserError(
+            f"{word}: no stage of method={name} reads {group}; its stages read {', '.join(reads)}.",
+            cure if readers and name not in readers else "Leave it out.",
+        )
+
+
+def _every_stage(name: str) -> list:  # type: ignore[type-arg]
+    return [one.__stage__ for one in vars(find_method(name)).values() if hasattr(one, "__stage__")]
+
+
+# ------------------------------------------------------------------------------------------------------------- parts
+
+
+def _recipe(key: str, recipe: RecipeConfig, where: Where) -> None:
+    for name in sorted(DURATIONS):
+        value = getattr(recipe, name)
+        for one in value if isinstance(value, list) else [value]:
+            try:
+                steps = to_steps(one, 1, None if name == "duration" else 100)
+            except ValueError as error:
+                cure = f"Give {key}.{name}=..."
+                if str(one).strip().isdigit():
+                    cure = f"Did you mean {one}ep (epochs) or {one}st (steps)?"
+                raise UserError(f"{where(f'{key}.{name}')}: {error}.", cure) from None
+            if steps == 0 and name == "duration" and float(str(one).strip()[:-2]) == 0:
+                raise UserError(f"{where(f'{key}.{name}')}: a training of length {one}.", "Give at least 1st.")
+    _one_of(f"{key}.schedule", recipe.schedule, SCHEDULES, where)
+    _at_least(f"{key}.batch_size", recipe.batch_size, 1, where)
+    _at_least(f"{key}.accumulate", recipe.accumulate, 1, where)
+    if recipe.batch_size % recipe.accumulate:
+        raise UserError(
+            f"{where(f'{key}.accumulate')}: a batch of {recipe.batch_size} does not divide into {recipe.accumulate} "
+            "equal micro-batches.",
+            f"Choose {key}.batch_size as a multiple of {key}.accumulate.",
+        )
+    _within(f"{key}.lr", recipe.lr, 0, math.inf, where, open_low=True)
+    for name in ("weight_decay", "warmup_lr", "min_lr"):
+        _within(f"{key}.{name}", getattr(recipe, name), 0, math.inf, where)
+    _within(f"{key}.layer_decay", recipe.layer_decay, 0, 1, where, open_low=True)
+    _within(f"{key}.label_smoothing", recipe.label_smoothing, 0, 1, where, open_high=True)
+    if recipe.ema is not None:
+        _within(f"{key}.ema", recipe.ema, 0, 1, where, open_low=True, open_high=True)
+    if recipe.clip is not None:
+        _within(f"{key}.clip", recipe.clip, 0, math.inf, where, open_low=True)
+    augmentation = recipe.augmentation
+    key = f"{key}.augmentation"
+    _one_of(f"{key}.erase_mode", augmentation.erase_mode, ERASE_MODES, where)
+    _one_of(f"{key}.interpolation", augmentation.interpolation, INTERPOLATIONS, where)
+    for name in ("flip", "vertical_flip", "erase", "mix_prob", "mix_switch"):
+        _within(f"{key}.{name}", getattr(augmentation, name), 0, 1, where)
+    for name in ("mixup", "cutmix"):
+        _within(f"{key}.{name}", getattr(augmentation, name), 0, math.inf, where)
+    _pair(f"{key}.crop_scale", augmentation.crop_scale, 1.0, where)
+    _pair(f"{key}.crop_ratio", augmentation.crop_ratio, math.inf, where)
+    if augmentation.color_jitter is not None:
+        _length(f"{key}.color_jitter", augmentation.color_jitter, 3, where)
+        if augmentation.randaug is not None:
+            raise UserError(
+                f"{where(f'{key}.color_jitter')}: colour jitter is only drawn without RandAugment.",
+                f"Give {key}.randaug=null, or {key}.color_jitter=null.",
+            )
+
+
+def _model(key: str, model: ModelConfig, where: Where) -> None:
+    for name in ("mean", "std"):
+        value = getattr(model, name)
+        if value is not None:
+            _length(f"{key}.{name}", value, 3, where)
+
+
+def _dataset(config: Config, where: Where) -> None:
+    dataset = config.dataset
+    _at_least("dataset.size", dataset.size, 1, where)
+    _length("dataset.mean", dataset.mean, 3, where)
+    _length("dataset.std", dataset.std, 3, where)
+    for value in dataset.std:
+        _within("dataset.std", value, 0, math.inf, where, open_low=True)
+    if dataset.labels_per_class is not None:
+        _at_least("dataset.labels_per_class", dataset.labels_per_class, 1, where)
+    _within("dataset.crop_pct", dataset.crop_pct, 0, 1, where, open_low=True)
+    _within("dataset.val_fraction", dataset.val_fraction, 0, 1, where, open_low=True, open_high=True)
+    _at_least("dataset.length", dataset.length, 1, where)
+    _at_least("dataset.num_classes", dataset.num_classes, 2, where)
+    if dataset.name not in EMBEDDED and not dataset.download and not any(one.is_dir() for one in data_roots(dataset)):
+        raise missing(dataset, "a folder", downloadable=dataset.name not in ("folder", "imagenet"))
+
+
+def _teacher(config: Config, where: Where) -> None:
+    teacher = config.teacher
+    for index, member in enumerate(teacher.members):
+        _model(f"teacher.members.{index}", member, where)
+    if teacher.weights is not None:
+        _length("teacher.weights", teacher.weights, len(teacher.members), where)
+    _within("teacher.temperature", teacher.temperature, 0, math.inf, where, open_low=True)
+    if teacher.train and len(teacher.members) != 1:
+        raise UserError(
+            f"{where('teacher.train')}: one teacher can be trained, and this one has {len(teacher.members)} members.",
+            "Give teacher.train=false, or choose a teacher of one member.",
+        )
+    if teacher.train and teacher.recipe is None:
+        raise UserError(
+            f"{where('teacher.train')}: a teacher that is trained needs a recipe.",
+            "Choose one: +recipe@teacher.recipe=finetune (mode=list group=recipe), or give teacher.train=false.",
+        )
+
+
+def _rest(config: Config, where: Where) -> None:
+    _one_of("trainer.accelerator", config.trainer.accelerator, ACCELERATORS, where)
+    _one_of("trainer.precision", config.trainer.precision, PRECISIONS, where)
+    _at_least("trainer.num_nodes", config.trainer.num_nodes, 1, where)
+    if config.hardware.workers is not None:
+        _at_least("hardware.workers", config.hardware.workers, 0, where)
+    if config.hardware.threads is not None:
+        _at_least("hardware.threads", config.hardware.threads, 1, where)
+    _one_of("logger.name", config.logger.name, LOGGERS, where)
+    _at_least("logger.every", config.logger.every, 1, where)
+    _at_least("evaluation.batch_size", config.evaluation.batch_size, 1, where)
+    _at_least("evaluation.bins", config.evaluation.bins, 1, where)
+    _at_least("evaluation.latency_repeats", config.evaluation.latency_repeats, 1, where)
+    for size in config.evaluation.latency_batches:
+        _at_least("evaluation.latency_batches", size, 1, where)
+    for one in config.export.formats:
+        _one_of("export.formats", one, FORMATS, where)
+    for name in ("max_steps", "max_images", "max_slots"):
+        value = getattr(config.debug, name)
+        if value is not None:
+            _at_least(f"debug.{name}", value, 1, where)
+    for choice, key in ((config.logger.name, "logger"), *((one, "export.formats") for one in config.export.formats)):
+        for package in PACKAGES.get(choice, ()):
+            if importlib.util.find_spec(package) is None:
+                raise UserError(
+                    f"{where(key)}: {choice} needs the package {package}, which is not installed.",
+                    f'Install it (pip install "vitlab[{choice}]" or pip install {package}), or choose without it.',
+                )
+
+
+# ------------------------------------------------------------------------------------------------------------- rules
+
+
+def _one_of(key: str, value: str, allowed: Iterable[str], where: Where) -> None:
+    if value not in allowed:
+        near = nearest(str(value), allowed)
+        cure = f"Did you mean {near}? " if near else ""
+        raise UserError(f"{where(key)}: '{value}' is none of {', '.join(allowed)}.", cure)
+
+
+def _at_least(key: str, value: int, least: int, where: Where) -> None:
+    if value < least:
+        raise UserError(f"{where(key)}: {value} is too small.", f"{key} is a whole number from {least} on.")
+
+
+def _within(
+    key: str, value: float, low: float, high: float, where: Where, open_low: bool = False, open_high: bool = False
+) -> None:
+    inside = (value > low if open_low else value >= low) and (value < high if open_high else value <= high)
+    if not inside:
+        least = f"larger than {low}" if open_low else f"at least {low}"
+        most = "" if high == math.inf else f" and less than {high}" if open_high else f" and at most {high}"
+        raise UserError(f"{where(key)}: {value} cannot be.", f"{key} is a number {least}{most}.")
+
+
+def _length(key: str, value: list[float], length: int, where: Where) -> None:
+    if len(value) != length:
+        raise UserError(f"{where(key)}: {value} has {len(value)} numbers.", f"{key} takes {length}.")
+
+
+def _pair(key: str, value: list[float] | None, most: float, where: Where) -> None:
+    if value is not None and not (len(value) == 2 and 0 < value[0] <= value[1] <= most):
+        below = "" if most == math.inf else f" ≤ {most:g}"
+        raise UserError(f"{where(key)}: {value} cannot be.", f"{key} is a range [a,b] with 0 < a ≤ b{below}.")

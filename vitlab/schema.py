@@ -1,0 +1,200 @@
+"""Every key that can be typed: its kind, its default and its one-line meaning, read off the dataclasses.
+
+The meanings are the comments beside the fields, so that a key is explained in one place. Light: no torch, no Hydra.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+from vitlab.config import Config, RecipeConfig
+from vitlab.errors import nearest
+
+DURATIONS = frozenset({"duration", "warmup", "decay_at", "validate_every", "checkpoint_every"})
+"""Names of the fields of a recipe that hold durations (90ep, 5000st, 10%)."""
+
+ELSEWHERE = {
+    "epochs": "recipe.duration",
+    "num_epochs": "recipe.duration",
+    "max_epochs": "recipe.duration",
+    "steps": "recipe.duration",
+    "max_steps": "recipe.duration",
+    "learning_rate": "recipe.lr",
+    "base_lr": "recipe.lr",
+    "bs": "recipe.batch_size",
+    "wd": "recipe.weight_decay",
+    "opt": "recipe.optimizer",
+    "sched": "recipe.schedule",
+    "drop_path": "model.args.drop_path_rate",
+    "data": "dataset",
+    "data_dir": "dataset.root",
+    "data_path": "dataset.root",
+    "path": "dataset.root",
+    "img_size": "dataset.size",
+    "image_size": "dataset.size",
+    "input_size": "dataset.size",
+    "resolution": "dataset.size",
+    "num_workers": "hardware.workers",
+    "gpu": "hardware",
+    "gpus": "trainer.devices",
+    "device": "hardware",
+    "amp": "trainer.precision",
+    "network": "model",
+    "arch": "model",
+    "backbone": "model",
+    "student": "model",
+    "weights": "model.checkpoint",
+    "ckpt": "model.checkpoint",
+    "out": "output",
+    "output_dir": "output",
+    "resume": "fresh",
+    "algorithm": "method",
+    "config": "experiment",
+    "wandb": "logger",
+}
+"""What other programs call things, and the key here."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One key of the configuration."""
+
+    key: str  # dotted; the members of a list of dataclasses as teacher.members.0.name
+    kind: str  # "a number", "true or false", ...
+    meaning: str
+    default: str  # as it would be typed; "" when conf/ must give it
+    optional: bool  # takes null
+    branch: bool  # has keys below it
+    free: bool  # a dict in which any key is allowed
+
+
+def fields(options: type | None = None) -> dict[str, Field]:
+    """All fields by key, in the order of the dataclasses; ``options`` is what ``method.`` holds."""
+    return _walk(Config, "", options)
+
+
+def find(key: str, known: dict[str, Field]) -> Field | None:
+    """The field of ``key``; list positions may have any number, and below a free dict every key is one."""
+    key = re.sub(r"\.\d+(?=\.|$)", ".0", key)
+    if key in known:
+        return known[key]
+    parts = key.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        above = known.get(".".join(parts[:cut]))
+        if above is not None:
+            return dataclasses.replace(above, key=key, kind="anything", branch=False) if above.free else None
+    return None
+
+
+def suggest(key: str, known: dict[str, Field]) -> str | None:
+    """The key that a person who typed ``key`` most likely meant.
+
+    Looked for among the neighbours under the same parent, then among equal last names, then in the words of other
+    programs, then among everything.
+    """
+    parent, _, last = key.rpartition(".")
+    if parent and parent not in known:
+        # The parent may be what is misspelt: mend it, then look beside the last name again.
+        branches = [one for one, field in known.items() if field.branch]
+        mended = nearest(parent, branches)
+        if mended is not None and (f"{mended}.{last}" in known or nearest(last, _below(mended, known))):
+            return f"{mended}.{last}" if f"{mended}.{last}" in known else suggest(f"{mended}.{last}", known)
+    beside = _below(parent, known)
+    if parent and last in ELSEWHERE and ELSEWHERE[last].rpartition(".")[0] == parent:
+        return ELSEWHERE[last]
+    swapped = [one for one in beside if sorted(one) == sorted(last)]
+    near = swapped[0] if swapped else nearest(last, beside)
+    if near is not None:
+        return beside[near]
+    if last in ELSEWHERE and find(ELSEWHERE[last], known):
+        return ELSEWHERE[last]
+    everywhere: dict[str, str] = {}
+    for one in sorted(known, key=lambda one: one.count("."), reverse=True):
+        everywhere[one.rpartition(".")[2]] = one
+    near = last if last in everywhere else nearest(last, [one for one in everywhere if len(one) > 3])
+    return everywhere[near] if near else None
+
+
+def _below(parent: str, known: dict[str, Field]) -> dict[str, str]:
+    """The keys directly under ``parent`` by their last names."""
+    return {one.rpartition(".")[2]: one for one in known if one.rpartition(".")[0] == parent}
+
+
+def _walk(cls: type, prefix: str, options: type | None) -> dict[str, Field]:
+    meanings = _comments(cls)
+    hints = typing.get_type_hints(cls)
+    found: dict[str, Field] = {}
+    for one in dataclasses.fields(cls):
+        key = f"{prefix}{one.name}"
+        hint, optional = _without_none(hints[one.name])
+        inner: type | None = None
+        listed = False
+        if key == "method":
+            inner = options
+        elif dataclasses.is_dataclass(hint):
+            inner = typing.cast(type, hint)
+        elif typing.get_origin(hint) is list and dataclasses.is_dataclass(typing.get_args(hint)[0]):
+            inner, listed = typing.get_args(hint)[0], True
+        meaning = meanings.get(one.name, "")
+        if inner is not None and not meaning:
+            meaning = (inner.__doc__ or "").strip().split("\n")[0]
+            meaning = "" if meaning.startswith(f"{inner.__name__}(") else meaning
+        free = typing.get_origin(hint) is dict
+        kind = _kind(hint)
+        if cls is RecipeConfig and one.name in DURATIONS:
+            kind = (
+                "a list of durations such as [30ep,60ep]"
+                if kind.startswith("a list")
+                else "a duration such as 90ep or 5000st"
+            )
+        found[key] = Field(key, kind, meaning, _default(one), optional, inner is not None or free, free)
+        if inner is not None:
+            found.update(_walk(inner, f"{key}.0." if listed else f"{key}.", options))
+    return found
+
+
+def _comments(cls: type) -> dict[str, str]:
+    lines = inspect.getsource(cls).split("\n")
+    found = (re.match(r"\s+(\w+)\s*:[^#]*#\s*(.+)", line) for line in lines)
+    return {one[1]: one[2].strip() for one in found if one}
+
+
+def _without_none(hint: Any) -> tuple[Any, bool]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        rest = [one for one in typing.get_args(hint) if one is not type(None)]
+        return rest[0], True
+    return hint, False
+
+
+def _kind(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Any: "anything"}
+    if hint in names:
+        return names[hint]
+    if typing.get_origin(hint) is list:
+        inner = typing.get_args(hint)[0]
+        plural = {int: "whole numbers", float: "numbers", str: "words"}.get(inner, "groups of keys")
+        sample = {int: "[1,32]", float: "[0.5,1]", str: "[one,two]"}.get(inner, "")
+        return f"a list of {plural}" + (f" such as {sample}" if sample else "")
+    return "a group of keys"
+
+
+def _default(one: dataclasses.Field[Any]) -> str:
+    if one.default is not dataclasses.MISSING and one.default != MISSING:
+        return _typed(one.default)
+    if one.default_factory is not dataclasses.MISSING and not dataclasses.is_dataclass(one.default_factory):
+        return str(one.default_factory()).replace("'", "").replace(" ", "")
+    return ""
+
+
+def _typed(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
