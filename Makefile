@@ -20,7 +20,8 @@ help:
 setup: $(READY)
 
 # The stamp is written last: a set-up that was interrupted is taken up again by the next make.
-# uv is used from PATH or from .venv (where pip puts it); without it pip does the same work, slower.
+# uv is used from PATH or from .venv (where pip puts it); pip does the same work, slower, where uv is not to be had
+# or fails (an index that only pip is configured for).
 $(READY): pyproject.toml Makefile
 	@if [ -z "$(PYTHON)" ]; then \
 		echo "vitlab needs Python 3.11 or newer; found: $$(python3 --version 2>&1 || true)." >&2; \
@@ -31,11 +32,11 @@ $(READY): pyproject.toml Makefile
 		rm -rf $(VENV); \
 		echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@if command -v uv >/dev/null; then uv=uv; \
-	elif $(BIN) -m uv --version >/dev/null 2>&1 || $(BIN) -m pip install --quiet uv; then uv="$(BIN) -m uv"; \
+	elif $(BIN) -m pip install --quiet uv 2>/dev/null; then uv="$(BIN) -m uv"; \
 	else uv=; fi; \
 	echo "Setting up $(VENV) with $${uv:-pip}; the first time this fetches torch and takes some minutes."; \
-	if [ -n "$$uv" ]; then $$uv pip install --python $(BIN) --editable '.[dev]'; \
-	else $(BIN) -m pip install --editable '.[dev]'; fi
+	{ [ -n "$$uv" ] && $$uv pip install --python $(BIN) --editable '.[dev]'; } || \
+	$(BIN) -m pip install --editable '.[dev]'
 	@touch $@
 
 demo: setup

@@ -1,0 +1,89 @@
+"""The wheel: conf/ travels inside, and both ways to start vitlab work from any folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+WITHOUT = {"PYTHONPATH", "VIRTUAL_ENV", "VITLAB_DATA"}
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    environment = {name: value for name, value in os.environ.items() if name not in WITHOUT}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", folder, cwd=ROOT)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin folder of an environment in which the wheel is installed, and its dependencies are those of here."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=True)
+    python = folder / "bin/python"
+    pip = (sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check")
+    run(*pip, "install", "--quiet", "--no-index", "--no-deps", wheel, cwd=folder)
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip())
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "bin"
+
+
+def committed(folder: str) -> set[str]:
+    return set(run("git", "ls-files", folder, cwd=ROOT).split())
+
+
+def test_the_wheel_holds_the_package_and_its_configuration(wheel: Path) -> None:
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    missing = {f"vitlab/{name}" for name in committed("conf")} - inside | committed("vitlab") - inside
+    assert not missing
+    assert {name.split("/")[0] for name in inside} == {"vitlab", "vitlab-0.1.0.dist-info"}
+
+
+def test_paths_of_this_machine_stay_here(tmp_path: Path) -> None:
+    """conf/local is one person's; a wheel built in a clone that has it must not carry it away."""
+    for name in ("pyproject.toml", ".gitignore"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    for name in ("vitlab/__init__.py", "conf/config.yaml", "conf/local/mine.yaml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("# text\n")
+    run(sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", "dist", cwd=tmp_path)
+    (built,) = (tmp_path / "dist").glob("*.whl")
+    names = [name for name in zipfile.ZipFile(built).namelist() if name.startswith("vitlab/")]
+    assert sorted(names) == ["vitlab/__init__.py", "vitlab/conf/config.yaml"]
+
+
+def test_an_installed_vitlab_works_from_any_folder(installed: Path, tmp_path: Path) -> None:
+    where = run(installed / "python", "-c", "import vitlab; print(vitlab.__file__)", cwd=tmp_path)
+    assert Path(where.strip()).is_relative_to(installed.parent)  # not the clone
+    words = (["--help"], ["--version"], ["mode=list"], ["mode=list", "group=model"])
+    for arguments in words:
+        from_clone = run(sys.executable, "-m", "vitlab", *arguments, cwd=ROOT)
+        assert from_clone
+        assert run(installed / "vitlab", *arguments, cwd=tmp_path) == from_clone
+        assert run(installed / "python", "-m", "vitlab", *arguments, cwd=tmp_path) == from_clone
+    assert list(tmp_path.iterdir()) == []
+    for choice in (ROOT / "conf/model").glob("*.yaml"):
+        assert choice.stem in from_clone
+
+
+def test_a_clone_works_from_any_folder(tmp_path: Path) -> None:
+    help_page = run(sys.executable, "-m", "vitlab", "--help", cwd=ROOT)
+    script = Path(sys.executable).with_name("vitlab")
+    assert run(script, "--help", cwd=tmp_path) == help_page
+    assert run(sys.executable, "-m", "vitlab", "--help", cwd=tmp_path) == help_page
