@@ -1,0 +1,1 @@
+"""Images in, batches out: sources, samplers, loaders."""

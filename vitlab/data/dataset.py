@@ -1,0 +1,129 @@
+"""From (index, slot) to a batch: decode, draw, view, mix, and the stored targets of exactly these views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vitlab.data.batch import Batch
+from vitlab.data.sampler import Item
+from vitlab.data.sources import Source
+from vitlab.distill.draw import Augmentation, draw, draw_mix, seeds_of
+from vitlab.distill.sparse import SparseTarget
+from vitlab.distill.store import TargetStore
+from vitlab.distill.views import EvalView, View, mix_weight
+
+
+class TrainViews(Dataset[Batch]):
+    """Augmented views. A view is a function of (``base_seed``, slot, index): not of the batch, the rank or the process.
+
+    With a store the seed is the stored one, so that the view is the one that the teacher saw, and the batch carries
+    the stored output. Where the augmentation mixes, items come in pairs (2t, 2t+1); an odd last one stays unmixed.
+
+    Args:
+        store: folder of a sealed :class:`~vitlab.distill.store.TargetStore`, opened in each process that reads.
+        num_classes: width of the mixed label rows.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        augmentation: Augmentation,
+        view: View,
+        base_seed: int,
+        num_classes: int,
+        store: Path | None = None,
+    ) -> None:
+        self.source = source
+        self.augmentation = augmentation
+        self.view = view
+        self.base_seed = base_seed
+        self.num_classes = num_classes
+        self.store = store
+        self._opened: TargetStore | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A loader process opens its own memory maps; a pickled one would be a copy of the whole store.
+        return self.__dict__ | {"_opened": None}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, items: Sequence[Item]) -> Batch:
+        """The batch of these (index, slot).
+
+        ``label`` is ``[B, K]`` float32 where the augmentation mixes, ``weight * own + (1 - weight) * partner`` with
+        the share of the area that a CutMix box leaves; else ``[B]`` int64.
+
+        Raises:
+            UserError: if an image does not decode.
+        """
+        index = np.array([item[0] for item in items], dtype=np.int64)
+        slot = np.array([item[1] for item in items], dtype=np.int64)
+        seeds, target = self._seeds(slot, index)
+        size = self.view.size
+        image = torch.empty((len(items), 3, size, size), dtype=torch.float32)
+        label = torch.empty(len(items), dtype=torch.int64)
+        for row, (position, seed) in enumerate(zip(index.tolist(), seeds, strict=True)):
+            picture, label[row] = self.source[position]
+            self.view(picture, draw(self.augmentation, seed, *picture.size), out=image[row])
+        if self.augmentation.mixes:
+            label = self._mix(image, label, seeds)
+        return Batch(image, label, torch.from_numpy(index), torch.from_numpy(slot), target)
+
+    def _seeds(self, slot: np.ndarray, index: np.ndarray) -> tuple[list[int], SparseTarget | None]:
+        if self.store is None:
+            return seeds_of(self.base_seed, slot, index).tolist(), None
+        if self._opened is None:
+            self._opened = TargetStore.open(self.store)
+        seeds, target = self._opened.gather(slot, index)
+        return seeds.tolist(), target
+
+    def _mix(self, image: Tensor, label: Tensor, seeds: list[int]) -> Tensor:
+        """Mix the pairs of ``image`` in place; the label rows ``[B, K]``."""
+        rows = torch.nn.functional.one_hot(label, self.num_classes).to(torch.float32)
+        size = self.view.size
+        for a in range(0, len(seeds) - 1, 2):
+            b = a + 1
+            mix = draw_mix(self.augmentation, seeds[a], seeds[b], size, size)
+            if mix is None:
+                continue
+            first, second = self.view.mix(image[a], image[b], mix), self.view.mix(image[b], image[a], mix)
+            image[a], image[b] = first, second
+            weight = mix_weight(mix, size)
+            own, other = rows[a].clone(), rows[b].clone()
+            rows[a] = weight * own + (1 - weight) * other
+            rows[b] = weight * other + (1 - weight) * own
+        return rows
+
+
+class EvalViews(Dataset[Batch]):
+    """Views for measuring: no draw, slot -1."""
+
+    def __init__(self, source: Source, view: EvalView) -> None:
+        self.source = source
+        self.view = view
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, items: Sequence[int]) -> Batch:
+        """The batch of these indices.
+
+        Raises:
+            UserError: if an image does not decode.
+        """
+        size = self.view.size
+        image = torch.empty((len(items), 3, size, size), dtype=torch.float32)
+        label = torch.empty(len(items), dtype=torch.int64)
+        for row, index in enumerate(items):
+            picture, label[row] = self.source[index]
+            self.view(picture, out=image[row])
+        where = torch.tensor(items, dtype=torch.int64)
+        return Batch(image, label, where, torch.full_like(where, -1))

@@ -1,0 +1,91 @@
+"""Image files to RGB, as a person looking at the file expects to see them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from vitlab.data.sources import Labels, Strings
+from vitlab.errors import UserError
+
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2"}
+)
+"""Suffixes (lower case) that count as an image; every other file is foreign."""
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB, 8 bits, upright.
+
+    The EXIF orientation is applied; transparent pixels lie on white; 16-bit grey keeps its upper byte; palette, grey,
+    CMYK and the other modes are converted by Pillow. Of an animation this is the first frame.
+
+    Raises:
+        ValueError: for floating-point and 32-bit integer images, whose range the file does not state.
+    """
+    if image.getexif().get(0x0112, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"the file holds {image.mode} pixels of unstated range; save it with 8 or 16 bits per channel")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+class Files:
+    """A source of image files under one root.
+
+    ``upright=False`` opens files as torchvision does (mode converted, EXIF orientation ignored): the published sets are
+    measured that way, and the crops stored with released labels are in such pixels.
+    """
+
+    in_memory = False
+
+    def __init__(
+        self,
+        root: Path,
+        paths: Sequence[str],
+        labels: Sequence[int] | Labels,
+        classes: list[str],
+        split_name: str,
+        upright: bool = True,
+    ) -> None:
+        self.root = root
+        self.keys = Strings(paths)
+        self.labels: Labels = np.asarray(labels, dtype=np.int64)
+        self.classes = classes
+        self.split_name = split_name
+        self.upright = upright
+        self.ignored: dict[str, int] = {}  # files passed over while listing, by kind
+        if len(self.keys) != len(self.labels):
+            raise ValueError(f"{len(self.keys)} paths and {len(self.labels)} labels")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """Decode image ``index``.
+
+        Raises:
+            UserError: naming the file, if it is missing or does not decode.
+        """
+        path = self.root / self.keys[index]
+        try:
+            with Image.open(path) as image:
+                rgb = to_rgb(image) if self.upright else image.convert("RGB")
+                rgb.load()
+        # Pillow's decoders raise whatever the format's code stumbles over, SyntaxError and struct.error among them.
+        except Exception as error:
+            raise UserError(
+                f"{path} cannot be read as an image ({type(error).__name__}: {error}).",
+                "Repair the file, or take it out of the data set.",
+            ) from error
+        return rgb, int(self.labels[index])

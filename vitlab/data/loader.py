@@ -1,0 +1,75 @@
+"""The one DataLoader: whole batches from the data set, processes that outlive Ctrl-C, errors that stay readable."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from vitlab.data.batch import Batch
+from vitlab.data.sources import Source
+from vitlab.errors import UserError
+
+
+class Loader(DataLoader[Batch]):
+    """Batches that ``sampler`` lists and ``dataset.__getitems__`` makes.
+
+    What a batch holds does not depend on ``workers``. A mistake in the data that a worker process meets is raised here
+    as the same :class:`UserError`, without the process's stack trace around it.
+    """
+
+    def __init__(self, dataset: Dataset[Batch], sampler: Iterable[list[Any]], workers: int) -> None:
+        super().__init__(
+            _Courier(dataset),
+            batch_sampler=sampler,
+            num_workers=workers,
+            collate_fn=_as_is,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=workers > 0,
+            worker_init_fn=_prepare_worker,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names its private iterator class
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+class _Courier(Dataset[Batch]):
+    """Hands a UserError over as a value: torch would wrap a raised one in the text of a stack trace."""
+
+    def __init__(self, dataset: Dataset[Batch]) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, items: list[Any]) -> Batch | UserError:
+        try:
+            return cast(Batch, self.dataset.__getitems__(items))  # type: ignore[attr-defined]
+        except UserError as error:
+            return error
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _prepare_worker(number: int) -> None:
+    """Leave Ctrl-C and SIGTERM, which reach the whole process group, to the main process.
+
+    It finishes its step, saves, and then ends the workers; they also end when it is gone. torch has already limited
+    this process to one thread.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def default_workers(source: Source) -> int:
+    """One process per free core of this rank's share, one core left to the main process; none for data in memory."""
+    if source.in_memory:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1)

@@ -1,0 +1,147 @@
+"""The data of one training, as Lightning wants them: sources, samplers, loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import lightning as L
+import numpy.typing as npt
+
+from vitlab.config import AugmentationConfig, DatasetConfig
+from vitlab.data.build import open_splits
+from vitlab.data.dataset import EvalViews, TrainViews
+from vitlab.data.loader import Loader, default_workers
+from vitlab.data.sampler import EpochSampler, ShardSampler, SlotPolicy, SlotSampler, Span
+from vitlab.data.sources import fingerprint
+from vitlab.distill.draw import Augmentation
+from vitlab.distill.store import TargetStore
+from vitlab.distill.views import EvalView, View
+
+
+class VisionData(L.LightningDataModule):
+    """Training views, evaluation views, and views to be labelled.
+
+    Args:
+        batch_size: of one rank and one micro-batch; the tail of an epoch that does not fill ``batch_size * world *
+            accumulate`` is dropped.
+        mean, std: per channel, the student's normalisation.
+        seed: of the order, of the views and of the choice of ``labels_per_class``.
+        workers: loader processes; None: :func:`~vitlab.data.loader.default_workers`.
+        store: folder of a sealed store whose targets go with the training views; it must be of the same data and
+            augmentation.
+        slots, num_slots: as in :class:`~vitlab.data.sampler.EpochSampler`; ``num_slots`` defaults to the store's.
+        max_images: cut every split to so many images.
+
+    Attributes:
+        sizes: images in ``train``, ``val`` and ``test``.
+        split_names: which split these really are.
+        fingerprint: of the training images (after ``labels_per_class``); stored targets belong to it.
+    """
+
+    def __init__(
+        self,
+        dataset: DatasetConfig,
+        augmentation: AugmentationConfig,
+        *,
+        batch_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        seed: int = 0,
+        workers: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+        accumulate: int = 1,
+        eval_batch_size: int | None = None,
+        store: Path | None = None,
+        slots: SlotPolicy = "epoch",
+        num_slots: int | None = None,
+        max_images: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.sources = open_splits(dataset, seed, max_images)
+        self.train_source = self.sources["train"]
+        self.classes = self.train_source.classes
+        self.num_classes = len(self.classes)
+        self.sizes = {split: len(source) for split, source in self.sources.items()}
+        self.split_names = {split: source.split_name for split, source in self.sources.items()}
+        self.fingerprint = fingerprint(self.train_source)
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.workers = default_workers(self.train_source) if workers is None else workers
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.augmentation = Augmentation(size=dataset.size, **asdict(augmentation))
+        self.view = View(dataset.size, mean, std, augmentation.interpolation)
+        self.eval_view = EvalView(dataset.size, dataset.crop_pct, mean, std, augmentation.interpolation)
+        if store is not None:
+            same: dict[str, object] = {
+                "data_fingerprint": self.fingerprint,
+                "augmentation_fingerprint": self.augmentation.fingerprint(),
+            }
+            if self.augmentation.mixes:
+                same["base_seed"] = seed  # the seed also says which images are pairs
+            opened = TargetStore.open(store, expect=same)
+            num_slots = opened.spec.slots if num_slots is None else num_slots
+        self.store = store
+        self.train_sampler = EpochSampler(
+            len(self.train_source),
+            batch_size * world * accumulate,
+            seed=seed,
+            rank=rank,
+            world=world,
+            accumulate=accumulate,
+            paired=self.augmentation.mixes,
+            slots=slots,
+            num_slots=num_slots,
+        )
+        self._validation: Loader | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps."""
+        return len(self.train_sampler) // self.train_sampler.accumulate
+
+    def train_loader(self, start: int, stop: int) -> Loader:
+        """Batches ``start`` to ``stop`` of this rank, counted over all epochs: what remains of a training."""
+        return Loader(self._train_views(self.store), Span(self.train_sampler, start, stop), self.workers)
+
+    def train_dataloader(self) -> Loader:
+        """One epoch each time it is iterated, from ``train_sampler.position`` on."""
+        return Loader(self._train_views(self.store), self.train_sampler, self.workers)
+
+    def val_dataloader(self) -> Loader:
+        """The validation images, each once over all ranks."""
+        if self._validation is None:  # validated again and again: its processes are kept
+            self._validation = self._eval_loader("val")
+        return self._validation
+
+    def test_dataloader(self) -> Loader:
+        """The test images, each once over all ranks."""
+        return self._eval_loader("test")
+
+    def label_dataloader(self, slot: int, missing: npt.ArrayLike, batch_size: int) -> Loader:
+        """This rank's part of the training views of ``slot`` that hold an index of ``missing``, to be labelled.
+
+        Whole batches of a fixed partition: some of their images may be done already, and give the same again.
+        """
+        sampler = SlotSampler(
+            len(self.train_source),
+            batch_size,
+            slot,
+            missing,
+            seed=self.seed,
+            rank=self.rank,
+            world=self.world,
+            paired=self.augmentation.mixes,
+        )
+        return Loader(self._train_views(None), sampler, self.workers)
+
+    def _train_views(self, store: Path | None) -> TrainViews:
+        return TrainViews(self.train_source, self.augmentation, self.view, self.seed, self.num_classes, store)
+
+    def _eval_loader(self, split: str) -> Loader:
+        source = self.sources[split]
+        sampler = ShardSampler(len(source), self.eval_batch_size, self.rank, self.world)
+        return Loader(EvalViews(source, self.eval_view), sampler, self.workers)

@@ -1,0 +1,35 @@
+"""Where a data set lies: ``dataset.root``, else ``$VITLAB_DATA``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from vitlab.config import DatasetConfig
+from vitlab.errors import UserError
+
+
+def data_roots(cfg: DatasetConfig) -> list[Path]:
+    """Folders in which to look, best first: ``dataset.root``, or ``$VITLAB_DATA/<name>`` and ``$VITLAB_DATA``.
+
+    Raises:
+        UserError: if neither is given.
+    """
+    if cfg.root:
+        return [Path(cfg.root).expanduser()]
+    base = os.environ.get("VITLAB_DATA")
+    if not base:
+        raise UserError(
+            f"Data set '{cfg.name}' needs a folder, and neither dataset.root nor VITLAB_DATA is set.",
+            f"Give dataset.root=/path/to/{cfg.name}, or set VITLAB_DATA to the folder that holds your data sets.",
+        )
+    return [Path(base).expanduser() / cfg.name, Path(base).expanduser()]
+
+
+def missing(cfg: DatasetConfig, expected: str, downloadable: bool = False) -> UserError:
+    """The error that says what was looked for, where, and the ways out."""
+    places = " or ".join(str(root) for root in data_roots(cfg))
+    ways = [f"Give dataset.root=/path (now {'set to ' + cfg.root if cfg.root else 'taken from VITLAB_DATA'})"]
+    if downloadable:
+        ways.append("add dataset.download=true to fetch it there")
+    return UserError(f"Data set '{cfg.name}' was not found: expected {expected} in {places}.", ", or ".join(ways) + ".")

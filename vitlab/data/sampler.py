@@ -1,0 +1,293 @@
+"""Which images, in which view, in which batch: pure functions of (seed, epoch).
+
+Batches are numbered through all epochs of a training. Batch k of a rank is a function of k and the constructor's
+arguments alone, so resuming anywhere is starting at another k, and nothing about the past needs to be stored. A batch
+is a list of ``(index, slot)``: the slot travels with the index, and loader processes need not know the epoch.
+
+The order is that of TinyViT's official code (papers: arXiv 2207.10666): ``torch.randperm`` from a generator seeded
+with ``seed + epoch``, seen as rows of two where views are mixed in pairs, row t going to rank t mod world. What the
+ranks see in a step is therefore what one rank alone sees in that step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from vitlab.errors import UserError
+
+Indices = npt.NDArray[np.int64]
+Item = tuple[int, int]
+SlotPolicy = Literal["epoch", "cycle", "uniform"]
+
+
+def permutation(length: int, seed: int, epoch: int) -> Indices:
+    """``[length]`` order of an epoch."""
+    generator = torch.Generator().manual_seed(seed + epoch)
+    order: Indices = torch.randperm(length, generator=generator).numpy()
+    return order
+
+
+def uniform_slots(index: Indices, seed: int, epoch: int, num_slots: int) -> Indices:
+    """``[B]`` a slot in [0, num_slots) for each index, from a counter-based hash (splitmix64) of (seed, epoch, index).
+
+    Over the epochs an image sees its slots independently and uniformly, as a draw with replacement.
+    """
+    mask = (1 << 64) - 1
+    key = np.uint64((seed * 0x9E3779B97F4A7C15 + epoch * 0xD1B54A32D192ED03 + 0x8CB92BA72F3D8DD7) & mask)
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
+        x = index.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + key
+        for _ in range(2):  # two rounds: keys of neighbouring epochs differ by a constant
+            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            x = x ^ (x >> np.uint64(31))
+    slots: Indices = ((x >> np.uint64(32)) * np.uint64(num_slots) >> np.uint64(32)).astype(np.int64)
+    return slots
+
+
+class EpochSampler:
+    """Training batches of one rank, as a batch sampler.
+
+    Iterating yields the rest of the epoch in which :attr:`position` lies, then moves on to the next; ``len`` is always
+    that of a full epoch. With ``position = k`` the next batch is batch k, whatever came before.
+
+    Args:
+        length: images in the source.
+        batch_size: of all ranks and all accumulated micro-batches together; the tail of an epoch that does not fill it
+            is dropped (other images the next time).
+        accumulate: micro-batches of one optimiser step. A rank's batch has ``batch_size / (world * accumulate)`` items.
+        paired: keep the pairs (2t, 2t+1) that are mixed together; pairs are then a function of the slot, as stored
+            labels of mixed views are of one pair only.
+        slots: ``epoch``: slot = epoch; ``cycle``: epoch mod ``num_slots``; ``uniform``: a hash of
+            (seed, epoch, index).
+        num_slots: views there are of each image; None: as many as epochs.
+        padded: instead of dropping the tail, repeat the head of the order until the ranks are even, as the official
+            code does; the last batch may then be short.
+
+    Raises:
+        UserError: if the batch does not divide, exceeds the data, or pairs cannot be kept.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        accumulate: int = 1,
+        paired: bool = False,
+        slots: SlotPolicy = "epoch",
+        num_slots: int | None = None,
+        padded: bool = False,
+    ) -> None:
+        if not 0 <= rank < world:
+            raise ValueError(f"rank {rank} of {world}")
+        if slots not in ("epoch", "cycle", "uniform"):
+            raise ValueError(f"slots='{slots}' is not one of epoch, cycle, uniform")
+        if slots != "epoch" and not num_slots:
+            raise ValueError(f"slots='{slots}' needs num_slots")
+        parts = world * accumulate
+        if batch_size < 1 or batch_size % parts:
+            raise UserError(
+                f"recipe.batch_size={batch_size} does not divide into {world} device(s) x recipe.accumulate="
+                f"{accumulate}.",
+                f"Take a multiple of {parts}.",
+            )
+        if paired and batch_size // parts % 2:
+            raise UserError(
+                f"Mixing (mixup, cutmix) works on pairs, and recipe.batch_size={batch_size} leaves "
+                f"{batch_size // parts} images for each of {parts} parts, an odd number.",
+                f"Take a multiple of {2 * parts}.",
+            )
+        if paired and slots == "uniform":
+            raise UserError(
+                "Mixed views (mixup, cutmix) are stored for one pair in one slot; slots drawn for each image alone "
+                "would break the pairs.",
+                "Read the slots in turn, or store unmixed views.",
+            )
+        if not padded and length < batch_size:
+            raise UserError(
+                f"recipe.batch_size={batch_size} is more than the {length} training images.",
+                f"Take at most {length // (parts * (2 if paired else 1)) * parts * (2 if paired else 1)}.",
+            )
+        self.length = length
+        self.batch_size = batch_size
+        self.accumulate = accumulate
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.paired = paired
+        self.slots = slots
+        self.num_slots = num_slots
+        self.padded = padded
+        self.position = 0
+        """The next batch, counted over all epochs. Set it to resume. While a loader runs it says nothing about what
+        was consumed, since loaders read ahead."""
+        self._cached: tuple[int, Indices, Indices] | None = None
+
+    @property
+    def per_rank(self) -> int:
+        """Items of one batch of one rank."""
+        return self.batch_size // (self.world * self.accumulate)
+
+    def __len__(self) -> int:
+        """Batches of one rank in one full epoch."""
+        if self.padded:
+            rows = self.world * (2 if self.paired else 1)
+            return -(-(-(-self.length // rows) * rows // self.world) // self.per_rank)
+        return self.length // self.batch_size * self.accumulate
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        # Read here, not at the first next(): a loader that reads ahead asks for the iterator first.
+        return self._rest(self.position)
+
+    def _rest(self, start: int) -> Iterator[list[Item]]:
+        stop = (start // len(self) + 1) * len(self)
+        for number in range(start, stop):
+            yield self.batch(number)
+        self.position = stop
+
+    def batch(self, number: int) -> list[Item]:
+        """Batch ``number`` of this rank, counted from 0 over all epochs."""
+        epoch, within = divmod(number, len(self))
+        if self._cached is None or self._cached[0] != epoch:
+            self._cached = (epoch, *self.order(epoch))
+        _, index, slot = self._cached
+        rows = slice(within * self.per_rank, (within + 1) * self.per_rank)
+        return list(zip(index[rows].tolist(), slot[rows].tolist(), strict=True))
+
+    def order(self, epoch: int) -> tuple[Indices, Indices]:
+        """Index and slot, ``[M]`` each, of everything that this rank sees in ``epoch``.
+
+        Raises:
+            UserError: if ``slots`` is ``epoch`` and there is no slot for this one.
+        """
+        slot = self.slot(epoch)
+        index = self._rows(epoch, slot).reshape(-1, 2 if self.paired else 1)[self.rank :: self.world].ravel()
+        if self.slots == "uniform":
+            assert self.num_slots is not None  # checked in the constructor
+            return index, uniform_slots(index, self.seed, epoch, self.num_slots)
+        return index, np.full(len(index), slot, dtype=np.int64)
+
+    def slot(self, epoch: int) -> int:
+        """Slot of an epoch (of its pairs only, where slots are uniform)."""
+        if self.slots == "epoch" and self.num_slots is not None and epoch >= self.num_slots:
+            raise UserError(
+                f"Epoch {epoch + 1} has no stored views: there are {self.num_slots} slots, one an epoch.",
+                "Store more slots, train for fewer epochs, or read the slots in turn.",
+            )
+        return epoch % self.num_slots if self.slots == "cycle" and self.num_slots else epoch
+
+    def _rows(self, epoch: int, slot: int) -> Indices:
+        """Order of all ranks, a whole number of rows for each."""
+        if not self.paired:
+            order = permutation(self.length, self.seed, epoch)
+        else:
+            # A slot that comes round again keeps its pairs and is dealt out in a new order.
+            order = permutation(self.length, self.seed, slot)
+            if epoch != slot:
+                pairs = order[: self.length // 2 * 2].reshape(-1, 2)
+                shuffled = pairs[permutation(len(pairs), self.seed, epoch)].ravel()
+                order = np.concatenate((shuffled, order[len(shuffled) :]))
+        if not self.padded:
+            return order[: self.length // self.batch_size * self.batch_size]
+        rows = self.world * (2 if self.paired else 1)
+        return np.resize(order, -(-self.length // rows) * rows)
+
+
+class Span:
+    """Batches ``start`` to ``stop`` of a sampler, over the ends of epochs: what remains of a training.
+
+    One iterator for all epochs keeps loader processes and their read-ahead alive from one epoch to the next.
+    """
+
+    def __init__(self, sampler: EpochSampler, start: int, stop: int) -> None:
+        if not 0 <= start <= stop:
+            raise ValueError(f"batches {start} to {stop}")
+        self.sampler = sampler
+        self.start = start
+        self.stop = stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        return map(self.sampler.batch, range(self.start, self.stop))
+
+
+class SlotSampler:
+    """Batches that visit every image once in one slot, leaving out what is already done.
+
+    Batches are a fixed partition of the data (pairs of the slot kept together): a batch is visited whole if anything of
+    it is missing, and left out if nothing is. So a view is always computed in the same company, and an interrupted
+    pass that is taken up again gives the same bits, also where arithmetic depends on the batch. Batch b belongs to
+    rank b mod world. With an odd number of images the last one has no partner.
+
+    Args:
+        missing: ``[M]`` indices not done yet.
+        paired, seed: as of the :class:`EpochSampler` that will read the slot.
+
+    Raises:
+        UserError: if ``paired`` and ``batch_size`` is odd.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        slot: int,
+        missing: npt.ArrayLike,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        paired: bool = False,
+    ) -> None:
+        if paired and batch_size % 2:
+            raise UserError(
+                f"Mixing (mixup, cutmix) works on pairs; {batch_size} images at a time split one.",
+                "Take an even batch size.",
+            )
+        self.batch_size = batch_size
+        self.slot = slot
+        self._order = permutation(length, seed, slot) if paired else np.arange(length, dtype=np.int64)
+        wanted = np.zeros(length, dtype=bool)
+        wanted[np.asarray(missing, dtype=np.int64)] = True
+        starts = np.arange(0, length, batch_size)
+        needed = np.logical_or.reduceat(wanted[self._order], starts) if length else np.zeros(0, dtype=bool)
+        mine = np.arange(len(starts)) % world == rank
+        self._starts: Indices = starts[needed & mine]
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        for start in self._starts:
+            yield [(index, self.slot) for index in self._order[start : start + self.batch_size].tolist()]
+
+
+class ShardSampler:
+    """Each image exactly once over all ranks, in the source's order; batch b belongs to rank b mod world.
+
+    The batches are the same for any number of ranks; a rank may have one batch less than another.
+    """
+
+    def __init__(self, length: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        if batch_size < 1 or not 0 <= rank < world:
+            raise ValueError(f"batch size {batch_size}, rank {rank} of {world}")
+        self._starts = range(rank * batch_size, length, world * batch_size)
+        self.length = length
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in self._starts:
+            yield list(range(start, min(start + self.batch_size, self.length)))
