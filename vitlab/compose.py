@@ -9,29 +9,25 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.defaults_list import DefaultsList
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.types import Override
+from hydra._internal.config_repository import CachingConfigRepository
+from hydra._internal.defaults_list import create_defaults_list
+from hydra._internal.utils import create_automatic_config_search_path
 from hydra.errors import HydraException, MissingConfigException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from vitlab.compose_checks import check, check_read
 from vitlab.compose_errors import Files, file_error, missing_file, yaml_error
 from vitlab.config import GROUPS, Config
 from vitlab.errors import UserError
-from vitlab.methods.base import Method, find_method
+from vitlab.methods.base import find_method
 from vitlab.prompt import check_keys, is_choice, kind_of, read_words, top
 from vitlab.schema import Field, fields, find
 
@@ -79,43 +75,38 @@ def load(overrides: list[str]) -> Composed:
     """
     conf = conf_dir()
     words = read_words(overrides, conf)
-    choosing = [str(one.input_line) for one in words if is_choice(one)]
-    with _hydra(conf):
-        try:
-            defaults = _defaults(choosing)
-            choices = {
-                group: choice
-                for group, choice in defaults.overrides.known_choices.items()
-                if not group.startswith("hydra/") and (choice is None or (conf / group.partition("@")[0]).is_dir())
-            }
-            method = find_method(str(choices["method"]))
-            known = fields(method.Options)
-            ready = check_keys(words, known, conf)
-            return _compose(overrides, words, choosing, ready, choices, method, known, Files(conf, defaults.defaults))
-        except MissingConfigException as error:
-            raise missing_file(str(error.missing_cfg_file), conf) from error
-        except yaml.YAMLError as error:
-            raise yaml_error(error, conf) from error
-
-
-def _compose(
-    overrides: list[str],
-    words: list[Override],
-    choosing: list[str],
-    ready: list[str],
-    choices: dict[str, str | None],
-    method: type[Method],
-    known: dict[str, Field],
-    files: Files,
-) -> Composed:
-    ConfigStore.instance().store(name="schema", node=Config(method=method.Options))
-    typed = {word.key_or_group: str(word.input_line) for word in words if not is_choice(word)}
+    loader = ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf)))
+    repository = CachingConfigRepository(loader.repository)
     try:
-        usual = compose("config", overrides=choosing)
-        asked = compose("config", overrides=ready)
-        strict = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Config(method=method.Options)), asked))
-        tree = cast(dict[str, Any], OmegaConf.to_container(strict, resolve=True, throw_on_missing=True))
-        config = OmegaConf.to_object(strict)
+        defaults = create_defaults_list(
+            repository, "config", [one for one in words if is_choice(one)], prepend_hydra=False, skip_missing=False
+        )
+    except MissingConfigException as error:
+        raise missing_file(str(error.missing_cfg_file), conf) from error
+    except yaml.YAMLError as error:
+        raise yaml_error(error, conf) from error
+    except HydraException as error:
+        raise _plain(error) from error
+    choices = {
+        group: choice
+        for group, choice in defaults.overrides.known_choices.items()
+        if choice is None or (conf / group.partition("@")[0] / f"{choice}.yaml").is_file()
+    }
+    method = find_method(str(choices["method"]))
+    known = fields(method.Options)
+    keyed = check_keys([one for one in words if not is_choice(one)], known, conf)
+    files = Files(conf, defaults.defaults)
+    typed = {one.key_or_group: str(one.input_line) for one in words if not is_choice(one)}
+    try:
+        usual = OmegaConf.structured(Config(method=method.Options))
+        for default in defaults.defaults:
+            usual.merge_with(loader._load_single_config(default, repository).config)
+        OmegaConf.set_struct(usual, True)
+        asked = copy.deepcopy(usual)
+        ConfigLoaderImpl._apply_overrides_to_config(keyed, asked)
+        tree = cast(dict[str, Any], OmegaConf.to_container(asked, resolve=True, throw_on_missing=True))
+        # Once more over the bare schema: strict, so that nothing can have come in that has no type.
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config(method=method.Options)), tree))
         before, after = _leaves(OmegaConf.to_container(usual, resolve=True)), _leaves(tree)
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(error, typed, files, known) from error
@@ -131,11 +122,10 @@ def _compose(
     chosen = {top(word.get_key_element()): str(word.input_line) for word in words}
     check_read(config, method, chosen)
     changed = {key: after.get(key) for key in before | after if before.get(key, ...) != after.get(key, ...)}
-    read = method.reads(config)
-    return Composed(config, choices, set(chosen) & set(GROUPS), list(overrides), tree, changed, read)
+    return Composed(config, choices, set(chosen) & set(GROUPS), list(overrides), tree, changed, method.reads(config))
 
 
-def _explained(error: Exception, typed: dict[str, str], files: Files, known: dict[str, Field]) -> UserError | Exception:
+def _explained(error: Exception, typed: dict[str, str], files: Files, known: dict[str, Field]) -> UserError:
     """The user's mistake behind an exception of Hydra's or OmegaConf's."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
@@ -156,18 +146,6 @@ def _explained(error: Exception, typed: dict[str, str], files: Files, known: dic
 def _plain(error: Exception) -> UserError:
     lines = [line.strip() for line in str(error).split("\n") if line.strip()]
     return UserError(f"The configuration cannot be composed: {' '.join(lines[:3])}", "See mode=list for what there is.")
-
-
-@contextmanager
-def _hydra(conf: Path) -> Iterator[None]:
-    ConfigStore.instance().store(name="schema", node=Config)
-    with initialize_config_dir(config_dir=str(conf), version_base="1.3"):
-        yield
-
-
-def _defaults(choosing: list[str]) -> DefaultsList:
-    loader = cast(ConfigLoaderImpl, GlobalHydra.instance().config_loader())
-    return loader.compute_defaults_list("config", choosing, RunMode.RUN)
 
 
 def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -39,7 +39,7 @@ class Files:
         self.conf = conf
         self.defaults = [one for one in defaults if one.config_path and (conf / f"{one.config_path}.yaml").is_file()]
 
-    def keys(self) -> Iterator[tuple[str, Place]]:
+    def entries(self) -> Iterator[tuple[str, Place]]:
         """Every key of every file, dotted and as mounted, with its place."""
         for one in self.defaults:
             path = self.conf / f"{one.config_path}.yaml"
@@ -52,7 +52,7 @@ class Files:
     def find(self, key: str) -> Place | None:
         """The place that decides about ``key``: the last file that sets it."""
         found = None
-        for other, place in self.keys():
+        for other, place in self.entries():
             if other == key:
                 found = place
         return found
@@ -60,7 +60,7 @@ class Files:
 
 def file_error(error: Exception, files: Files, known: dict[str, Field]) -> UserError | None:
     """What is wrong in the YAML files that explains ``error``; None when they are not to blame."""
-    for key, place in files.keys():
+    for key, place in files.entries():
         if find(key, known) is None:
             near = suggest(key, known)
             field = find(near, known) if near else None
@@ -75,7 +75,7 @@ def file_error(error: Exception, files: Files, known: dict[str, Field]) -> UserE
 
 
 def value_error(error: OmegaConfBaseException, files: Files, known: dict[str, Field]) -> UserError:
-    """A value of the wrong type, a broken interpolation or a missing value, with the place in its file if it has one."""
+    """A value of the wrong type, a broken interpolation or a missing value, and its place in its file."""
     key = re.sub(r"\[(\d+)\]", r".\1", str(error.full_key))
     place, field = files.find(key), find(key, known)
     where = str(place) if place else key

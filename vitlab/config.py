@@ -43,7 +43,7 @@ class ModelConfig:
     checkpoint: Optional[str] = None  # .pth, .safetensors, or a vitlab model folder
     args: dict[str, Any] = field(default_factory=dict)  # keyword arguments of timm.create_model
     mean: Optional[list[float]] = None  # normalisation; null: the pretrained model's, else the dataset's
-    std: Optional[list[float]] = None
+    std: Optional[list[float]] = None  # see mean
 
 
 @dataclass
@@ -54,7 +54,7 @@ class DatasetConfig:
     root: Optional[str] = None  # folder with the data; null: $VITLAB_DATA/<name>
     size: int = MISSING  # side of the square view in pixels
     mean: list[float] = MISSING  # per channel, in [0, 1]
-    std: list[float] = MISSING
+    std: list[float] = MISSING  # per channel
     labels_per_class: Optional[int] = None  # keep this many training images of each class (seeded, stratified)
     crop_pct: float = 0.875  # evaluation: resize the short side to size/crop_pct, then centre crop; 1.0: plain resize
     download: bool = False  # fetch with torchvision if missing
@@ -69,18 +69,18 @@ class AugmentationConfig:
     """What may be drawn for a training view (vitlab.distill.draw.Augmentation)."""
 
     crop_scale: Optional[list[float]] = None  # random resized crop: area range; null: resize the whole image
-    crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
+    crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])  # of the random resized crop: width to height
     flip: float = 0.0  # probability of a horizontal flip
-    vertical_flip: float = 0.0
+    vertical_flip: float = 0.0  # probability of a vertical flip
     randaug: Optional[str] = None  # timm's notation, e.g. rand-m9-mstd0.5-inc1
     color_jitter: Optional[list[float]] = None  # brightness, contrast, saturation; only without randaug
     erase: float = 0.0  # probability of random erasing
     erase_mode: str = "pixel"  # pixel | rand | const
     mixup: float = 0.0  # Beta parameter; 0: off
     cutmix: float = 0.0  # Beta parameter; 0: off
-    mix_prob: float = 1.0
+    mix_prob: float = 1.0  # probability that a pair is mixed at all
     mix_switch: float = 0.5  # probability of CutMix where both are on
-    interpolation: str = "bicubic"
+    interpolation: str = "bicubic"  # nearest | bilinear | bicubic | lanczos | random
 
 
 @dataclass
@@ -91,18 +91,18 @@ class RecipeConfig:
     batch_size: int = MISSING  # global: over all devices and accumulation steps
     optimizer: str = MISSING  # any timm optimiser: adamw, sgd, lamb, ...
     lr: float = MISSING  # peak learning rate at this batch size
-    weight_decay: float = MISSING
+    weight_decay: float = MISSING  # of weight matrices and kernels; never of norms, biases and position tables
     optimizer_args: dict[str, Any] = field(default_factory=dict)  # betas, eps, momentum, ...
     schedule: str = "cosine"  # cosine | linear | step | constant
-    warmup: str = "0st"
-    warmup_lr: float = 0.0
-    min_lr: float = 0.0
+    warmup: str = "0st"  # duration over which the learning rate rises from warmup_lr to lr
+    warmup_lr: float = 0.0  # learning rate of the first step
+    min_lr: float = 0.0  # learning rate of the last step
     decay_at: list[str] = field(default_factory=list)  # step schedule: durations at which lr is multiplied
     decay_rate: float = 0.1  # step schedule: by this factor
     layer_decay: float = 1.0  # lr of each earlier layer group is multiplied by this once more; 1: off
     clip: Optional[float] = None  # global gradient norm
     accumulate: int = 1  # micro-batches per optimiser step
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.0  # share of a label spread over all classes
     ema: Optional[float] = None  # decay of the weight average; null: off
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     validate_every: str = "1ep"  # duration between validations
@@ -115,13 +115,15 @@ class TeacherConfig:
 
     members: list[ModelConfig] = field(default_factory=list)
     weights: Optional[list[float]] = None  # of the members; null: equal
-    temperature: float = 1.0
+    temperature: float = 1.0  # the teacher's logits are divided by it
     train: bool = False  # train the (single) member on the data set first, with teacher.recipe
-    recipe: Optional[RecipeConfig] = None
+    recipe: Optional[RecipeConfig] = None  # how it is trained; choose with recipe@teacher.recipe=NAME
 
 
 @dataclass
 class TaskConfig:
+    """What the network answers."""
+
     name: str = MISSING  # classification
 
 
@@ -129,7 +131,7 @@ class TaskConfig:
 class HardwareConfig:
     """How to run; never what comes out. The group also fills Lightning's ``trainer.*``."""
 
-    name: str = MISSING
+    name: str = MISSING  # auto | cpu | gpu
     workers: Optional[int] = None  # loader processes per device; null: one per free core, none for data in memory
     threads: Optional[int] = None  # CPU threads of the main process; null: torch's choice
     compile: bool = False  # torch.compile the student
@@ -139,11 +141,11 @@ class HardwareConfig:
 class TrainerConfig:
     """Lightning's Trainer, the part that hardware decides; any of it can be given key by key."""
 
-    accelerator: str = "auto"
-    devices: Any = 1
-    num_nodes: int = 1
-    strategy: str = "auto"
-    precision: str = "32-true"
+    accelerator: str = "auto"  # auto | cpu | gpu | mps
+    devices: Any = 1  # how many, or which: 2, [0,1]
+    num_nodes: int = 1  # machines
+    strategy: str = "auto"  # Lightning's name of how devices work together: auto, ddp
+    precision: str = "32-true"  # 32-true | bf16-mixed | 16-mixed
 
 
 @dataclass
@@ -152,29 +154,35 @@ class LoggerConfig:
 
     name: str = "local"  # local | csv | tensorboard | wandb
     every: int = 20  # training steps between two records
-    project: str = "vitlab"
+    project: str = "vitlab"  # wandb only
     offline: Optional[bool] = None  # wandb; null: offline when there is no key
-    tags: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)  # wandb only
 
 
 @dataclass
 class EvaluationConfig:
-    batch_size: int = 256
+    """What is measured at the end."""
+
+    batch_size: int = 256  # images at once
     bins: int = 15  # of the reliability diagram and the expected calibration error
-    latency: bool = True
-    latency_batches: list[int] = field(default_factory=lambda: [1, 32])
-    latency_repeats: int = 30
+    latency: bool = True  # measure seconds per batch
+    latency_batches: list[int] = field(default_factory=lambda: [1, 32])  # batch sizes that are timed
+    latency_repeats: int = 30  # timed batches of each size
 
 
 @dataclass
 class ExportConfig:
-    formats: list[str] = field(default_factory=lambda: ["safetensors", "onnx"])
+    """Files that others can load."""
+
+    formats: list[str] = field(default_factory=lambda: ["safetensors", "onnx"])  # any of safetensors, onnx
     tolerance: float = 1e-4  # largest allowed |exported - torch| of a logit
 
 
 @dataclass
 class DebugConfig:
-    name: str = "none"
+    """Cuts, to see every stage pass quickly."""
+
+    name: str = "none"  # none | smoke
     max_steps: Optional[int] = None  # cut every training to this many steps
     max_images: Optional[int] = None  # cut every split to this many images
     max_slots: Optional[int] = None  # cut every store to this many views per image
@@ -185,7 +193,7 @@ class Config:
     """The whole tree. ``method`` is typed by the method's own ``Options`` dataclass."""
 
     mode: str = "train"  # train | check | list
-    seed: int = 0
+    seed: int = 0  # of everything random: weights, order, augmentation, which labels are kept
     name: Optional[str] = None  # readable part of the run's name; null: dataset-model
     output: str = "outputs"  # where run folders are made
     fresh: bool = False  # start a numbered sibling of a run that exists

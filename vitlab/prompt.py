@@ -5,13 +5,14 @@ Every mistake that can be found in a word alone is answered here, because here i
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 
 from vitlab.config import GROUPS, MODES
@@ -56,20 +57,13 @@ def read_words(words: list[str], conf: Path) -> list[Override]:
     return read
 
 
-def check_keys(read: list[Override], known: dict[str, Field], conf: Path) -> list[str]:
-    """Check the words that give single keys a value against the known keys; return all words as Hydra wants them.
+def check_keys(keyed: list[Override], known: dict[str, Field], conf: Path) -> list[Override]:
+    """Check the words that give single keys a value against the known keys; return them as Hydra can apply them.
 
     Raises:
         UserError: for the first key that does not exist or cannot be set this way.
     """
-    ready = []
-    for word in read:
-        line = str(word.input_line)
-        if is_choice(word):
-            ready.append(line.lstrip("+") if word.is_add() and not _is_mount(word) else line)
-            continue
-        ready.append(_check_key(word, line, known, conf))
-    return ready
+    return [_check_key(word, str(word.input_line), known, conf) for word in keyed]
 
 
 def kind_of(field: Field) -> str:
@@ -161,7 +155,7 @@ def _is_mount(word: Override) -> bool:
 def _check_choice(word: Override, typed: str, conf: Path) -> None:
     group, value = word.key_or_group, word.value()
     names = choices_of(conf, group)
-    if value is None or isinstance(value, str) and value in names:
+    if value is None or (isinstance(value, str) and value in names):
         if value is None and group not in ("experiment", "local") and not _is_mount(word):
             raise UserError(f"{typed}: a run needs a {group}.", f"There are: {listed(names)}.")
         return
@@ -181,7 +175,7 @@ def _check_choice(word: Override, typed: str, conf: Path) -> None:
 # ----------------------------------------------------------------------------------------------------------- one key
 
 
-def _check_key(word: Override, line: str, known: dict[str, Field], conf: Path) -> str:
+def _check_key(word: Override, line: str, known: dict[str, Field], conf: Path) -> Override:
     key = word.key_or_group
     plus = "+" * (len(line) - len(line.lstrip("+")))
     value = line.partition("=")[2]
@@ -206,8 +200,8 @@ def _check_key(word: Override, line: str, known: dict[str, Field], conf: Path) -
     if field.branch and not field.free and not isinstance(word.value(), (dict, list)):
         raise _branch(word, field, value, known)
     if field.key == key and field.kind == "anything" and key not in known:
-        return f"++{line.lstrip('+')}"  # below a free dict any key is one, also a new one
-    return line
+        return dataclasses.replace(word, type=OverrideType.FORCE_ADD)  # below a free dict any key may be new
+    return word
 
 
 def _branch(word: Override, field: Field, value: str, known: dict[str, Field]) -> UserError:

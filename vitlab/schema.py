@@ -6,6 +6,7 @@ The meanings are the comments beside the fields, so that a key is explained in o
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import re
 import types
@@ -161,6 +162,7 @@ def _walk(cls: type, prefix: str, options: type | None) -> dict[str, Field]:
     return found
 
 
+@functools.cache
 def _comments(cls: type) -> dict[str, str]:
     lines = inspect.getsource(cls).split("\n")
     found = (re.match(r"\s+(\w+)\s*:[^#]*#\s*(.+)", line) for line in lines)
