@@ -34,9 +34,9 @@ FORMAT = 1
 """Version of the folder's layout."""
 
 RESULT_FREE = frozenset(
-    {"hardware", "trainer", "logger", "evaluation", "export", "mode", "name", "output", "fresh"},
+    {"hardware", "trainer", "logger", "evaluation", "export", "mode", "name", "output", "fresh", "local"},
 )
-"""Top-level keys of the configuration that cannot change what is learned; they may differ when a run continues."""
+"""Top-level keys and groups that cannot change what is learned; they may differ when a run continues."""
 
 _SHOWN = 12  # changed keys that an error message lists before it counts the rest
 
