@@ -20,7 +20,7 @@ EMBEDDED = ("digits", "fake")
 
 SCHEDULES = ("cosine", "linear", "step", "constant")
 ERASE_MODES = ("pixel", "rand", "const")
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "random")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 LOGGERS = ("local", "csv", "tensorboard", "wandb")
 FORMATS = ("safetensors", "onnx")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
@@ -121,7 +121,11 @@ def _recipe(key: str, recipe: RecipeConfig, where: Where) -> None:
     _pair(f"{key}.crop_scale", augmentation.crop_scale, 1.0, where)
     _pair(f"{key}.crop_ratio", augmentation.crop_ratio, math.inf, where)
     if augmentation.color_jitter is not None:
-        _length(f"{key}.color_jitter", augmentation.color_jitter, 3, where)
+        if len(augmentation.color_jitter) not in (3, 4):
+            raise UserError(
+                f"{where(f'{key}.color_jitter')}: {augmentation.color_jitter} cannot be.",
+                f"{key}.color_jitter is [brightness,contrast,saturation] or [brightness,contrast,saturation,hue].",
+            )
         if augmentation.randaug is not None:
             raise UserError(
                 f"{where(f'{key}.color_jitter')}: colour jitter is only drawn without RandAugment.",

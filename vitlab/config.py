@@ -69,7 +69,7 @@ class AugmentationConfig:
     """What may be drawn for a training view (vitlab.distill.draw.Augmentation)."""
 
     crop_scale: Optional[list[float]] = None  # random resized crop: area range; null: resize the whole image
-    crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])  # of the random resized crop: width to height
+    crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])  # of the crop: width to height
     flip: float = 0.0  # probability of a horizontal flip
     vertical_flip: float = 0.0  # probability of a vertical flip
     randaug: Optional[str] = None  # timm's notation, e.g. rand-m9-mstd0.5-inc1
@@ -80,7 +80,7 @@ class AugmentationConfig:
     cutmix: float = 0.0  # Beta parameter; 0: off
     mix_prob: float = 1.0  # probability that a pair is mixed at all
     mix_switch: float = 0.5  # probability of CutMix where both are on
-    interpolation: str = "bicubic"  # nearest | bilinear | bicubic | lanczos | random
+    interpolation: str = "bicubic"  # nearest | bilinear | bicubic
 
 
 @dataclass

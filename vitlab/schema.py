@@ -147,9 +147,9 @@ def _walk(cls: type, prefix: str, options: type | None) -> dict[str, Field]:
         meaning = meanings.get(one.name, "")
         if inner is not None and not meaning:
             meaning = (inner.__doc__ or "").strip().split("\n")[0]
-            meaning = "" if meaning.startswith(f"{inner.__name__}(") else meaning
+            meaning = "" if meaning.startswith((f"{inner.__name__}(", "Keys under")) else meaning.replace("``", "")
         free = typing.get_origin(hint) is dict
-        kind = _kind(hint)
+        kind = _kind(hint) if inner is None or listed else "a group of keys"
         if cls is RecipeConfig and one.name in DURATIONS:
             kind = (
                 "a list of durations such as [30ep,60ep]"
@@ -192,11 +192,15 @@ def _default(one: dataclasses.Field[Any]) -> str:
     if one.default is not dataclasses.MISSING and one.default != MISSING:
         return _typed(one.default)
     if one.default_factory is not dataclasses.MISSING and not dataclasses.is_dataclass(one.default_factory):
-        return str(one.default_factory()).replace("'", "").replace(" ", "")
+        return _typed(one.default_factory())
     return ""
 
 
 def _typed(value: Any) -> str:
     if value is None:
         return "null"
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(_typed(one) for one in value)}]"
+    if isinstance(value, float):
+        return f"{value:g}"
     return str(value).lower() if isinstance(value, bool) else str(value)
