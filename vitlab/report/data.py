@@ -1,6 +1,7 @@
 """What a report is made of: plain numbers and words that survive JSON, so that a page can be rebuilt at any time.
 
 Shares (accuracy, ece) lie in [0, 1], times are in seconds or, where the name says so, milliseconds, sizes in bytes.
+Paths are relative to the run folder, so that a report says nothing about the machine it was made on.
 A value that was not measured is left out or None; it is shown as a dash, never as a zero.
 """
 
@@ -71,7 +72,7 @@ class ModelRow:
     metrics: dict[str, float] = field(default_factory=dict)  # keys of Evaluation.metrics()
     evaluation: Evaluation | None = None
     cost: Cost = field(default_factory=Cost)
-    folder: str = ""  # model artifact, relative to the report's folder
+    folder: str = ""  # model artifact
     architecture: str = ""  # timm name
     steps: int | None = None  # optimiser steps it was trained for
 
@@ -98,7 +99,7 @@ class StageRow:
     name: str
     title: str
     seconds: float | None = None  # None: not finished
-    artifact: str = ""  # folder, relative to the report's folder
+    artifact: str = ""  # its folder
     summary: str = ""  # e.g. "3.1M records, 1.2 GB"
 
 
@@ -161,7 +162,7 @@ class ExportFile:
     """One exported file of the primary model."""
 
     format: str
-    path: str  # relative to the report's folder
+    path: str
     bytes: int
     max_diff: float | None = None  # largest |exported - torch| of a logit; None: not a program but weights
 
@@ -173,7 +174,7 @@ class ReportData:
     title: str  # e.g. "TinyViT on digits"
     summary: str  # what was done, in one sentence
     command: str  # exactly what was typed
-    run: str  # name of the run folder
+    run: str  # the run folder as one types it, e.g. outputs/tinyvit/digits-tiny_vit-1a2b3c4d
     created: str  # ISO 8601 time
     dataset: DatasetInfo
     rows: list[ModelRow]
@@ -186,7 +187,7 @@ class ReportData:
     environment: dict[str, Any] = field(default_factory=dict)  # nested dicts are shown as groups
     config: str = ""  # YAML
     notes: list[str] = field(default_factory=list)  # decisions and limits worth knowing, a sentence each
-    load_code: str = ""  # Python that loads the primary model; "": made from the primary row's folder
+    load_code: str = ""  # Python that uses the primary model; "": made from run and the primary row's folder
 
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]

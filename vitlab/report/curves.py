@@ -1,0 +1,185 @@
+"""How the trainings went: loss, learning rate and validation accuracy over the steps, all stages in one figure.
+
+Lines carry their names at their ends instead of a legend. Colours come from :func:`vitlab.report.style.slots`.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitlab.report.compare import tick
+from vitlab.report.data import Curve
+from vitlab.report.style import WIDTH, Theme, figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+POINT = 1 / 72  # inch
+
+
+@dataclass
+class Series:
+    """One line of a figure."""
+
+    title: str
+    colour: str
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+
+
+def values(curve: Curve, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Steps and finite values of ``key``, in the order of the record."""
+    points = [(p["step"], p[key]) for p in curve.points if key in p and math.isfinite(p[key])]
+    table = np.array(points, np.float64).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
+
+
+def series(curves: Sequence[Curve], key: str, theme: Theme, colours: Mapping[str, int]) -> list[Series]:
+    """The curves that have at least two values of ``key``; ``colours`` maps a stage to its slot."""
+    found = []
+    for number, curve in enumerate(curves):
+        x, y = values(curve, key)
+        if len(x) > 1:
+            slot = colours.get(curve.stage, (number + 3) % len(theme.series))
+            found.append(Series(curve.title, theme.series[slot], x, y))
+    return found
+
+
+def running_mean(y: NDArray[np.float64], share: float = 0.03) -> NDArray[np.float64]:
+    """Centred mean over about twice ``share`` of the points, its window shrinking towards both ends."""
+    reach = max(1, round(len(y) * share))
+    total = np.concatenate([[0.0], np.cumsum(y)])
+    at = np.arange(len(y))
+    near = np.minimum(reach, np.minimum(at, len(y) - 1 - at))
+    return (total[at + near + 1] - total[at - near]) / (2 * near + 1)
+
+
+def apart(wanted: Sequence[float], heights: Sequence[float], lo: float, hi: float) -> list[float]:
+    """Middles of labels of these heights, as near to the wanted ones as they go without overlap.
+
+    Labels that would touch form a block around the mean of where they want to be; blocks stay inside ``[lo, hi]``
+    as long as they fit.
+    """
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    blocks: list[list[int]] = []
+
+    def foot(block: list[int]) -> float:
+        """Lower edge of a block in its best place."""
+        offset, shifts = 0.0, []
+        for i in block:
+            shifts.append(wanted[i] - heights[i] / 2 - offset)
+            offset += heights[i]
+        return max(lo, min(sum(shifts) / len(shifts), hi - offset))
+
+    for i in order:
+        blocks.append([i])
+        while len(blocks) > 1 and foot(blocks[-2]) + sum(heights[j] for j in blocks[-2]) > foot(blocks[-1]):
+            last = blocks.pop()
+            blocks[-1] += last
+    placed = list(wanted)
+    for block in blocks:
+        edge = foot(block)
+        for i in block:
+            placed[i] = edge + heights[i] / 2
+            edge += heights[i]
+    return placed
+
+
+def label_ends(axes: Axes, lines: Sequence[Series]) -> None:
+    """Write every line's name right of the axes, at the height where the line ends; a dotted line leads there from
+    one that ends early."""
+    right = max(line.x[-1] for line in lines)
+    axes.set_xlim(0, right)
+    for line in lines:
+        axes.plot([line.x[-1], right], [line.y[-1]] * 2, color=line.colour, linewidth=0.8, linestyle=":", alpha=0.7)
+        axes.plot(line.x[-1:], line.y[-1:], "o", color=line.colour, markersize=3.5, clip_on=False, zorder=3)
+    names = ["\n".join(textwrap.wrap(line.title, 15)) for line in lines]
+    # First anywhere: the room that the names take decides how large the axes are, and so where the names belong.
+    notes = [
+        axes.annotate(
+            name, (1.0, 0.5), xycoords="axes fraction", xytext=(7, 0), textcoords="offset points",
+            color=line.colour, fontsize=8, va="center", linespacing=1.15,
+        )
+        for name, line in zip(names, lines, strict=True)
+    ]  # fmt: skip
+    drawing = axes.get_figure(root=True)
+    assert drawing is not None
+    drawing.draw_without_rendering()
+    height = axes.get_window_extent().height / drawing.dpi
+    heights = [(9.6 * (name.count("\n") + 1) + 4) * POINT / height for name in names]
+    lower, upper = axes.get_ylim()
+    to_height = axes.transAxes.inverted().transform
+    wanted = [float(to_height(axes.transData.transform((0, min(max(line.y[-1], lower), upper))))[1]) for line in lines]
+    for note, at in zip(notes, apart(wanted, heights, -0.05, 1.05), strict=True):
+        note.xy = (1.0, at)
+
+
+def _axes(title: str) -> tuple[Figure, Axes]:
+    drawing, axes = figure(WIDTH, 3.0, title)
+    axes.set_xlabel("optimiser step")
+    axes.xaxis.set_major_formatter(lambda value, _: tick(value))
+    axes.margins(x=0)
+    axes.grid(axis="x", visible=False)
+    return drawing, axes
+
+
+def loss(curves: Sequence[Curve], theme: Theme, colours: Mapping[str, int]) -> Figure | None:
+    """Training loss: every record faint, its running mean strong; logarithmic when it spans more than 1:20."""
+    lines = series(curves, "loss", theme, colours)
+    if not lines:
+        return None
+    drawing, axes = _axes("Training loss")
+    for line in lines:
+        axes.plot(line.x, line.y, color=line.colour, linewidth=0.7, alpha=0.3)
+        line.y = running_mean(line.y)
+        axes.plot(line.x, line.y, color=line.colour)
+    low, high = min(line.y.min() for line in lines), max(line.y.max() for line in lines)
+    if low > 0 and high / low > 20:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_ylim(low / 1.5, high * 1.3)
+    else:
+        axes.set_ylim(min(0.0, low), high * 1.08 if high > 0 else None)
+    label_ends(axes, lines)
+    return drawing
+
+
+def accuracy(curves: Sequence[Curve], theme: Theme, colours: Mapping[str, int]) -> Figure | None:
+    """Validation top-1; the axis begins where the lines are after their first sixth, so that their ends can be
+    told apart."""
+    lines = series(curves, "val_top1", theme, colours)
+    if not lines:
+        return None
+    drawing, axes = _axes("Validation top-1 %")
+    for line in lines:
+        line.y = 100 * line.y
+        axes.plot(line.x, line.y, color=line.colour)
+    late = np.concatenate([line.y[len(line.y) // 6 :] for line in lines])
+    high = max(line.y.max() for line in lines)
+    low = max(0.0, float(np.quantile(late, 0.05)))
+    room = max(high - low, 0.5)
+    axes.set_ylim(max(0.0, low - 0.15 * room), min(100.0 + 0.03 * room, high + 0.12 * room))
+    label_ends(axes, lines)
+    return drawing
+
+
+def learning_rate(curves: Sequence[Curve], theme: Theme, colours: Mapping[str, int]) -> Figure | None:
+    """The learning rate that was in force; of schedules that coincide, the earlier shows as a wider line below."""
+    lines = series(curves, "lr", theme, colours)
+    if not lines:
+        return None
+    drawing, axes = _axes("Learning rate")
+    for number, line in enumerate(lines):
+        axes.plot(line.x, line.y, color=line.colour, linewidth=1.6 + 1.8 * (len(lines) - 1 - number))
+    axes.set_ylim(0, 1.08 * max(line.y.max() for line in lines))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    label_ends(axes, lines)
+    return drawing
