@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import vitlab
+from vitlab.config import ModelConfig
+from vitlab.errors import UserError
+from vitlab.files import sha256
+from vitlab.models.artifact import ModelMeta, load_model, read_meta, save_model
+from vitlab.models.build import architecture, build_model
+
+VIT = ModelConfig(name="vit_tiny_patch16_224", args={"embed_dim": 24, "depth": 1, "num_heads": 1})
+
+
+def _trained(cfg: ModelConfig, size: int) -> nn.Module:
+    """A network whose running statistics and parameters have moved."""
+    torch.manual_seed(0)
+    model = build_model(cfg, 3, size).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        model(torch.randn(4, 3, size, size)).square().sum().backward()
+        optimizer.step()
+    return model.eval()
+
+
+def _meta(cfg: ModelConfig, size: int, **more: Any) -> ModelMeta:
+    return ModelMeta(*architecture(cfg, size), ["a", "b", "c"], size, [0.1, 0.2, 0.3], [0.5] * 3, **more)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny: ModelConfig) -> Path:
+    save_model(tmp_path / "model", _trained(tiny, 32), _meta(tiny, 32, method="supervised", metrics={"top1": 0.5}))
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("size", [32, 48])
+def test_a_reloaded_network_gives_the_same_logits_bit_for_bit(tmp_path: Path, tiny: ModelConfig, size: int) -> None:
+    for cfg in (tiny, VIT):
+        model = _trained(cfg, size)
+        save_model(tmp_path / cfg.name, model, _meta(cfg, size))
+        again = vitlab.load_model(tmp_path / cfg.name)
+        image = torch.randn(5, 3, size, size)
+        assert not again.training
+        assert torch.equal(again(image), model(image))
+
+
+def test_the_description_survives(folder: Path) -> None:
+    meta = read_meta(folder)
+    assert meta == load_model(folder).meta
+    assert (meta.name, meta.size, meta.classes) == ("tiny_vit_5m_224", 32, ["a", "b", "c"])
+    assert (meta.mean, meta.std, meta.crop_pct) == ([0.1, 0.2, 0.3], [0.5] * 3, 1.0)
+    assert (meta.method, meta.metrics, meta.vitlab) == ("supervised", {"top1": 0.5}, vitlab.__version__)
+    assert meta.sha256 == sha256(folder / "model.safetensors")
+    assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_saving_again_replaces(folder: Path, tiny: ModelConfig) -> None:
+    model = build_model(tiny, 3, 32).eval()
+    save_model(folder, model, _meta(tiny, 32))
+    image = torch.randn(1, 3, 32, 32)
+    assert torch.equal(load_model(folder)(image), model(image))
+
+
+def test_tied_and_strided_weights_are_saved(tmp_path: Path, tiny: ModelConfig) -> None:
+    model = build_model(tiny, 3, 32).to(memory_format=torch.channels_last).eval()
+    first, second = (model.get_submodule(f"stages.2.blocks.{i}.attn.proj") for i in (0, 1))
+    second.weight = first.weight
+    save_model(tmp_path, model, _meta(tiny, 32))
+    again = load_model(tmp_path)
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_class_names_must_match_the_logits(tmp_path: Path, tiny: ModelConfig) -> None:
+    with pytest.raises(ValueError, match="3 class names for a network with 4 logits"):
+        save_model(tmp_path, build_model(tiny, 4, 32), _meta(tiny, 32))
+
+
+def test_weights_of_another_network_are_refused(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    with pytest.raises(UserError, match=r"not the file that model\.json describes"):
+        load_model(folder)
+    weights.unlink()
+    with pytest.raises(UserError, match=r"has no model\.safetensors"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 2}, "has format 2"),
+        ({"unheard_of": 1}, "has format 1"),
+        ({"classes": None}, "lacks classes"),
+        ({"surgeries": [{"kind": "unheard_of"}]}, "needs surgeries that this vitlab cannot do: unheard_of"),
+        ({"name": "unheard_of"}, "has no model 'unheard_of'"),
+        ({"name": "hf-hub:some/one"}, "has no model 'hf-hub:some/one'"),
+    ],
+)
+def test_a_description_it_cannot_follow_is_refused(folder: Path, changes: dict[str, Any], message: str) -> None:
+    path = folder / "model.json"
+    stored = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in stored.items() if value is not None}))
+    with pytest.raises(UserError, match=message):
+        load_model(folder)
+
+
+def test_no_folder_and_no_json(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a model folder"):
+        load_model(tmp_path)
+    (tmp_path / "model.json").write_text('{"format": 1, "na')
+    with pytest.raises(UserError, match="is damaged"):
+        load_model(tmp_path)
