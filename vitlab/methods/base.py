@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -17,7 +17,7 @@ from vitlab.config import Config
 from vitlab.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from vitlab.run import Run
+    from vitlab.recorder import Recorder
 
 ALWAYS_READ = frozenset({"method", "hardware", "logger", "evaluation", "export", "debug", "experiment"})
 """Groups that the frame around the stages reads, whatever the method."""
@@ -40,7 +40,7 @@ class Stage:
         return self.when is None or self.when(config)
 
 
-Function = TypeVar("Function", bound=Callable[..., None])
+Function = TypeVar("Function", bound=Callable[..., "dict[str, object]"])
 
 
 def stage(
@@ -52,10 +52,11 @@ def stage(
     role: str = "student",
     when: Callable[[Config], bool] | None = None,
 ) -> Callable[[Function], Function]:
-    """Mark a function ``(self, context) -> None`` of a :class:`Method` as a stage.
+    """Mark a function ``(self, context) -> record`` of a :class:`Method` as a stage.
 
-    The function writes its artifact into ``context.folder`` and finds the artifacts that it needs with
-    ``context.artifact(stage)``. It may be killed at any moment and is then called again on the same folder.
+    The function writes its artifact into ``context.folder``, finds the artifacts that it needs with
+    ``context.artifact(stage)``, and returns what its marker records (steps, seconds, sizes). It may be killed at any
+    moment and is then called again on the same folder.
     """
 
     def mark(function: Function) -> Function:
@@ -67,27 +68,49 @@ def stage(
 
 
 class Context:
-    """What a stage may know of the run around it."""
+    """What a stage may know of the run around it.
 
-    def __init__(self, config: Config, run: Run, stage: Stage) -> None:
+    Attributes:
+        config: the whole tree.
+        stage: this stage.
+        folder: where its artifact goes; what an earlier, killed session left is still there.
+        recorder: of ``metrics.jsonl``; None on ranks other than 0.
+        trial: mode=check: do one batch of everything, and say how long all of it would take.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        stage: Stage,
+        folders: Mapping[str, Path],
+        recorder: Recorder | None,
+        trial: bool = False,
+    ) -> None:
         self.config = config
-        self.run = run
         self.stage = stage
-        self.folder = run.stage_folder(stage.name)
+        self.folder = folders[stage.name]
+        self.recorder = recorder
+        self.trial = trial
+        self._folders = folders
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes (rank 0)."""
+        return self.recorder is not None
 
     def artifact(self, stage: str) -> Path:
         """Folder of the artifact that ``stage`` made.
 
         Raises:
-            RuntimeError: if the stage was not declared in ``needs``.
+            RuntimeError: if the stage was not declared in ``needs``, or does not run.
         """
-        if stage not in self.stage.needs:
-            raise RuntimeError(f"stage '{self.stage.name}' reads the artifact of '{stage}' but does not need it")
-        return self.run.stage_folder(stage)
+        if stage not in self.stage.needs or stage not in self._folders:
+            raise RuntimeError(f"stage '{self.stage.name}' reads the artifact of '{stage}', which it does not need")
+        return self._folders[stage]
 
 
 class Method:
-    """A paper. Subclasses add ``Options`` and stages; nothing else is inherited, and methods never inherit each other."""
+    """A paper. Subclasses add ``Options`` and stages; methods never inherit each other."""
 
     Options: ClassVar[type]
     """Dataclass of the keys under ``method.``; their values stand in ``conf/method/<name>.yaml``."""

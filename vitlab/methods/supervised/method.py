@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from vitlab.methods.base import Context, Method, stage
 
@@ -15,10 +16,11 @@ class Supervised(Method):
         name: str = "supervised"
 
     @stage(reads=("dataset", "model", "recipe", "task"), title="model, labels alone")
-    def train(self, context: Context) -> None:
+    def train(self, context: Context) -> dict[str, object]:
         """Cross-entropy against the (smoothed, mixed) labels."""
-        from vitlab.training.objectives import LabelCrossEntropy
+        from vitlab.training.objectives import label_cross_entropy
         from vitlab.training.train import train
 
-        config = self.config
-        train(context, config.model, config.recipe, LabelCrossEntropy(config.recipe.label_smoothing))
+        recipe = self.config.recipe
+        objective = partial(label_cross_entropy, smoothing=recipe.label_smoothing)
+        return train(context, self.config.model, recipe, objective)

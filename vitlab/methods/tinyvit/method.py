@@ -9,6 +9,7 @@ steps, is the comparison.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Optional
 
@@ -58,20 +59,23 @@ class TinyViT(Method):
                 "Leave one of the two out.",
             )
         if makes_teacher(config) and not config.teacher.members:
-            raise UserError("TinyViT needs a teacher, and teacher=none has no members.", "Choose one: mode=list group=teacher.")
+            raise UserError(
+                "TinyViT needs a teacher, and teacher=none has no members.", "Choose one: mode=list group=teacher."
+            )
 
     @stage(reads=("dataset", "teacher", "task"), title="teacher", role="teacher", when=makes_teacher)
-    def teacher(self, context: Context) -> None:
+    def teacher(self, context: Context) -> dict[str, object]:
         """Train the teacher on the data set, or load it; either way it becomes an artifact."""
-        from vitlab.training.objectives import LabelCrossEntropy
-        from vitlab.training.train import adopt, train
+        from vitlab.training.objectives import label_cross_entropy
+        from vitlab.training.teacher import adopt
+        from vitlab.training.train import train
 
         spec = self.config.teacher
         if not spec.train:
-            adopt(context, spec)
-            return
+            return adopt(context)
         assert spec.recipe is not None
-        train(context, spec.members[0], spec.recipe, LabelCrossEntropy(spec.recipe.label_smoothing))
+        objective = partial(label_cross_entropy, smoothing=spec.recipe.label_smoothing)
+        return train(context, spec.members[0], spec.recipe, objective)
 
     @stage(
         needs=("teacher",),
@@ -80,33 +84,31 @@ class TinyViT(Method):
         title="stored labels",
         when=makes_store,
     )
-    def store(self, context: Context) -> None:
+    def store(self, context: Context) -> dict[str, object]:
         """Label every view of every image once (section 3.1; record layout of the official store)."""
-        from vitlab.training.label import label_views, load_teacher
+        from vitlab.training.label import label_views
 
         options = self.options
-        teacher = load_teacher(self.config, context.artifact("teacher"))
-        label_views(context, teacher, options.topk, options.prob_dtype, options.epochs)
+        return label_views(context, context.artifact("teacher"), options.topk, options.prob_dtype, options.epochs)
 
     @stage(
         needs=("teacher", "store"),
         reads=("dataset", "model", "recipe", "teacher", "task"),
         title="student, teacher's labels",
     )
-    def pretrain(self, context: Context) -> None:
+    def pretrain(self, context: Context) -> dict[str, object]:
         """Train the student on the teacher's soft labels (Eq. 1), stored or asked for at every step."""
-        from vitlab.training.label import load_teacher
-        from vitlab.training.objectives import Distillation
+        from vitlab.training.label import STORE
+        from vitlab.training.objectives import distillation
         from vitlab.training.train import train
 
         options, config = self.options, self.config
-        objective = Distillation(options.clamp_minor)
+        objective = partial(distillation, clamp_minor=options.clamp_minor)
         if options.online:
-            teacher = load_teacher(config, context.artifact("teacher"))
-            train(context, config.model, config.recipe, objective, teacher=teacher)
-        else:
-            store = Path(options.store) if options.store else context.artifact("store")
-            train(context, config.model, config.recipe, objective, store=store)
+            teacher = context.artifact("teacher")
+            return train(context, config.model, config.recipe, objective, teacher=teacher, views=options.epochs)
+        store = Path(options.store) if options.store else context.artifact("store") / STORE
+        return train(context, config.model, config.recipe, objective, store=store)
 
     @stage(
         needs=("pretrain",),
@@ -114,15 +116,15 @@ class TinyViT(Method):
         title="student, finetuned on labels",
         when=lambda config: config.method.finetune is not None,
     )
-    def finetune(self, context: Context) -> None:
+    def finetune(self, context: Context) -> dict[str, object]:
         """Go on from the pretrained student, on the labels of the data set."""
-        from vitlab.training.objectives import LabelCrossEntropy
+        from vitlab.training.objectives import label_cross_entropy
         from vitlab.training.train import train
 
         recipe = self.options.finetune
         assert recipe is not None
-        objective = LabelCrossEntropy(recipe.label_smoothing)
-        train(context, self.config.model, recipe, objective, start=context.artifact("pretrain"))
+        objective = partial(label_cross_entropy, smoothing=recipe.label_smoothing)
+        return train(context, self.config.model, recipe, objective, start=context.artifact("pretrain"))
 
     @stage(
         reads=("dataset", "model", "recipe", "task"),
@@ -130,10 +132,11 @@ class TinyViT(Method):
         role="baseline",
         when=lambda config: config.method.baseline,
     )
-    def labels(self, context: Context) -> None:
+    def labels(self, context: Context) -> dict[str, object]:
         """The comparison: the same student, views and number of steps, without a teacher."""
-        from vitlab.training.objectives import LabelCrossEntropy
+        from vitlab.training.objectives import label_cross_entropy
         from vitlab.training.train import train
 
         recipe = self.config.recipe
-        train(context, self.config.model, recipe, LabelCrossEntropy(recipe.label_smoothing))
+        objective = partial(label_cross_entropy, smoothing=recipe.label_smoothing)
+        return train(context, self.config.model, recipe, objective, views=self.options.epochs)

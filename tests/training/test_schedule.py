@@ -1,0 +1,56 @@
+"""The learning-rate schedule against the worked numbers of both papers' specifications."""
+
+from __future__ import annotations
+
+import pytest
+
+from vitlab.config import RecipeConfig, to_steps
+from vitlab.errors import UserError
+from vitlab.training.schedule import Schedule
+
+
+def test_tinyvit_worked_example() -> None:
+    """TinyViT: T=1000, Tw=100, lr 2e-3, warm-up from 4e-6, minimum 4e-5."""
+    schedule = Schedule("cosine", 2e-3, total=1000, warmup=100, warmup_lr=4e-6, min_lr=4e-5)
+    expected = {0: 4e-6, 50: 1.002e-3, 99: 1.98004e-3, 100: 1.95203539e-3, 500: 1.02e-3, 1000: 4e-5}
+    for step, rate in expected.items():
+        assert schedule(step) == pytest.approx(rate, rel=1e-8)
+    assert schedule(5000) == schedule(1000)
+
+
+@pytest.mark.parametrize(
+    ("kind", "step", "rate"),
+    [("linear", 0, 1.0), ("linear", 50, 0.55), ("linear", 100, 0.1), ("constant", 77, 1.0)],
+)
+def test_other_shapes(kind: str, step: int, rate: float) -> None:
+    assert Schedule(kind, 1.0, total=100, min_lr=0.1)(step) == pytest.approx(rate)
+
+
+def test_step_schedule_multiplies_at_each_milestone() -> None:
+    schedule = Schedule("step", 1.0, total=100, decay_at=(30, 60), decay_rate=0.1)
+    assert [schedule(step) for step in (29, 30, 59, 60)] == pytest.approx([1.0, 0.1, 0.1, 0.01])
+
+
+def recipe(**changes: object) -> RecipeConfig:
+    values = {"duration": "10ep", "batch_size": 8, "optimizer": "adamw", "lr": 1.0, "weight_decay": 0.0}
+    return RecipeConfig(**(values | changes))  # type: ignore[arg-type]
+
+
+def test_durations_become_steps() -> None:
+    schedule = Schedule.from_recipe(recipe(warmup="10%", decay_at=["50%", "8ep"]), steps_per_epoch=7)
+    assert (schedule.total, schedule.warmup, schedule.decay_at) == (70, 7, (35, 56))
+    assert to_steps("1.5ep", 10) == 15
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"duration": "90"}, "recipe.duration"),
+        ({"warmup": "20ep"}, "the whole training"),
+        ({"schedule": "cosin"}, "recipe.schedule=cosin"),
+        ({"duration": "10%"}, "needs a whole"),
+    ],
+)
+def test_mistakes_name_the_key(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Schedule.from_recipe(recipe(**changes), steps_per_epoch=7)

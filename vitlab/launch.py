@@ -1,0 +1,116 @@
+"""From a checked configuration to a run: find it, say what will happen, hand over to a process with torch.
+
+Nothing here imports torch before the plan is on the screen.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+
+from vitlab.compose import Composed
+from vitlab.config import Config
+from vitlab.environment import environment
+from vitlab.methods.base import Stage, find_method
+from vitlab.run import Run
+
+
+def start(composed: Composed) -> int:
+    """Do what ``mode=`` says; the exit code.
+
+    Raises:
+        UserError: whatever the user can mend.
+        Interrupted: stopped by Ctrl-C or SIGTERM, everything saved.
+    """
+    config = composed.config
+    method = find_method(config.method.name)
+    method.check(config)
+    command = shlex.join(["python", "-m", "vitlab", *composed.overrides])
+    prefix = config.name or f"{config.dataset.name}-{composed.choices['model']}"
+    run = Run.open(
+        Path(config.output), config.method.name, prefix, composed.identity(), composed.tree, fresh=config.fresh
+    )
+    if config.mode == "check":
+        return check(run, config, composed)
+    if run.state == "finished":
+        print(plan(run, config, composed.choices))
+        print(run.read_finished()["table"])
+        print(f"\nThis run is finished: {run.folder / 'report.html'}. fresh=true starts it once more.")
+        return 0
+    run.lock(command)
+    print(plan(run, config, composed.choices), flush=True)
+    run.note_environment(environment(command))
+
+    from vitlab.work import work
+
+    work(run, config, command)
+    return 0
+
+
+def check(run: Run, config: Config, composed: Composed) -> int:
+    """mode=check: the plan, then one batch of every stage in a folder that is thrown away, sizes and estimates."""
+    print(plan(run, config, composed.choices), flush=True)
+    from vitlab.work import rehearse
+
+    with tempfile.TemporaryDirectory(prefix="vitlab-check-") as folder:
+        print(rehearse(Path(folder), config))
+    return 0
+
+
+def plan(run: Run, config: Config, choices: dict[str, str | None]) -> str:
+    """What will happen, for people: the run and its state, what goes in, the stages and which of them are done."""
+    stages = find_method(config.method.name).stages(config)
+    said = {"new": "new", "continued": "continued where it stopped", "finished": "finished"}[run.state]
+    lines = [f"run      {run.folder}  ({said})"]
+    reads = find_method(config.method.name).reads(config)
+    for group in ("method", "dataset", "model", "teacher", "recipe", "hardware", "experiment", "debug"):
+        choice = choices.get(group)
+        if group in reads and choice not in (None, "none"):
+            lines.append(f"{group:<8} {choice:<24} {_detail(group, config)}".rstrip())
+    width = max(len(stage.name) for stage in stages)
+    for number, stage in enumerate(stages, 1):
+        state = "done" if run.is_done(stage.name) else _what(stage, config)
+        lines.append(f"{'stages' if number == 1 else '':<8} {number} {stage.name:<{width}}  {stage.title} · {state}")
+    lines.append(f"{'then':<8} evaluate, benchmark, export, report")
+    return "\n".join(lines)
+
+
+def _what(stage: Stage, config: Config) -> str:
+    """How long a stage is, in the words of the configuration."""
+    if stage.makes == "store":
+        views = config.method.epochs
+        return f"{views} views of every image" if views else "one view of every image for each epoch"
+    recipe = config.recipe
+    if stage.role == "teacher":
+        if not config.teacher.train or config.teacher.recipe is None:
+            return "loaded"
+        recipe = config.teacher.recipe
+    elif stage.name == "finetune" and config.method.finetune is not None:
+        recipe = config.method.finetune
+    duration = recipe.duration if config.debug.max_steps is None else f"{config.debug.max_steps}st"
+    return f"{duration}, batches of {recipe.batch_size}"
+
+
+def _detail(group: str, config: Config) -> str:
+    match group:
+        case "dataset":
+            few = config.dataset.labels_per_class
+            where = f" in {config.dataset.root}" if config.dataset.root else ""
+            return f"{config.dataset.size} px{where}" + (f", {few} labels per class" if few else "")
+        case "model":
+            return config.model.name + (", pretrained" if config.model.pretrained else "")
+        case "teacher":
+            return " + ".join(member.name for member in config.teacher.members)
+        case "recipe":
+            return f"{config.recipe.duration}, {config.recipe.optimizer}, lr {config.recipe.lr:g}"
+        case "hardware":
+            trainer = config.trainer
+            return f"{trainer.accelerator}, {trainer.devices} device(s), {trainer.precision}"
+        case _:
+            return ""
+
+
+if __name__ == "__main__":
+    sys.exit("vitlab.launch is not a command; type python -m vitlab --help")

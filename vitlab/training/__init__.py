@@ -1,0 +1,1 @@
+"""One Learner, one fit: how a network is trained, whatever the method."""

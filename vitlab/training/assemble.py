@@ -1,0 +1,97 @@
+"""The parts of a training that its configuration describes: data, optimiser, length."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from timm.optim import create_optimizer_v2
+from torch import nn
+from torch.optim import Optimizer
+
+from vitlab.config import Config, RecipeConfig
+from vitlab.data.module import VisionData
+from vitlab.errors import UserError, nearest
+from vitlab.models.build import parameter_groups
+from vitlab.training.devices import rank, world
+from vitlab.training.schedule import Schedule
+
+
+def shortened(config: Config, recipe: RecipeConfig) -> RecipeConfig:
+    """``recipe`` cut to ``debug.max_steps``, if that is set."""
+    if config.debug.max_steps is None:
+        return recipe
+    return replace(recipe, duration=f"{config.debug.max_steps}st", warmup="10%", decay_at=[])
+
+
+def make_data(
+    config: Config,
+    recipe: RecipeConfig,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    *,
+    store: Path | None = None,
+    views: int | None = None,
+) -> VisionData:
+    """The data as ``recipe`` wants to see them, normalised with ``mean`` and ``std``.
+
+    Args:
+        store: read stored targets, and the views that they belong to.
+        views: so many different views of every image, shown in turn; None: as many as the store has, or without a
+            store a new one every epoch.
+
+    Raises:
+        UserError: the global batch does not divide into equal micro-batches.
+    """
+    parts = world() * recipe.accumulate
+    if recipe.batch_size % parts:
+        raise UserError(
+            f"recipe.batch_size={recipe.batch_size} does not divide into {world()} device(s) × recipe.accumulate="
+            f"{recipe.accumulate}.",
+            f"Take a multiple of {parts}.",
+        )
+    return VisionData(
+        config.dataset,
+        recipe.augmentation,
+        batch_size=recipe.batch_size // parts,
+        accumulate=recipe.accumulate,
+        eval_batch_size=config.evaluation.batch_size,
+        mean=mean,
+        std=std,
+        seed=config.seed,
+        workers=config.hardware.workers,
+        rank=rank(),
+        world=world(),
+        store=store,
+        slots="cycle" if views else "epoch",
+        num_slots=views,
+        max_images=config.debug.max_images,
+    )
+
+
+def make_optimizer(network: nn.Module, recipe: RecipeConfig) -> Optimizer:
+    """timm's optimiser of that name over the groups of :func:`parameter_groups`.
+
+    Raises:
+        UserError: unknown optimiser or argument.
+    """
+    groups: Any = parameter_groups(network, recipe.weight_decay, recipe.layer_decay)
+    args = {key: tuple(value) if isinstance(value, list) else value for key, value in recipe.optimizer_args.items()}
+    try:
+        return create_optimizer_v2(groups, opt=recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, **args)
+    except (AssertionError, KeyError, ValueError) as error:
+        from timm.optim import list_optimizers
+
+        near = nearest(recipe.optimizer, list_optimizers())
+        hint = f"Did you mean {near}?" if near and near != recipe.optimizer else "timm's names: adamw, sgd, lamb, ..."
+        raise UserError(f"recipe.optimizer={recipe.optimizer}: {error}.", hint) from None
+    except TypeError as error:
+        raise UserError(f"recipe.optimizer_args: {error}.", f"See the arguments of {recipe.optimizer}.") from None
+
+
+def epochs_of(recipe: RecipeConfig, data: VisionData) -> int:
+    """Epochs that ``recipe`` begins on ``data``."""
+    total = Schedule.from_recipe(recipe, data.steps_per_epoch).total
+    return math.ceil(total / data.steps_per_epoch)

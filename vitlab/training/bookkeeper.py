@@ -1,0 +1,208 @@
+"""What happens after every optimiser step, in this order: count, record, validate, checkpoint, stop if asked."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from vitlab.data.batch import Batch
+from vitlab.errors import UserError
+from vitlab.files import fsync_dir, write_json
+from vitlab.recorder import Recorder
+from vitlab.training.interrupt import asked, stop_if_asked
+from vitlab.training.learner import Learner
+from vitlab.training.progress import Progress
+
+
+class Bookkeeper(Callback):
+    """Keeps the record, validates, writes checkpoints and stops the training where it may be continued.
+
+    The order is what makes a continued training equal an uninterrupted one: a checkpoint of step s is written after
+    everything that step s has to say is in the record, and whoever continues from it drops the rows of later steps.
+
+    Args:
+        stage: name in the record.
+        folder: of the stage; the checkpoint lives here.
+        recorder: of the run; None on ranks other than 0.
+        validation: batches to validate on, or None.
+        total: optimiser steps in all.
+        record_every, validate_every, checkpoint_every: optimiser steps between two.
+        accumulate: batches of one optimiser step.
+        where: names the epoch and the samples of a batch, for the report of a loss that is not finite.
+    """
+
+    def __init__(
+        self,
+        *,
+        stage: str,
+        folder: Path,
+        recorder: Recorder | None,
+        validation: Iterable[Batch] | None,
+        total: int,
+        record_every: int,
+        validate_every: int,
+        checkpoint_every: int,
+        accumulate: int,
+        progress: Progress,
+    ) -> None:
+        self.stage, self.folder, self.recorder, self.validation = stage, folder, recorder, validation
+        self.total, self.accumulate, self.progress = total, accumulate, progress
+        self.record_every = max(1, record_every)
+        self.validate_every = max(1, validate_every)
+        self.checkpoint_every = max(1, checkpoint_every)
+        self.names: list[str] = []
+        self.window: list[Tensor] = []  # named losses of the batches since the last record, [names] each
+        self.seen: list[dict[str, Any]] = []  # which samples those batches held
+        self.seconds = 0.0  # training time of earlier sessions
+        self.begun = time.monotonic()
+        self.marked = self.begun
+        self.images = 0
+
+    def elapsed(self) -> float:
+        """Seconds spent on this training, over all sessions up to the last checkpoint."""
+        return self.seconds + time.monotonic() - self.begun
+
+    # -- Lightning's hooks -------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        window = torch.stack(self.window).cpu() if self.window else torch.zeros(0, len(self.names))
+        return {"names": self.names, "window": window, "seconds": self.elapsed()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.names = list(state_dict["names"])
+        self.window = list(state_dict["window"])
+        self.seen = [{} for _ in self.window]  # those batches were finite, or there would be no checkpoint
+        self.seconds = state_dict["seconds"]
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, learner: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        assert isinstance(learner, Learner)
+        self._collect(outputs, batch, learner)
+        learner.batches += 1
+        if learner.batches % self.accumulate:
+            return
+        learner.after_step()
+        step = learner.step
+        last = step >= self.total
+        if step % self.record_every == 0 or last:
+            self._record(trainer, learner)
+        if step % self.validate_every == 0 or last:
+            self._validate(trainer, learner)
+        stopping = asked() and not last
+        if step % self.checkpoint_every == 0 or last or stopping:
+            self._checkpoint(trainer, learner)
+        if stopping:
+            stop_if_asked()
+
+    # -- one method for each thing that happens ----------------------------------------------------------------------
+
+    def _collect(self, outputs: dict[str, Tensor], batch: Batch, learner: Learner) -> None:
+        self.names = list(outputs)
+        self.window.append(torch.stack([value.detach().float() for value in outputs.values()]))
+        self.seen.append({"batch": learner.batches, "step": learner.step, "index": batch.index, "slot": batch.slot})
+        self.images += len(batch)
+
+    def _refuse_non_finite(self) -> Tensor:
+        """The window as [batches, names] on the CPU; raises where a loss is not finite."""
+        window = torch.stack([row.cpu() for row in self.window])
+        finite = torch.isfinite(window).all(1)
+        if bool(finite.all()):
+            return window
+        first = int((~finite).nonzero()[0])
+        seen, path = self.seen[first], self.folder / "not_finite.json"
+        values = {name: repr(float(value)) for name, value in zip(self.names, window[first], strict=True)}
+        index, slot = seen["index"].tolist(), seen["slot"].tolist()
+        what = {"stage": self.stage, "step": seen["step"], "batch": seen["batch"], "index": index, "slot": slot}
+        write_json(path, what | {"losses": values})
+        told = ", ".join(f"{name} {value}" for name, value in values.items())
+        raise UserError(
+            f"Stage {self.stage}: the loss is not finite at step {seen['step']} ({told}). The samples of that batch "
+            f"and their slots are in {path}; the last checkpoint holds the step before it went wrong.",
+            "Lower recipe.lr, lengthen recipe.warmup, set recipe.clip=1.0, or use trainer.precision=32-true. A run "
+            "with changed numbers is a new run.",
+        )
+
+    def _record(self, trainer: L.Trainer, learner: Learner) -> None:
+        window = self._refuse_non_finite()
+        means = dict(zip(self.names, window.mean(0).tolist(), strict=True))
+        self.window, self.seen = [], []
+        now = time.monotonic()
+        rate = self.images * trainer.world_size / max(now - self.marked, 1e-9)
+        self.marked, self.images = now, 0
+        norm = float(learner.gradient_norm) if learner.gradient_norm is not None else math.nan
+        if self.recorder is not None:
+            lr = learner.schedule(learner.step - 1)
+            self.recorder.write(
+                stage=self.stage,
+                step=learner.step,
+                **{f"train_{name}" if name == "accuracy" else name: value for name, value in means.items()},
+                lr=lr,
+                gradient_norm=norm,
+                images_per_second=round(rate, 1),
+            )
+        self.progress.update(learner.step, means)
+
+    def _validate(self, trainer: L.Trainer, learner: Learner) -> None:
+        if self.validation is None:
+            return
+        values = validate(trainer, learner, self.validation)
+        if self.recorder is not None:
+            self.recorder.write(stage=self.stage, step=learner.step, **values)
+        told = f"top-1 {values['val_top1']:.2%}  nll {values['val_nll']:.4f}"
+        self.progress.note(f"{self.stage}: step {learner.step}/{self.total}  {told}")
+        self.marked = time.monotonic()
+
+    def _checkpoint(self, trainer: L.Trainer, learner: Learner) -> None:
+        if self.window:
+            self._refuse_non_finite()
+        if self.recorder is not None:
+            self.recorder.sync()
+        save_checkpoint(trainer, self.folder / "checkpoint.ckpt")
+
+
+def save_checkpoint(trainer: L.Trainer, path: Path) -> None:
+    """Lightning's checkpoint, whole or not at all. Every rank calls this; one writes."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    trainer.save_checkpoint(temporary)
+    if trainer.is_global_zero:
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        fsync_dir(path.parent)
+    trainer.strategy.barrier()
+
+
+@torch.no_grad()
+def validate(trainer: L.Trainer, learner: Learner, batches: Iterable[Batch]) -> dict[str, float]:
+    """Top-1 and negative log-likelihood (nats) of ``learner.result`` over exactly the images of ``batches``."""
+    network = learner.result
+    training = network.training
+    network.eval()
+    total = torch.zeros(3, dtype=torch.float64, device="cpu")
+    try:
+        for batch in batches:
+            batch = trainer.strategy.batch_to_device(batch)
+            with trainer.precision_plugin.val_step_context():
+                logits = network(batch.image)
+            logits = logits.float()
+            right = (logits.argmax(1) == batch.label).sum()
+            nll = F.cross_entropy(logits, batch.label, reduction="sum")
+            total += torch.tensor([float(right), float(nll), float(len(batch))], dtype=torch.float64)
+    finally:
+        network.train(training)
+    if trainer.world_size > 1:
+        shared = total.float().to(trainer.strategy.root_device)
+        total = trainer.strategy.reduce(shared, reduce_op="sum").cpu().double()
+    right_share, nll_mean = float(total[0] / total[2]), float(total[1] / total[2])
+    return {"val_top1": right_share, "val_nll": nll_mean}

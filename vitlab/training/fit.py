@@ -1,0 +1,130 @@
+"""The one place that calls ``Trainer.fit``."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from vitlab.config import Config, RecipeConfig
+from vitlab.data.batch import Batch
+from vitlab.data.module import VisionData
+from vitlab.recorder import Recorder
+from vitlab.training.bookkeeper import Bookkeeper
+from vitlab.training.learner import Learner
+from vitlab.training.progress import Progress
+from vitlab.training.schedule import duration_steps
+
+CHECKPOINT = "checkpoint.ckpt"
+
+
+def make_trainer(config: Config, accumulate: int = 1, callbacks: list[Callback] | None = None) -> L.Trainer:
+    """A Trainer that does what ``hardware=`` says and keeps no books of its own."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")  # Lightning 2.6 under torch 2.15
+    hardware = config.trainer
+    return L.Trainer(
+        accelerator=hardware.accelerator,
+        devices=hardware.devices,
+        num_nodes=hardware.num_nodes,
+        strategy=hardware.strategy,
+        precision=hardware.precision,  # type: ignore[arg-type]  # free text in the configuration, checked by Lightning
+        max_epochs=1,
+        accumulate_grad_batches=accumulate,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=callbacks or [],
+    )
+
+
+def steps_done(checkpoint: Path) -> tuple[int, int]:
+    """Optimiser steps and batches that a checkpoint has behind it; (0, 0) without one."""
+    if not checkpoint.exists():
+        return 0, 0
+    state = torch.load(checkpoint, weights_only=True, mmap=True, map_location="cpu")["learner"]
+    return state["step"], state["batches"]
+
+
+def fit(
+    config: Config,
+    recipe: RecipeConfig,
+    learner: Learner,
+    data: VisionData,
+    *,
+    stage: str,
+    folder: Path,
+    recorder: Recorder | None,
+    validation: Iterable[Batch] | None,
+    trial: bool = False,
+) -> float:
+    """Train ``learner`` to the end of its schedule, from the checkpoint in ``folder`` if there is one.
+
+    Lightning sees each session as one epoch of the batches that remain. The order of the samples, the learning rate
+    and the random numbers follow from the learner's own counters, so nothing of Lightning's loops is restored, and
+    the loader's workers and their prefetching live across the epochs of the data.
+
+    Args:
+        trial: take three steps, validate on nothing, and estimate: seconds of the whole from the third step.
+
+    Returns:
+        Seconds of training, earlier sessions included.
+
+    Raises:
+        Interrupted: somebody asked to stop; the checkpoint is written.
+        UserError: a loss is not finite.
+    """
+    checkpoint = folder / CHECKPOINT
+    step, batches = steps_done(checkpoint)
+    if recorder is not None:
+        recorder.rewind(stage, step if checkpoint.exists() else -1)
+    whole, per_epoch = learner.schedule.total, data.steps_per_epoch
+    total = min(whole, 3) if trial else whole
+    with Progress(stage, total, done=step, quiet=trial or recorder is None) as progress:
+        keeper = Bookkeeper(
+            stage=stage,
+            folder=folder,
+            recorder=recorder,
+            validation=None if trial else validation,
+            total=total,
+            record_every=config.logger.every,
+            validate_every=duration_steps("recipe.validate_every", recipe.validate_every, per_epoch, total),
+            checkpoint_every=duration_steps("recipe.checkpoint_every", recipe.checkpoint_every, per_epoch, total),
+            accumulate=recipe.accumulate,
+            progress=progress,
+        )
+        if step >= total:  # stopped between the last step and the artifact: only the weights are wanted
+            state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+            learner.load_state_dict(state["state_dict"])
+            return float(state["callbacks"][keeper.state_key]["seconds"])
+        loader = data.train_loader(start=batches, stop=total * recipe.accumulate)
+        watch = Stopwatch()
+        trainer = make_trainer(config, recipe.accumulate, [watch, keeper] if trial else [keeper])
+        resume = str(checkpoint) if checkpoint.exists() else None
+        trainer.fit(learner, loader, ckpt_path=resume, weights_only=True)
+        return watch.estimate(whole * recipe.accumulate) if trial else keeper.elapsed()
+
+
+class Stopwatch(Callback):
+    """Times batches, to estimate a whole training from a few."""
+
+    def __init__(self) -> None:
+        self.stamps: list[float] = []
+
+    def on_train_batch_end(self, *_: object) -> None:
+        self.stamps.append(time.monotonic())
+
+    def estimate(self, batches: int) -> float:
+        """Seconds for ``batches``; the first batch, which pays for warming up, is not counted."""
+        gaps = [b - a for a, b in zip(self.stamps, self.stamps[1:], strict=False)]
+        return batches * (min(gaps) if gaps else 0.0)

@@ -1,0 +1,117 @@
+"""The one LightningModule: a student, an objective, an optimiser, named losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vitlab.data.batch import Batch
+from vitlab.distill.sparse import SparseTarget
+from vitlab.training.objectives import Objective, accuracy
+from vitlab.training.schedule import Schedule
+
+AskTeacher = Callable[[Batch], "SparseTarget | Tensor"]
+
+
+class Learner(L.LightningModule):
+    """Train ``student`` to minimise ``objective``.
+
+    Everything that happens in a step is a function of (seed, step): the learning rate, and the random numbers of
+    dropout and drop path, since the generator is seeded anew before every batch. Together with the sampler's
+    position that is why a continued training equals an uninterrupted one.
+
+    Args:
+        student: [B, 3, H, W] -> logits [B, C].
+        objective: logits, label, teacher's target -> named losses; ``loss`` is minimised.
+        schedule: learning rate of each optimiser step.
+        make_optimizer: builds the optimiser; a group's ``lr_scale`` multiplies its learning rate.
+        teacher: asked for a target for every batch; None: no teacher. Held outside the module tree, so it is neither
+            in checkpoints nor in the weight average, nor moved or wrapped with the student.
+        clip: largest global gradient norm; None: off.
+        ema: decay of the weight average, which is then what is validated and kept; None: off.
+        seed: of the random numbers inside the network.
+        compile: run the student through ``torch.compile``.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        objective: Objective,
+        schedule: Schedule,
+        make_optimizer: Callable[[nn.Module], Optimizer],
+        *,
+        teacher: AskTeacher | None = None,
+        clip: float | None = None,
+        ema: float | None = None,
+        seed: int = 0,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.average = ModelEmaV3(student, decay=ema) if ema is not None else None
+        self.objective = objective
+        self.schedule = schedule
+        self.make_optimizer = make_optimizer
+        self.teacher = teacher
+        self.clip = clip
+        self.seed = seed
+        self.step = 0  # optimiser steps done, over all sessions of this training
+        self.batches = 0  # batches seen, likewise
+        self.gradient_norm: Tensor | None = None
+        # A compiled module is a second nn.Module around the same weights: kept out of the module tree.
+        object.__setattr__(self, "forward_student", torch.compile(student) if compile else student)
+
+    @property
+    def result(self) -> nn.Module:
+        """The network to validate and to keep: the weight average where there is one."""
+        return self.average.module if self.average is not None else self.student
+
+    def configure_optimizers(self) -> Optimizer:
+        return self.make_optimizer(self.student)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        torch.manual_seed(step_seed(self.seed, self.batches, self.global_rank))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """One batch -> named losses; gradients flow from ``loss``."""
+        target = self.teacher(batch) if self.teacher is not None else None
+        logits = self.forward_student(batch.image)
+        losses = self.objective(logits, batch.label, target)
+        with torch.no_grad():
+            return losses | {"accuracy": accuracy(logits, batch.label)}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        rate = self.schedule(self.step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        limit = self.clip if self.clip is not None else float("inf")
+        self.gradient_norm = nn.utils.clip_grad_norm_(self.student.parameters(), limit)
+
+    def after_step(self) -> None:
+        """Count the optimiser step just taken and let the weight average follow."""
+        self.step += 1
+        if self.average is not None:
+            self.average.update(self.student, step=self.step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["learner"] = {"step": self.step, "batches": self.batches}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.step = checkpoint["learner"]["step"]
+        self.batches = checkpoint["learner"]["batches"]
+        # Each session is one pass of Lightning's loop over the batches that remain; its own counters start afresh.
+        checkpoint.pop("loops", None)
+
+
+def step_seed(seed: int, batch: int, rank: int) -> int:
+    """63 bits that differ for every (seed, batch, rank): splitmix64's finaliser over a packed counter."""
+    x = (seed * 0x9E3779B97F4A7C15 + batch * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) & (2**64 - 1)
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+    return (x ^ (x >> 31)) >> 1

@@ -1,0 +1,88 @@
+"""Progress that a person can follow: a bar in a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from tqdm import tqdm
+
+_PLAIN_EVERY = 10.0  # seconds between two plain lines
+
+
+class Progress:
+    """Counts ``done`` of ``total`` units of one stage and says how long the rest will take.
+
+    Args:
+        title: printed in front, e.g. the stage's name.
+        total: units in all.
+        done: units done in an earlier session.
+        unit: what is counted, e.g. "step".
+        quiet: print nothing (ranks other than 0).
+    """
+
+    def __init__(self, title: str, total: int, done: int = 0, unit: str = "step", quiet: bool = False) -> None:
+        self.title, self.total, self.first, self.done, self.unit = title, total, done, done, unit
+        self.quiet = quiet
+        self.start = time.monotonic()
+        self.spoken = self.start
+        self.bar: tqdm[None] | None = None
+        if not quiet and sys.stderr.isatty():
+            self.bar = tqdm(total=total, initial=done, desc=title, unit=unit, dynamic_ncols=True, leave=True)
+
+    def update(self, done: int, values: Mapping[str, float] | None = None) -> None:
+        """``done`` units are done in all; ``values`` are shown beside."""
+        advance, self.done = done - self.done, done
+        if self.bar is not None:
+            if values:
+                self.bar.set_postfix_str(_show(values), refresh=False)
+            self.bar.update(advance)
+        elif not self.quiet and time.monotonic() - self.spoken >= _PLAIN_EVERY:
+            self.say(values)
+
+    def say(self, values: Mapping[str, float] | None = None) -> None:
+        """One plain line now."""
+        self.spoken = time.monotonic()
+        seconds = self.spoken - self.start
+        rate = (self.done - self.first) / max(seconds, 1e-9)
+        left = (self.total - self.done) / rate if rate > 0 else float("inf")
+        told = f"  {_show(values)}" if values else ""
+        print(
+            f"{self.title}: {self.done}/{self.total} {self.unit}s, {clock(left)} left{told}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def note(self, text: str) -> None:
+        """A line that does not tear the bar."""
+        if self.bar is not None:
+            self.bar.write(text, file=sys.stderr)
+        elif not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def clock(seconds: float) -> str:
+    """A duration as people say it: 42 s, 3 min 05 s, 2 h 10 min."""
+    if seconds == float("inf"):
+        return "unknown time"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _show(values: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -1,0 +1,83 @@
+"""The learning rate as a pure function of the optimiser step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from vitlab.config import RecipeConfig, to_steps
+from vitlab.errors import UserError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Warm-up, then decay; the value depends on the step alone, so a resumed run needs no state.
+
+    With ``warmup`` = Tw and ``total`` = T, step t < Tw gives ``warmup_lr + t (lr - warmup_lr) / Tw``. From Tw on,
+    the *cosine* is ``min_lr + (lr - min_lr)(1 + cos(pi t / T)) / 2``: it counts from 0, not from Tw, so there is a
+    small drop at t = Tw (TinyViT, official code). *linear* falls straight to ``min_lr`` at T, counted likewise;
+    *step* multiplies by ``decay_rate`` at each of ``decay_at``; *constant* stays. From T on: the value at T.
+    """
+
+    kind: str
+    lr: float
+    total: int
+    warmup: int = 0
+    warmup_lr: float = 0.0
+    min_lr: float = 0.0
+    decay_at: tuple[int, ...] = ()
+    decay_rate: float = 0.1
+
+    @classmethod
+    def from_recipe(cls, recipe: RecipeConfig, steps_per_epoch: int) -> Schedule:
+        """Turn the durations of a recipe into steps.
+
+        Raises:
+            UserError: if a duration is malformed, or warm-up is longer than the training.
+        """
+        if recipe.schedule not in ("cosine", "linear", "step", "constant"):
+            raise UserError(
+                f"recipe.schedule={recipe.schedule} is not a schedule.", "Take cosine, linear, step or constant."
+            )
+        total = duration_steps("recipe.duration", recipe.duration, steps_per_epoch)
+        warmup = duration_steps("recipe.warmup", recipe.warmup, steps_per_epoch, total)
+        if warmup > total:
+            raise UserError(
+                f"recipe.warmup={recipe.warmup} is {warmup} steps, the whole training (recipe.duration="
+                f"{recipe.duration}) {total}.",
+                "Shorten the warm-up, or give it as a share, such as 10%.",
+            )
+        decay_at = tuple(duration_steps("recipe.decay_at", d, steps_per_epoch, total) for d in recipe.decay_at)
+        return cls(
+            recipe.schedule,
+            recipe.lr,
+            total,
+            warmup,
+            recipe.warmup_lr,
+            recipe.min_lr,
+            tuple(sorted(decay_at)),
+            recipe.decay_rate,
+        )
+
+    def __call__(self, step: int) -> float:
+        """Learning rate of the optimiser step with index ``step`` (0 for the first)."""
+        if step < self.warmup:
+            return self.warmup_lr + step * (self.lr - self.warmup_lr) / self.warmup
+        step = min(step, self.total)
+        match self.kind:
+            case "cosine":
+                return self.min_lr + 0.5 * (self.lr - self.min_lr) * (1 + math.cos(math.pi * step / self.total))
+            case "linear":
+                return self.min_lr + (self.lr - self.min_lr) * (1 - step / self.total)
+            case "step":
+                return self.lr * self.decay_rate ** sum(step >= at for at in self.decay_at)
+            case _:
+                return self.lr
+
+
+def duration_steps(key: str, duration: str, steps_per_epoch: int, total: int | None = None) -> int:
+    """:func:`vitlab.config.to_steps` with the key's name in the answer to a mistake."""
+    try:
+        return to_steps(duration, steps_per_epoch, total)
+    except ValueError as error:
+        raise UserError(f"{key}: {error}.") from None

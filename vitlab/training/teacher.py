@@ -1,0 +1,107 @@
+"""From ``teacher=`` and the teacher stage's folder to a callable that labels batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from vitlab.config import Config, ModelConfig
+from vitlab.data.module import VisionData
+from vitlab.distill.teachers import Ensemble, OnlineTeacher
+from vitlab.errors import UserError
+from vitlab.files import read_json, write_json
+from vitlab.methods.base import Context
+from vitlab.models.artifact import load_model, read_meta
+from vitlab.models.build import build_model, normalisation
+from vitlab.training.assemble import make_data
+
+TEACHER_FILE = "teacher.json"
+
+Channels = tuple[float, ...]
+
+
+def adopt(context: Context) -> dict[str, object]:
+    """Make a teacher that needs no training an artifact: its description, with the hash of its weights.
+
+    The weights stay where they came from (hub cache, checkpoint); with the hash, a changed teacher is an error.
+    """
+    config = context.config
+    data = make_data(config, config.recipe, *normalisation_of(config, None))
+    described = make_teacher(config, None, data).describe()
+    if context.leads:
+        write_json(context.folder / TEACHER_FILE, described)
+    return {"teacher": described, "seconds": 0.0}
+
+
+def normalisation_of(config: Config, artifact: Path | None) -> tuple[Channels, Channels]:
+    """Mean and std of the views that the teacher (the first of several) was trained with."""
+    if artifact is not None and (artifact / "model.json").exists():
+        meta = read_meta(artifact)
+        return tuple(meta.mean), tuple(meta.std)
+    return normalisation(config.teacher.members[0], config.dataset.mean, config.dataset.std)
+
+
+def make_teacher(config: Config, artifact: Path | None, data: VisionData) -> OnlineTeacher | Ensemble:
+    """The teacher for batches of ``data``, each member renormalising them for itself.
+
+    Args:
+        artifact: folder of the teacher stage; None before it is made.
+
+    Raises:
+        UserError: a member knows other classes than the data; its weights are not those that were adopted.
+    """
+    spec = config.teacher
+    if artifact is not None and (artifact / "model.json").exists():
+        return _online(
+            config, data, read_meta(artifact).name, load_model(artifact), *normalisation_of(config, artifact)
+        )
+    members = [
+        _online(
+            config,
+            data,
+            member.name,
+            _network(config, member, data.classes),
+            *normalisation(member, config.dataset.mean, config.dataset.std),
+        )
+        for member in spec.members
+    ]
+    teacher = members[0] if len(members) == 1 else Ensemble(members, spec.weights)
+    if artifact is not None and (then := read_json(artifact / TEACHER_FILE)) != (now := teacher.describe()):
+        raise UserError(
+            f"The teacher's weights have changed since {artifact} was made ({then} then, {now} now).",
+            "Put the old weights back, or start with fresh=true.",
+        )
+    return teacher
+
+
+def _online(
+    config: Config, data: VisionData, name: str, network: nn.Module, mean: Channels, std: Channels
+) -> OnlineTeacher:
+    return OnlineTeacher(
+        network,
+        name=name,
+        mean=mean,
+        std=std,
+        size=config.dataset.size,
+        batch_mean=data.mean,
+        batch_std=data.std,
+        temperature=config.teacher.temperature,
+    )
+
+
+def _network(config: Config, spec: ModelConfig, classes: list[str]) -> nn.Module:
+    """A member whose head knows the classes.
+
+    Raises:
+        UserError: its weights were for other classes, so that its new head, all zeros, says nothing.
+    """
+    network = build_model(spec, len(classes), config.dataset.size, classes)
+    heads = [p for p in network.parameters() if p.ndim == 2 and p.shape[0] == len(classes)]
+    if (spec.pretrained or spec.checkpoint) and heads and not bool(heads[-1].any()):
+        raise UserError(
+            f"Teacher {spec.name} was trained for other classes than the {len(classes)} of {config.dataset.name}.",
+            "Train it on this data set first (teacher=finetuned, or teacher.train=true with a teacher.recipe), or "
+            "give the checkpoint of one that was.",
+        )
+    return network

@@ -1,0 +1,130 @@
+"""The story that every training stage tells: data, network, learner, fit, artifact."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vitlab.config import Config, ModelConfig, RecipeConfig
+from vitlab.data.module import VisionData
+from vitlab.distill.teachers import StoredTeacher
+from vitlab.methods.base import Context
+from vitlab.models.artifact import ModelMeta, load_model, read_meta, save_model
+from vitlab.models.build import architecture, build_model, normalisation
+from vitlab.training.assemble import make_data, make_optimizer, shortened
+from vitlab.training.devices import device_of
+from vitlab.training.fit import fit
+from vitlab.training.learner import AskTeacher, Learner
+from vitlab.training.objectives import Objective
+from vitlab.training.schedule import Schedule
+from vitlab.training.teacher import make_teacher
+
+
+def train(
+    context: Context,
+    model: ModelConfig,
+    recipe: RecipeConfig,
+    objective: Objective,
+    *,
+    teacher: Path | None = None,
+    store: Path | None = None,
+    views: int | None = None,
+    start: Path | None = None,
+) -> dict[str, object]:
+    """Train ``model`` with ``recipe`` to minimise ``objective``, and leave a model artifact in ``context.folder``.
+
+    Args:
+        teacher: artifact of a teacher that is asked for a target at every step.
+        store: sealed :class:`~vitlab.distill.store.TargetStore`; its targets are read instead.
+        views: different views of every image, see :func:`make_data`.
+        start: model artifact whose weights to start from; None: as ``model`` says.
+
+    Returns:
+        What the stage's marker records: steps, seconds, params.
+    """
+    config, recipe = context.config, shortened(context.config, recipe)
+    mean, std = normalisation(model, config.dataset.mean, config.dataset.std)
+    data = make_data(config, recipe, mean, std, store=store, views=views)
+    network = make_network(config, model, data, start)
+    schedule = Schedule.from_recipe(recipe, data.steps_per_epoch)
+    learner = Learner(
+        network,
+        objective,
+        schedule,
+        partial(make_optimizer, recipe=recipe),
+        teacher=_teacher(config, teacher, store, data),
+        clip=recipe.clip,
+        ema=recipe.ema,
+        seed=config.seed,
+        compile=config.hardware.compile,
+    )
+    seconds = fit(
+        config,
+        recipe,
+        learner,
+        data,
+        stage=context.stage.name,
+        folder=context.folder,
+        recorder=context.recorder,
+        validation=data.val_dataloader(),
+        trial=context.trial,
+    )
+    meta = describe_model(config, model, data, mean, std, start)
+    if context.leads:
+        save_model(context.folder, learner.result, meta)
+    params = sum(p.numel() for p in network.parameters())
+    return {
+        "steps": schedule.total,
+        "seconds": round(seconds, 2),
+        "params": params,
+        "images": len(data.train_source),
+        "steps_per_epoch": data.steps_per_epoch,
+    }
+
+
+def make_network(config: Config, model: ModelConfig, data: VisionData, start: Path | None) -> nn.Module:
+    """Build the network, initialised by the seed alone, or with the weights of the artifact ``start``."""
+    torch.manual_seed(config.seed)
+    network = build_model(model, data.num_classes, config.dataset.size, data.classes, pretrained=start is None)
+    if start is not None:
+        network.load_state_dict(load_model(start).state_dict())
+    return network
+
+
+def describe_model(
+    config: Config,
+    model: ModelConfig,
+    data: VisionData,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    start: Path | None,
+) -> ModelMeta:
+    """What ``model.json`` will say."""
+    name, args = architecture(model, config.dataset.size)
+    if start is not None:
+        origin = read_meta(start).origin
+    else:
+        origin = model.checkpoint or (f"timm {model.name}" if model.pretrained else "")
+    return ModelMeta(
+        name=name,
+        args=args,
+        classes=list(data.classes),
+        size=config.dataset.size,
+        mean=list(mean),
+        std=list(std),
+        crop_pct=config.dataset.crop_pct,
+        interpolation=config.recipe.augmentation.interpolation,
+        origin=origin,
+        method=config.method.name,
+    )
+
+
+def _teacher(config: Config, teacher: Path | None, store: Path | None, data: VisionData) -> AskTeacher | None:
+    if store is not None:
+        return StoredTeacher()
+    if teacher is None:
+        return None
+    return make_teacher(config, teacher, data).to(device_of(config))
