@@ -1,0 +1,292 @@
+"""TargetStore: what the teacher said about every (image, slot), on disk, read in any order.
+
+Files and record: :mod:`vitlab.distill.store_spec`; writing: :mod:`vitlab.distill.store_writer`. Nothing is loaded:
+a slot is a memory map whose records are addressed by image index, so opening costs no memory and reading a batch is
+one gather.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from vitlab.distill.draw import seeds_of
+from vitlab.distill.sparse import SparseTarget
+from vitlab.distill.store_spec import (
+    BLOCK,
+    CRC,
+    KEYS,
+    RECORDS,
+    SPEC,
+    StoreSpec,
+    keys_digest,
+    refuse_foreign,
+    slot_folder,
+)
+from vitlab.distill.store_writer import (
+    SlotWriter,
+    checksums,
+    count_bits,
+    is_sealed,
+    read_bitmaps,
+    read_bits,
+    read_seal,
+    seal,
+)
+from vitlab.errors import UserError
+from vitlab.files import atomic_write, read_json, sha256, write_json
+
+_MEANING = {
+    "data_fingerprint": "another data set",
+    "keys_sha256": "another list of images",
+    "images": "another number of images",
+    "classes": "another number of classes",
+    "augmentation_fingerprint": "another augmentation",
+    "base_seed": "another seed",
+    "teacher": "another teacher",
+}
+
+
+class TargetStore:
+    """A store of targets in ``folder``. Made by :meth:`create`, read by :meth:`open`; cheap to open in every worker."""
+
+    def __init__(self, folder: Path, spec: StoreSpec, allow_partial: bool) -> None:
+        self.folder = folder
+        self.spec = spec
+        self.allow_partial = allow_partial
+        self._raw: dict[int, NDArray[np.uint8]] = {}
+        self._bits: dict[int, NDArray[np.uint8]] = {}
+
+    @classmethod
+    def create(cls, folder: Path, spec: StoreSpec, keys: Sequence[str]) -> TargetStore:
+        """Make the store, or continue the one that is there. ``keys``: one per image, stable, in index order.
+
+        Raises:
+            UserError: if the folder holds a store of another spec, or files that are not a store's.
+            ValueError: if the keys are not those of the spec.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        refuse_foreign(folder, spec.slots)
+        if (folder / SPEC).exists():
+            found = StoreSpec.from_dict(read_json(folder / SPEC))
+            if differences := found.differences(spec):
+                raise UserError(
+                    f"{folder} holds targets of another kind ({'; '.join(differences)}).",
+                    "Store them in another folder, or delete this one.",
+                )
+            return cls(folder, found, allow_partial=True)
+        if len(keys) != spec.images or keys_digest(keys) != spec.keys_sha256:
+            raise ValueError(f"{len(keys)} keys are not those of the spec ({spec.images} images)")
+        atomic_write(folder / KEYS, "".join(f"{key}\n" for key in keys))
+        write_json(folder / SPEC, spec.to_dict())
+        return cls(folder, spec, allow_partial=True)
+
+    @classmethod
+    def open(cls, folder: Path, expect: Mapping[str, Any] | None = None, allow_partial: bool = False) -> TargetStore:
+        """Open for reading. ``expect``: fields of the spec and the values that they must have.
+
+        What is there of a slot that is not sealed (``allow_partial``) is what was there when it was first read.
+
+        Raises:
+            UserError: if there is no store, it is for another data set or augmentation, holds foreign files, or has
+                slots that are not sealed (unless ``allow_partial``; then reading a missing record raises).
+        """
+        if not (folder / SPEC).is_file():
+            raise UserError(f"There is no store of targets in {folder} ({SPEC} is missing).", "Run the store stage.")
+        spec = StoreSpec.from_dict(read_json(folder / SPEC))
+        refuse_foreign(folder, spec.slots)
+        for name, wanted in (expect or {}).items():
+            if (found := getattr(spec, name)) != wanted:
+                meaning = _MEANING.get(name, f"another {name}")
+                raise UserError(
+                    f"The targets in {folder} were stored for {meaning} ({name}: stored {found}, wanted {wanted}).",
+                    "Point at the store that was made for it, or run the store stage anew in another folder.",
+                )
+        store = cls(folder, spec, allow_partial)
+        if not allow_partial and (unsealed := [s for s in range(spec.slots) if not store.is_sealed(s)]):
+            raise UserError(
+                f"{folder} is not finished: {len(unsealed)} of {spec.slots} slots are not sealed, first {unsealed[0]}.",
+                "Run the command that stores targets again; it continues.",
+            )
+        return store
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 hex of the spec and of all checksums: of the whole content. Only of a sealed store (RuntimeError)."""
+        unsealed = [s for s in range(self.spec.slots) if not self.is_sealed(s)]
+        if unsealed:
+            raise RuntimeError(f"{self.folder}: slot {unsealed[0]} is not sealed, so there is no fingerprint yet")
+        spec = {k: v for k, v in self.spec.to_dict().items() if k != "versions"}
+        seals = [read_seal(self._slot_folder(slot)) for slot in range(self.spec.slots)]
+        return hashlib.sha256(json.dumps([spec, seals], sort_keys=True).encode()).hexdigest()
+
+    def keys(self) -> Iterator[str]:
+        """The image keys in index order, read from the file."""
+        with open(self.folder / KEYS, encoding="utf-8", newline="\n") as file:
+            for line in file:
+                yield line.removesuffix("\n")
+
+    def is_sealed(self, slot: int) -> bool:
+        """Whether the slot is complete, checksummed and closed."""
+        return is_sealed(self._slot_folder(slot))
+
+    def missing(self, slot: int) -> NDArray[np.int64]:
+        """Images of the slot that no writer has on disk yet, ascending."""
+        if self.is_sealed(slot):
+            return np.zeros(0, np.int64)
+        bits = np.unpackbits(read_bitmaps(self._slot_folder(slot), self.spec.images), bitorder="little")
+        return np.flatnonzero(bits[: self.spec.images] == 0)
+
+    def count(self, slot: int) -> int:
+        """Images of the slot that are on disk."""
+        if self.is_sealed(slot):
+            return self.spec.images
+        return count_bits(read_bitmaps(self._slot_folder(slot), self.spec.images))
+
+    def writer(self, slot: int, writer_id: int | str = 0, buffer: int = BLOCK, interval: float = 10.0) -> SlotWriter:
+        """A writer of this slot; each process needs its own id (its rank). Use it in a ``with`` statement.
+
+        Raises:
+            RuntimeError: if the slot is sealed.
+            UserError: if another process writes under the same id.
+        """
+        if self.is_sealed(slot):
+            raise RuntimeError(f"slot {slot} of {self.folder} is sealed")
+        return SlotWriter(self.folder, self.spec, slot, writer_id, buffer, interval)
+
+    def seal(self, slot: int) -> None:
+        """Checksum and close a complete slot (RuntimeError if records are missing); its bytes tell nothing of who
+        wrote them. Call it from one process when all writers are closed; calling it again does nothing."""
+        seal(self._slot_folder(slot), self.spec)
+
+    def records(self, slot: int, index: ArrayLike) -> NDArray[np.void]:
+        """Whole records [B] of one slot as they lie on disk, with all their fields (a copy).
+
+        Raises:
+            IndexError: for an image outside the store.
+            RuntimeError: for a record that is not on disk yet.
+        """
+        return self._take(slot, np.asarray(index)).view(self.spec.record)[:, 0]
+
+    def gather(self, slot: ArrayLike, index: ArrayLike) -> tuple[NDArray[np.int32], SparseTarget]:
+        """Seeds [B] and targets of many (slot, image) pairs, ``slot`` and ``index`` integers [B].
+
+        Raises:
+            IndexError: for a slot or an image outside the store.
+            RuntimeError: for a record that is not on disk yet, or whose seed is not the one that belongs there.
+        """
+        slots, indices = np.asarray(slot), np.asarray(index)
+        if slots.shape != indices.shape or slots.ndim != 1 or not len(slots):
+            raise ValueError(f"slot and index must both be [B], B > 0; got {slots.shape} and {indices.shape}")
+        first = int(slots[0])
+        if (slots == first).all():
+            raw = self._take(first, indices)
+        else:
+            raw = np.empty((len(slots), self.spec.record.itemsize), np.uint8)
+            for one in np.unique(slots).tolist():
+                rows = np.flatnonzero(slots == one)
+                raw[rows] = self._take(one, indices[rows])
+        seed = self._column(raw, "seed")[:, 0].copy()
+        if self.spec.base_seed is not None:
+            wrong = np.flatnonzero(seed != seeds_of(self.spec.base_seed, slots, indices))
+            if len(wrong):
+                row = int(wrong[0])
+                raise RuntimeError(
+                    f"{self.folder}: the record of image {indices[row]} in slot {slots[row]} holds seed {seed[row]}, "
+                    "which is not its own; the store is damaged"
+                )
+        classes = torch.from_numpy(self._column(raw, "index")).to(torch.int64)
+        prob = torch.from_numpy(self._column(raw, "prob"))
+        if self.spec.prob == "bf16":
+            prob = prob.view(torch.bfloat16)
+        return seed, SparseTarget(prob.to(torch.float32), classes, self.spec.classes)
+
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> list[str]:
+        """Read everything that is sealed and say what is wrong with it; an empty list is a sound store.
+
+        Checked: keys, sizes, checksums, seeds, classes in range and unique in a row, probabilities finite, in [0, 1],
+        descending, adding up to one at most. ``progress(done, all)`` counts blocks.
+        """
+        problems = []
+        if sha256(self.folder / KEYS) != self.spec.keys_sha256:
+            problems.append(f"{KEYS}: not the keys that the store was made with")
+        sealed = [slot for slot in range(self.spec.slots) if self.is_sealed(slot)]
+        blocks = (self.spec.images + BLOCK - 1) // BLOCK
+        for position, slot in enumerate(sealed):
+            folder = self._slot_folder(slot)
+            stored = np.fromfile(folder / CRC, "<u4").tolist()
+            size = (folder / RECORDS).stat().st_size
+            if size != self.spec.slot_bytes or len(stored) != blocks:
+                wanted = f"{self.spec.slot_bytes} and {blocks}"
+                problems.append(f"slot {slot}: {size} bytes and {len(stored)} checksums, expected {wanted}")
+                continue
+            for block, (sound, found) in enumerate(zip(stored, checksums(folder, self.spec), strict=True)):
+                rows = np.arange(block * BLOCK, min((block + 1) * BLOCK, self.spec.images))
+                where = f"slot {slot}, images {rows[0]}..{rows[-1]}"
+                if sound != found:
+                    problems.append(f"{where}: checksum {found:08x}, expected {sound:08x}")
+                problems += [f"{where}: {problem}" for problem in self._check_block(slot, rows)]
+                if progress is not None:
+                    progress(position * blocks + block + 1, len(sealed) * blocks)
+        return problems
+
+    def _check_block(self, slot: int, rows: NDArray[np.int64]) -> Iterator[str]:
+        checked = dataclasses.replace(self.spec, base_seed=None)  # so that a wrong seed is reported, not raised
+        seed, target = TargetStore(self.folder, checked, self.allow_partial).gather(np.full(len(rows), slot), rows)
+        slack = 4e-3 if self.spec.prob == "bf16" else 1e-3  # each value is rounded by up to half a unit
+        if self.spec.base_seed is not None and (seed != seeds_of(self.spec.base_seed, slot, rows)).any():
+            yield "a seed is not the one that belongs to its image"
+        if (target.index >= self.spec.classes).any():
+            yield f"a class is outside 0..{self.spec.classes - 1}"
+        if (target.index.sort(1).values.diff(dim=1) == 0).any():
+            yield "a class stands twice in a row"
+        if not bool(((target.prob >= 0) & (target.prob <= 1 + slack)).all()):
+            yield "a probability is outside [0, 1]"
+        if (target.prob.diff(dim=1) > 0).any():
+            yield "probabilities are not in descending order"
+        if (target.prob.sum(1) > 1 + slack).any():
+            yield "probabilities of an image add up to more than one"
+
+    def _slot_folder(self, slot: int) -> Path:
+        if not 0 <= slot < self.spec.slots:
+            raise IndexError(f"slot {slot} is outside 0..{self.spec.slots - 1} of {self.folder}")
+        return slot_folder(self.folder, slot)
+
+    def _take(self, slot: int, index: NDArray[Any]) -> NDArray[np.uint8]:
+        """Records as bytes [B, record bytes]."""
+        if slot not in self._raw:
+            self._map(slot)
+        if len(index) and (index.min() < 0 or index.max() >= self.spec.images):
+            raise IndexError(f"image {index.min()}..{index.max()} is outside 0..{self.spec.images - 1}")
+        if slot in self._bits and not (there := read_bits(self._bits[slot], index)).all():
+            raise RuntimeError(f"{self.folder}: image {index[~there][0]} of slot {slot} is not stored yet")
+        return self._raw[slot].take(index, axis=0)
+
+    def _map(self, slot: int) -> None:
+        folder = self._slot_folder(slot)
+        if not self.is_sealed(slot):
+            if not self.allow_partial:
+                raise RuntimeError(f"slot {slot} of {self.folder} is not sealed")
+            self._bits[slot] = read_bitmaps(folder, self.spec.images)
+        path = folder / RECORDS
+        size = path.stat().st_size if path.exists() else 0
+        if size != self.spec.slot_bytes:
+            raise RuntimeError(f"{path} has {size} bytes, expected {self.spec.slot_bytes}: it is cut short or foreign")
+        shape = (self.spec.images, self.spec.record.itemsize)
+        self._raw[slot] = np.asarray(np.memmap(path, np.uint8, "r", shape=shape))
+
+    def _column(self, raw: NDArray[np.uint8], name: str) -> NDArray[Any]:
+        """One field of raw records as [B, n], in a layout that torch can take."""
+        kind, offset = self.spec.record.fields[name][:2]  # type: ignore[index]  # a structured type has fields
+        column = raw[:, offset : offset + kind.itemsize].view(kind.base)
+        if column.strides[0] % kind.base.itemsize or not column.flags.aligned:
+            return column.copy()
+        return column

@@ -1,0 +1,205 @@
+"""Teachers behind one interface: called with a batch, they give its soft labels.
+
+They are plain objects, not modules: a teacher must never end up in a student's checkpoint, weight average or
+gradient buckets. Each member owns its normalisation and input size, so that a batch made for the student will do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitlab.distill.sparse import SparseTarget
+from vitlab.errors import UserError
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Views(Protocol):
+    """What a teacher reads of a batch: image [B, 3, H, W], normalised for the student, and the stored targets."""
+
+    image: Tensor
+    target: SparseTarget | None
+
+
+class Teacher(Protocol):
+    """A batch in; probabilities [B, C] float32, or the K largest of them, out. Never with a gradient."""
+
+    def __call__(self, batch: Views) -> Tensor | SparseTarget: ...
+
+    def to(self, device: torch.device | str) -> Teacher: ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+
+class OnlineTeacher:
+    """A network that labels batches as they come: softmax(logits / temperature) in float32, eval mode, no gradient.
+
+    ``mean`` and ``std``: what the network was trained with; ``batch_mean`` and ``batch_std``: what the batch is
+    normalised with. Where they differ the image is brought from one to the other by one multiply-add; where they are
+    equal it is left bit for bit. ``size``: the side the network wants; other views are resized (antialiased
+    ``interpolation``). ``precision``: fp32, bf16 or fp16 of the forward pass; the softmax is always float32.
+    ``name``: for :meth:`describe`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        size: int,
+        batch_mean: Sequence[float],
+        batch_std: Sequence[float],
+        temperature: float = 1.0,
+        precision: str = "fp32",
+        name: str = "",
+        interpolation: str = "bicubic",
+    ) -> None:
+        if temperature <= 0:
+            raise ValueError(f"a temperature is above 0, got {temperature}")
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, got {precision!r}")
+        self.model = model.eval().requires_grad_(False)
+        self.name = name
+        self.size = size
+        self.temperature = temperature
+        self.precision = precision
+        self.interpolation = interpolation
+        self._affine: tuple[Tensor, Tensor] | None = None
+        if (tuple(mean), tuple(std)) != (tuple(batch_mean), tuple(batch_std)):
+            own, theirs = (torch.tensor([m, s], dtype=torch.float64) for m, s in ((mean, std), (batch_mean, batch_std)))
+            scale, shift = theirs[1] / own[1], (theirs[0] - own[0]) / own[1]
+            self._affine = scale.float().reshape(-1, 1, 1), shift.float().reshape(-1, 1, 1)
+        self._sha256: str | None = None
+
+    def __call__(self, batch: Views) -> Tensor:
+        """Probabilities [B, C] float32."""
+        self.model.eval()  # whoever else holds the network may have put it into training mode
+        dtype = PRECISIONS[self.precision]
+        with torch.no_grad():
+            image = self.prepare(batch.image)
+            kind = image.device.type
+            with torch.autocast(kind, dtype) if dtype is not None else torch.autocast(kind, enabled=False):
+                logits = self.model(image)
+            with torch.autocast(kind, enabled=False):
+                return (logits.float() / self.temperature).softmax(1)
+
+    def prepare(self, image: Tensor) -> Tensor:
+        """The batch as this network wants it: its size, its normalisation."""
+        if tuple(image.shape[-2:]) != (self.size, self.size):
+            antialias = self.interpolation in ("bilinear", "bicubic")
+            image = F.interpolate(image, (self.size, self.size), mode=self.interpolation, antialias=antialias)
+        if self._affine is not None:
+            scale, shift = (t.to(image.device) for t in self._affine)
+            image = torch.addcmul(shift, image, scale)
+        return image
+
+    def to(self, device: torch.device | str) -> OnlineTeacher:
+        """Move the network there; returns the teacher itself."""
+        self.model.to(device)
+        if self._affine is not None:
+            self._affine = self._affine[0].to(device), self._affine[1].to(device)
+        return self
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the network's state, computed once."""
+        if self._sha256 is None:
+            self._sha256 = state_hash(self.model)
+        return self._sha256
+
+    def describe(self) -> dict[str, Any]:
+        """What decides the labels: goes into a store's description."""
+        return {
+            "name": self.name,
+            "sha256": self.sha256,
+            "size": self.size,
+            "temperature": self.temperature,
+            "precision": self.precision,
+        }
+
+
+class Ensemble:
+    """The weighted mean of its members' probabilities (Dataset Reinforcement, section 3); never of their logits.
+
+    ``weights``: one per member, any scale; None: equal. Each member has its own temperature, size and normalisation.
+
+    Raises:
+        UserError: if two members have the same weights: some model names are aliases of one another.
+    """
+
+    def __init__(self, members: Sequence[OnlineTeacher], weights: Sequence[float] | None = None) -> None:
+        if not members:
+            raise ValueError("an ensemble needs a member")
+        weights = [1.0] * len(members) if weights is None else list(weights)
+        if len(weights) != len(members):
+            raise UserError(f"teacher.weights has {len(weights)} numbers for {len(members)} teacher.members.")
+        if min(weights) < 0 or sum(weights) == 0:
+            raise UserError(f"teacher.weights={weights} must not be negative, nor all zero.")
+        seen: dict[str, str] = {}
+        for member in members:
+            if member.sha256 in seen:
+                raise UserError(
+                    f"teacher.members '{seen[member.sha256]}' and '{member.name}' have the same weights.",
+                    "Name each network once; an old timm name may stand for another model.",
+                )
+            seen[member.sha256] = member.name
+        self.members = list(members)
+        self.weights = [weight / sum(weights) for weight in weights]
+
+    def __call__(self, batch: Views) -> Tensor:
+        """Probabilities [B, C] float32."""
+        mean = self.members[0](batch) * self.weights[0]
+        for member, weight in zip(self.members[1:], self.weights[1:], strict=True):
+            mean += member(batch) * weight
+        return mean
+
+    def to(self, device: torch.device | str) -> Ensemble:
+        """Move every member there; returns the ensemble itself."""
+        for member in self.members:
+            member.to(device)
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        """The members' descriptions and their weights."""
+        return {"members": [member.describe() for member in self.members], "weights": self.weights}
+
+
+class StoredTeacher:
+    """Gives what the batch brought along from a TargetStore; no network anywhere. ``description``: the store's."""
+
+    def __init__(self, description: dict[str, Any] | None = None) -> None:
+        self._description = description or {}
+
+    def __call__(self, batch: Views) -> SparseTarget:
+        """The batch's stored targets.
+
+        Raises:
+            RuntimeError: if the batch was loaded without a store.
+        """
+        if batch.target is None:
+            raise RuntimeError("the batch carries no stored targets: its loader was not given a store")
+        return batch.target
+
+    def to(self, device: torch.device | str) -> StoredTeacher:
+        """Nothing to move: targets travel with their batch."""
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        """The description of the teacher that filled the store."""
+        return dict(self._description)
+
+
+def state_hash(module: nn.Module) -> str:
+    """sha256 hex of a module's state: names, types, shapes and bytes of parameters and buffers, sorted by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
