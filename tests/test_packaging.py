@@ -12,15 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from vitlab import __version__
+
 ROOT = Path(__file__).parents[1]
 WITHOUT = {"PYTHONPATH", "VIRTUAL_ENV", "VITLAB_DATA"}
 
 
-def run(*command: str | Path, cwd: Path) -> str:
+def run(*command: str | Path, cwd: Path, code: int = 0) -> str:
+    """What ``command`` prints on standard output, and on standard error if it is to fail."""
     environment = {name: value for name, value in os.environ.items() if name not in WITHOUT}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout if code == 0 else done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,7 @@ def test_the_wheel_holds_the_package_and_its_configuration(wheel: Path) -> None:
     inside = set(zipfile.ZipFile(wheel).namelist())
     missing = {f"vitlab/{name}" for name in committed("conf")} - inside | committed("vitlab") - inside
     assert not missing
-    assert {name.split("/")[0] for name in inside} == {"vitlab", "vitlab-0.1.0.dist-info"}
+    assert {name.split("/")[0] for name in inside} == {"vitlab", f"vitlab-{__version__}.dist-info"}
 
 
 def test_paths_of_this_machine_stay_here(tmp_path: Path) -> None:
@@ -61,7 +64,7 @@ def test_paths_of_this_machine_stay_here(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     for name in ("vitlab/__init__.py", "conf/config.yaml", "conf/local/mine.yaml"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("# text\n")
+        (tmp_path / name).write_text("__version__ = '0'\n")
     run(sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", "dist", cwd=tmp_path)
     (built,) = (tmp_path / "dist").glob("*.whl")
     names = [name for name in zipfile.ZipFile(built).namelist() if name.startswith("vitlab/")]
@@ -71,19 +74,22 @@ def test_paths_of_this_machine_stay_here(tmp_path: Path) -> None:
 def test_an_installed_vitlab_works_from_any_folder(installed: Path, tmp_path: Path) -> None:
     where = run(installed / "python", "-c", "import vitlab; print(vitlab.__file__)", cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(installed.parent)  # not the clone
-    words = (["--help"], ["--version"], ["mode=list"], ["mode=list", "group=model"])
-    for arguments in words:
+    conf = Path(where.strip()).with_name("conf")
+    assert f"{conf}/" in run(installed / "vitlab", "--help", cwd=tmp_path)  # the files it reads are its own
+    for arguments in (["--help"], ["--version"], ["mode=list"], ["mode=list", "group=model"]):
         from_clone = run(sys.executable, "-m", "vitlab", *arguments, cwd=ROOT)
-        assert from_clone
-        assert run(installed / "vitlab", *arguments, cwd=tmp_path) == from_clone
-        assert run(installed / "python", "-m", "vitlab", *arguments, cwd=tmp_path) == from_clone
-    assert list(tmp_path.iterdir()) == []
+        for start in ([installed / "vitlab"], [installed / "python", "-m", "vitlab"]):
+            assert run(*start, *arguments, cwd=tmp_path).replace(f"{conf}/", "conf/") == from_clone
     for choice in (ROOT / "conf/model").glob("*.yaml"):
         assert choice.stem in from_clone
+    # Composing reads every group of the wheel's conf.
+    assert "recipe.lr" in run(installed / "vitlab", "recipe.lrr=1", cwd=tmp_path, code=2)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_clone_works_from_any_folder(tmp_path: Path) -> None:
-    help_page = run(sys.executable, "-m", "vitlab", "--help", cwd=ROOT)
+    page = run(sys.executable, "-m", "vitlab", "--help", cwd=ROOT)
     script = Path(sys.executable).with_name("vitlab")
-    assert run(script, "--help", cwd=tmp_path) == help_page
-    assert run(sys.executable, "-m", "vitlab", "--help", cwd=tmp_path) == help_page
+    for start in ([script], [sys.executable, "-m", "vitlab"]):
+        assert run(*start, "--help", cwd=tmp_path).replace(f"{ROOT}/conf/", "conf/") == page
+    assert list(tmp_path.iterdir()) == []

@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from vitlab import __version__
+
 PACKAGES = (
-    "vitlab",
     "torch",
     "torchvision",
     "lightning",
@@ -37,8 +38,9 @@ def environment(command: str) -> dict[str, object]:
     """A JSON-able record of this start.
 
     Keys: ``time``, ``command``, ``python``, ``platform``, ``cpu`` (its name), ``cores`` (those this process may
-    use), ``ram_bytes``, ``packages`` (name → version, of those installed) and ``git`` (``commit`` and ``dirty`` of
-    the clone that vitlab runs from; null for an installed wheel). Devices are added by whoever imports torch.
+    use), ``ram_bytes``, ``vitlab`` (its version), ``packages`` (name → version, of those installed) and ``git``
+    (``commit`` and ``dirty`` of the clone that vitlab runs from; null for an installed wheel). Devices are added
+    by whoever imports torch.
     """
     return {
         "time": now(),
@@ -48,6 +50,7 @@ def environment(command: str) -> dict[str, object]:
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "ram_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "vitlab": __version__,
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
         "git": git_state(Path(__file__).resolve().parent.parent),
     }
