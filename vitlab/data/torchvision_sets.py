@@ -47,10 +47,12 @@ def _fetch(cfg: DatasetConfig, base: str, download: Callable[[str], object]) -> 
         return folder
     root = data_roots(cfg)[0]
     scratch = root / f".{base}.download"
-    scratch.mkdir(parents=True, exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
     with open(root / f".{base}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (root / base).is_dir():
+            shutil.rmtree(scratch, ignore_errors=True)  # torchvision takes a half-unpacked archive for a whole one
+            scratch.mkdir()
             try:
                 download(str(scratch))
             except (OSError, RuntimeError) as error:
@@ -59,7 +61,7 @@ def _fetch(cfg: DatasetConfig, base: str, download: Callable[[str], object]) -> 
                     "Check the network, or fetch it yourself and give dataset.root.",
                 ) from error
             os.rename(scratch / base, root / base)
-        shutil.rmtree(scratch, ignore_errors=True)
+            shutil.rmtree(scratch)
     return root / base
 
 
@@ -139,7 +141,7 @@ def flowers102(cfg: DatasetConfig) -> dict[str, Source]:
     folder = _fetch(cfg, base, lambda root: Flowers102(root, download=True))
     if folder is None or not all((folder / part).exists() for part in ("jpg", "imagelabels.mat", "setid.mat")):
         raise missing(cfg, f"the folder {base} with jpg/, imagelabels.mat and setid.mat", downloadable=True)
-    from scipy.io import loadmat
+    from scipy.io import loadmat  # type: ignore[import-untyped]
 
     label = np.asarray(loadmat(folder / "imagelabels.mat")["labels"], dtype=np.int64).ravel() - 1
     sets = loadmat(folder / "setid.mat")

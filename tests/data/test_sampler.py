@@ -1,0 +1,241 @@
+"""Order, slots and shards: functions of (seed, epoch), the same for every way of running."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vitlab.data.sampler import EpochSampler, Item, ShardSampler, SlotSampler, Span, uniform_slots
+from vitlab.errors import UserError
+
+
+def indices(batches: list[list[Item]]) -> list[int]:
+    return [index for batch in batches for index, _ in batch]
+
+
+def pairs(batches: list[list[Item]]) -> set[tuple[int, int]]:
+    flat = indices(batches)
+    return set(zip(flat[::2], flat[1::2], strict=True))
+
+
+# --- the order of TinyViT's official code ------------------------------------------------------------------------
+
+
+def test_official_order_of_one_rank() -> None:
+    sampler = EpochSampler(10, 10, padded=True)
+    assert indices(list(sampler)) == [4, 1, 7, 5, 3, 9, 0, 8, 6, 2]
+
+
+def test_official_order_of_two_ranks_with_pairs() -> None:
+    ranks = [EpochSampler(10, 12, rank=r, world=2, paired=True, padded=True) for r in range(2)]
+    assert [indices(list(rank)) for rank in ranks] == [[4, 1, 3, 9, 6, 2], [7, 5, 0, 8, 4, 1]]
+
+
+def test_padding_repeats_the_head_even_more_than_once() -> None:
+    ranks = [indices(list(EpochSampler(3, 8, rank=rank, world=8, padded=True))) for rank in range(8)]
+    alone = indices(list(EpochSampler(3, 3)))
+    assert ranks == [[i] for i in (alone * 3)[:8]]
+
+
+# --- an epoch ----------------------------------------------------------------------------------------------------
+
+settings_of_runs = st.fixed_dictionaries(
+    {
+        "length": st.integers(24, 100),
+        "seed": st.integers(0, 5),
+        "paired": st.booleans(),
+        "padded": st.booleans(),
+    }
+)
+
+
+@given(settings_of_runs, st.integers(0, 7))
+@settings(deadline=None)
+def test_an_epoch_holds_no_image_twice(run: dict[str, Any], epoch: int) -> None:
+    sampler = EpochSampler(batch_size=8, **run)
+    sampler.position = epoch * len(sampler)
+    batches = list(sampler)
+    seen = indices(batches)
+    assert len(batches) == len(sampler)
+    assert {slot for batch in batches for _, slot in batch} == {epoch}
+    if run["padded"]:
+        assert set(seen) == set(range(run["length"])) and len(seen) - run["length"] <= 1
+    else:
+        assert len(set(seen)) == len(seen) == run["length"] // 8 * 8
+
+
+@given(settings_of_runs, st.sampled_from([(1, 2), (2, 1), (4, 1), (2, 2), (1, 4)]), st.integers(0, 3))
+@settings(deadline=None)
+def test_ranks_together_see_what_one_rank_sees(run: dict[str, Any], parts: tuple[int, int], epoch: int) -> None:
+    """Step by step, in the same pairs, for any number of ranks and micro-batches."""
+    run = run | {"padded": False}
+    world, accumulate = parts
+    alone = EpochSampler(batch_size=8, **run)
+    ranks = [EpochSampler(batch_size=8, rank=r, world=world, accumulate=accumulate, **run) for r in range(world)]
+    assert {len(rank) for rank in ranks} == {len(alone) * accumulate}
+    for step in range(epoch * len(alone), (epoch + 1) * len(alone)):
+        micro = range(step * accumulate, (step + 1) * accumulate)
+        together = [rank.batch(number) for number in micro for rank in ranks]
+        assert {len(batch) for batch in together} == {8 // (world * accumulate)}
+        assert sorted(itertools.chain(*together)) == sorted(alone.batch(step))
+        if run["paired"]:
+            assert pairs(together) == pairs([alone.batch(step)])
+
+
+def test_epochs_and_seeds_differ() -> None:
+    orders = [tuple(EpochSampler(100, 10, seed=seed).order(epoch)[0]) for seed, epoch in ((0, 0), (0, 1), (5, 0))]
+    assert len(set(orders)) == 3
+
+
+# --- position ----------------------------------------------------------------------------------------------------
+
+
+@given(settings_of_runs, st.integers(0, 60))
+@settings(deadline=None)
+def test_position_is_all_there_is_to_resume(run: dict[str, Any], position: int) -> None:
+    uninterrupted = EpochSampler(batch_size=8, **run)
+    straight = list(itertools.chain(*(list(uninterrupted) for _ in range(position // len(uninterrupted) + 2))))
+    resumed = EpochSampler(batch_size=8, **run)
+    resumed.position = position
+    rest = list(resumed) + list(resumed)
+    assert rest == straight[position : position + len(rest)]
+    assert len(rest) == 2 * len(resumed) - position % len(resumed)
+    assert list(Span(resumed, position, position + 5)) == (straight + list(uninterrupted))[position : position + 5]
+
+
+def test_position_is_read_when_the_iterator_is_made() -> None:
+    sampler = EpochSampler(20, 5)
+    iterator = iter(sampler)
+    sampler.position = 2
+    assert next(iterator) == EpochSampler(20, 5).batch(0)
+    assert len(list(sampler)) == 2 and sampler.position == 4
+
+
+def test_a_position_set_after_reading_ahead_wins() -> None:
+    sampler = EpochSampler(20, 5)
+    list(sampler)  # a loader has asked for the whole epoch
+    sampler.position = 1  # but one batch was trained on
+    assert list(sampler) == [EpochSampler(20, 5).batch(number) for number in (1, 2, 3)]
+
+
+def test_span_checks_its_ends() -> None:
+    assert len(Span(EpochSampler(20, 5), 3, 11)) == 8
+    with pytest.raises(ValueError, match="batches 4 to 3"):
+        Span(EpochSampler(20, 5), 4, 3)
+
+
+# --- slots -------------------------------------------------------------------------------------------------------
+
+
+def test_cycle_comes_round_with_new_order() -> None:
+    sampler = EpochSampler(50, 10, slots="cycle", num_slots=3)
+    epochs = [list(sampler) for _ in range(7)]
+    assert [{slot for batch in epoch for _, slot in batch} for epoch in epochs] == [{s} for s in (0, 1, 2, 0, 1, 2, 0)]
+    assert indices(epochs[0]) != indices(epochs[3])
+
+
+def test_pairs_belong_to_the_slot() -> None:
+    """A stored label of a mixed view is of one pair: whenever its slot comes round, that pair must meet again."""
+    sampler = EpochSampler(51, 10, slots="cycle", num_slots=2, paired=True, seed=3)
+    stored = [SlotSampler(51, 10, slot, range(51), seed=3, paired=True) for slot in range(2)]
+    labelled = [{frozenset(batch[i : i + 2]) for batch in one for i in range(0, len(batch), 2)} for one in stored]
+    for epoch in range(6):
+        batches = list(sampler)
+        assert {frozenset(batch[i : i + 2]) for batch in batches for i in range(0, len(batch), 2)} < labelled[epoch % 2]
+    assert labelled[0] != labelled[1]
+
+
+def test_uniform_slots_are_uniform_and_pure() -> None:
+    index = np.arange(20000)
+    slots = np.stack([uniform_slots(index, 1, epoch, 5) for epoch in range(4)])
+    assert (slots == np.stack([uniform_slots(index[::-1], 1, epoch, 5)[::-1] for epoch in range(4)])).all()
+    for epoch in range(4):
+        share = np.bincount(slots[epoch], minlength=5) / len(index)
+        assert abs(share - 0.2).max() < 0.015  # five standard deviations
+    agree = [(slots[a] == slots[b]).mean() for a, b in itertools.combinations(range(4), 2)]
+    agree.append((slots[0] == uniform_slots(index, 2, 0, 5)).mean())
+    agree.append((slots[0][1:] == slots[0][:-1]).mean())
+    assert all(abs(share - 0.2) < 0.015 for share in agree)
+
+
+def test_uniform_slots_never_change() -> None:
+    assert uniform_slots(np.arange(10), 0, 0, 100).tolist() == [50, 70, 88, 90, 65, 59, 56, 37, 54, 20]
+    assert uniform_slots(np.arange(10), 7, 3, 1).tolist() == [0] * 10
+
+
+def test_uniform_slots_do_not_depend_on_ranks() -> None:
+    alone = dict(itertools.chain(*EpochSampler(64, 16, slots="uniform", num_slots=9)))
+    ranks = [EpochSampler(64, 16, slots="uniform", num_slots=9, rank=r, world=4) for r in range(4)]
+    assert dict(itertools.chain(*itertools.chain(*ranks))) == alone
+
+
+def test_an_epoch_without_its_slot_is_answered() -> None:
+    sampler = EpochSampler(20, 5, num_slots=2)
+    assert len(list(sampler)) + len(list(sampler)) == 8
+    with pytest.raises(UserError, match=r"Epoch 3 has no stored views: there are 2 slots"):
+        list(sampler)
+
+
+# --- mistakes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 10, "world": 4}, r"batch_size=10 does not divide into 4 device.*multiple of 4"),
+        ({"batch_size": 10, "world": 2, "accumulate": 2}, r"recipe\.accumulate=2.*multiple of 4"),
+        ({"batch_size": 0}, r"batch_size=0 does not divide"),
+        ({"batch_size": 6, "world": 2, "paired": True}, r"leaves 3 images.*odd number.*multiple of 4"),
+        ({"batch_size": 102}, r"more than the 100 training images.*at most 100"),
+        ({"batch_size": 104, "paired": True, "world": 4}, r"at most 96"),
+        ({"batch_size": 10, "paired": True, "slots": "uniform", "num_slots": 3}, r"break the pairs"),
+    ],
+)
+def test_batches_that_cannot_be_made(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        EpochSampler(100, **arguments)
+
+
+@pytest.mark.parametrize("arguments", [{"slots": "cycle"}, {"slots": "sometimes"}, {"rank": 1}])
+def test_wrong_arguments(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        EpochSampler(100, 10, **arguments)
+
+
+# --- labelling a slot --------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 60), st.booleans(), st.sampled_from([1, 2, 4]), st.integers(0, 3), st.data())
+@settings(deadline=None)
+def test_what_is_left_to_label_comes_in_the_batches_of_an_uninterrupted_pass(
+    length: int, paired: bool, world: int, slot: int, data: st.DataObject
+) -> None:
+    missing = data.draw(st.sets(st.integers(0, length - 1)))
+    whole = list(SlotSampler(length, 8, slot, range(length), paired=paired))
+    assert sorted(itertools.chain(*whole)) == [(i, slot) for i in range(length)]
+    shards = [SlotSampler(length, 8, slot, sorted(missing), paired=paired, rank=r, world=world) for r in range(world)]
+    left = list(itertools.chain(*shards))
+    assert sum(len(shard) for shard in shards) == len(left)
+    assert sorted(left) == sorted(batch for batch in whole if missing & {i for i, _ in batch})
+
+
+def test_pairs_need_even_batches_to_be_labelled() -> None:
+    with pytest.raises(UserError, match="even batch size"):
+        SlotSampler(10, 5, 0, [1], paired=True)
+
+
+# --- evaluation --------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 50), st.integers(1, 12), st.integers(1, 5))
+def test_shards_cover_everything_once_in_the_same_batches(length: int, batch_size: int, world: int) -> None:
+    alone = list(ShardSampler(length, batch_size))
+    assert list(itertools.chain(*alone)) == list(range(length))
+    shards = [ShardSampler(length, batch_size, rank, world) for rank in range(world)]
+    assert [len(shard) for shard in shards] == [len(list(shard)) for shard in shards]
+    assert sorted(itertools.chain(*shards)) == alone
