@@ -1,0 +1,123 @@
+"""What a network costs: parameters, multiply-adds, latency, and bytes on disk.
+
+One MAC is one multiplication with its addition. Counted are convolutions, linear layers and the two products of
+attention, however they are written; normalisation, activations, additions and look-ups are not. This is the
+convention of the papers: DeiT-S 4.6 G, Swin-T 4.5 G, TinyViT-5M 1.255 G at 224 px.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitlab.models.mode import evaluating
+
+CHANNELS = 3
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds a forward pass of one batch takes: median and the tenth and ninetieth percentile of the repeats."""
+
+    batch: int
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    repeats: int
+
+    @property
+    def images_per_second(self) -> float:
+        return 1000 * self.batch / self.median_ms
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One network's cost at one input size."""
+
+    params: int
+    macs: int  # for one image
+    size: int  # side of the square input, pixels
+    bytes: int | None = None  # of the weights file, where there is one
+    latency: list[Latency] = field(default_factory=list)
+    device: str = "cpu"  # the latency is of this device,
+    threads: int = 1  # with so many CPU threads
+
+
+def measure_cost(
+    model: nn.Module, size: int, batches: Sequence[int] = (), repeats: int = 30, file: Path | None = None
+) -> Cost:
+    """Count and time ``model`` [B, 3, size, size] on the device and in the precision that its parameters have.
+
+    Args:
+        model: left in the mode in which it was given.
+        size: side of the input in pixels.
+        batches: batch sizes to time; none: counts only.
+        repeats: timed passes of each batch size.
+        file: weights file whose size is stated.
+    """
+    device = next(model.parameters()).device
+    return Cost(
+        params=count_params(model),
+        macs=count_macs(model, size),
+        size=size,
+        bytes=file.stat().st_size if file is not None else None,
+        latency=[measure_latency(model, size, batch, repeats) for batch in batches],
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        threads=torch.get_num_threads(),
+    )
+
+
+def count_params(model: nn.Module) -> int:
+    """Number of parameters, shared ones once; buffers (running statistics) are not parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(model: nn.Module, size: int) -> int:
+    """Multiply-adds of one image [1, 3, size, size]; counted from the operations that a forward pass executes.
+
+    A network on the meta device is counted without computing anything.
+    """
+    # The math kernel writes attention out as two products, so it is counted alike on every device and torch version.
+    with evaluating(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(_images(model, 1, size))
+    return int(counter.get_total_flops()) // 2  # torch counts the multiplication and the addition
+
+
+def measure_latency(model: nn.Module, size: int, batch: int, repeats: int, warmup: int = 3) -> Latency:
+    """Time forward passes of random images [batch, 3, size, size], in eval mode.
+
+    Raises:
+        ValueError: no repeats.
+    """
+    if repeats < 1:
+        raise ValueError(f"latency needs at least one repeat, not {repeats}")
+    images = _images(model, batch, size).normal_()
+    elapsed = []
+    with evaluating(model):
+        for _ in range(warmup):
+            model(images)
+        for _ in range(repeats):
+            _wait(images.device)
+            start = time.perf_counter()
+            model(images)
+            _wait(images.device)
+            elapsed.append(1000 * (time.perf_counter() - start))
+    p10, median, p90 = torch.tensor(elapsed).quantile(torch.tensor([0.1, 0.5, 0.9])).tolist()
+    return Latency(batch, median, p10, p90, repeats)
+
+
+def _images(model: nn.Module, batch: int, size: int) -> torch.Tensor:
+    like = next(model.parameters())
+    return torch.zeros(batch, CHANNELS, size, size, dtype=like.dtype, device=like.device)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,27 @@
+"""Using a network for a moment without leaving traces in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """``model`` in eval mode and without gradients; afterwards every module's own mode is as it was.
+
+    ``train`` is called on leaving even where nothing changes: some of timm's networks (TinyViT, LeViT) keep tables
+    gathered from their parameters while in eval mode, and forget them only then.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield model
+    finally:
+        model.train(modes[model])
+        for module, mode in modes.items():
+            module.training = mode
