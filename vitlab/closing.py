@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from vitlab.config import Config
 from vitlab.data.module import VisionData
 from vitlab.files import write_json
+from vitlab.help import conf_dir, head
 from vitlab.measure.classification import evaluate_logits, predict
 from vitlab.measure.cost import measure_cost
 from vitlab.methods.base import Stage
 from vitlab.models.artifact import load_model, read_meta
 from vitlab.report.collect import collect
-from vitlab.report.data import Example
-from vitlab.report.export import export
+from vitlab.report.compare import compare
+from vitlab.report.data import DatasetInfo, Example
 from vitlab.report.write import write_report
 from vitlab.run import Run
 from vitlab.training.assemble import make_data
@@ -47,7 +48,7 @@ def close(run: Run, config: Config, stages: list[Stage], command: str) -> None:
     if config.export.formats and not run.is_done("export"):
         run.mark_done("export", export_result(run, config, primary))
         stop_if_asked()
-    data = collect(run, config, stages, measured, primary, command, notes)
+    data = collect(run, stages, primary, command, notes)
     paths = write_report(run.folder, data)
     table = compare(data.rows, data.paper_rows, data.primary, data.dataset.synthetic).text()
     told = [table, "", f"report   {paths.html}", f"model    {run.folder / primary.name}"]
@@ -87,15 +88,23 @@ def describe_dataset(run: Run, config: Config, data: VisionData) -> DatasetInfo:
     """The data that every number of the report speaks about."""
     return DatasetInfo(
         name=config.dataset.name,
-        description=config.dataset.about,
+        description=about("dataset", run),
         train=data.sizes["train"],
         test=data.sizes["test"],
         split=data.split_names["test"],
         classes=list(data.classes),
         size=config.dataset.size,
-        synthetic=config.dataset.synthetic,
+        synthetic=config.dataset.name == "fake",
         fingerprint=data.fingerprint,
     )
+
+
+def about(group: str, run: Run) -> str:
+    """The line with which the chosen configuration file introduces itself; "" for one that is gone."""
+    choices = run.identity["choices"]
+    assert isinstance(choices, dict)
+    path = conf_dir() / group / f"{choices[group]}.yaml"
+    return head(path) if path.exists() else ""
 
 
 def worst_mistakes(
@@ -129,20 +138,22 @@ def benchmark(run: Run, config: Config, stages: list[Stage]) -> dict[str, Any]:
     device = device_of(config)
     costs = {}
     for stage in stages:
-        artifact = run.folder / stage.name
-        spec = config.evaluation
-        costs[stage.name] = measure_cost(
+        artifact, spec = run.folder / stage.name, config.evaluation
+        cost = measure_cost(
             load_model(artifact).to(device),
             read_meta(artifact).size,
+            spec.latency_batches if spec.latency else (),
+            spec.latency_repeats,
             artifact / "model.safetensors",
-            batches=spec.latency_batches if spec.latency else [],
-            repeats=spec.latency_repeats,
         )
+        costs[stage.name] = asdict(cost)
     return {"costs": costs}
 
 
 def export_result(run: Run, config: Config, stage: Stage) -> dict[str, Any]:
     """The method's result in every asked format, checked on real images of the test split."""
+    from vitlab.report.export import export  # ONNX takes seconds to import
+
     artifact = run.folder / stage.name
     sample = next(iter(eval_data(config, artifact).test_dataloader())).image[:3]
     files = export(

@@ -128,6 +128,18 @@ class Run:
         assert isinstance(tree, dict)
         return tree
 
+    @property
+    def identity(self) -> dict[str, object]:
+        """What names the run: the choices and the changed leaves that can change its results."""
+        identity = self._record["identity"]
+        assert isinstance(identity, dict)
+        return identity
+
+    @property
+    def created(self) -> str:
+        """When the run was started first, ISO 8601."""
+        return str(read_json(self.folder / "run.json")["created"])
+
     # -- lock ---------------------------------------------------------------------------------------------------
 
     def lock(self, command: str) -> None:

@@ -67,12 +67,15 @@ class VisionData(L.LightningDataModule):
         self.sizes = {split: len(source) for split, source in self.sources.items()}
         self.split_names = {split: source.split_name for split, source in self.sources.items()}
         self.fingerprint = fingerprint(self.train_source)
+        self.mean = tuple(mean)
+        self.std = tuple(std)
         self.seed = seed
         self.rank = rank
         self.world = world
         self.workers = default_workers(self.train_source) if workers is None else workers
         self.eval_batch_size = eval_batch_size or batch_size
         self.augmentation = Augmentation(size=dataset.size, **asdict(augmentation))
+        self.mean, self.std = tuple(mean), tuple(std)
         self.view = View(dataset.size, mean, std, augmentation.interpolation)
         self.eval_view = EvalView(dataset.size, dataset.crop_pct, mean, std, augmentation.interpolation)
         if store is not None:

@@ -141,7 +141,7 @@ class Method:
     @classmethod
     def reads(cls, config: Config) -> set[str]:
         """Config groups that some stage reads."""
-        return ALWAYS_READ.union(*(one.reads for one in cls.stages(config)))
+        return set(ALWAYS_READ).union(*(one.reads for one in cls.stages(config)))
 
 
 def method_names() -> list[str]:

@@ -40,15 +40,15 @@ def collect(run: Run, stages: Sequence[Stage], primary: Stage, command: str, not
     dataset = DatasetInfo(**read_json(folder / "evaluation" / "dataset.json"))
     costs = _dict(run.read_done("benchmark")["costs"])
     rows = [_row(run, stage, costs) for stage in stages if (folder / "evaluation" / f"{stage.name}.json").exists()]
-    method, title = str(run.tree_at("method.name")), f"on {dataset.name}"
-    few = run.tree_at("dataset.labels_per_class")
+    tree = run.tree
+    few = _dict(tree["dataset"])["labels_per_class"]
     told = f"{dataset.train:,} training images" + (f" ({few} of each class)" if few else "")
     return ReportData(
-        title=f"{method} {title}",
+        title=f"{_dict(tree['method'])['name']} on {dataset.name}",
         summary=_summary(rows, primary.title, told, dataset),
         command=command,
         run=run.name,
-        created=str(run.created),
+        created=run.created,
         dataset=dataset,
         rows=rows,
         primary=primary.title,
@@ -71,7 +71,13 @@ def _row(run: Run, stage: Stage, costs: dict[str, Any]) -> ModelRow:
         stage=stage.name,
         role=stage.role,
         evaluation=Evaluation.from_dict(read_json(run.folder / "evaluation" / f"{stage.name}.json")),
-        cost=Cost(**{**cost, "latency": [Latency(**one) for one in cost["latency"]]}),
+        cost=Cost(
+            params=cost["params"],
+            macs=cost["macs"],
+            bytes=cost["bytes"],
+            latency=[Latency(one["batch"], one["median_ms"], one["p10_ms"], one["p90_ms"]) for one in cost["latency"]],
+            device=f"{cost['device']}, {cost['threads']} thread(s)",
+        ),
         folder=stage.name,
         architecture=model["name"],
         steps=record.get("steps"),  # type: ignore[arg-type]  # an int, written by the stage

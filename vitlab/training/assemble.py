@@ -65,7 +65,7 @@ def make_data(
         rank=rank(),
         world=world(),
         store=store,
-        slots="cycle" if views else "epoch",
+        slots="cycle" if views or store is not None else "epoch",
         num_slots=views,
         max_images=config.debug.max_images,
     )
@@ -78,13 +78,15 @@ def make_optimizer(network: nn.Module, recipe: RecipeConfig) -> Optimizer:
         UserError: unknown optimiser or argument.
     """
     groups: Any = parameter_groups(network, recipe.weight_decay, recipe.layer_decay)
-    args = {key: tuple(value) if isinstance(value, list) else value for key, value in recipe.optimizer_args.items()}
+    args: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in recipe.optimizer_args.items()
+    }
     try:
         return create_optimizer_v2(groups, opt=recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, **args)
     except (AssertionError, KeyError, ValueError) as error:
         from timm.optim import list_optimizers
 
-        near = nearest(recipe.optimizer, list_optimizers())
+        near = nearest(recipe.optimizer, map(str, list_optimizers()))
         hint = f"Did you mean {near}?" if near and near != recipe.optimizer else "timm's names: adamw, sgd, lamb, ..."
         raise UserError(f"recipe.optimizer={recipe.optimizer}: {error}.", hint) from None
     except TypeError as error:

@@ -58,7 +58,7 @@ class Learner(L.LightningModule):
         self.objective = objective
         self.schedule = schedule
         self.make_optimizer = make_optimizer
-        self.teacher = teacher
+        self.teacher: AskTeacher | None = teacher
         self.clip = clip
         self.seed = seed
         self.step = 0  # optimiser steps done, over all sessions of this training
@@ -80,7 +80,8 @@ class Learner(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One batch -> named losses; gradients flow from ``loss``."""
-        target = self.teacher(batch) if self.teacher is not None else None
+        ask: AskTeacher | None = self.teacher
+        target = ask(batch) if ask is not None else None
         logits = self.forward_student(batch.image)
         losses = self.objective(logits, batch.label, target)
         with torch.no_grad():

@@ -1,0 +1,156 @@
+"""What every method promises: its story runs, stops and continues bit for bit, reloads, exports, reports."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import vitlab
+from tests.contract.story import at, content, tell, tell_and_kill, the_run
+from vitlab.compose import load
+from vitlab.data.build import open_splits
+from vitlab.distill.store_writer import SlotWriter
+from vitlab.distill.views import EvalView
+from vitlab.help import conf_dir
+from vitlab.methods.base import Stage, find_method, method_names
+from vitlab.models.artifact import ModelMeta
+from vitlab.recorder import read_rows
+from vitlab.training import bookkeeper
+from vitlab.training.learner import Learner
+
+METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
+EXTRA: dict[str, tuple[str, ...]] = {}
+"""What a method's smallest story needs beside the common words."""
+
+PLAIN = ("export=none",)
+
+
+def words(method: str, *more: str) -> tuple[str, ...]:
+    return (f"method={method}", *EXTRA.get(method, ()), *more)
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def method(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(method: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole story, exports included."""
+    output = tmp_path_factory.mktemp(f"{method}-whole")
+    assert tell(output, *words(method)) == 0
+    return the_run(output)
+
+
+def test_every_method_has_a_configuration() -> None:
+    assert method_names() == METHODS
+
+
+def test_stages_are_marked_and_recorded(method: str, uninterrupted: Path) -> None:
+    folders = {path.parent.name for path in uninterrupted.glob("*/done.json")}
+    assert {"evaluation", "benchmark", "export"} < folders
+    recorded = {row["stage"] for row in read_rows(uninterrupted / "metrics.jsonl")}
+    trained = {path.parent.name for path in uninterrupted.glob("*/model.json")}
+    assert trained <= recorded
+    assert not list(uninterrupted.rglob("*.ckpt")), "checkpoints of finished stages are removed"
+
+
+def test_models_reload_with_the_logits_that_were_measured(uninterrupted: Path) -> None:
+    for file in uninterrupted.glob("evaluation/*.npz"):
+        model = vitlab.load_model(uninterrupted / file.stem)
+        measured = np.load(file)
+        images = images_for(uninterrupted, model, measured["index"][:8])
+        with torch.inference_mode():
+            logits = model(images).numpy()
+        np.testing.assert_allclose(logits, measured["logits"][:8], rtol=0, atol=1e-5)
+
+
+def images_for(run: Path, model: torch.nn.Module, index: np.ndarray) -> torch.Tensor:
+    """Test images as the model wants them, made without a data module."""
+    tree = json.loads((run / "run.json").read_text())["tree"]
+    config = load([f"method={tree['method']['name']}", "dataset=digits", "debug=smoke", "debug.max_images=80"]).config
+    source = open_splits(config.dataset, config.seed, config.debug.max_images)["test"]
+    meta = model.meta
+    assert isinstance(meta, ModelMeta)
+    view = EvalView(meta.size, meta.crop_pct, meta.mean, meta.std, meta.interpolation)
+    return torch.stack([view(source[int(i)][0]) for i in index])
+
+
+def test_report_and_exports_are_there(uninterrupted: Path) -> None:
+    for name in ("report.md", "report.html"):
+        assert (uninterrupted / name).stat().st_size > 1000
+    for record in json.loads((uninterrupted / "export" / "done.json").read_text())["files"]:
+        path = uninterrupted / "export" / Path(record["path"]).name
+        assert path.exists(), record
+
+
+def test_finished_run_is_told_again_not_done_again(
+    method: str, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = content(uninterrupted)
+    stamp = (uninterrupted / "finished.json").stat().st_mtime_ns
+    assert tell(uninterrupted.parent.parent, *words(method)) == 0
+    assert "finished" in capsys.readouterr().out
+    assert content(uninterrupted) == before
+    assert (uninterrupted / "finished.json").stat().st_mtime_ns == stamp
+
+
+def trained_stages(method: str, run: Path) -> int:
+    return len(list(run.glob("*/model.json")))
+
+
+@pytest.mark.parametrize(("step", "workers"), [(5, 0), (7, 0), (7, 2)], ids=["epoch-end", "mid-epoch", "workers"])
+def test_stopped_in_each_training_continues_bit_for_bit(
+    method: str, uninterrupted: Path, tmp_path: Path, step: int, workers: int
+) -> None:
+    """SIGTERM at the same step of every training stage, one after the other; 130 each time, then to the end."""
+    line = words(method, *PLAIN, f"hardware.workers={workers}")
+    codes = []
+    with_stop = lambda learner: learner.step + 1 == step  # noqa: E731
+    for _ in range(10):
+        with at(Learner, "after_step", with_stop, signal.SIGTERM):
+            codes.append(tell(tmp_path, *line))
+        if codes[-1] == 0:
+            break
+    assert codes == [130] * trained_stages(method, uninterrupted) + [0]
+    assert content(the_run(tmp_path)) == content(uninterrupted)
+
+
+def test_killed_anywhere_continues_bit_for_bit(method: str, uninterrupted: Path, tmp_path: Path) -> None:
+    """SIGKILL after a step, in front of a checkpoint, and while targets are written; nothing lost, nothing doubled."""
+    line = words(method, *PLAIN)
+    calls = itertools.count()
+    tell_killed = [
+        (Learner, "after_step", lambda learner: learner.step + 1 == 8),
+        (bookkeeper, "save_checkpoint", lambda *_: next(calls) == 1),
+    ]
+    if any(stage.makes == "store" for stage in every_stage(method)):
+        writes = itertools.count()
+        tell_killed.append((SlotWriter, "flush", lambda writer: next(writes) == 1))
+    for owner, name, when in tell_killed:
+        with at(owner, name, when, signal.SIGKILL):
+            tell_and_kill(tmp_path, *line)
+    assert tell(tmp_path, *line) == 0
+    assert content(the_run(tmp_path)) == content(uninterrupted)
+
+
+def every_stage(method: str) -> list[Stage]:
+    return [one.__stage__ for one in vars(find_method(method)).values() if hasattr(one, "__stage__")]
+
+
+def test_stopped_while_storing_continues_byte_for_byte(method: str, uninterrupted: Path, tmp_path: Path) -> None:
+    if not any(stage.makes == "store" for stage in every_stage(method)):
+        pytest.skip("this method stores nothing")
+    writes = itertools.count()
+    line = words(method, *PLAIN)
+    with at(SlotWriter, "write", lambda *_: next(writes) == 2, signal.SIGINT):
+        assert tell(tmp_path, *line) == 130
+    assert not list(the_run(tmp_path).glob("store/done.json"))
+    assert tell(tmp_path, *line) == 0
+    assert content(the_run(tmp_path)) == content(uninterrupted)
