@@ -150,6 +150,11 @@ class Example:
         text = base64.b64encode(buffer.getvalue()).decode()
         return cls(text, label, predicted, float(confidence), float(label_confidence), key)
 
+    @property
+    def small(self) -> bool:
+        """Whether its pixels should be shown as squares instead of being smoothed."""
+        return max(self.pixels().shape[:2]) < 96
+
     def pixels(self) -> NDArray[np.uint8]:
         """[H, W, 3] uint8."""
         from PIL import Image

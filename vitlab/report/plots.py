@@ -227,7 +227,7 @@ def mistakes(examples: Sequence[Example], theme: Theme, columns: int = 6) -> Fig
         axes.set_axis_off()
     for axes, example in zip(grid, examples, strict=False):
         pixels = example.pixels()
-        axes.imshow(pixels, interpolation="nearest" if max(pixels.shape[:2]) < 96 else "antialiased")
+        axes.imshow(pixels, interpolation="nearest" if example.small else "antialiased")
         axes.text(
             0.0, -0.05, textwrap.shorten(example.label, 18, placeholder="…"), transform=axes.transAxes, va="top",
             fontsize=7.5, color=theme.ink,
