@@ -10,8 +10,8 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import yaml
@@ -21,14 +21,20 @@ from hydra._internal.defaults_list import create_defaults_list
 from hydra._internal.utils import create_automatic_config_search_path
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
-from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigIndexError,
+    InterpolationKeyError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+)
 
 from vitlab.compose_checks import check, check_read
-from vitlab.compose_errors import Files, file_error, missing_file, yaml_error
+from vitlab.compose_errors import Files, file_error, interpolation_error, missing_file, yaml_error
 from vitlab.config import GROUPS, Config
 from vitlab.errors import UserError
+from vitlab.help import conf_dir
 from vitlab.methods.base import find_method
-from vitlab.prompt import check_keys, is_choice, kind_of, read_words, top
+from vitlab.prompt import check_keys, is_choice, read_words, takes, top, unknown
 from vitlab.schema import Field, fields, find
 
 RESULT_FREE = frozenset(
@@ -58,13 +64,6 @@ class Composed:
         choices = {group: choice for group, choice in sorted(self.choices.items()) if matters(group)}
         changed = {key: value for key, value in sorted(self.changed.items()) if matters(key)}
         return {"choices": choices, "changed": changed}
-
-
-def conf_dir() -> Path:
-    """The folder of the YAML files: inside the package when installed, beside it in a clone."""
-    package = Path(__file__).resolve().parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
 
 
 def load(overrides: list[str]) -> Composed:
@@ -132,20 +131,37 @@ def _explained(error: Exception, typed: dict[str, str], files: Files, known: dic
         cause = cause.__cause__ or cause.__context__
     key = str(getattr(cause, "full_key", "") or "")
     for name, line in typed.items():
-        if name == key or key.startswith((f"{name}.", f"{name}[")) or f"Error merging override {line}" in str(error):
-            field = find(key, known) or find(name, known)
-            if isinstance(cause, (InterpolationKeyError, InterpolationResolutionError)):
-                return UserError(
-                    f"{line}: this refers to a key that is not there.", "Write ${group.key}, or a plain value."
-                )
-            value = line.partition("=")[2]
-            return UserError(f"{line}: '{value}' does not fit.", f"{name} is {kind_of(field)}." if field else "")
+        if name != key and not key.startswith((f"{name}.", f"{name}[")) and line not in str(error):
+            continue
+        if isinstance(cause, (InterpolationKeyError, InterpolationResolutionError)):
+            return interpolation_error(line, cause)
+        if "dict is not a subclass" in str(cause) or isinstance(cause, ConfigIndexError):
+            above = re.split(r"\.\d", name)[0]
+            return UserError(
+                f"{line}: {above} has no such place; the first is {above}.0.",
+                f"For several, give the whole list: {above}=[{{name:NAME}},{{name:NAME}}].",
+            )
+        if key.startswith(f"{name}.") and find(key, known) is None:
+            return unknown(line, key, "VALUE", known, conf_dir())
+        field = find(key, known) or find(name, known)
+        value = line.partition("=")[2]
+        kind = f" is not {field.kind.partition(' such as')[0]}." if field else " does not fit."
+        what = f"{line}: '{value}'{kind}" if value else f"{line}: nothing stands right of the equals sign."
+        return UserError(what, takes(field) if field else "")
     return file_error(cause if isinstance(cause, Exception) else error, files, known) or _plain(error)
 
 
 def _plain(error: Exception) -> UserError:
-    lines = [line.strip() for line in str(error).split("\n") if line.strip()]
-    return UserError(f"The configuration cannot be composed: {' '.join(lines[:3])}", "See mode=list for what there is.")
+    text = " ".join(line.strip() for line in str(error).split("\n") if line.strip())
+    mounted = re.match(r"Could not override '(.+?)'", text)
+    if mounted:
+        group, _, place = mounted[1].partition("@")
+        return UserError(
+            f"{mounted[1]}=...: no {group} is chosen at {place or group} here, so there is none to exchange.",
+            f"Leave it out, or add one: +{mounted[1]}=NAME.",
+        )
+    text = re.sub(r"To (append|override).*", "", text).strip()
+    return UserError(f"The configuration cannot be composed: {text.rstrip('.')}.", "What there is: mode=list.")
 
 
 def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:

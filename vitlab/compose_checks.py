@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from vitlab.config import MODES, Config, ModelConfig, RecipeConfig, to_steps
 from vitlab.data.roots import data_roots, missing
@@ -24,7 +26,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 LOGGERS = ("local", "csv", "tensorboard", "wandb")
 FORMATS = ("safetensors", "onnx")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 
 PACKAGES = {"tensorboard": ("tensorboard",), "wandb": ("wandb",), "onnx": ("onnx", "onnxruntime", "onnxscript")}
 """Packages that a choice needs."""
@@ -86,9 +88,11 @@ def _recipe(key: str, recipe: RecipeConfig, where: Where) -> None:
             try:
                 steps = to_steps(one, 1, None if name == "duration" else 100)
             except ValueError as error:
-                cure = f"Give {key}.{name}=..."
-                if str(one).strip().isdigit():
-                    cure = f"Did you mean {one}ep (epochs) or {one}st (steps)?"
+                number = re.match(r"\s*(\d+)\s*([a-z%]?)", str(one))
+                cure = ""
+                if number and number[2] in ("", "e", "s"):
+                    units = {"e": ("ep",), "s": ("st",)}.get(number[2], ("ep", "st"))
+                    cure = f"Did you mean {' or '.join(f'{number[1]}{unit}' for unit in units)}?"
                 raise UserError(f"{where(f'{key}.{name}')}: {error}.", cure) from None
             if steps == 0 and name == "duration" and float(str(one).strip()[:-2]) == 0:
                 raise UserError(f"{where(f'{key}.{name}')}: a training of length {one}.", "Give at least 1st.")
@@ -118,6 +122,11 @@ def _recipe(key: str, recipe: RecipeConfig, where: Where) -> None:
         _within(f"{key}.{name}", getattr(augmentation, name), 0, 1, where)
     for name in ("mixup", "cutmix"):
         _within(f"{key}.{name}", getattr(augmentation, name), 0, math.inf, where)
+    if augmentation.randaug is not None and not re.fullmatch(r"rand(-[a-z]+[\d.]+)+", augmentation.randaug):
+        raise UserError(
+            f"{where(f'{key}.randaug')}: '{augmentation.randaug}' is no RandAugment.",
+            "Write it as timm does, for instance rand-m9-mstd0.5-inc1, or null for none.",
+        )
     _pair(f"{key}.crop_scale", augmentation.crop_scale, 1.0, where)
     _pair(f"{key}.crop_ratio", augmentation.crop_ratio, math.inf, where)
     if augmentation.color_jitter is not None:
@@ -134,6 +143,11 @@ def _recipe(key: str, recipe: RecipeConfig, where: Where) -> None:
 
 
 def _model(key: str, model: ModelConfig, where: Where) -> None:
+    if model.checkpoint is not None and not Path(model.checkpoint).expanduser().exists():
+        raise UserError(
+            f"{where(f'{key}.checkpoint')}: there is no file or folder {model.checkpoint}.",
+            "Give the path of a .pth or .safetensors file, or of a vitlab model folder.",
+        )
     for name in ("mean", "std"):
         value = getattr(model, name)
         if value is not None:
@@ -178,6 +192,13 @@ def _teacher(config: Config, where: Where) -> None:
 
 def _rest(config: Config, where: Where) -> None:
     _one_of("trainer.accelerator", config.trainer.accelerator, ACCELERATORS, where)
+    devices = config.trainer.devices
+    several = isinstance(devices, list) and devices and all(isinstance(one, int) for one in devices)
+    if not (several or devices == "auto" or (isinstance(devices, int) and devices >= 1)):
+        raise UserError(
+            f"{where('trainer.devices')}: '{devices}' cannot be.",
+            "trainer.devices is a number of devices, a list of their numbers such as [0,1], or auto.",
+        )
     _one_of("trainer.precision", config.trainer.precision, PRECISIONS, where)
     _at_least("trainer.num_nodes", config.trainer.num_nodes, 1, where)
     if config.hardware.workers is not None:
@@ -211,7 +232,7 @@ def _rest(config: Config, where: Where) -> None:
 
 def _one_of(key: str, value: str, allowed: Iterable[str], where: Where) -> None:
     if value not in allowed:
-        near = nearest(str(value), allowed)
+        near = next((one for one in allowed if value and one.startswith(value)), None) or nearest(value, allowed)
         cure = f"Did you mean {near}? " if near else ""
         raise UserError(f"{where(key)}: '{value}' is none of {', '.join(allowed)}.", cure)
 
@@ -228,12 +249,12 @@ def _within(
     if not inside:
         least = f"larger than {low}" if open_low else f"at least {low}"
         most = "" if high == math.inf else f" and less than {high}" if open_high else f" and at most {high}"
-        raise UserError(f"{where(key)}: {value} cannot be.", f"{key} is a number {least}{most}.")
+        raise UserError(f"{where(key)}: {value} is out of range.", f"{key} is a number {least}{most}.")
 
 
 def _length(key: str, value: list[float], length: int, where: Where) -> None:
     if len(value) != length:
-        raise UserError(f"{where(key)}: {value} has {len(value)} numbers.", f"{key} takes {length}.")
+        raise UserError(f"{where(key)}: {value} does not fit.", f"{key} takes {length} numbers.")
 
 
 def _pair(key: str, value: list[float] | None, most: float, where: Where) -> None:

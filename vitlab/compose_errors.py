@@ -13,10 +13,16 @@ from pathlib import Path
 
 import yaml
 from hydra.core.default_element import ResultDefault
-from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import (
+    InterpolationKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from vitlab.errors import UserError, nearest
-from vitlab.prompt import choices_of, kind_of, listed
+from vitlab.help import choices
+from vitlab.prompt import listed, takes
 from vitlab.schema import Field, find, suggest
 
 
@@ -65,9 +71,7 @@ def file_error(error: Exception, files: Files, known: dict[str, Field]) -> UserE
             near = suggest(key, known)
             field = find(near, known) if near else None
             last = key.rpartition(".")[2]
-            cure = (
-                f"Did you mean '{str(near).rpartition('.')[2]}' ({kind_of(field)})?" if field else _beside(key, known)
-            )
+            cure = f"Did you mean '{field.key.rpartition('.')[2]}'? {takes(field)}" if field else _beside(key, known)
             return UserError(f"{place}: there is no key '{last}' (it would be {key}).", cure)
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return value_error(error, files, known)
@@ -79,16 +83,23 @@ def value_error(error: OmegaConfBaseException, files: Files, known: dict[str, Fi
     key = re.sub(r"\[(\d+)\]", r".\1", str(error.full_key))
     place, field = files.find(key), find(key, known)
     where = str(place) if place else key
-    message = str(error.msg or error).split("\n")[0]
     if isinstance(error, (InterpolationKeyError, InterpolationResolutionError)):
-        return UserError(
-            f"{where}: {key} refers to something that is not there: {message}.".replace("..", "."),
-            "Write ${group.key} with a key that exists, or a plain value.",
-        )
+        return interpolation_error(where, error)
+    if isinstance(error, MissingMandatoryValue):
+        return UserError(f"{key} has no value.", f"Give it one: {key}=VALUE. {takes(field)}" if field else "")
     if field is None:
+        message = str(error.msg or error).split("\n")[0]
         return UserError(f"{where}: {message}.", f"What there is: mode=list key={key.partition('.')[0]}.")
-    shown = f" = {place.value}" if place else ""
-    return UserError(f"{where}: {key}{shown} does not fit.", f"{key} is {kind_of(field)}.")
+    shown = f"'{place.value}'" if place else "the value"
+    return UserError(f"{where}: {shown} is not {field.kind.partition(' such as')[0]}.", takes(field))
+
+
+def interpolation_error(where: str, error: OmegaConfBaseException) -> UserError:
+    """A ``${...}`` that leads nowhere."""
+    problem = str(error.msg or error).split("\n")[0].rstrip(".")
+    problem = re.sub(r".*raised while resolving interpolation: ", "", problem).strip('"')
+    problem = re.sub(r"^Interpolation key '(.*)' not found$", r"there is no key '\1' to take a value from", problem)
+    return UserError(f"{where}: {problem}.", "Write ${group.key} with a key that exists, or a plain value.")
 
 
 def yaml_error(error: yaml.YAMLError, conf: Path) -> UserError:
@@ -108,7 +119,7 @@ def yaml_error(error: yaml.YAMLError, conf: Path) -> UserError:
 def missing_file(missing: str, conf: Path) -> UserError:
     """A defaults list that names a file that is not there; ``missing`` is group/choice."""
     group, _, choice = missing.rpartition("/")
-    names = choices_of(conf, group)
+    names = choices(conf, group)
     near = nearest(choice, names)
     pattern = re.compile(rf"[/\s]{re.escape(group)}(@[\w.]+)?:\s*{re.escape(choice)}\s*(#.*)?$")
     for path in sorted(conf.rglob("*.yaml")):

@@ -84,7 +84,7 @@ def conf_dir() -> Path:
 
 def page() -> str:
     """The help page."""
-    groups = [_line(name, meaning, _names(name)) for name, meaning in GROUPS.items()]
+    groups = [_line(name, meaning, choices(conf_dir(), name)) for name, meaning in GROUPS.items()]
     modes = [f"  {name:<{INDENT - 2}}{meaning}" for name, meaning in MODES.items()]
     conf = conf_dir()
     shown = conf.relative_to(Path.cwd()) if conf.is_relative_to(Path.cwd()) else conf
@@ -124,7 +124,7 @@ def answer_list(words: list[str]) -> str:
 
 def list_groups() -> str:
     """All groups with their meanings and names."""
-    rows = [_row(name, meaning, _names(name)) for name, meaning in GROUPS.items()]
+    rows = [_row(name, meaning, choices(conf_dir(), name)) for name, meaning in GROUPS.items()]
     return "\n".join([*rows, "", "What each name is: mode=list group=GROUP. What each key means: mode=list key=GROUP."])
 
 
@@ -138,7 +138,7 @@ def list_group(group: str) -> str:
         near = nearest(group, GROUPS)
         cure = f"Did you mean group={near}? " if near else ""
         raise UserError(f"There is no group '{group}'.", f"{cure}The groups are: {', '.join(GROUPS)}.")
-    names = _names(group)
+    names = choices(conf_dir(), group)
     width = max(map(len, names), default=0) + 2
     rows = [_wrapped(f"  {name:<{width}}", head(conf_dir() / group / f"{name}.yaml")) for name in names]
     count = f"{len(names)} choices" if len(names) != 1 else "1 choice"
@@ -173,8 +173,9 @@ def _check_word(word: str, asked: dict[str, str]) -> None:
         raise UserError(f"mode=list does not know {name}=.", f"Did you mean {near}={value or 'NAME'}?")
 
 
-def _names(group: str) -> list[str]:
-    return sorted((path.stem for path in (conf_dir() / group).glob("*.yaml")), key=_natural)
+def choices(conf: Path, group: str) -> list[str]:
+    """Names of the YAML files of a group, in the order of people."""
+    return sorted((path.stem for path in (conf / group).glob("*.yaml")), key=_natural)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

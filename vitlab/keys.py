@@ -39,9 +39,9 @@ def describe(key: str, words: list[str], wrapped: Callable[[str, str], str]) -> 
         near = suggest(key, known)
         tops = ", ".join(one for one in known if "." not in one)
         raise UserError(f"There is no key '{key}'.", f"Did you mean key={near}?" if near else f"There are: {tops}.")
-    shown = _below(key, known) or [field]
+    shown = _below(key, known) or [one for one in [field] if one]
     table = [("key", "kind", "default" if tree is None else "value", "meaning")]
-    table += [(one.key, _kind(one, known), _value(one, tree), _meaning(one, known)) for one in shown if one]
+    table += [(one.key, _kind(one, known), _value(one, tree), _meaning(one, known)) for one in shown]
     widths = [max(len(row[column]) for row in table if len(row[column]) <= LONGEST) for column in range(3)]
     rows = []
     for row in table:

@@ -31,6 +31,7 @@ ELSEWHERE = {
     "learning_rate": "recipe.lr",
     "base_lr": "recipe.lr",
     "bs": "recipe.batch_size",
+    "batch": "recipe.batch_size",
     "wd": "recipe.weight_decay",
     "opt": "recipe.optimizer",
     "sched": "recipe.schedule",
@@ -56,12 +57,18 @@ ELSEWHERE = {
     "ckpt": "model.checkpoint",
     "out": "output",
     "output_dir": "output",
-    "resume": "fresh",
     "algorithm": "method",
     "config": "experiment",
     "wandb": "logger",
 }
 """What other programs call things, and the key here."""
+
+ANSWERS = {
+    "resume": "The same command continues its run by itself; fresh=true starts another one beside it.",
+    "continue": "The same command continues its run by itself; fresh=true starts another one beside it.",
+    "verbose": "A run always says what it does; all of it stands in metrics.jsonl.",
+}
+"""Words that ask for what needs no key."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,7 @@ class Field:
     free: bool  # a dict in which any key is allowed
 
 
+@functools.cache
 def fields(options: type | None = None) -> dict[str, Field]:
     """All fields by key, in the order of the dataclasses; ``options`` is what ``method.`` holds."""
     return _walk(Config, "", options)
@@ -106,6 +114,8 @@ def suggest(key: str, known: dict[str, Field]) -> str | None:
         # The parent may be what is misspelt: mend it, then look beside the last name again.
         branches = [one for one, field in known.items() if field.branch]
         mended = nearest(parent, branches)
+        if mended is not None and known[mended].free:
+            return f"{mended}.{last}"
         if mended is not None and (f"{mended}.{last}" in known or nearest(last, _below(mended, known))):
             return f"{mended}.{last}" if f"{mended}.{last}" in known else suggest(f"{mended}.{last}", known)
     beside = _below(parent, known)
@@ -118,7 +128,7 @@ def suggest(key: str, known: dict[str, Field]) -> str | None:
     if last in ELSEWHERE and find(ELSEWHERE[last], known):
         return ELSEWHERE[last]
     everywhere: dict[str, str] = {}
-    for one in sorted(known, key=lambda one: one.count("."), reverse=True):
+    for one in sorted(known, key=lambda one: (one.count("."), not one.startswith("recipe.")), reverse=True):
         everywhere[one.rpartition(".")[2]] = one
     near = last if last in everywhere else nearest(last, [one for one in everywhere if len(one) > 3])
     return everywhere[near] if near else None
@@ -147,7 +157,11 @@ def _walk(cls: type, prefix: str, options: type | None) -> dict[str, Field]:
         meaning = meanings.get(one.name, "")
         if inner is not None and not meaning:
             meaning = (inner.__doc__ or "").strip().split("\n")[0]
-            meaning = "" if meaning.startswith((f"{inner.__name__}(", "Keys under")) else meaning.replace("``", "")
+            meaning = (
+                ""
+                if meaning.startswith((f"{inner.__name__}(", "Keys under"))
+                else meaning.replace("``", "").rstrip(".")
+            )
         free = typing.get_origin(hint) is dict
         kind = _kind(hint) if inner is None or listed else "a group of keys"
         if cls is RecipeConfig and one.name in DURATIONS:
