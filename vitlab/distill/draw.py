@@ -243,6 +243,8 @@ def seed_of(base_seed: int, slot: int, index: int) -> int:
 
 def seeds_of(base_seed: int, slot: ArrayLike, index: ArrayLike) -> NDArray[np.int32]:
     """:func:`seed_of` of many views at once; ``slot`` and ``index`` broadcast, integers >= 0. Returns int32."""
+    if not 0 <= base_seed <= _MASK:
+        raise ValueError(f"base_seed must be in [0, 2^64), got {base_seed}")
     slots, indices = np.asarray(slot), np.asarray(index)
     for words in (slots, indices):
         if words.dtype.kind not in "iu" or (words.size and words.min() < 0):
