@@ -14,7 +14,7 @@ from typing import Any
 import timm
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
-from torch import nn
+from torch import Tensor, nn
 
 from vitlab import __version__
 from vitlab.errors import UserError
@@ -118,13 +118,22 @@ def load_model(folder: str | Path) -> nn.Module:
             f"{WEIGHTS_FILE} in '{folder}' is not the file that {META_FILE} describes (other SHA-256).",
             "Copy both files again, or run the stage that makes them once more.",
         )
+    return rebuild(meta, load_bytes(weights))
+
+
+def rebuild(meta: ModelMeta, state: dict[str, Tensor]) -> nn.Module:
+    """The network that ``meta`` describes with the weights ``state``: on the CPU, in eval mode, with ``.meta``.
+
+    Raises:
+        UserError: an architecture or a surgery that this installation does not know.
+    """
     if meta.surgeries:
         kinds = ", ".join(str(surgery.get("kind")) for surgery in meta.surgeries)
-        raise UserError(f"'{folder}' needs surgeries that this vitlab cannot do: {kinds}.", "Use a newer vitlab.")
+        raise UserError(f"The model needs surgeries that this vitlab cannot do: {kinds}.", "Use a newer vitlab.")
     if not timm.is_model(meta.name.partition(".")[0]):
-        raise UserError(f"timm {timm.__version__} has no model '{meta.name}', which '{folder}' holds.", "Update timm.")
+        raise UserError(f"timm {timm.__version__} has no model '{meta.name}' (model.json).", "Update timm.")
     model = timm.create_model(meta.name, pretrained=False, num_classes=len(meta.classes), **meta.args)
-    model.load_state_dict(load_bytes(weights))
+    model.load_state_dict(state)
     model.eval()
     model.meta = meta  # type: ignore[assignment]  # torch types an attribute as a Tensor or a Module
     return model
