@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vitlab.report.compare import tick
 from vitlab.report.data import Curve
-from vitlab.report.style import WIDTH, Theme, figure
+from vitlab.report.style import Theme, figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,12 +54,12 @@ def series(curves: Sequence[Curve], key: str, theme: Theme, colours: Mapping[str
 
 
 def running_mean(y: NDArray[np.float64], share: float = 0.03) -> NDArray[np.float64]:
-    """Centred mean over about twice ``share`` of the points, its window shrinking towards both ends."""
+    """Mean over the neighbours within ``share`` of the points on either side, as many as there are at the ends."""
     reach = max(1, round(len(y) * share))
     total = np.concatenate([[0.0], np.cumsum(y)])
     at = np.arange(len(y))
-    near = np.minimum(reach, np.minimum(at, len(y) - 1 - at))
-    return (total[at + near + 1] - total[at - near]) / (2 * near + 1)
+    first, last = np.maximum(at - reach, 0), np.minimum(at + reach + 1, len(y))
+    return (total[last] - total[first]) / (last - first)
 
 
 def apart(wanted: Sequence[float], heights: Sequence[float], lo: float, hi: float) -> list[float]:
@@ -101,7 +101,7 @@ def label_ends(axes: Axes, lines: Sequence[Series]) -> None:
     for line in lines:
         axes.plot([line.x[-1], right], [line.y[-1]] * 2, color=line.colour, linewidth=0.8, linestyle=":", alpha=0.7)
         axes.plot(line.x[-1:], line.y[-1:], "o", color=line.colour, markersize=3.5, clip_on=False, zorder=3)
-    names = ["\n".join(textwrap.wrap(line.title, 15)) for line in lines]
+    names = ["\n".join(textwrap.wrap(line.title, 13)) for line in lines]
     # First anywhere: the room that the names take decides how large the axes are, and so where the names belong.
     notes = [
         axes.annotate(
@@ -123,7 +123,7 @@ def label_ends(axes: Axes, lines: Sequence[Series]) -> None:
 
 
 def _axes(title: str) -> tuple[Figure, Axes]:
-    drawing, axes = figure(WIDTH, 3.0, title)
+    drawing, axes = figure(3.9, 3.1, title)
     axes.set_xlabel("optimiser step")
     axes.xaxis.set_major_formatter(lambda value, _: tick(value))
     axes.margins(x=0)
@@ -172,14 +172,15 @@ def accuracy(curves: Sequence[Curve], theme: Theme, colours: Mapping[str, int]) 
 
 
 def learning_rate(curves: Sequence[Curve], theme: Theme, colours: Mapping[str, int]) -> Figure | None:
-    """The learning rate that was in force; of schedules that coincide, the earlier shows as a wider line below."""
+    """The learning rate that was in force; of schedules that coincide, the later is dashed so that the
+    earlier shows through."""
     lines = series(curves, "lr", theme, colours)
     if not lines:
         return None
     drawing, axes = _axes("Learning rate")
     for number, line in enumerate(lines):
-        above = sum(np.array_equal(line.x, other.x) and np.allclose(line.y, other.y) for other in lines[number + 1 :])
-        axes.plot(line.x, line.y, color=line.colour, linewidth=1.8 + 2.2 * above)
+        under = any(np.array_equal(line.x, o.x) and np.allclose(line.y, o.y) for o in lines[:number])
+        axes.plot(line.x, line.y, color=line.colour, linestyle=(0, (3, 3)) if under else "-")
     axes.set_ylim(0, 1.08 * max(line.y.max() for line in lines))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     label_ends(axes, lines)

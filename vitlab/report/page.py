@@ -56,7 +56,7 @@ def tiles(data: ReportData) -> list[Tile]:
     out = []
     if found is not None:
         lo, hi = interval(found)
-        images = f"{lo:.1f} to {hi:.1f} with 95 % certainty, {found.n:,} images"
+        images = f"{lo:.1f} to {hi:.1f} (95 % interval), {found.n:,} images"
         out.append(Tile("Top-1 accuracy", percent(found.top1), "%", images))
         out.append(Tile("Calibration error", percent(found.ece), "%", f"ECE of {found.bins} bins; NLL {found.nll:.3f}"))
     elif "top1" in row.metrics:
@@ -87,15 +87,15 @@ def findings(data: ReportData) -> list[str]:
         if row.name == main.name or "top1" not in row.metrics or "top1" not in main.metrics:
             continue
         points = 100 * (main.metrics["top1"] - row.metrics["top1"])
-        word = "above" if points > 0 else "below"
-        place = f"{abs(points):.2f} points {word}" if f"{abs(points):.2f}" != "0.00" else "level with"
+        word = "above that of" if points > 0 else "below that of"
+        place = f"{abs(points):.2f} points {word}" if f"{abs(points):.2f}" != "0.00" else "level with that of"
         shares = _shares(main, row) if row.role == "teacher" else ""
-        out.append(f"{place} {row.name} ({percent(row.metrics['top1'])} %){shares}.{_chance(main, row)}")
+        out.append(f"top-1 is {place} {row.name} ({percent(row.metrics['top1'])} %){shares}.{_chance(main, row)}")
     found = main.evaluation
     if found is not None:
         gap = 100 * (found.mean_confidence - found.top1)
-        manner = "it is too sure of itself" if gap > 0 else "it is surer to be right than it says"
-        verdict = manner if abs(gap) >= 1 else "the two agree"
+        manner = "it is too sure of itself" if gap > 0 else "it is too modest"
+        verdict = manner if abs(gap) >= 1 else "the two agree to within a point"
         out.append(
             f"mean confidence {percent(found.mean_confidence)} % where {percent(found.top1)} % are right: {verdict}."
         )
@@ -212,5 +212,6 @@ def render(data: ReportData, pictures: Sequence[Picture]) -> tuple[str, str]:
         )
         jinja.filters.update(filters)
         jinja.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+        jinja.filters["together"] = lambda text: str(text).replace(" %", "\u00a0%")
         texts.append(jinja.get_template(name).render(values))
     return texts[0], texts[1]

@@ -110,7 +110,7 @@ def confusion(found: Evaluation, theme: Theme) -> Figure:
     pixels[seen] = warm(off[seen] / top)[:, :3]
     every = np.arange(size)
     pixels[every, every] = cool(shares[every, every])[:, :3]
-    side = min(6.2, 2.6 + 0.28 * size)
+    side = min(6.2, 2.2 + 0.24 * size)
     drawing, axes = figure(side, side, "Confusion matrix")
     axes.imshow(pixels, interpolation="nearest")
     axes.set_xlabel("predicted")

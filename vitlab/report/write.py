@@ -72,6 +72,7 @@ class Drawing:
     title: str
     caption: str
     draw: Callable[[style.Theme], Figure | None]
+    page: bool = True  # False: for the Markdown only, the page shows the same without a figure
 
 
 def drawings(data: ReportData) -> list[Drawing]:
@@ -156,6 +157,7 @@ def drawings(data: ReportData) -> list[Drawing]:
             f"Worst mistakes of {data.primary}",
             "Wrong, and most sure of it: below each image its label, and what it was taken for.",
             lambda theme: plots.mistakes(data.examples[:EXAMPLES], theme),
+            page=False,
         )
     )
     return out
@@ -172,7 +174,7 @@ def write_report(folder: Path, data: ReportData) -> ReportPaths:
     for theme in (style.LIGHT, style.DARK):
         with style.themed(theme):
             for each in plan:
-                figure = each.draw(theme)
+                figure = each.draw(theme) if each.page or theme is style.LIGHT else None
                 if figure is not None:
                     if data.dataset.synthetic:
                         style.mark_synthetic(figure, theme)
@@ -181,7 +183,8 @@ def write_report(folder: Path, data: ReportData) -> ReportPaths:
     for each in plan:
         if each.name not in drawn:
             continue
-        light, dark = drawn[each.name]["light"], drawn[each.name]["dark"]
+        light = drawn[each.name]["light"]
+        dark = drawn[each.name].get("dark", light)
         width, height = (int.from_bytes(light[at : at + 4], "big") * 96 // style.DPI for at in (16, 20))
         file = f"figures/{each.name}.png"
         atomic_write(folder / file, light)
