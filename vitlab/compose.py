@@ -29,7 +29,7 @@ from omegaconf.errors import (
 )
 
 from vitlab.compose_checks import check, check_read
-from vitlab.compose_errors import Files, file_error, interpolation_error, missing_file, yaml_error
+from vitlab.compose_errors import Files, defaults_error, file_error, interpolation_error, missing_file, yaml_error
 from vitlab.config import GROUPS, Config
 from vitlab.errors import UserError
 from vitlab.help import conf_dir
@@ -85,7 +85,7 @@ def load(overrides: list[str]) -> Composed:
     except yaml.YAMLError as error:
         raise yaml_error(error, conf) from error
     except HydraException as error:
-        raise _plain(error) from error
+        raise defaults_error(error, conf) from error
     choices = {
         group: choice
         for group, choice in defaults.overrides.known_choices.items()
@@ -120,7 +120,7 @@ def load(overrides: list[str]) -> Composed:
     check(config, where)
     chosen = {top(word.get_key_element()): str(word.input_line) for word in words}
     check_read(config, method, chosen)
-    changed = {key: after.get(key) for key in before | after if before.get(key, ...) != after.get(key, ...)}
+    changed = {key: value for key, value in after.items() if before.get(key, ...) != value}
     return Composed(config, choices, set(chosen) & set(GROUPS), list(overrides), tree, changed, method.reads(config))
 
 
@@ -148,20 +148,9 @@ def _explained(error: Exception, typed: dict[str, str], files: Files, known: dic
         kind = f" is not {field.kind.partition(' such as')[0]}." if field else " does not fit."
         what = f"{line}: '{value}'{kind}" if value else f"{line}: nothing stands right of the equals sign."
         return UserError(what, takes(field) if field else "")
-    return file_error(cause if isinstance(cause, Exception) else error, files, known) or _plain(error)
-
-
-def _plain(error: Exception) -> UserError:
-    text = " ".join(line.strip() for line in str(error).split("\n") if line.strip())
-    mounted = re.match(r"Could not override '(.+?)'", text)
-    if mounted:
-        group, _, place = mounted[1].partition("@")
-        return UserError(
-            f"{mounted[1]}=...: no {group} is chosen at {place or group} here, so there is none to exchange.",
-            f"Leave it out, or add one: +{mounted[1]}=NAME.",
-        )
-    text = re.sub(r"To (append|override).*", "", text).strip()
-    return UserError(f"The configuration cannot be composed: {text.rstrip('.')}.", "What there is: mode=list.")
+    return file_error(cause if isinstance(cause, Exception) else error, files, known) or defaults_error(
+        error, conf_dir()
+    )
 
 
 def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:

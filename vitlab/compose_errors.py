@@ -20,6 +20,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from vitlab.config import GROUPS
 from vitlab.errors import UserError, nearest
 from vitlab.help import choices
 from vitlab.prompt import listed, takes
@@ -35,7 +36,7 @@ class Place:
     value: str
 
     def __str__(self) -> str:
-        return f"{self.file.parent.parent.name}/{self.file.parent.name}/{self.file.name}, line {self.line}"
+        return f"{_name(self.file)}, line {self.line}"
 
 
 class Files:
@@ -55,6 +56,20 @@ class Files:
                     if key.partition(".")[0] != "defaults" and ".defaults" not in f".{one.package}.{key}":
                         yield key, place
 
+    def shapeless(self) -> Iterator[tuple[Path, str]]:
+        """Files that hold something else than keys and values, with the place where their keys would go."""
+        for one in self.defaults:
+            path = self.conf / f"{one.config_path}.yaml"
+            root = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
+            if root is not None and not isinstance(root, yaml.MappingNode):
+                yield path, one.package or ""
+
+    def giver(self, key: str) -> str | None:
+        """The file from which ``key`` would be expected: the last one that is mounted just above it."""
+        parent = key.rpartition(".")[0]
+        found = [one for one in self.defaults if one.package == parent]
+        return _name(self.conf / f"{found[-1].config_path}.yaml") if found else None
+
     def find(self, key: str) -> Place | None:
         """The place that decides about ``key``: the last file that sets it."""
         found = None
@@ -66,13 +81,18 @@ class Files:
 
 def file_error(error: Exception, files: Files, known: dict[str, Field]) -> UserError | None:
     """What is wrong in the YAML files that explains ``error``; None when they are not to blame."""
+    for path, package in files.shapeless():
+        return UserError(
+            f"{_name(path)}: a file of keys and values is expected, one 'key: value' a line.",
+            f"They become {package}.*." if package else "",
+        )
     for key, place in files.entries():
-        if find(key, known) is None:
-            near = suggest(key, known)
-            field = find(near, known) if near else None
-            last = key.rpartition(".")[2]
-            cure = f"Did you mean '{field.key.rpartition('.')[2]}'? {takes(field)}" if field else _beside(key, known)
-            return UserError(f"{place}: there is no key '{last}' (it would be {key}).", cure)
+        field = find(key, known)
+        if field is None:
+            return _unknown_in_file(key, place, known)
+        if field.branch and place.value not in ("", "null", "{...}", "[...]"):
+            cure = f"Choose it in the defaults list (- override /{key}: {place.value}), or give its keys below it."
+            return UserError(f"{place}: {key} is a group of keys, not '{place.value}'.", cure)
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return value_error(error, files, known)
     return None
@@ -86,7 +106,9 @@ def value_error(error: OmegaConfBaseException, files: Files, known: dict[str, Fi
     if isinstance(error, (InterpolationKeyError, InterpolationResolutionError)):
         return interpolation_error(where, error)
     if isinstance(error, MissingMandatoryValue):
-        return UserError(f"{key} has no value.", f"Give it one: {key}=VALUE. {takes(field)}" if field else "")
+        giver = files.giver(key)
+        what = f"{giver} gives {key} no value." if giver else f"{key} has no value."
+        return UserError(what, f"Give it one there, or {key}=VALUE. {takes(field)}" if field else "")
     if field is None:
         message = str(error.msg or error).split("\n")[0]
         return UserError(f"{where}: {message}.", f"What there is: mode=list key={key.partition('.')[0]}.")
@@ -121,21 +143,57 @@ def missing_file(missing: str, conf: Path) -> UserError:
     group, _, choice = missing.rpartition("/")
     names = choices(conf, group)
     near = nearest(choice, names)
-    pattern = re.compile(rf"[/\s]{re.escape(group)}(@[\w.]+)?:\s*{re.escape(choice)}\s*(#.*)?$")
-    for path in sorted(conf.rglob("*.yaml")):
-        for number, line in enumerate(path.read_text().split("\n"), 1):
-            if pattern.search(line) or (path.parent.name == group and line.strip() == f"- {choice}"):
-                where = f"{conf.name}/{path.relative_to(conf)}, line {number}: "
-                break
-        else:
-            continue
-        break
-    else:
-        where = ""
-    cure = f"Did you mean {near}? " if near else ""
+    place = _search(conf, rf"[/\s]{re.escape(group)}(@[\w.]+)?:\s*{re.escape(choice)}\s*(#.*)?$")
+    place = place or _search(conf / group, rf"^\s*-\s*{re.escape(choice)}\s*(#.*)?$")
     return UserError(
-        f"{where}there is no file {choice}.yaml in {conf.name}/{group or '.'}.", f"{cure}There are: {listed(names)}."
+        f"{f'{place}: ' if place else ''}there is no file {choice}.yaml in {conf.name}/{group or '.'}.",
+        f"Did you mean {near}?" if near else f"There are: {listed(names)}.",
     )
+
+
+def defaults_error(error: Exception, conf: Path) -> UserError:
+    """A defaults list that Hydra refuses."""
+    text = " ".join(line.strip() for line in str(error).split("\n") if line.strip())
+    if found := re.match(r"(In '.*?': )?Could not override '(.+?)'", text):
+        group, _, mount = found[2].partition("@")
+        if place := _search(conf, rf"override\s+/?{re.escape(found[2])}:"):
+            near = nearest(group, GROUPS)
+            cure = f"Did you mean /{near}?" if near else f"The groups are: {', '.join(GROUPS)}."
+            return UserError(f"{place}: there is no '{found[2]}' to override.", cure)
+        return UserError(
+            f"{found[2]}=...: no {group} is chosen at {mount or group} here, so there is none to exchange.",
+            f"Leave it out, or add one: +{found[2]}=NAME.",
+        )
+    found = re.match(r"Multiple values for ([\w@]+(?:\.\w+)*)", text)
+    if found and (place := _search(conf, rf"^\s*-\s*/{re.escape(found[1])}:")):
+        return UserError(f"{place}: {found[1]} is chosen already.", f"Write: - override /{found[1]}: NAME.")
+    text = re.sub(r"To (append|override).*", "", text).strip()
+    return UserError(f"The configuration cannot be composed: {text.rstrip('.')}.", "What there is: mode=list.")
+
+
+def _unknown_in_file(key: str, place: Place, known: dict[str, Field]) -> UserError:
+    group, _, inner = key.partition(".")
+    last = key.rpartition(".")[2]
+    what = f"{place}: there is no key '{last}'" + (f" (it would be {key})." if last != key else ".")
+    if find(inner, known) and group == place.file.parent.name:
+        return UserError(what, f"To set {inner} from here, let the file begin with the line '# @package _global_'.")
+    near = suggest(key, known)
+    field = find(near, known) if near else None
+    cure = f"Did you mean '{field.key.rpartition('.')[2]}'? {takes(field)}" if field else _beside(key, known)
+    return UserError(what, cure)
+
+
+def _name(path: Path) -> str:
+    return f"{path.parent.parent.name}/{path.parent.name}/{path.name}"
+
+
+def _search(folder: Path, pattern: str) -> str | None:
+    """File and line of the first match in the YAML files under ``folder``."""
+    for path in sorted(folder.rglob("*.yaml")):
+        for number, line in enumerate(path.read_text().split("\n"), 1):
+            if re.search(pattern, line):
+                return f"{_name(path)}, line {number}"
+    return None
 
 
 def _beside(key: str, known: dict[str, Field]) -> str:

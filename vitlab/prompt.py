@@ -211,6 +211,8 @@ def _check_choice(word: Override, typed: str, conf: Path) -> None:
         return
     if value is None and (_is_mount(word) or group in ("experiment", "local")):
         raise UserError(f"{typed}: a choice cannot be taken back like this.", "Leave the word out.")
+    if value is None:
+        raise UserError(f"{typed}: a run cannot be without {group}.", f"There are: {listed(names)}.")
     if not isinstance(value, str):
         raise UserError(f"{typed}: {group} takes one name.", f"There are: {listed(names)}.")
     key = typed.partition("=")[0]
@@ -281,6 +283,10 @@ def _check_key(word: Override, line: str, known: dict[str, Field], conf: Path) -
         if field.kind.startswith("a list"):
             raise UserError(f"{line}: '{value}' is not a list.", f"Write {key}=[{{name:NAME}}], or a member's key.")
         raise _branch(word, field, value, known)
+    if word.value() == {}:
+        raise UserError(
+            f"{line} changes nothing, since keys are added to those there.", f"Switch one off: {key}.KEY=null."
+        )
     if field.key == key and field.kind == "anything" and key not in known:
         return dataclasses.replace(word, type=OverrideType.FORCE_ADD)  # below a free dict any key may be new
     return word

@@ -1,0 +1,131 @@
+"""The help page and the lists: what they say, and that they cost next to nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vitlab import config
+from vitlab.cli import main
+from vitlab.compose import load
+from vitlab.compose_checks import EMBEDDED
+from vitlab.help import GROUPS, MODES, choices, conf_dir, head, page
+from vitlab.methods.base import find_method, method_names
+from vitlab.schema import ANSWERS, ELSEWHERE, fields, find
+
+PROBE = """
+import json, resource, sys
+from vitlab.cli import main
+code = main(sys.argv[1:])
+used = resource.getrusage(resource.RUSAGE_SELF)
+heavy = sorted(set(sys.modules) & {"torch", "numpy", "lightning", "timm", "hydra", "omegaconf"})
+print(json.dumps({"code": code, "cpu": used.ru_utime + used.ru_stime, "heavy": heavy}))
+"""
+
+
+def test_the_tables_agree_with_the_tree() -> None:
+    assert tuple(GROUPS) == config.GROUPS
+    assert tuple(MODES) == config.MODES
+
+
+def test_the_page_names_every_group_and_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == main(["-h"]) == main(["recipe.lrr=1", "--help"]) == 0
+    said = capsys.readouterr().out
+    for group, meaning in GROUPS.items():
+        assert f"  {group:<12}{meaning}" in said
+    assert max(map(len, said.split("\n"))) <= 110
+    assert len(page().split("\n")) <= 60
+
+
+def test_the_examples_of_the_page_compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VITLAB_DATA", str(tmp_path))
+    commands = re.findall(r"^  python -m vitlab(.*)$", page().split("EXAMPLES")[1].split("CHOICES")[0], re.M)
+    assert len(commands) == 5
+    for command in commands:
+        load(command.split())
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_list_shows_each_choice_with_its_line(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mode=list", f"group={group}"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for name in choices(conf_dir(), group):
+        assert f"{name} {' '.join(head(conf_dir() / group / f'{name}.yaml').split())}" in said
+
+
+def test_the_list_of_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mode=list"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"  {group} " in said for group in GROUPS)
+    assert said.index("tiny_vit_5m") < said.index("tiny_vit_11m"), "in the order of people"
+
+
+@pytest.mark.parametrize("key", ["", "recipe", "recipe.lr", "recipe.augmentation", "teacher", "method", "model.args"])
+def test_keys_are_explained(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mode=list", f"key={key}"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    known = fields(find_method("tinyvit").Options)
+    shown = find(key or "seed", known)
+    assert shown is not None
+    assert shown.meaning in said or shown.key in said
+
+
+def test_keys_show_the_values_in_force(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mode=list", "key=recipe", "recipe.lr=0.125"]) == 0
+    assert re.search(r"recipe\.lr +number +0\.125 +peak learning rate", capsys.readouterr().out)
+    assert main(["mode=list", "key=method", "method=supervised"]) == 0
+    assert "method.topk" not in capsys.readouterr().out
+
+
+def test_every_key_says_what_it_means() -> None:
+    for name in method_names():
+        known = fields(find_method(name).Options)
+        silent = [one.key for one in known.values() if not one.meaning and one.key not in ("method", "method.name")]
+        assert silent == []
+
+
+def test_every_other_name_leads_somewhere() -> None:
+    known = fields()
+    for word, key in ELSEWHERE.items():
+        assert find(key, known) is not None or key in GROUPS, word
+        assert word not in known and word not in GROUPS, word
+    assert not set(ANSWERS) & set(ELSEWHERE)
+    assert all(name in choices(conf_dir(), "dataset") for name in EMBEDDED)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    import vitlab
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"vitlab {vitlab.__version__}"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "budget", "heavy"),
+    [
+        (["--help"], 0, 0.3, []),
+        (["mode=list"], 0, 0.3, []),
+        (["mode=list", "group=model"], 0, 0.3, []),
+        (["mode=list", "key=recipe"], 0, 0.3, ["omegaconf"]),
+        (["recipe.lrr=1"], 2, 1.0, ["hydra", "omegaconf"]),
+        (["recipe.lr=fast"], 2, 1.0, ["hydra", "omegaconf"]),
+        (["model=resnet5"], 2, 1.0, ["hydra", "omegaconf"]),
+        (["recipe.duration=90"], 2, 1.0, ["hydra", "omegaconf"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_answers_are_light(words: list[str], code: int, budget: float, heavy: list[str]) -> None:
+    """No torch, no numpy; the CPU time is printed beside its budget, and far beyond it something heavy crept in."""
+    done = subprocess.run([sys.executable, "-c", PROBE, *words], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.strip().split("\n")[-1])
+    print(f"{' '.join(words)}: {found['cpu']:.2f} s of CPU time, budget {budget} s")
+    assert found["code"] == code
+    assert set(found["heavy"]) <= set(heavy)
+    assert found["cpu"] < 5 * budget
