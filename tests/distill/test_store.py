@@ -158,7 +158,7 @@ def write_slowly(folder: Path, rank: int, world: int, pause: float) -> None:
     for slot in (0, 1):
         todo = store.missing(slot)
         todo = todo[todo % world == rank]
-        with store.writer(slot, rank, buffer=7) as writer:
+        with store.writer(slot, rank, buffer=7, interval=0.05) as writer:
             for index in todo.reshape(-1, 1):
                 writer.write(index, seeds_of(11, slot, index), label(store.spec, slot, index))
                 time.sleep(pause)

@@ -57,6 +57,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 ERASE_MODES = ("pixel", "rand", "const")
 _JITTER = ("brightness", "contrast", "saturation", "hue")
 _MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ def seed_of(base_seed: int, slot: int, index: int) -> int:
     for word in (base_seed, slot, index):
         if not 0 <= word <= _MASK:
             raise ValueError(f"base_seed, slot and index must be in [0, 2^64), got {(base_seed, slot, index)}")
-        state = _mix(state + word + 0x9E3779B97F4A7C15 & _MASK)
+        state = _mix(state + word + _GOLDEN & _MASK)
     return state >> 33
 
 
@@ -249,13 +250,14 @@ def seeds_of(base_seed: int, slot: ArrayLike, index: ArrayLike) -> NDArray[np.in
     for words in (slots, indices):
         if words.dtype.kind not in "iu" or (words.size and words.min() < 0):
             raise ValueError("slot and index must be integers >= 0")
-    start = _mix(base_seed + 0x9E3779B97F4A7C15 & _MASK)
-    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
-        state = slots.astype(np.uint64) + np.uint64(start + 0x9E3779B97F4A7C15 & _MASK)
-        state = _mix_array(np.atleast_1d(state)).reshape(slots.shape)
-        state = state + indices.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-        shape = np.shape(state)
-        return (_mix_array(np.atleast_1d(state)) >> np.uint64(33)).astype(np.int32).reshape(shape)
+    start = _mix(base_seed + _GOLDEN & _MASK) + _GOLDEN & _MASK
+    if slots.ndim == 0:
+        state: np.uint64 | NDArray[np.uint64] = np.uint64(_mix(start + int(slots) & _MASK) + _GOLDEN & _MASK)
+    else:
+        state = _mix_array(slots.astype(np.uint64) + np.uint64(start)) + np.uint64(_GOLDEN)
+    # At least one dimension: numpy's arrays wrap around modulo 2^64, as is meant here, and its scalars warn.
+    state = _mix_array(np.atleast_1d(indices.astype(np.uint64)) + state)
+    return (state >> np.uint64(33)).astype(np.int32).reshape(np.broadcast_shapes(slots.shape, indices.shape))
 
 
 def draw(aug: Augmentation, seed: int, width: int, height: int) -> Draw:

@@ -62,6 +62,7 @@ class TargetStore:
         self.folder = folder
         self.spec = spec
         self.allow_partial = allow_partial
+        self._record = spec.record
         self._raw: dict[int, NDArray[np.uint8]] = {}
         self._bits: dict[int, NDArray[np.uint8]] = {}
 
@@ -151,7 +152,7 @@ class TargetStore:
             return self.spec.images
         return count_bits(read_bitmaps(self._slot_folder(slot), self.spec.images))
 
-    def writer(self, slot: int, writer_id: int | str = 0, buffer: int = BLOCK, interval: float = 10.0) -> SlotWriter:
+    def writer(self, slot: int, writer_id: int | str = 0, buffer: int = BLOCK, interval: float = 5.0) -> SlotWriter:
         """A writer of this slot; each process needs its own id (its rank). Use it in a ``with`` statement.
 
         Raises:
@@ -174,7 +175,7 @@ class TargetStore:
             IndexError: for an image outside the store.
             RuntimeError: for a record that is not on disk yet.
         """
-        return self._take(slot, np.asarray(index)).view(self.spec.record)[:, 0]
+        return self._take(slot, np.asarray(index)).view(self._record)[:, 0]
 
     def gather(self, slot: ArrayLike, index: ArrayLike) -> tuple[NDArray[np.int32], SparseTarget]:
         """Seeds [B] and targets of many (slot, image) pairs, ``slot`` and ``index`` integers [B].
@@ -188,9 +189,10 @@ class TargetStore:
             raise ValueError(f"slot and index must both be [B], B > 0; got {slots.shape} and {indices.shape}")
         first = int(slots[0])
         if (slots == first).all():
+            slots = slots[0]  # the usual case: one slot in an epoch
             raw = self._take(first, indices)
         else:
-            raw = np.empty((len(slots), self.spec.record.itemsize), np.uint8)
+            raw = np.empty((len(slots), self._record.itemsize), np.uint8)
             for one in np.unique(slots).tolist():
                 rows = np.flatnonzero(slots == one)
                 raw[rows] = self._take(one, indices[rows])
@@ -199,8 +201,9 @@ class TargetStore:
             wrong = np.flatnonzero(seed != seeds_of(self.spec.base_seed, slots, indices))
             if len(wrong):
                 row = int(wrong[0])
+                slot_of_row = np.broadcast_to(slots, indices.shape)[row]
                 raise RuntimeError(
-                    f"{self.folder}: the record of image {indices[row]} in slot {slots[row]} holds seed {seed[row]}, "
+                    f"{self.folder}: the record of image {indices[row]} in slot {slot_of_row} holds seed {seed[row]}, "
                     "which is not its own; the store is damaged"
                 )
         classes = torch.from_numpy(self._column(raw, "index")).to(torch.int64)
@@ -285,7 +288,7 @@ class TargetStore:
 
     def _column(self, raw: NDArray[np.uint8], name: str) -> NDArray[Any]:
         """One field of raw records as [B, n], in a layout that torch can take."""
-        kind, offset = self.spec.record.fields[name][:2]  # type: ignore[index]  # a structured type has fields
+        kind, offset = self._record.fields[name][:2]  # type: ignore[index]  # a structured type has fields
         column = raw[:, offset : offset + kind.itemsize].view(kind.base)
         if column.strides[0] % kind.base.itemsize or not column.flags.aligned:
             return column.copy()

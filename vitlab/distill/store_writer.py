@@ -29,7 +29,9 @@ from vitlab.files import atomic_write, fsync_dir, read_json, write_json
 class SlotWriter:
     """Writes records of one slot. Use as a context manager; leaving it, also by an exception, flushes.
 
-    ``buffer`` records, or ``interval`` seconds, are what a kill can cost.
+    Records go to the file whenever ``buffer`` of them are there, and are synced to the disk and marked as done every
+    ``interval`` seconds, which is the most that a kill can cost. (Syncing more often would write each page of a
+    shuffled slot many times.)
 
     Raises:
         UserError: if another process writes under the same id.
@@ -42,7 +44,7 @@ class SlotWriter:
         slot: int,
         writer_id: int | str = 0,
         buffer: int = BLOCK,
-        interval: float = 10.0,
+        interval: float = 5.0,
     ) -> None:
         if not re.fullmatch(r"[\w-]+", str(writer_id)):
             raise ValueError(f"a writer id is a number or a word, got {writer_id!r}")
@@ -64,6 +66,7 @@ class SlotWriter:
         os.fsync(self._bitmap)
         fsync_dir(folder)
         self._done = np.frombuffer(os.pread(self._bitmap, bitmap_bytes(spec.images), 0), np.uint8).copy()
+        self._drained = self._done.copy()
         self._seen = read_bitmaps(folder, spec.images)
         self._buffer = np.zeros(buffer, spec.record)
         self._where = np.zeros(buffer, np.int64)
@@ -98,29 +101,37 @@ class SlotWriter:
             self._filled += len(part)
             start += len(part)
             if self._filled == len(self._buffer):
-                self.flush()
+                self._drain()
         if time.monotonic() - self._last_flush > self._interval:
             self.flush()
         return len(new)
 
     def flush(self) -> None:
         """Put everything written so far on the disk, and only then mark it as done."""
-        if self._filled:
-            where, order = self._where[: self._filled], np.argsort(self._where[: self._filled])
-            ordered, records = where[order], self._buffer[order]
-            size = self._spec.record.itemsize
-            data = records.view(np.uint8).data
-            # One write for each run of neighbours. Not a memory map: there a full disk would kill the process.
-            starts = np.flatnonzero(np.diff(ordered, prepend=-2) != 1).tolist()
-            for first, last in zip(starts, [*starts[1:], len(ordered)], strict=True):
-                _pwrite(self._records, data[first * size : last * size], int(ordered[first]) * size)
+        self._drain()
+        if not np.array_equal(self._done, self._drained):
             os.fsync(self._records)
-            set_bits(self._done, where)
-            low, high = int(ordered[0]) >> 3, (int(ordered[-1]) >> 3) + 1
-            _pwrite(self._bitmap, self._done[low:high].data, low)
+            self._done[:] = self._drained
+            _pwrite(self._bitmap, self._done.data, 0)
             os.fsync(self._bitmap)
-            self._filled = 0
         self._last_flush = time.monotonic()
+
+    def _drain(self) -> None:
+        """Hand the buffer over to the operating system, one write for each run of neighbours.
+
+        Not a memory map: with one a full disk would kill the process instead of raising an error.
+        """
+        if not self._filled:
+            return
+        order = np.argsort(self._where[: self._filled])
+        where, records = self._where[order], self._buffer[order]
+        size = self._spec.record.itemsize
+        data = records.view(np.uint8).data
+        starts = np.flatnonzero(np.diff(where, prepend=-2) != 1).tolist()
+        for first, last in zip(starts, [*starts[1:], len(where)], strict=True):
+            _pwrite(self._records, data[first * size : last * size], int(where[first]) * size)
+        set_bits(self._drained, where)
+        self._filled = 0
 
     def close(self) -> None:
         """Flush and let go of the files."""
