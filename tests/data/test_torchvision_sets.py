@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torchvision.datasets as tv
-from scipy.io import savemat  # type: ignore[import-untyped]
+from scipy.io import savemat
 
 from vitlab.config import DatasetConfig
 from vitlab.data.build import open_splits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
@@ -58,13 +59,22 @@ def _as_is(batch: Any) -> Any:
 
 
 def _prepare_worker(number: int) -> None:
-    """Leave Ctrl-C and SIGTERM, which reach the whole process group, to the main process.
+    """Leave Ctrl-C and SIGTERM, which may reach the whole process group, to the main process.
 
-    It finishes its step, saves, and then ends the workers; they also end when it is gone. torch has already limited
-    this process to one thread.
+    It finishes its step, saves, and then ends the workers. torch has already limited this process to one thread and
+    ends it when the main process is gone.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # Linux
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(parent: int) -> None:
+    """End on the SIGTERM of the main process, by which multiprocessing ends its children; on nobody else's."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def default_workers(source: Source) -> int:

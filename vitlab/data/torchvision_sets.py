@@ -141,7 +141,7 @@ def flowers102(cfg: DatasetConfig) -> dict[str, Source]:
     folder = _fetch(cfg, base, lambda root: Flowers102(root, download=True))
     if folder is None or not all((folder / part).exists() for part in ("jpg", "imagelabels.mat", "setid.mat")):
         raise missing(cfg, f"the folder {base} with jpg/, imagelabels.mat and setid.mat", downloadable=True)
-    from scipy.io import loadmat  # type: ignore[import-untyped]
+    from scipy.io import loadmat
 
     label = np.asarray(loadmat(folder / "imagelabels.mat")["labels"], dtype=np.int64).ravel() - 1
     sets = loadmat(folder / "setid.mat")
