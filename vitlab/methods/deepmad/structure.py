@@ -227,9 +227,7 @@ def format_official(structure: Structure) -> str:
     channels, units = 3, []
     for unit in structure.units:
         if isinstance(unit, Conv):
-            units.append(
-                {"class": "ConvKXBNRELU", "in": channels, "k": unit.kernel, "out": unit.out, "s": unit.stride}
-            )
+            units.append({"class": "ConvKXBNRELU", "in": channels, "k": unit.kernel, "out": unit.out, "s": unit.stride})
         else:
             units.append(
                 {
