@@ -31,6 +31,9 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-t
 PACKAGES = {"tensorboard": ("tensorboard",), "wandb": ("wandb",), "onnx": ("onnx", "onnxruntime", "onnxscript")}
 """Packages that a choice needs."""
 
+EXTRAS = ("tensorboard",)
+"""Those of them that are extras of vitlab's, not always installed with it."""
+
 Where = Callable[[str], str]
 """From a key to the words that say where its value stands: ``key`` itself, or file and line."""
 
@@ -167,7 +170,10 @@ def _dataset(config: Config, where: Where) -> None:
     _within("dataset.val_fraction", dataset.val_fraction, 0, 1, where, open_low=True, open_high=True)
     _at_least("dataset.length", dataset.length, 1, where)
     _at_least("dataset.num_classes", dataset.num_classes, 2, where)
-    if dataset.name not in EMBEDDED and not dataset.download and not any(one.is_dir() for one in data_roots(dataset)):
+    if dataset.name in EMBEDDED:
+        return
+    roots = data_roots(dataset)
+    if not dataset.download and not any(one.is_dir() for one in roots):
         raise missing(dataset, "a folder", downloadable=dataset.name not in ("folder", "imagenet"))
 
 
@@ -221,9 +227,10 @@ def _rest(config: Config, where: Where) -> None:
     for choice, key in ((config.logger.name, "logger"), *((one, "export.formats") for one in config.export.formats)):
         for package in PACKAGES.get(choice, ()):
             if importlib.util.find_spec(package) is None:
+                extra = f'pip install "vitlab[{choice}]"' if choice in EXTRAS else f"pip install {package}"
                 raise UserError(
                     f"{where(key)}: {choice} needs the package {package}, which is not installed.",
-                    f'Install it (pip install "vitlab[{choice}]" or pip install {package}), or choose without it.',
+                    f"Install it ({extra}), or choose without it.",
                 )
 
 

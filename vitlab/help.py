@@ -40,8 +40,8 @@ vitlab {version}: from data to a small, fast, calibrated and exported vision mod
 
 EXAMPLES
   python -m vitlab
-      The demo, in minutes on a CPU: TinyViT on real handwritten digits. A teacher is trained, stores its
-      labels, a small student learns from them; then evaluation, exports and a report.
+      The demo, in minutes on a CPU: TinyViT on real handwritten digits. A teacher is trained,
+      stores its labels, a small student learns from them; then evaluation, exports and a report.
       The same as: method=tinyvit dataset=digits hardware=auto
   python -m vitlab mode=check recipe.duration=30ep
       Change one value, and see the plan and an estimate before anything is trained.
@@ -49,30 +49,31 @@ EXAMPLES
       Only ten labelled digits of each class: here a method shows what it is worth.
   python -m vitlab method=supervised dataset=folder dataset.root=photos
       Finetune a pretrained TinyViT on your own images, a folder for each class.
-  python -m vitlab method=tinyvit dataset=cifar100 dataset.download=true model=deit_small hardware=gpu
-      Another data set, another student, one GPU.
+  python -m vitlab dataset=cifar100 dataset.root=data dataset.download=true model=deit_small
+      Another data set, another student; with hardware=gpu on a GPU in mixed precision.
 
 CHOICES (GROUP=NAME; what each name is: mode=list group=GROUP)
 {groups}
 
 KEYS (KEY=VALUE; what each means: mode=list key=GROUP)
-  seed=0  name=TEXT  output=outputs  fresh=true (start again beside a run that exists)
-  recipe.lr=3e-4  recipe.duration=90ep|5000st  recipe.augmentation.crop_scale=[0.5,1]  dataset.size=64
-  model.name=TIMM_NAME  model.checkpoint=FILE  model.args.drop_path_rate=0.1  trainer.devices=1
+  seed=0  name=TEXT  output=FOLDER  fresh=true (start once more, beside a run that exists)
+  recipe.lr=3e-4  recipe.duration=90ep|5000st  recipe.augmentation.crop_scale=[0.5,1]
+  dataset.size=64  model.name=TIMM_NAME  model.checkpoint=FILE  model.args.drop_path_rate=0.1
 
 MODES
 {modes}
 
 WHERE THINGS ARE
-  A run is a folder, outputs/METHOD/NAME-HASH: models, stored labels, metrics.jsonl, report.html. The same
-  command continues it, after Ctrl-C or a power cut too; a finished run shows its table. Data sets are looked
-  for in dataset.root, then in $VITLAB_DATA/NAME. The choices are YAML files, in {conf}.
+  A run is a folder, outputs/METHOD/NAME-HASH: models, stored labels, metrics.jsonl, report.html.
+  The same command continues it, after Ctrl-C or a power cut too; of a finished run it shows the
+  table. Data sets are looked for in dataset.root, then in $VITLAB_DATA/NAME. The choices are YAML
+  files, in {conf}
 
 EXIT CODES  0 done   1 our failure   2 a mistake in the command   130 interrupted
 """
 
 LIST_WORDS = ("group", "key")
-INDENT, WIDTH = 14, 106
+INDENT, WIDTH = 14, 100
 
 
 def conf_dir() -> Path:

@@ -181,7 +181,7 @@ def test_what_names_a_run() -> None:
 @pytest.mark.parametrize("name", method_names())
 def test_every_method_has_its_file(name: str) -> None:
     assert (CONF / "method" / f"{name}.yaml").is_file()
-    composed = load([f"method={name}"])
-    options: Any = composed.config.method
-    assert isinstance(options, find_method(name).Options)
+    options: Any = load([f"method={name}"]).config.method
+    expected: Any = find_method(name).Options
+    assert type(options) is expected
     assert options.name == name

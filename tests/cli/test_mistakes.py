@@ -85,6 +85,7 @@ CASES: list[tuple[str, list[str]]] = [
     # missing data
     ("dataset=cifar10", ["cifar10", "dataset.root", "VITLAB_DATA"]),
     ("dataset=folder dataset.root=/nonexistent", ["/nonexistent", "dataset.root"]),
+    ("dataset=cifar10 dataset.download=true", ["cifar10", "dataset.root", "VITLAB_DATA"]),
     # no key=value at all
     ("digits", ["Did you mean dataset=digits"]),
     ("digitss", ["Did you mean dataset=digits"]),

@@ -1,0 +1,70 @@
+"""What the files of conf/ name exists: networks with their arguments, pretrained weights, optimisers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from vitlab.compose import load
+from vitlab.help import choices, conf_dir
+
+CONF = conf_dir()
+
+
+@pytest.fixture(autouse=True)
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITLAB_DATA", str(tmp_path))
+
+
+def networks() -> list[tuple[str, dict[str, Any]]]:
+    """Every network of the groups model and teacher: where it stands, and its keys."""
+    found = []
+    for group in ("model", "teacher"):
+        for name in choices(CONF, group):
+            tree = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
+            for one in tree["members"] if group == "teacher" else [tree]:
+                found.append((f"{group}/{name}", one))
+    return found
+
+
+@pytest.mark.parametrize(("place", "network"), networks(), ids=lambda value: value if isinstance(value, str) else "")
+def test_a_network_can_be_built(place: str, network: dict[str, Any]) -> None:
+    timm = pytest.importorskip("timm")
+    import torch
+
+    with torch.device("meta"):  # shapes without numbers: as strict, and quick for the largest
+        model = timm.create_model(network["name"], **network.get("args", {}))
+    assert sum(one.numel() for one in model.parameters()) > 1e5
+    if network.get("pretrained"):
+        assert network["name"] in timm.list_pretrained()
+
+
+@pytest.mark.parametrize("name", choices(CONF, "recipe"))
+def test_an_optimiser_exists(name: str) -> None:
+    optim = pytest.importorskip("timm.optim")
+    assert load([f"recipe={name}"]).config.recipe.optimizer in optim.list_optimizers()
+
+
+def test_the_paper_s_recipes() -> None:
+    """TinyViT section 6.1, by column: epochs, warm-up, batch, lr, warm-up lr, minimum lr, decay, layer decay."""
+    columns = {
+        "tinyvit_scratch": ("300ep", "20ep", 1024, 1e-3, 1e-6, 1e-5, 0.05, 1.0),
+        "tinyvit_distill": ("90ep", "5ep", 4096, 2e-3, 4e-6, 4e-5, 0.01, 1.0),
+        "tinyvit_finetune": ("30ep", "5ep", 1024, 5e-4, 1e-6, 2e-5, 1e-8, 0.8),
+        "tinyvit_resolution": ("30ep", "5ep", 1024, 4e-5, 4e-8, 4e-7, 1e-8, 1.0),
+    }
+    for name, column in columns.items():
+        r = load([f"recipe={name}"]).config.recipe
+        found = (r.duration, r.warmup, r.batch_size, r.lr, r.warmup_lr, r.min_lr, r.weight_decay, r.layer_decay)
+        assert found == column, name
+        a = r.augmentation
+        mixes = name == "tinyvit_scratch"
+        assert (a.mixup, a.cutmix) == ((0.8, 1.0) if mixes else (0.0, 0.0))
+        assert (a.crop_scale, a.flip, a.randaug, a.erase) == ([0.08, 1.0], 0.5, "rand-m9-mstd0.5-inc1", 0.25)
+        assert (r.optimizer, r.clip, r.schedule, r.ema) == ("adamw", 5.0, "cosine", None)
+        assert r.optimizer_args == {"betas": [0.9, 0.999], "eps": 1e-8}
+        assert r.label_smoothing == (0.0 if name == "tinyvit_distill" else 0.1)
+    assert load(["recipe=tinyvit_resolution"]).config.recipe.accumulate == 4
