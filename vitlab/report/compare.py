@@ -8,6 +8,7 @@ is marked when that would be all of them.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -58,6 +59,16 @@ def duration(seconds: float) -> str:
 def percent(share: float, digits: int = 2) -> str:
     """``0.98222`` is ``98.22`` (the unit stands in the heading)."""
     return f"{100 * share:.{digits}f}"
+
+
+def clip(text: str, length: int) -> str:
+    """At most ``length`` characters, an ellipsis standing for what is cut."""
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def wrap(text: str, width: int) -> str:
+    """On at most three lines of at most ``width`` characters, for names in figures."""
+    return "\n".join(textwrap.wrap(text, width, max_lines=3, placeholder="…"))
 
 
 def _significant(value: float, digits: int) -> str:

@@ -6,7 +6,6 @@ Lines carry their names at their ends instead of a legend. Colours come from :fu
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from vitlab.report.compare import tick
+from vitlab.report.compare import tick, wrap
 from vitlab.report.data import Curve
 from vitlab.report.style import Theme, figure
 
@@ -93,6 +92,14 @@ def apart(wanted: Sequence[float], heights: Sequence[float], lo: float, hi: floa
     return placed
 
 
+def line_share(axes: Axes) -> float:
+    """The part of the height of ``axes``, once everything has found its room, that a line of a label takes."""
+    drawing = axes.get_figure(root=True)
+    assert drawing is not None
+    drawing.draw_without_rendering()
+    return 9.6 * POINT * drawing.dpi / axes.get_window_extent().height
+
+
 def label_ends(axes: Axes, lines: Sequence[Series]) -> None:
     """Write every line's name right of the axes, at the height where the line ends; a dotted line leads there from
     one that ends early."""
@@ -101,7 +108,7 @@ def label_ends(axes: Axes, lines: Sequence[Series]) -> None:
     for line in lines:
         axes.plot([line.x[-1], right], [line.y[-1]] * 2, color=line.colour, linewidth=0.8, linestyle=":", alpha=0.7)
         axes.plot(line.x[-1:], line.y[-1:], "o", color=line.colour, markersize=3.5, clip_on=False, zorder=3)
-    names = ["\n".join(textwrap.wrap(line.title, 13)) for line in lines]
+    names = [wrap(line.title, 13) for line in lines]
     # First anywhere: the room that the names take decides how large the axes are, and so where the names belong.
     notes = [
         axes.annotate(
@@ -110,11 +117,8 @@ def label_ends(axes: Axes, lines: Sequence[Series]) -> None:
         )
         for name, line in zip(names, lines, strict=True)
     ]  # fmt: skip
-    drawing = axes.get_figure(root=True)
-    assert drawing is not None
-    drawing.draw_without_rendering()
-    height = axes.get_window_extent().height / drawing.dpi
-    heights = [(9.6 * (name.count("\n") + 1) + 4) * POINT / height for name in names]
+    share = line_share(axes)
+    heights = [share * (name.count("\n") + 1.4) for name in names]
     lower, upper = axes.get_ylim()
     to_height = axes.transAxes.inverted().transform
     wanted = [float(to_height(axes.transData.transform((0, min(max(line.y[-1], lower), upper))))[1]) for line in lines]

@@ -102,6 +102,12 @@ def findings(data: ReportData) -> list[str]:
     return [sentence[0].upper() + sentence[1:] for sentence in out]
 
 
+def _whole(parts: Sequence[float | None]) -> float:
+    """The sum, or 0 while a part is not known."""
+    known = [part for part in parts if part is not None]
+    return sum(known) if len(known) == len(parts) else 0.0
+
+
 def _shares(main: ModelRow, row: ModelRow) -> str:
     parts = [
         f"{100 * own / other:.3g} % of its {name}"
@@ -192,7 +198,7 @@ def render(data: ReportData, pictures: Sequence[Picture]) -> tuple[str, str]:
         "weakest": weakest(found) if found else [],
         "load_code": data.load_code or load_code(data),
         "facts": facts(data.environment),
-        "seconds": sum(stage.seconds or 0.0 for stage in data.stages),
+        "seconds": _whole([stage.seconds for stage in data.stages]),
         "SYNTHETIC": SYNTHETIC,
         "DASH": DASH,
         "light": style.LIGHT,

@@ -6,15 +6,14 @@ telephone shrinks it.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vitlab.measure.classification import Evaluation, wilson
-from vitlab.report.compare import milliseconds, percent, tick
-from vitlab.report.curves import apart
+from vitlab.report.compare import clip, milliseconds, percent, tick, wrap
+from vitlab.report.curves import apart, line_share
 from vitlab.report.data import Example, ModelRow
 from vitlab.report.style import WIDTH, Theme, blend, figure
 
@@ -22,8 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUMBERED = 15  # confusion matrices of at most this many classes show their counts
-FEW = 10  # a bin of fewer images is drawn pale
 NAMED = 40  # ... and of at most this many the names of the classes
+DRAWN = 150  # ... and of more than this many nothing is drawn
+FEW = 10  # a bin of the reliability diagram with fewer images is pale
 
 
 def accuracy_intervals(rows: Sequence[ModelRow], theme: Theme, colours: Mapping[str, int]) -> Figure | None:
@@ -47,7 +47,7 @@ def accuracy_intervals(rows: Sequence[ModelRow], theme: Theme, colours: Mapping[
     room = max(max(ends) - min(ends), 0.5)
     axes.set_xlim(max(0.0, min(ends) - 0.06 * room), min(max(ends) + 0.06 * room, 100.0 + 0.02 * room))
     axes.set_ylim(len(known) - 0.5, -0.7)
-    axes.set_yticks(range(len(known)), ["\n".join(textwrap.wrap(row.name, 18)) for row in known])
+    axes.set_yticks(range(len(known)), [wrap(row.name, 20) for row in known])
     for name, row in zip(axes.get_yticklabels(), known, strict=True):
         name.set_color(theme.series[colours[row.name]])
     axes.grid(axis="y", visible=False)
@@ -57,7 +57,7 @@ def accuracy_intervals(rows: Sequence[ModelRow], theme: Theme, colours: Mapping[
 
 def reliability(name: str, found: Evaluation, theme: Theme, slot: int) -> Figure:
     """Accuracy against confidence: on the diagonal a network is as right as it says. Below: how often it says so."""
-    drawing, axes = figure(3.6, 3.7, "\n".join(textwrap.wrap(name, 40)))
+    drawing, axes = figure(3.6, 3.7, wrap(name, 40))
     colour = theme.series[slot]
     pale = blend(colour, theme.paper, 0.35)
     axes.remove()
@@ -92,12 +92,15 @@ def reliability(name: str, found: Evaluation, theme: Theme, slot: int) -> Figure
     return drawing
 
 
-def confusion(found: Evaluation, theme: Theme) -> Figure:
+def confusion(found: Evaluation, theme: Theme) -> Figure | None:
     """Labels down, predictions across, each row a share of its class. What is right is cool and what is wrong warm,
-    each on its own scale: rare mistakes stay visible beside a full diagonal."""
+    each on its own scale: rare mistakes stay visible beside a full diagonal. None for more than DRAWN classes, where
+    a cell would be smaller than a pixel and the list of pairs says more."""
     from matplotlib.colors import LinearSegmentedColormap, to_rgb
 
     size = len(found.classes)
+    if size > DRAWN:
+        return None
     counts = found.confusion
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     off = np.where(np.eye(size, dtype=bool), 0.0, shares)
@@ -120,7 +123,7 @@ def confusion(found: Evaluation, theme: Theme) -> Figure:
         spine.set_visible(False)
     axes.tick_params(length=0)
     if size <= NAMED:
-        short = [textwrap.shorten(name, 16, placeholder="…") or name[:15] + "…" for name in found.classes]
+        short = [clip(name, 16) for name in found.classes]
         axes.set_yticks(every, short, fontsize=8 if size <= 20 else 6)
         axes.set_xticks(every, short, fontsize=8 if size <= 20 else 6, rotation=90 if max(map(len, short)) > 2 else 0)
         axes.set_xticks(every[1:] - 0.5, minor=True)
@@ -162,8 +165,13 @@ def cost_accuracy(rows: Sequence[ModelRow], theme: Theme, colours: Mapping[str, 
     room = max(max(y) - min(y), 0.5)
     low, high = max(0.0, min(y) - 0.2 * room), max(y) + 0.2 * room
     axes.set_ylim(low, high)
-    names = ["\n".join(textwrap.wrap(row.name, 18)) for row in known]
-    heights = [(10 * (name.count("\n") + 1) + 3) / 72 / 1.6 * (high - low) for name in names]
+    names = [wrap(row.name, 20) for row in known]
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if span < 100 else (1.0,)))
+    axes.xaxis.set_major_formatter(lambda value, _: tick(value))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel({"macs": "multiply-adds for one image", "params": "parameters", "bytes": "bytes of weights"}[kind])
+    share = line_share(axes) * (high - low)
+    heights = [share * (name.count("\n") + 1.4) for name in names]
     places = list(y)
     order = sorted(range(len(known)), key=lambda i: x[i])
     while order:  # only names of neighbours can collide: a name is about 0.35 of the span wide
@@ -179,10 +187,6 @@ def cost_accuracy(rows: Sequence[ModelRow], theme: Theme, colours: Mapping[str, 
             name, (across, at), xytext=(9, 0), textcoords="offset points", va="center", fontsize=8,
             color=colour, linespacing=1.15,
         )  # fmt: skip
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if span < 100 else (1.0,)))
-    axes.xaxis.set_major_formatter(lambda value, _: tick(value))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel({"macs": "multiply-adds for one image", "params": "parameters", "bytes": "bytes of weights"}[kind])
     return drawing
 
 
@@ -201,7 +205,7 @@ def latency(rows: Sequence[ModelRow], theme: Theme, colours: Mapping[str, int], 
             milliseconds(found.median_ms), (max(hi, found.median_ms), place), xytext=(5, 0),
             textcoords="offset points", va="center", fontsize=8, color=colour, fontweight="bold",
         )  # fmt: skip
-    axes.set_yticks(range(len(known)), ["\n".join(textwrap.wrap(row.name, 18)) for row, _ in known])
+    axes.set_yticks(range(len(known)), [wrap(row.name, 20) for row, _ in known])
     for name, (row, _) in zip(axes.get_yticklabels(), known, strict=True):
         name.set_color(theme.series[colours[row.name]])
     axes.set_ylim(len(known) - 0.45, -0.55)
@@ -229,11 +233,11 @@ def mistakes(examples: Sequence[Example], theme: Theme, columns: int = 6) -> Fig
         pixels = example.pixels()
         axes.imshow(pixels, interpolation="nearest" if example.small else "antialiased")
         axes.text(
-            0.0, -0.05, textwrap.shorten(example.label, 18, placeholder="…"), transform=axes.transAxes, va="top",
+            0.0, -0.05, clip(example.label, 16), transform=axes.transAxes, va="top",
             fontsize=7.5, color=theme.ink,
         )  # fmt: skip
         axes.text(
-            0.0, -0.2, f"→ {textwrap.shorten(example.predicted, 14, placeholder='…')} {example.confidence:.0%}",
+            0.0, -0.2, f"→ {clip(example.predicted, 11)} {example.confidence:.0%}",
             transform=axes.transAxes, va="top", fontsize=7.5, color=theme.wrong[1],
         )  # fmt: skip
     return drawing
