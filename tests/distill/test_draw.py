@@ -8,16 +8,14 @@ import numpy as np
 import pytest
 
 from vitlab.distill.draw import (
-    RANDAUG_OPS,
     Augmentation,
     Draw,
-    RandAugment,
     draw,
     draw_mix,
-    parse_randaug,
     seed_of,
     seeds_of,
 )
+from vitlab.distill.randaug import RANDAUG_OPS, RandAugment, parse_randaug
 from vitlab.distill.views import mix_weight
 from vitlab.errors import UserError
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vitlab.distill.draw import RANDAUG_OPS, Augmentation, Draw, Erase, Mix, draw
+from vitlab.distill.draw import Augmentation, Draw, Erase, Mix, draw
 from vitlab.distill.ops import jitter_op, timm_op, torchvision_op
+from vitlab.distill.randaug import RANDAUG_OPS
 from vitlab.distill.views import EvalView, View, mix_weight, scale_box
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

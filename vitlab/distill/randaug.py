@@ -1,0 +1,102 @@
+"""RandAugment in timm's notation: what ``rand-m9-mstd0.5-inc1`` asks for, and the draws it makes."""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from vitlab.errors import UserError
+
+RANDAUG_OPS = (
+    "AutoContrast",
+    "Equalize",
+    "Invert",
+    "Rotate",
+    "PosterizeIncreasing",
+    "SolarizeIncreasing",
+    "SolarizeAdd",
+    "ColorIncreasing",
+    "ContrastIncreasing",
+    "BrightnessIncreasing",
+    "SharpnessIncreasing",
+    "ShearX",
+    "ShearY",
+    "TranslateXRel",
+    "TranslateYRel",
+)
+"""timm's increasing op set in the order in which RandAugment numbers it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RandAugment:
+    """A parsed ``rand-m9-mstd0.5-inc1``: ``count`` ops of strength N(magnitude, std), each run with ``prob``."""
+
+    magnitude: float
+    std: float = 0.0
+    count: int = 2
+    prob: float = 0.5
+    limit: float = 10.0
+
+
+@functools.lru_cache(maxsize=64)
+def parse_randaug(text: str) -> RandAugment:
+    """Read timm's notation: ``rand-m<magnitude>[-mstd<std>][-n<ops>][-p<prob>][-mmax<limit>]-inc1``.
+
+    Raises:
+        UserError: for anything else, also for op weights and for the op set that does not grow with magnitude.
+    """
+    cure = "Write it as rand-m9-mstd0.5-inc1 (also -n2, -p0.5, -mmax10), or null."
+    head, *parts = text.split("-")
+    found: dict[str, float] = {}
+    for part in parts:
+        match = re.fullmatch(r"(mstd|mmax|inc|m|n|p)(\d+(?:\.\d+)?)", part)
+        if match is None:
+            raise UserError(f"recipe.augmentation.randaug={text}: '{part}' is not understood.", cure)
+        found[match[1]] = float(match[2])
+    if head != "rand" or found.get("inc") != 1 or "m" not in found:
+        raise UserError(f"recipe.augmentation.randaug={text}: needs 'rand', a magnitude m and inc1.", cure)
+    limit, prob, count = found.get("mmax", 10.0), found.get("p", 0.5), found.get("n", 2.0)
+    if limit > 10 or prob > 1 or count < 1 or count != int(count):
+        raise UserError(f"recipe.augmentation.randaug={text}: mmax is at most 10, p at most 1, n whole.", cure)
+    return RandAugment(found["m"], found.get("mstd", 0.0), int(count), prob, limit)
+
+
+def draw_ops(rng: np.random.Generator, spec: RandAugment) -> tuple[tuple[str, float], ...]:
+    """The executed ops with their arguments; the magnitude is drawn for every kept op, also for those without one."""
+    ops = []
+    for choice in rng.choice(len(RANDAUG_OPS), spec.count, replace=True).tolist():
+        if spec.prob < 1 and rng.random() > spec.prob:
+            continue
+        magnitude = rng.normal(spec.magnitude, spec.std) if spec.std > 0 else spec.magnitude
+        strength = max(0.0, min(magnitude, spec.limit)) / 10
+        name = RANDAUG_OPS[choice]
+        ops.append((name, float(_argument(rng, name, strength))))
+    return tuple(ops)
+
+
+def _argument(rng: np.random.Generator, name: str, strength: float) -> float:
+    """What an op is called with at a strength in [0, 1]; signed ops draw their sign here."""
+    match name:
+        case "Rotate":
+            return _signed(rng, strength * 30)
+        case "PosterizeIncreasing":
+            return 4 - int(strength * 4)
+        case "SolarizeIncreasing":
+            return 256 - int(strength * 256)
+        case "SolarizeAdd":
+            return int(strength * 110)
+        case "ColorIncreasing" | "ContrastIncreasing" | "BrightnessIncreasing" | "SharpnessIncreasing":
+            return max(0.1, 1.0 + _signed(rng, strength * 0.9))
+        case "ShearX" | "ShearY":
+            return _signed(rng, strength * 0.3)
+        case "TranslateXRel" | "TranslateYRel":
+            return _signed(rng, strength * 0.45)
+        case _:  # AutoContrast, Equalize, Invert
+            return 0.0
+
+
+def _signed(rng: np.random.Generator, value: float) -> float:
+    return -value if rng.random() > 0.5 else value
