@@ -45,6 +45,9 @@ def check(config: Config, where: Where) -> None:
         UserError: naming the key and what it may be.
     """
     _one_of("mode", config.mode, MODES, where)
+    _within("seed", config.seed, 0, 2**31 - 1, where)
+    if not config.output:
+        raise UserError(f"{where('output')}: the folder of the runs has no name.", "Give output=FOLDER.")
     _recipe("recipe", config.recipe, where)
     if config.teacher.recipe is not None:
         _recipe("teacher.recipe", config.teacher.recipe, where)
@@ -99,6 +102,23 @@ def _recipe(key: str, recipe: RecipeConfig, where: Where) -> None:
                 raise UserError(f"{where(f'{key}.{name}')}: {error}.", cure) from None
             if steps == 0 and name == "duration" and float(str(one).strip()[:-2]) == 0:
                 raise UserError(f"{where(f'{key}.{name}')}: a training of length {one}.", "Give at least 1st.")
+    _within(f"{key}.lr", recipe.lr, 0, math.inf, where, open_low=True)
+    for name in ("validate_every", "checkpoint_every"):
+        if to_steps(getattr(recipe, name), 1, 100) == 0 and float(getattr(recipe, name).strip(" epst%")) == 0:
+            raise UserError(f"{where(f'{key}.{name}')}: never is no interval.", "Give at least 1st.")
+    length, warmup = recipe.duration.strip(), recipe.warmup.strip()
+    whole = "100%" if warmup.endswith("%") else length
+    if warmup[-1] == whole[-1] and to_steps(warmup, 10**6, 100) >= to_steps(whole, 10**6, 100):
+        raise UserError(
+            f"{where(f'{key}.warmup')}: a warm-up of {warmup} fills the training of {length}.",
+            f"Shorten it, or lengthen {key}.duration.",
+        )
+    for name in ("warmup_lr", "min_lr"):
+        if getattr(recipe, name) > recipe.lr:
+            raise UserError(
+                f"{where(f'{key}.{name}')}: {getattr(recipe, name):g} is above {key}.lr, which is {recipe.lr:g}.",
+                "Lower it, or raise the other.",
+            )
     _one_of(f"{key}.schedule", recipe.schedule, SCHEDULES, where)
     _at_least(f"{key}.batch_size", recipe.batch_size, 1, where)
     _at_least(f"{key}.accumulate", recipe.accumulate, 1, where)
@@ -108,7 +128,6 @@ def _recipe(key: str, recipe: RecipeConfig, where: Where) -> None:
             "equal micro-batches.",
             f"Choose {key}.batch_size as a multiple of {key}.accumulate.",
         )
-    _within(f"{key}.lr", recipe.lr, 0, math.inf, where, open_low=True)
     for name in ("weight_decay", "warmup_lr", "min_lr"):
         _within(f"{key}.{name}", getattr(recipe, name), 0, math.inf, where)
     _within(f"{key}.layer_decay", recipe.layer_decay, 0, 1, where, open_low=True)
@@ -252,6 +271,8 @@ def _at_least(key: str, value: int, least: int, where: Where) -> None:
 def _within(
     key: str, value: float, low: float, high: float, where: Where, open_low: bool = False, open_high: bool = False
 ) -> None:
+    if not math.isfinite(value):
+        raise UserError(f"{where(key)}: {value} is no finite number.", "Give one that is.")
     inside = (value > low if open_low else value >= low) and (value < high if open_high else value <= high)
     if not inside:
         least = f"larger than {low}" if open_low else f"at least {low}"

@@ -62,6 +62,13 @@ CASES: list[tuple[str, list[str]]] = [
     ("export.formats=[onxn]", ["Did you mean onnx?"]),
     ("mode=chekc", ["train, check, list", "Did you mean check?"]),
     ("model.checkpoint=/nonexistent.pth", ["no file or folder /nonexistent.pth"]),
+    ("seed=-1", ["seed is a number at least 0 and at most 2147483647"]),
+    ("recipe.lr=inf", ["no finite number"]),
+    ("recipe.warmup=20ep", ["a warm-up of 20ep fills the training of 20ep"]),
+    ("recipe.warmup=100%", ["fills the training"]),
+    ("recipe.min_lr=5", ["5 is above recipe.lr, which is 0.003"]),
+    ("recipe.validate_every=0ep", ["at least 1st"]),
+    ("output=", ["output=FOLDER"]),
     ("model.args={}", ["changes nothing", "model.args.KEY=null"]),
     # choices
     ("model=resnet5", ["there is no model 'resnet5'", "Did you mean model=resnet50?", "model.name=resnet5"]),

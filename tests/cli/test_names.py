@@ -35,6 +35,8 @@ def test_a_network_can_be_built(place: str, network: dict[str, Any]) -> None:
     timm = pytest.importorskip("timm")
     import torch
 
+    import vitlab.models.build  # noqa: F401  (registers vitlab's own networks with timm)
+
     with torch.device("meta"):  # shapes without numbers: as strict, and quick for the largest
         model = timm.create_model(network["name"], **network.get("args", {}))
     assert sum(one.numel() for one in model.parameters()) > 1e5
