@@ -169,7 +169,7 @@ class ExportFile:
     format: str
     path: str
     bytes: int
-    max_diff: float | None = None  # largest |exported - torch| of a logit; None: not a program but weights
+    max_diff: float | None = None  # largest |exported - torch| of a logit; None: not compared
 
 
 @dataclass
