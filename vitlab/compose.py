@@ -117,11 +117,12 @@ def load(overrides: list[str]) -> Composed:
         place = files.find(key)
         return f"{place}: {key}" if place else key
 
-    check(config, where)
+    read = set(method.reads(config))
+    check(config, where, read)
     chosen = {top(word.get_key_element()): str(word.input_line) for word in words}
     check_read(config, method, chosen)
     changed = {key: value for key, value in after.items() if before.get(key, ...) != value}
-    return Composed(config, choices, set(chosen) & set(GROUPS), list(overrides), tree, changed, method.reads(config))
+    return Composed(config, choices, set(chosen) & set(GROUPS), list(overrides), tree, changed, read)
 
 
 def _explained(error: Exception, typed: dict[str, str], files: Files, known: dict[str, Field]) -> UserError:

@@ -38,8 +38,8 @@ Where = Callable[[str], str]
 """From a key to the words that say where its value stands: ``key`` itself, or file and line."""
 
 
-def check(config: Config, where: Where) -> None:
-    """Refuse the first value that cannot be meant.
+def check(config: Config, where: Where, read: set[str]) -> None:
+    """Refuse the first value that cannot be meant; a folder of data is asked for when ``read`` has the data set.
 
     Raises:
         UserError: naming the key and what it may be.
@@ -55,7 +55,7 @@ def check(config: Config, where: Where) -> None:
     if isinstance(finetune, RecipeConfig):
         _recipe("method.finetune", finetune, where)
     _model("model", config.model, where)
-    _dataset(config, where)
+    _dataset(config, where, "dataset" in read)
     _teacher(config, where)
     _rest(config, where)
 
@@ -176,7 +176,7 @@ def _model(key: str, model: ModelConfig, where: Where) -> None:
             _length(f"{key}.{name}", value, 3, where)
 
 
-def _dataset(config: Config, where: Where) -> None:
+def _dataset(config: Config, where: Where, read: bool) -> None:
     dataset = config.dataset
     _at_least("dataset.size", dataset.size, 1, where)
     _length("dataset.mean", dataset.mean, 3, where)
@@ -189,7 +189,7 @@ def _dataset(config: Config, where: Where) -> None:
     _within("dataset.val_fraction", dataset.val_fraction, 0, 1, where, open_low=True, open_high=True)
     _at_least("dataset.length", dataset.length, 1, where)
     _at_least("dataset.num_classes", dataset.num_classes, 2, where)
-    if dataset.name in EMBEDDED:
+    if dataset.name in EMBEDDED or not read:
         return
     roots = data_roots(dataset)
     if not dataset.download and not any(one.is_dir() for one in roots):
