@@ -55,6 +55,35 @@ class Edges:
         rows = [(int(self.out[e]), int(self.bottleneck[e]), int(self.kernel[e]), int(self.depth[e])) for e in path]
         return space.build(int(self.into[path[0]]), rows)
 
+    def take(self, some: Numbers) -> Edges:
+        """The edges ``some`` alone."""
+        latency = None if self.latency is None else self.latency[some]
+        rows = (self.block, self.into, self.out, self.bottleneck, self.kernel, self.depth)
+        block, into, out, narrow, kernel, depth = (row[some] for row in rows)
+        return Edges(
+            block,
+            into,
+            out,
+            narrow,
+            kernel,
+            depth,
+            self.params[some],
+            self.flops[some],
+            self.width[some],
+            latency,
+            self.stages,
+        )
+
+    def path(self, structure: Structure) -> Numbers:
+        """The edges of ``structure``, as far as they are here."""
+        found, into = [], structure.stem.out
+        for number, unit in enumerate(structure.blocks):
+            here = (self.block == number) & (self.into == into) & (self.out == unit.out) & (self.depth == unit.depth)
+            here &= (self.bottleneck == unit.bottleneck) & (self.kernel == unit.kernel)
+            found += np.flatnonzero(here).tolist()
+            into = unit.out
+        return np.array(found, np.int64)
+
     def width_range(self) -> tuple[list[dict[int, float]], list[dict[int, float]]]:
         """Least and most log-width of a path from the image to each channel count after each superblock."""
         found: list[list[dict[int, float]]] = []

@@ -1,0 +1,98 @@
+"""DeepMAD (paper section 3): the network is the solution of a mathematical programme, then it is trained as any other.
+
+The story: *solve* finds the structure with the largest entropy within the budgets, without data, without a GPU and
+without torch; *build* makes the network and counts it once more by itself; *train* trains it on the labels.
+*handmade* trains the network of ``model=`` in the same way, *sweep* designs for a row of budgets. A larger score is a
+larger entropy; it is not a measured accuracy.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+from vitlab.config import Config, ModelConfig
+from vitlab.methods.base import Context, Method, stage
+from vitlab.methods.deepmad.options import DeepMADOptions, check
+
+
+def trains(config: Config) -> bool:
+    return bool(config.method.train)
+
+
+def trains_baseline(config: Config) -> bool:
+    return bool(config.method.train and config.method.baseline)
+
+
+class DeepMAD(Method):
+    """Design by mathematical programming."""
+
+    Options = DeepMADOptions
+    options: DeepMADOptions
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Refuse contradictions before anything runs."""
+        check(config.method, config.dataset.size)
+
+    @stage(reads=("dataset",), makes="architecture", title="designed structure")
+    def solve(self, context: Context) -> dict[str, object]:
+        """Maximise the entropy within the budgets (section 3.3), or take the structure that is given."""
+        from vitlab.methods.deepmad.solve import solve
+
+        return solve(context, self.options)
+
+    @stage(needs=("solve",), reads=("dataset",), makes="architecture", title="counted network")
+    def build(self, context: Context) -> dict[str, object]:
+        """Make the network and compare its own counts with those that were designed."""
+        from vitlab.methods.deepmad.build import build
+
+        start = time.monotonic()
+        record = build(context.artifact("solve"), context.folder, self.options, self.config.dataset.size)
+        return {**record, "seconds": round(time.monotonic() - start, 2)}
+
+    @stage(
+        needs=("solve",),
+        reads=("dataset",),
+        makes="report",
+        title="designs within other budgets",
+        when=lambda config: bool(config.method.sweep),
+    )
+    def sweep(self, context: Context) -> dict[str, object]:
+        """Design within the budgets times each of ``method.sweep``; the Pareto front of score and cost."""
+        from vitlab.methods.deepmad.sweep import sweep
+
+        return sweep(context, self.options)
+
+    @stage(
+        reads=("dataset", "model", "recipe", "task"),
+        title="hand-made network of model=",
+        role="baseline",
+        when=trains_baseline,
+    )
+    def handmade(self, context: Context) -> dict[str, object]:
+        """The comparison: a network that nobody designed for this budget, with the same recipe."""
+        from vitlab.training.objectives import label_cross_entropy
+        from vitlab.training.train import train
+
+        recipe = self.config.recipe
+        return train(context, self.config.model, recipe, partial(label_cross_entropy, smoothing=recipe.label_smoothing))
+
+    @stage(
+        needs=("solve", "build"),
+        reads=("dataset", "recipe", "task"),
+        title="designed network",
+        when=trains,
+    )
+    def train(self, context: Context) -> dict[str, object]:
+        """Ordinary classification (section 4): nothing here knows that the network was designed."""
+        from vitlab.methods.deepmad.structure import Structure
+        from vitlab.training.objectives import label_cross_entropy
+        from vitlab.training.train import train
+
+        structure = Structure.load(context.artifact("solve") / "structure.json")
+        args: dict[str, object] = {"structure": structure.to_list()}
+        if self.options.drop_path:
+            args["drop_path_rate"] = self.options.drop_path
+        model, recipe = ModelConfig(name="deepmad", args=args), self.config.recipe
+        return train(context, model, recipe, partial(label_cross_entropy, smoothing=recipe.label_smoothing))

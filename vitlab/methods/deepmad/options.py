@@ -1,0 +1,196 @@
+"""The keys under ``method.`` and the problem that they pose. No torch, no numpy: the command line reads this."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import MISSING
+
+from vitlab.errors import UserError, nearest
+from vitlab.methods.deepmad.evaluate import MODES, PENALTIES, Scoring
+from vitlab.methods.deepmad.problem import Budget, Problem, Space, count, depthwise_space, milliseconds, resnet_space
+from vitlab.methods.deepmad.structure import Structure
+
+if TYPE_CHECKING:
+    from vitlab.methods.deepmad.latency import CostTable
+
+SPACES = ("resnet", "depthwise", "se")
+SOLVERS = ("anneal", "milp", "evolution")
+
+STRIDES = {4: (2, 2, 2, 1, 2), 3: (1, 2, 2, 1, 2), 2: (1, 2, 1, 1, 2), 1: (1, 1, 1, 1, 2), 0: (1, 1, 1, 1, 1)}
+"""Strides of five superblocks by how often they halve the side; at 224 px those of DeepMAD-R18."""
+
+
+@dataclass
+class BudgetOptions:
+    """What the network may cost; null: no limit."""
+
+    params: str | None = None  # e.g. 11.69M
+    flops: str | None = None  # multiply-adds and a little more (specification), e.g. 1.82G
+    rho: float | None = None  # effectiveness, depth over average width: 0.3 for resnet, 0.5 for se
+    latency: str | None = None  # of a batch, by the cost table, e.g. 5ms; needs method.costs
+
+
+@dataclass
+class DeepMADOptions:
+    """Keys under ``method.``"""
+
+    name: str = "deepmad"
+    solver: str = MISSING  # anneal | milp | evolution
+    space: str = MISSING  # resnet (K1KXK1 units) | depthwise (K1DWK1) | se (K1DWSEK1)
+    budget: BudgetOptions = field(default_factory=BudgetOptions)
+    scoring: str = MISSING  # official | corrected | paper: whose arithmetic
+    alphas: list[float] | None = None  # weight of each stage's entropy; null: 1 each, alpha_last for the last
+    alpha_last: float = MISSING
+    beta: float = MISSING  # weight of the depth penalty
+    penalty: str | None = None  # depths that should be even: last3 | drop_first | all; null: last3 for resnet, else all
+    resolution: int | None = None  # px the network is designed for; null: dataset.size
+    strides: list[int] | None = None  # of the superblocks; null: as many halvings as leave a side of 4 or more
+    stem_max: int = MISSING  # most channels of the stem
+    tail: int | None = None  # channels of a last 1x1 convolution (depthwise and se)
+    expansion: float | None = None  # depthwise and se: fix bottleneck over output, e.g. 6; null: 1.5 to 6
+    monotone: bool = True  # channels never decrease along the depth
+    count_head: bool = False  # count the classifier into params and flops
+    classes: int | None = None  # of that classifier; null: the data set's
+    structure: str | None = None  # a structure file (.json, .yaml, official .txt): no design, only build and train
+    start: list[list[int]] | None = None  # evolution: [[stem], [out, bottleneck], ...], all 3x3, one unit each
+    time_limit: str = MISSING  # of the design, e.g. 5min
+    seed: int | None = None  # of the design; null: the run's
+    chains: int = MISSING  # anneal: chains moved at once
+    steps: int = MISSING  # anneal: of each chain
+    evaluations: int = MISSING  # evolution: children in all; milp: a 25th of them seeds the first table
+    frozen_last: bool = False  # evolution: the released code's defect, the last unit never mutates
+    certify: str = "0s"  # time for proving an upper bound of the score (resnet), e.g. 2min
+    costs: str | None = None  # latency: measure, or a cost table (costs.json)
+    cost_batch: int = 1  # latency: images at a time
+    sweep: list[float] = field(default_factory=list)  # also design for the budgets times these: the Pareto front
+    train: bool = True  # train the network; false: design and count only, no data
+    drop_path: float = 0.0  # stochastic depth of the last unit
+    baseline: bool = False  # train the network of model= with the same recipe, for comparison
+
+
+def stages_of(strides: tuple[int, ...]) -> int:
+    """Stages that superblocks of these strides make."""
+    return 1 + sum(stride == 2 for stride in strides)
+
+
+def strides_for(resolution: int) -> tuple[int, ...]:
+    """As many halvings after the stem as leave a last side of at least 4, at most 4."""
+    return STRIDES[max(0, min(4, int(math.log2(resolution / 8))))]
+
+
+def space_of(options: DeepMADOptions, resolution: int) -> Space:
+    """The structures that ``options`` allow."""
+    strides = tuple(options.strides) if options.strides else strides_for(resolution)
+    if options.space == "resnet":
+        return resnet_space(strides, monotone=options.monotone, stem_max=options.stem_max)
+    return depthwise_space(
+        strides,
+        squeeze=options.space == "se",
+        tail=options.tail,
+        expansion=options.expansion,
+        monotone=options.monotone,
+        stem_max=options.stem_max,
+    )
+
+
+def scoring_of(options: DeepMADOptions, strides: tuple[int, ...]) -> Scoring:
+    """What ``options`` maximise."""
+    alphas = tuple(options.alphas or [*[1.0] * (stages_of(strides) - 1), options.alpha_last])
+    penalty = options.penalty or ("last3" if options.space == "resnet" else "all")
+    return Scoring(alphas, options.beta, options.scoring, penalty)
+
+
+def budget_of(options: DeepMADOptions, times: float = 1.0) -> Budget:
+    """The budgets in plain numbers; ``times`` scales all but rho."""
+    told = options.budget
+    params = None if told.params is None else round(count(told.params, "method.budget.params") * times)
+    flops = None if told.flops is None else round(count(told.flops, "method.budget.flops") * times)
+    latency = None if told.latency is None else milliseconds(told.latency, "method.budget.latency") * times
+    return Budget(params, flops, told.rho, latency)
+
+
+def problem_of(
+    options: DeepMADOptions,
+    size: int,
+    *,
+    classes: int | None = None,
+    costs: CostTable | None = None,
+    times: float = 1.0,
+    latency: bool = True,
+) -> Problem:
+    """The programme that ``options`` pose for images of ``size`` pixels.
+
+    Args:
+        classes: of the data set, used where the head is counted and the options do not say how many.
+        times: all budgets but rho are multiplied by this.
+        latency: False leaves the latency budget out (before a cost table is measured).
+    """
+    resolution = options.resolution or size
+    space = space_of(options, resolution)
+    budget = budget_of(options, times)
+    if not latency:
+        budget = Budget(budget.params, budget.flops, budget.rho)
+    counted = (options.classes or classes) if options.count_head else None
+    return Problem(space, scoring_of(options, space.strides), budget, resolution, counted, costs)
+
+
+def check(options: DeepMADOptions, size: int) -> None:
+    """Refuse what cannot be designed, before anything runs.
+
+    Raises:
+        UserError: naming the key.
+    """
+    for key, value, allowed in (
+        ("solver", options.solver, SOLVERS),
+        ("space", options.space, SPACES),
+        ("scoring", options.scoring, MODES),
+        ("penalty", options.penalty or PENALTIES[0], PENALTIES),
+    ):
+        if value not in allowed:
+            near = nearest(value, allowed)
+            hint = f"Did you mean {near}? " if near else ""
+            raise UserError(f"There is no method.{key}={value}.", f"{hint}There are: {', '.join(allowed)}.")
+    if options.strides is not None and (len(options.strides) < 2 or set(options.strides) - {1, 2}):
+        raise UserError(f"method.strides={options.strides}.", "Give at least two superblocks, each of stride 1 or 2.")
+    if options.space == "resnet" and (options.tail is not None or options.expansion is not None):
+        raise UserError("method.tail and method.expansion belong to the depthwise spaces.", "Choose method.space=se.")
+    for key in ("time_limit", "certify"):
+        text = getattr(options, key)
+        if text not in ("0", "0s"):
+            milliseconds(text, f"method.{key}")
+    if any(factor <= 0 for factor in options.sweep):
+        raise UserError(f"method.sweep={options.sweep}.", "Budgets are multiplied by these; give numbers above 0.")
+    if options.budget.latency is not None and options.costs is None:
+        raise UserError("method.budget.latency needs measured costs.", "Add method.costs=measure, or a costs.json.")
+    if options.count_head and options.classes is None and not options.train:
+        raise UserError("Without data nobody knows how many classes the head has.", "Give method.classes.")
+    problem = problem_of(options, size, latency=False, classes=options.classes)
+    problem.check()
+    if options.structure is not None:
+        Structure.load(Path(options.structure).expanduser())
+    elif not (options.budget.params or options.budget.flops or options.budget.latency):
+        raise UserError("A design needs a budget.", "Give method.budget.params=0.3M or method.budget.flops=20M.")
+    if options.start is not None:
+        start_of(options, problem)
+
+
+def start_of(options: DeepMADOptions, problem: Problem) -> Structure | None:
+    """The structure that the evolution starts from, if the options give one."""
+    if options.start is None:
+        return None
+    first, *rest = options.start
+    if len(first) != 1 or len(rest) != len(problem.space.strides) or any(len(row) != 2 for row in rest):
+        raise UserError(
+            f"method.start={options.start}.",
+            f"Give [[stem], [out, bottleneck], ...] with {len(problem.space.strides)} superblocks.",
+        )
+    return problem.space.build(first[0], [(out, narrow, 3, 1) for out, narrow in rest])
+
+
+def seconds(text: str) -> float:
+    """``"5min"`` in seconds; ``"0s"`` is 0."""
+    return 0.0 if text in ("0", "0s") else milliseconds(text, "time") / 1e3

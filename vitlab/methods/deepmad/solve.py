@@ -1,0 +1,144 @@
+"""The stage that designs: from the options to a structure on disk. No torch, unless costs are measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from vitlab.files import atomic_write
+from vitlab.methods.base import Context
+from vitlab.methods.deepmad.latency import CostTable
+from vitlab.methods.deepmad.options import DeepMADOptions, problem_of, seconds, start_of
+from vitlab.methods.deepmad.problem import Problem
+from vitlab.methods.deepmad.search import Design, save_design
+from vitlab.methods.deepmad.show import picture, summary, text_table
+from vitlab.methods.deepmad.structure import Structure
+
+STRUCTURE, DESIGN, COSTS = "structure.json", "design.json", "costs.json"
+
+
+def solve(context: Context, options: DeepMADOptions) -> dict[str, object]:
+    """Design, and leave ``structure.json``, ``design.json``, ``design.txt``, ``design.png`` and the journal."""
+    config = context.config
+    if not context.leads:
+        return {}
+    costs = cost_table(context, options)
+    problem = problem_of(options, config.dataset.size, classes=class_count(context, options), costs=costs)
+    seed = config.seed if options.seed is None else options.seed
+    estimate = None
+    if options.structure is not None:
+        structure = Structure.load(Path(options.structure).expanduser())
+        over = problem.violations(structure)
+        design = Design(structure, problem.evaluate(structure).score, "given")
+        design.notes = [f"The given structure is outside the programme: {one}." for one in over]
+    else:
+        if context.trial:
+            estimate = seconds(options.time_limit) + seconds(options.certify)
+            options = replace(options, solver="anneal", chains=256, steps=300, time_limit="20s", certify="0s")
+        design = design_with(options, problem, seed, folder=context.folder, quiet=False)
+    design.structure.save(context.folder / STRUCTURE)
+    save_design(context.folder / DESIGN, design)
+    table = text_table(design.structure, problem.resolution)
+    told = f"{table}\n\n{summary(problem, design.structure)}\n{certificate(design)}\n"
+    atomic_write(context.folder / "design.txt", told)
+    picture(design.structure, problem.resolution, title_of(problem, design), context.folder / "design.png")
+    print(f"\n{told}")
+    spent = problem.evaluate(design.structure)
+    return {
+        "seconds": design.seconds if estimate is None else estimate,
+        "params": spent.params,
+        "flops": spent.flops,
+        "score": design.score,
+        "rho": spent.rho,
+        "bound": design.bound,
+        "gap": design.gap,
+        "evaluations": design.evaluations,
+        "notes": design.notes,
+    }
+
+
+def design_with(
+    options: DeepMADOptions, problem: Problem, seed: int, folder: Path | None = None, quiet: bool = True
+) -> Design:
+    """Design with the solver of ``options``; add a proven bound if there is time for one."""
+    limit = seconds(options.time_limit) or None
+    if options.solver == "anneal":
+        from vitlab.methods.deepmad import anneal
+
+        settings = anneal.AnnealSettings(chains=options.chains, steps=options.steps)
+        design = anneal.design(problem, settings, seed, folder=folder, time_limit=limit, quiet=quiet)
+    elif options.solver == "milp":
+        from vitlab.methods.deepmad import milp
+
+        rounds = milp.MilpSettings(seed_evaluations=options.evaluations // 25)
+        design = milp.design(problem, rounds, seed, folder=folder, time_limit=limit, quiet=quiet)
+    else:
+        from vitlab.methods.deepmad import evolution
+
+        loop = evolution.EvolutionSettings(evaluations=options.evaluations, frozen_last=options.frozen_last)
+        start = start_of(options, problem)
+        design = evolution.design(problem, loop, seed, start, folder=folder, time_limit=limit, quiet=quiet)
+    if seconds(options.certify) > 0:
+        from vitlab.methods.deepmad.bound import certify
+
+        certify(problem, design, seconds(options.certify), quiet=quiet)
+    return design
+
+
+def certificate(design: Design) -> str:
+    """How good the design is known to be, and what the solver has to say."""
+    lines = []
+    if design.bound is not None:
+        lines.append(f"bound   {design.bound:,.2f}: no network of this space scores more; gap {design.gap:.2%}")
+    return "\n".join([*lines, *design.notes])
+
+
+def title_of(problem: Problem, design: Design) -> str:
+    """One line above the picture."""
+    spent = problem.evaluate(design.structure)
+    return f"{spent.params / 1e6:.3g} M parameters, {spent.flops / 1e9:.3g} G FLOPs, rho {spent.rho:.2f}"
+
+
+def cost_table(context: Context, options: DeepMADOptions) -> CostTable | None:
+    """The table of layer costs that the options name, measured now and kept if they say so."""
+    if options.costs is None:
+        return None
+    if options.costs != "measure":
+        return CostTable.load(Path(options.costs).expanduser())
+    kept = context.folder / COSTS
+    if kept.exists():
+        return CostTable.load(kept)
+    import torch
+
+    from vitlab.methods.deepmad.latency import measure
+
+    wanted = context.config.trainer.accelerator
+    device = "cuda" if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
+    problem = problem_of(options, context.config.dataset.size, latency=False, classes=options.classes)
+    short = replace(options, solver="anneal", chains=256, steps=200, certify="0s", time_limit="10s")
+    networks = [
+        design_with(
+            short, replace(problem_of(options, problem.resolution, latency=False, times=times), classes=None), 0
+        ).structure
+        for times in (0.3, 0.6, 1.0)
+        if options.budget.params or options.budget.flops
+    ]
+    table = measure(
+        problem.space,
+        problem.resolution,
+        batch=options.cost_batch,
+        device=device,
+        networks=networks,
+        say=lambda text: print(f"measuring costs: {text}", flush=True),
+    )
+    table.save(kept)
+    return table
+
+
+def class_count(context: Context, options: DeepMADOptions) -> int | None:
+    """Classes of the data set, where the head is counted and the options do not say."""
+    if not options.count_head or options.classes is not None:
+        return options.classes
+    from vitlab.data.build import build_source
+
+    return len(build_source(context.config.dataset, "train", context.config.seed).classes)

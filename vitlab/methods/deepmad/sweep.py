@@ -1,0 +1,62 @@
+"""Designs within a row of budgets: the Pareto front of score, parameters, FLOPs and latency."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitlab.files import write_json
+from vitlab.methods.base import Context
+from vitlab.methods.deepmad.latency import CostTable
+from vitlab.methods.deepmad.options import DeepMADOptions, problem_of, seconds
+from vitlab.methods.deepmad.problem import Problem
+from vitlab.methods.deepmad.search import Design, load_design
+from vitlab.methods.deepmad.show import pareto_picture
+from vitlab.methods.deepmad.solve import class_count, design_with
+
+
+def sweep(context: Context, options: DeepMADOptions) -> dict[str, object]:
+    """Design within every multiple of the budgets; leave ``sweep.json``, ``sweep.png`` and each design.
+
+    A design that is there from an earlier session is not made again.
+    """
+    if not context.leads:
+        return {}
+    config, solved = context.config, context.artifact("solve")
+    costs = CostTable.load(solved / "costs.json") if (solved / "costs.json").exists() else None
+    classes = class_count(context, options)
+    seed = config.seed if options.seed is None else options.seed
+    points, spent_seconds = [], 0.0
+    for times in options.sweep[:1] if context.trial else options.sweep:
+        problem = problem_of(options, config.dataset.size, classes=classes, costs=costs, times=times)
+        path = context.folder / f"times_{times:g}" / "design.json"
+        if path.exists():
+            design = load_design(path)
+        elif context.trial:
+            design = load_design(solved / "design.json")
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            design = design_with(options, problem, seed, folder=path.parent, quiet=False)
+            write_json(path, design.to_dict())
+        spent_seconds += design.seconds
+        points.append(point(f"x{times:g}", problem, design))
+    write_json(context.folder / "sweep.json", points)
+    pareto_picture(points, context.folder / "sweep.png")
+    if context.trial:
+        spent_seconds = len(options.sweep) * (seconds(options.time_limit) + seconds(options.certify))
+    return {"seconds": round(spent_seconds, 2), "designs": len(points)}
+
+
+def point(name: str, problem: Problem, design: Design) -> dict[str, Any]:
+    """One row of ``sweep.json``."""
+    spent = problem.evaluate(design.structure)
+    return {
+        "name": name,
+        "designed": True,
+        "score": design.score,
+        "params": spent.params,
+        "flops": spent.flops,
+        "rho": spent.rho,
+        "latency_ms": None if problem.costs is None else problem.latency(design.structure),
+        "bound": design.bound,
+        "units": design.structure.to_list(),
+    }
