@@ -40,12 +40,15 @@ def start(composed: Composed) -> int:
         print(f"\nThis run is finished: {run.folder / 'report.html'}. fresh=true starts it once more.")
         return 0
     run.lock(command)
-    print(plan(run, config, composed.choices), flush=True)
-    run.note_environment(environment(command))
+    try:
+        print(plan(run, config, composed.choices), flush=True)
+        run.note_environment(environment(command))
 
-    from vitlab.work import work
+        from vitlab.work import work
 
-    work(run, config, command)
+        work(run, config, command)
+    finally:
+        run.release()
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ def tell(method: Method, stage: Stage, context: Context) -> dict[str, object]:
 
 
 def settle(config: Config) -> None:
-    """Process-wide switches that hardware= decides."""
+    """Process-wide switches that hardware= decides; warnings of ours reach the prompt."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     if config.hardware.threads is not None:
         torch.set_num_threads(config.hardware.threads)
     torch.set_float32_matmul_precision("high")

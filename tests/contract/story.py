@@ -24,6 +24,7 @@ SMALL = (
     "recipe.batch_size=16",
     "logger.every=3",
     "evaluation.latency=false",
+    "evaluation.batch_size=16",  # the store stage labels so many views at a time
 )
 """A whole story in seconds: every stage, a few steps each."""
 
@@ -91,3 +92,10 @@ def content(run: Path) -> dict[str, bytes]:
         row = json.loads(line)
         rows.append({name: value for name, value in row.items() if name not in ("time", "images_per_second")})
     return files | {"metrics": json.dumps(rows, indent=0).encode()}
+
+
+def assert_same(run: Path, other: Path) -> None:
+    """Two runs learned and said the same, bit for bit; what differs is named."""
+    one, two = content(run), content(other)
+    assert sorted(one) == sorted(two)
+    assert [name for name in one if one[name] != two[name]] == []

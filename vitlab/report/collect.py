@@ -47,7 +47,7 @@ def collect(run: Run, stages: Sequence[Stage], primary: Stage, command: str, not
         title=f"{_dict(tree['method'])['name']} on {dataset.name}",
         summary=_summary(rows, primary.title, told, dataset),
         command=command,
-        run=run.name,
+        run=str(folder),
         created=run.created,
         dataset=dataset,
         rows=rows,

@@ -188,7 +188,8 @@ def validate(trainer: L.Trainer, learner: Learner, batches: Iterable[Batch]) -> 
     """Top-1 and negative log-likelihood (nats) of ``learner.result`` over exactly the images of ``batches``."""
     network = learner.result
     training = network.training
-    network.eval()
+    # By way of train(): TinyViT keeps tables that it computed in eval mode, which a weight average never leaves.
+    network.train().eval()
     total = torch.zeros(3, dtype=torch.float64, device="cpu")
     try:
         for batch in batches:

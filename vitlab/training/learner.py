@@ -39,6 +39,9 @@ class Learner(L.LightningModule):
         compile: run the student through ``torch.compile``.
     """
 
+    teacher: AskTeacher | None
+    forward_student: Callable[[Tensor], Tensor]
+
     def __init__(
         self,
         student: nn.Module,
@@ -58,7 +61,7 @@ class Learner(L.LightningModule):
         self.objective = objective
         self.schedule = schedule
         self.make_optimizer = make_optimizer
-        self.teacher: AskTeacher | None = teacher
+        self.teacher = teacher
         self.clip = clip
         self.seed = seed
         self.step = 0  # optimiser steps done, over all sessions of this training
@@ -80,8 +83,7 @@ class Learner(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One batch -> named losses; gradients flow from ``loss``."""
-        ask: AskTeacher | None = self.teacher
-        target = ask(batch) if ask is not None else None
+        target = self.teacher(batch) if self.teacher is not None else None
         logits = self.forward_student(batch.image)
         losses = self.objective(logits, batch.label, target)
         with torch.no_grad():
