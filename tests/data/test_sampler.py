@@ -148,6 +148,7 @@ def test_pairs_belong_to_the_slot() -> None:
         batches = list(sampler)
         assert {frozenset(batch[i : i + 2]) for batch in batches for i in range(0, len(batch), 2)} < labelled[epoch % 2]
     assert labelled[0] != labelled[1]
+    assert len({tuple(sampler.order(epoch)[0]) for epoch in range(6)}) == 6
 
 
 def test_uniform_slots_are_uniform_and_pure() -> None:
