@@ -75,7 +75,8 @@ class Context:
         stage: this stage.
         folder: where its artifact goes; what an earlier, killed session left is still there.
         recorder: of ``metrics.jsonl``; None on ranks other than 0.
-        trial: mode=check: do one batch of everything, and say how long all of it would take.
+        whole: in a rehearsal (mode=check) the configuration of the real thing, while ``config`` is cut to a few
+            images: the stage does a few batches and returns the sizes and seconds of the whole. Else None.
     """
 
     def __init__(
@@ -84,14 +85,19 @@ class Context:
         stage: Stage,
         folders: Mapping[str, Path],
         recorder: Recorder | None,
-        trial: bool = False,
+        whole: Config | None = None,
     ) -> None:
         self.config = config
         self.stage = stage
         self.folder = folders[stage.name]
         self.recorder = recorder
-        self.trial = trial
+        self.whole = whole
         self._folders = folders
+
+    @property
+    def trial(self) -> bool:
+        """Whether this is a rehearsal."""
+        return self.whole is not None
 
     @property
     def leads(self) -> bool:

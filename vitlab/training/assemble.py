@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vitlab.config import Config, RecipeConfig
+from vitlab.data.build import open_splits
 from vitlab.data.module import VisionData
 from vitlab.errors import UserError, nearest
 from vitlab.models.build import parameter_groups
@@ -91,6 +92,14 @@ def make_optimizer(network: nn.Module, recipe: RecipeConfig) -> Optimizer:
         raise UserError(f"recipe.optimizer={recipe.optimizer}: {error}.", hint) from None
     except TypeError as error:
         raise UserError(f"recipe.optimizer_args: {error}.", f"See the arguments of {recipe.optimizer}.") from None
+
+
+def whole_steps(config: Config, recipe: RecipeConfig) -> tuple[int, int, int]:
+    """Optimiser steps and epochs begun of ``recipe`` on ``config``'s data, and its images; no image is read."""
+    images = len(open_splits(config.dataset, config.seed, config.debug.max_images)["train"])
+    per_epoch = images // recipe.batch_size
+    total = Schedule.from_recipe(shortened(config, recipe), per_epoch).total
+    return total, math.ceil(total / per_epoch), images
 
 
 def epochs_of(recipe: RecipeConfig, data: VisionData) -> int:

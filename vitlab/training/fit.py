@@ -66,7 +66,7 @@ def fit(
     folder: Path,
     recorder: Recorder | None,
     validation: Iterable[Batch] | None,
-    trial: bool = False,
+    rehearse: int | None = None,
 ) -> float:
     """Train ``learner`` to the end of its schedule, from the checkpoint in ``folder`` if there is one.
 
@@ -75,7 +75,7 @@ def fit(
     the loader's workers and their prefetching live across the epochs of the data.
 
     Args:
-        trial: take three steps, validate on nothing, and estimate: seconds of the whole from the third step.
+        rehearse: take three steps, validate on nothing, and return an estimate for so many steps.
 
     Returns:
         Seconds of training, earlier sessions included.
@@ -88,8 +88,8 @@ def fit(
     step, batches = steps_done(checkpoint)
     if recorder is not None:
         recorder.rewind(stage, step if checkpoint.exists() else -1)
-    whole, per_epoch = learner.schedule.total, data.steps_per_epoch
-    total = min(whole, 3) if trial else whole
+    trial, per_epoch = rehearse is not None, data.steps_per_epoch
+    total = min(learner.schedule.total, 3) if trial else learner.schedule.total
     with Progress(stage, total, done=step, quiet=trial or recorder is None) as progress:
         keeper = Bookkeeper(
             stage=stage,
@@ -112,7 +112,7 @@ def fit(
         trainer = make_trainer(config, recipe.accumulate, [watch, keeper] if trial else [keeper])
         resume = str(checkpoint) if checkpoint.exists() else None
         trainer.fit(learner, loader, ckpt_path=resume, weights_only=True)
-        return watch.estimate(whole * recipe.accumulate) if trial else keeper.elapsed()
+        return watch.estimate(rehearse * recipe.accumulate) if rehearse is not None else keeper.elapsed()
 
 
 class Stopwatch(Callback):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from vitlab.distill.store import TargetStore
 from vitlab.distill.store_spec import StoreSpec, keys_digest
 from vitlab.distill.teachers import Ensemble, OnlineTeacher
 from vitlab.methods.base import Context
-from vitlab.training.assemble import epochs_of, make_data, shortened
+from vitlab.training.assemble import epochs_of, make_data, shortened, whole_steps
 from vitlab.training.devices import barrier, device_of, rank, world
 from vitlab.training.interrupt import asked, stop_if_asked
 from vitlab.training.progress import Progress
@@ -47,7 +48,8 @@ def label_views(
     config = context.config
     recipe = shortened(config, config.recipe)
     data = make_data(config, recipe, *normalisation_of(config, artifact))
-    slots = slots or epochs_of(recipe, data)
+    wanted = slots
+    slots = wanted or epochs_of(recipe, data)
     slots = min(slots, config.debug.max_slots or slots)
     teacher = make_teacher(config, artifact, data).to(device_of(config))
     spec = store_spec(config, data, teacher, min(topk, data.num_classes), prob_dtype, slots)
@@ -56,6 +58,11 @@ def label_views(
     barrier()
     store = TargetStore.open(context.folder / STORE, allow_partial=True)
     seconds = fill(context, store, data, teacher)
+    if context.whole is not None:
+        _, epochs, images = whole_steps(context.whole, context.whole.recipe)
+        slots = min(wanted or epochs, context.whole.debug.max_slots or epochs)
+        seconds *= images * slots / spec.images
+        spec = replace(spec, images=images, slots=slots)
     return {
         "seconds": round(seconds, 2),
         "views": spec.images * spec.slots,
@@ -63,7 +70,7 @@ def label_views(
         "slots": spec.slots,
         "probabilities_kept": spec.k,
         "bytes": spec.slot_bytes * spec.slots,
-        "fingerprint": "" if context.trial else store.fingerprint,
+        "fingerprint": store.fingerprint,
     }
 
 
@@ -90,13 +97,13 @@ def store_spec(
 
 
 def fill(context: Context, store: TargetStore, data: VisionData, teacher: OnlineTeacher | Ensemble) -> float:
-    """Label what is missing, slot by slot, and seal every slot; the seconds it took (in a trial: would take).
+    """Label what is missing, slot by slot, and seal every slot; the seconds it took.
 
     Every process writes the batches that are its own, under its own name; nobody waits for anybody before the seal.
     """
     spec, batch_size = store.spec, context.config.evaluation.batch_size
     device = device_of(context.config)
-    begun, labelled = time.monotonic(), 0
+    begun = time.monotonic()
     total = spec.images * spec.slots
     done = sum(store.count(slot) for slot in range(spec.slots))
     quiet = context.trial or not context.leads
@@ -111,10 +118,7 @@ def fill(context: Context, store: TargetStore, data: VisionData, teacher: Online
                     target = output if isinstance(output, SparseTarget) else sparsify(output, spec.k)
                     index = batch.index.numpy()
                     new = writer.write(index, seeds_of(context.config.seed, batch.slot.numpy(), index), target)
-                    labelled += len(batch)
                     progress.update(min(total, progress.done + new * world()))
-                    if context.trial:
-                        return (time.monotonic() - begun) / labelled * total
                     if asked():
                         break
             stop_if_asked()

@@ -14,7 +14,7 @@ from vitlab.distill.teachers import StoredTeacher
 from vitlab.methods.base import Context
 from vitlab.models.artifact import ModelMeta, load_model, read_meta, save_model
 from vitlab.models.build import architecture, build_model, normalisation
-from vitlab.training.assemble import make_data, make_optimizer, shortened
+from vitlab.training.assemble import make_data, make_optimizer, shortened, whole_steps
 from vitlab.training.devices import device_of
 from vitlab.training.fit import fit
 from vitlab.training.learner import AskTeacher, Learner
@@ -45,11 +45,14 @@ def train(
     Returns:
         What the stage's marker records: steps, seconds, params.
     """
-    config, recipe = context.config, shortened(context.config, recipe)
+    config, asked, recipe = context.config, recipe, shortened(context.config, recipe)
     mean, std = normalisation(model, config.dataset.mean, config.dataset.std)
     data = make_data(config, recipe, mean, std, store=store, views=views)
     network = make_network(config, model, data, start)
     schedule = Schedule.from_recipe(recipe, data.steps_per_epoch)
+    steps, images = schedule.total, len(data.train_source)
+    if context.whole is not None:
+        steps, _, images = whole_steps(context.whole, asked)
     learner = Learner(
         network,
         objective,
@@ -70,19 +73,13 @@ def train(
         folder=context.folder,
         recorder=context.recorder,
         validation=data.val_dataloader(),
-        trial=context.trial,
+        rehearse=steps if context.whole is not None else None,
     )
     meta = describe_model(config, model, data, mean, std, start)
     if context.leads:
         save_model(context.folder, learner.result, meta)
     params = sum(p.numel() for p in network.parameters())
-    return {
-        "steps": schedule.total,
-        "seconds": round(seconds, 2),
-        "params": params,
-        "images": len(data.train_source),
-        "steps_per_epoch": data.steps_per_epoch,
-    }
+    return {"seconds": round(seconds, 2), "params": params, "images": images, "steps": steps}
 
 
 def make_network(config: Config, model: ModelConfig, data: VisionData, start: Path | None) -> nn.Module:
