@@ -49,9 +49,10 @@ class MilpSettings:
 
     Attributes:
         seed_evaluations: of the evolution that gives the centre of the first table.
-        spreads: of the tables, in turn; the search ends when none of them improves the best any more.
+        spreads: of the tables, in turn; when none of them improves the best any more, twice as many edges are kept.
         round_seconds: most seconds of one round; the best table solution by then is taken.
-        edges: most edges that branch and bound is given; more make a round slower and its result better.
+        edges, edges_max: most edges that branch and bound is given at first, and at last; more make a round slower
+            and its result better. The search ends when that many do not improve it either.
         gap: share of the objective within which a round is taken as solved.
         enough: a round that improves the score by less than this share did not improve it.
         polish: add exhaustive moves of up to this many variables after each round; 0: none.
@@ -61,6 +62,7 @@ class MilpSettings:
     spreads: tuple[Spread, ...] = (WIDE, MIDDLE, NEAR)
     round_seconds: float = 120.0
     edges: int = 500
+    edges_max: int = 4000
     gap: float = 1e-4
     enough: float = 2e-5
     polish: int = 3
@@ -79,17 +81,13 @@ def table_around(problem: Problem, centre: Structure, spread: Spread) -> Table:
         found = {1, value, *(value + sign * step for step in spread.depths for sign in (-1, 1))}
         return tuple(sorted(one for one in found if 1 <= one <= high))
 
+    def ratios(value: float) -> tuple[int, ...]:
+        wanted = [value, *(value * factor for factor in spread.narrow if factor > 0)]
+        return tuple(sorted({min(space.ratios, key=lambda ratio, one=one: abs(ratio - one)) for one in wanted}))  # type: ignore[misc]
+
     blocks = centre.blocks
     if space.ratios:
-        centres = [min(space.ratios, key=lambda r, o=one: abs(r * o.out / 10 - o.bottleneck)) for one in blocks]  # type: ignore[misc]
-        narrow = [
-            tuple(
-                sorted(
-                    {ratio, *(min(space.ratios, key=lambda r, w=ratio * f: abs(r - w)) for f in spread.narrow if f > 0)}
-                )
-            )  # type: ignore[misc]
-            for ratio in centres
-        ]
+        narrow = [ratios(one.bottleneck / one.out * 10) for one in blocks]
     else:
         narrow = [channels(one.bottleneck, space.out_max, spread.narrow) for one in blocks]
     return Table(
@@ -101,14 +99,14 @@ def table_around(problem: Problem, centre: Structure, spread: Spread) -> Table:
     )
 
 
-def narrowed(problem: Problem, edges: Edges, search: Search, settings: MilpSettings) -> Edges:
-    """The ``settings.edges`` edges that matter most by the relaxed programme, and those of the best so far."""
-    if len(edges.block) <= settings.edges or search.best is None:
+def narrowed(problem: Problem, edges: Edges, search: Search, count: int, seconds: float) -> Edges:
+    """The ``count`` edges that matter most by the relaxed programme, and those of the best so far."""
+    if len(edges.block) <= count or search.best is None:
         return edges
-    costs = reduced_costs(build(problem, edges, search.score), min(settings.round_seconds, search.left))
+    costs = reduced_costs(build(problem, edges, search.score), seconds)
     if costs is None:
         return edges
-    keep = np.argsort(np.abs(costs), kind="stable")[: settings.edges]
+    keep = np.argsort(np.abs(costs), kind="stable")[:count]
     return edges.take(np.union1d(keep, edges.path(search.best)))
 
 
@@ -119,14 +117,17 @@ def design(problem: Problem, settings: MilpSettings, seed: int, **search_options
     if state is None:
         evolve(search, find_start(problem, seed), EvolutionSettings(settings.seed_evaluations), seed)
         search.notes.clear()
-    rounds, idle = (0, 0) if state is None else (int(state["rounds"]), int(state["idle"]))
-    while search.best is not None and idle < len(settings.spreads) and not search.over:
+    rounds, idle, size = (
+        (0, 0, settings.edges) if state is None else (int(state["rounds"]), int(state["idle"]), int(state["size"]))
+    )
+    while search.best is not None and size <= settings.edges_max and not search.over:
         before = search.score
+        limit = min(settings.round_seconds, search.left)
         table = table_around(problem, search.best, settings.spreads[rounds % len(settings.spreads)])
         every = edges_of(problem, table)
-        edges = narrowed(problem, every, search, settings)
+        edges = narrowed(problem, every, search, size, limit)
         programme = build(problem, edges, before)
-        found = solve(problem, programme, min(settings.round_seconds, search.left), settings.gap, before)
+        found = solve(problem, programme, limit, settings.gap, before)
         rounds += 1
         if found.structure is not None:
             search.offer(found.structure)
@@ -136,6 +137,8 @@ def design(problem: Problem, settings: MilpSettings, seed: int, **search_options
             polish(search, Population(problem), settings.polish)
         search.notes.append(f"{told}, score {search.score:,.2f}.")
         idle = 0 if search.score - before > settings.enough * abs(before) else idle + 1
+        if idle == len(settings.spreads):
+            idle, size = 0, 2 * size
         search.pulse(f"round {rounds}")
-        search.save({"rounds": rounds, "idle": idle})
+        search.save({"rounds": rounds, "idle": idle, "size": size})
     return search.finish()
