@@ -1,6 +1,8 @@
-"""The built networks are the ones that were counted, and compute what the official code computes (section 11.2, 11.3)."""
+"""The built networks are the ones that were counted, and compute what the official code computes (11.2, 11.3)."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,7 +90,7 @@ SMALL = [
 
 
 def test_any_structure_by_argument() -> None:
-    network = build_model(ModelConfig(name="deepmad", args={"structure": SMALL}), 7, 32)
+    network: Any = build_model(ModelConfig(name="deepmad", args={"structure": SMALL}), 7, 32)
     assert isinstance(network, DeepMAD)
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
     params = evaluate(Structure.from_list(SMALL), 32, Scoring((1.0, 1.0, 1.0), 0.0)).params
@@ -98,12 +100,12 @@ def test_any_structure_by_argument() -> None:
 
 
 def test_features() -> None:
-    network = timm.create_model("deepmad", structure=SMALL, features_only=True, out_indices=(0, 1, 2))
+    network: Any = timm.create_model("deepmad", structure=SMALL, features_only=True, out_indices=(0, 1, 2))
     image = torch.randn(2, 3, 64, 64)
     assert [tuple(x.shape[1:]) for x in network(image)] == [(16, 32, 32), (24, 16, 16), (64, 8, 8)]
     assert network.feature_info.channels() == [16, 24, 64]
     assert network.feature_info.reduction() == [2, 4, 8]
-    whole = timm.create_model("deepmad", structure=SMALL)
+    whole: Any = timm.create_model("deepmad", structure=SMALL)
     network.eval()
     whole.eval()
     state = {name.removeprefix("model."): value for name, value in network.state_dict().items()}
@@ -127,12 +129,14 @@ def test_names_are_the_official_ones() -> None:
 
 
 def test_classifier_init() -> None:
-    weight = timm.create_model("deepmad_r18", num_classes=400).fc_linear.weight
-    assert weight.std().item() == pytest.approx(0.05, rel=0.02)  # 1 / sqrt(classes), not of the inputs
+    network: Any = timm.create_model("deepmad_r18", num_classes=400)
+    assert network.fc_linear.weight.std().item() == pytest.approx(
+        0.05, rel=0.02
+    )  # 1 / sqrt(classes), not of the inputs
 
 
 def test_drop_path_only_beside_a_shortcut() -> None:
-    network = timm.create_model("deepmad", structure=SMALL, drop_path_rate=0.3)
+    network: Any = timm.create_model("deepmad", structure=SMALL, drop_path_rate=0.3)
     rates = {name: m.drop_prob for name, m in network.named_modules() if type(m).__name__ == "DropPath"}
     assert rates["block_list.3.block_list.1.drop_path"] == pytest.approx(0.3)
     assert "block_list.1.block_list.0.drop_path" not in rates  # 16 -> 24 channels: nothing to fall back on

@@ -118,7 +118,7 @@ def test_second_worked_example(kind: str, params: int, official: float) -> None:
     assert evaluate(structure, 32, Scoring((1.0, 8.0), 0.0, "corrected")).score == pytest.approx(944.996748, abs=6e-7)
 
 
-# ------------------------------------------------------------------- section 2: effectiveness of networks of other hands
+# --------------------------------------------------- section 2: effectiveness of networks of other hands
 
 
 def resnet(units: tuple[int, ...], bottleneck: bool) -> list[int]:

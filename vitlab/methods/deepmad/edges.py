@@ -168,7 +168,8 @@ def _superblock(problem: Problem, table: Table, block: int, before: tuple[int, .
             wanted = {bottleneck_of(one, out) for one in table.narrow[block]} if space.ratios else table.narrow[block]
             for b in sorted(members.intersection(wanted)):
                 for k in table.kernels[block]:
-                    first_p, more_p = (unit_params(space.kind, i, out, b, k, i == into) for i in (into, out))
+                    first_p = unit_params(space.kind, into, out, b, k, True)
+                    more_p = unit_params(space.kind, out, out, b, k, False)
                     first_f = unit_flops(space.kind, into, out, b, k, stride, side, True)
                     more_f = unit_flops(space.kind, out, out, b, k, 1, side // stride, False)
                     for depth in table.depths[block]:
