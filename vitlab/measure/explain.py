@@ -1,0 +1,164 @@
+"""Where a network looked: Grad-CAM (Selvaraju et al., ICCV 2017), for CNNs and for transformers.
+
+A map is [B, h, w], on the grid of the layer it was read from, never negative; :func:`enlarge` brings it to the size of
+the view. Attention rollout is in :mod:`vitlab.measure.rollout`, the test that a map says anything about the weights in
+:mod:`vitlab.measure.sanity`.
+
+Written here rather than taken from the grad-cam package: that one asks the user for the layer and for a reshaping
+function of each transformer, and brings OpenCV; timm says of its own networks which layout they have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vitlab.errors import UserError, nearest
+
+Map = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""(model, image [B, 3, H, W], target [B]) -> map [B, h, w]."""
+
+
+def grad_cam(model: nn.Module, image: Tensor, target: Tensor, layer: str | None = None) -> Tensor:
+    """Which places of a layer speak for class ``target``: ``relu(sum_c a_c A_c)``, ``a_c`` the mean of ``dy/dA_c``.
+
+    Args:
+        model: any timm classifier; left as it was.
+        image: [B, 3, H, W], normalised, on the model's device.
+        target: [B] class numbers; y is that logit, before the softmax.
+        layer: name of a module whose output is read; None: :func:`usual_layer`, and where there is none, what
+            ``forward_features`` returns.
+
+    Returns:
+        [B, h, w] >= 0, of no fixed scale; all zero where the layer speaks against the class everywhere.
+
+    Raises:
+        UserError: no such layer, or one whose output is no grid of places.
+    """
+    name = layer if layer is not None else usual_layer(model)
+    with _frozen(model), torch.enable_grad():
+        if name is None:
+            kept = model.forward_features(image.detach().requires_grad_())  # type: ignore[operator]
+            logits = model.forward_head(kept)  # type: ignore[operator]
+        else:
+            outputs: list[Tensor] = []
+            handle = find_layer(model, name).register_forward_hook(lambda _m, _i, out: outputs.append(out))
+            try:
+                logits = model(image.detach().requires_grad_())
+            finally:
+                handle.remove()
+            kept = outputs[-1] if outputs else None
+        where = f"layer '{name}'" if name else "the features"
+        if not isinstance(kept, Tensor) or not kept.requires_grad:
+            raise UserError(f"Grad-CAM: {where} of this network gives no tensor to differentiate by.", _LAYER_CURE)
+        score = logits.gather(1, target.to(logits.device)[:, None]).sum()
+        (gradient,) = torch.autograd.grad(score, kept, allow_unused=True)
+    if gradient is None:
+        raise UserError(f"Grad-CAM: the logits do not depend on {where}.", _LAYER_CURE)
+    activation, slope = to_grid(model, kept.detach(), where), to_grid(model, gradient, where)
+    weight = slope.mean(dim=(2, 3), keepdim=True)
+    return functional.relu((weight * activation).sum(1)).float()
+
+
+_LAYER_CURE = "Give explain.layer=NAME, the name of a module, such as blocks.10.norm1 or layer4."
+
+
+def usual_layer(model: nn.Module) -> str | None:
+    """The layer that Grad-CAM reads in a transformer of equal blocks: the last block's first norm.
+
+    Behind the last attention the patch tokens of a network with a class token reach no logit any more, so its final
+    features have no gradient. Networks with a grid of features (CNNs, Swin, TinyViT) have no such layer: None.
+    """
+    blocks = getattr(model, "blocks", None)
+    if isinstance(blocks, nn.Sequential | nn.ModuleList) and len(blocks) and hasattr(blocks[-1], "norm1"):
+        return f"blocks.{len(blocks) - 1}.norm1"
+    return None
+
+
+def find_layer(model: nn.Module, name: str) -> nn.Module:
+    """The module called ``name``.
+
+    Raises:
+        UserError: naming the nearest.
+    """
+    modules = dict(model.named_modules())
+    if name not in modules or not name:
+        near = nearest(name, modules)
+        raise UserError(
+            f"explain.layer={name}: the network has no such module.",
+            f"Did you mean {near}?" if near else f"Its parts are {', '.join(n for n, _ in model.named_children())}.",
+        )
+    return modules[name]
+
+
+def to_grid(model: nn.Module, features: Tensor, where: str) -> Tensor:
+    """Features as [B, C, h, w]: from NCHW, from NHWC (Swin), or from tokens [B, prefix + h·w, C].
+
+    Raises:
+        UserError: the features are no grid of places.
+    """
+    if features.ndim == 4:
+        last = getattr(model, "output_fmt", "NCHW") == "NHWC" or (
+            # a block of TinyViT works on NHWC inside a network that gives NCHW
+            features.shape[1] == features.shape[2] != features.shape[3]
+        )
+        return features.permute(0, 3, 1, 2) if last else features
+    if features.ndim == 3:
+        prefix, height, width = token_grid(model, features.shape[1])
+        return features[:, prefix:].transpose(1, 2).unflatten(2, (height, width))
+    raise UserError(f"Grad-CAM: {where} of this network has the shape {tuple(features.shape)}, no grid.", _LAYER_CURE)
+
+
+def token_grid(model: nn.Module, tokens: int) -> tuple[int, int, int]:
+    """(prefix tokens, height, width) of ``tokens`` tokens in a row.
+
+    Raises:
+        UserError: they are no grid that can be told.
+    """
+    prefix = int(getattr(model, "num_prefix_tokens", 0))
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    for before in (prefix, 0):  # some networks (CaiT) add their class token only after the blocks
+        if grid is not None and grid[0] * grid[1] == tokens - before:
+            return before, int(grid[0]), int(grid[1])
+    side = math.isqrt(max(tokens - prefix, 0))
+    if side * side != tokens - prefix or side == 0:
+        raise UserError(
+            f"{type(model).__name__} has {tokens} tokens here, {prefix} of them not of the image: no square grid.",
+            _LAYER_CURE,
+        )
+    return prefix, side, side
+
+
+def enlarge(maps: Tensor, height: int, width: int) -> Tensor:
+    """Maps [B, h, w] bilinearly at [B, height, width], each scaled to a largest value of 1 (a map of zeros stays)."""
+    big = functional.interpolate(maps[:, None].float(), (height, width), mode="bilinear", align_corners=False)[:, 0]
+    top = big.amax(dim=(1, 2), keepdim=True)
+    return torch.where(top > 0, big / top.clamp_min(torch.finfo(big.dtype).tiny), torch.zeros_like(big))
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradient for parameters; afterwards all is as it was.
+
+    ``train`` is called on leaving for the sake of timm's networks that keep tables gathered from their parameters while
+    in eval mode: a table kept here must not be what a later training reads.
+    """
+    modes = {module: module.training for module in model.modules()}
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.train()
+    model.eval()
+    try:
+        for parameter, _ in wanted:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, grad in wanted:
+            parameter.requires_grad_(grad)
+        model.train()
+        for module, mode in modes.items():
+            module.training = mode

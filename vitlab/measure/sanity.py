@@ -1,0 +1,103 @@
+"""Does a map depend on what was learned? Randomise the weights and look again (Adebayo et al., NeurIPS 2018).
+
+The network's weights are randomised layer by layer from the head down ("cascading"), and after each step the map is
+compared with the first one by Spearman's rank correlation. A method whose maps stay alike is an edge detector: its
+pictures say something of the image and nothing of the network.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vitlab.measure.explain import Map
+
+
+@dataclass
+class Sanity:
+    """How alike the maps of a network and of its randomised copies are."""
+
+    parts: list[str]  # what was randomised at each step, together with all before it
+    correlation: list[float]  # mean over the images of Spearman's rank correlation with the first maps, in [-1, 1]
+    maps: list[Tensor]  # [B, h, w] after each step
+
+    @property
+    def passed(self) -> bool:
+        """Whether the maps of the wholly random network are unlike the first: mean correlation below 0.5."""
+        return self.correlation[-1] < 0.5
+
+
+def sanity_check(
+    method: Map, model: nn.Module, image: Tensor, target: Tensor, seed: int = 0, steps: int = 6
+) -> tuple[Tensor, Sanity]:
+    """The maps of ``method`` for ``image`` and what is left of them as the weights go.
+
+    Args:
+        method: e.g. :func:`vitlab.measure.explain.grad_cam`.
+        model: left as it is; a copy is randomised.
+        image: [B, 3, H, W]; target: [B], kept also where the random network would answer otherwise.
+        steps: at most so many parts, about equal in layers.
+
+    Returns:
+        The maps [B, h, w] of the network as it is, and the comparison.
+    """
+    first = method(model, image, target)
+    parts, correlation, maps = [], [], []
+    for name, random in randomised(model, seed, steps):
+        again = method(random, image, target)
+        parts.append(name)
+        maps.append(again)
+        pairs = zip(first.cpu().numpy(), again.cpu().numpy(), strict=True)
+        correlation.append(float(np.mean([rank_correlation(a, b) for a, b in pairs])))
+    return first, Sanity(parts, correlation, maps)
+
+
+def randomised(model: nn.Module, seed: int = 0, steps: int = 6) -> Iterator[tuple[str, nn.Module]]:
+    """Copies of ``model`` with ever more layers randomised, from the last to the first; (layer reached, copy).
+
+    The entries of each tensor are permuted, so that a random layer has the distribution of the trained one; a tensor of
+    equal entries stays. The same copy is changed again at each step: use it before taking the next.
+    """
+    random = copy.deepcopy(model)
+    layers = [
+        (name, module)
+        for name, module in random.named_modules()
+        if any(parameter.numel() > 1 for parameter in module.parameters(recurse=False))
+    ]
+    generator = torch.Generator().manual_seed(seed)
+    for part in np.array_split(np.arange(len(layers))[::-1], min(steps, len(layers))):
+        for position in part:
+            for parameter in layers[position][1].parameters(recurse=False):
+                flat = parameter.data.flatten()
+                order = torch.randperm(len(flat), generator=generator).to(flat.device)
+                parameter.data.copy_(flat[order].view_as(parameter))
+        random.train()  # forgets tables that were gathered from the old weights
+        random.eval()
+        yield layers[int(part[-1])][0], random
+
+
+def rank_correlation(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """Spearman's: Pearson's correlation of the ranks, equal values sharing their mean rank; 0 where one is constant.
+
+    Raises:
+        ValueError: arrays of different sizes.
+    """
+    if a.size != b.size:
+        raise ValueError(f"{a.size} and {b.size} values")
+    first, second = _ranks(a.ravel()), _ranks(b.ravel())
+    first, second = first - first.mean(), second - second.mean()
+    length = float(np.sqrt((first**2).sum() * (second**2).sum()))
+    return float((first * second).sum() / length) if length > 0 else 0.0
+
+
+def _ranks(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(count)
+    mean: NDArray[np.float64] = (last - (count - 1) / 2)[place]
+    return mean
