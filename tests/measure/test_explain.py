@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -13,11 +15,11 @@ from vitlab.measure.explain import enlarge, grad_cam, usual_layer
 from vitlab.measure.rollout import attention_rollout, catch_attention
 from vitlab.measure.sanity import randomised, rank_correlation, sanity_check
 
-VIT = {"embed_dim": 24, "num_heads": 2, "depth": 3}
-SWIN = {"embed_dim": 8, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
-TINY_VIT = {"embed_dims": [8, 16, 16, 32], "depths": [1, 1, 2, 1], "num_heads": [1, 1, 1, 2]}
+VIT: dict[str, Any] = {"embed_dim": 24, "num_heads": 2, "depth": 3}
+SWIN: dict[str, Any] = {"embed_dim": 8, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
+TINY_VIT: dict[str, Any] = {"embed_dims": [8, 16, 16, 32], "depths": [1, 1, 2, 1], "num_heads": [1, 1, 1, 2]}
 
-NETWORKS: dict[str, tuple[str, dict[str, object], int, tuple[int, int], tuple[int, int] | None]] = {
+NETWORKS: dict[str, tuple[str, dict[str, Any], int, tuple[int, int], tuple[int, int] | None]] = {
     # name, arguments, image side, Grad-CAM's grid, rollout's grid
     "vit": ("vit_tiny_patch16_224", {**VIT, "img_size": 64}, 64, (4, 4), (4, 4)),
     "vit, mean": ("vit_tiny_patch16_224", {**VIT, "img_size": 64, "global_pool": "avg"}, 64, (4, 4), (4, 4)),
@@ -119,7 +121,7 @@ def test_both_ways_of_attending_give_the_same_weights() -> None:
     fused = catch_attention(model, image)
     for module in model.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = False
+            module.fused_attn = False  # type: ignore[assignment]  # torch types it as a Tensor or a Module
     plain = catch_attention(model, image)
     assert len(fused) == len(plain) == 3
     for a, b in zip(fused, plain, strict=True):
