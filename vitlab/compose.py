@@ -34,13 +34,10 @@ from vitlab.config import GROUPS, Config
 from vitlab.errors import UserError
 from vitlab.help import conf_dir
 from vitlab.methods.base import find_method
+from vitlab.modes import reads
 from vitlab.prompt import check_keys, is_choice, read_words, takes, top, unknown
+from vitlab.run import RESULT_FREE
 from vitlab.schema import Field, fields, find
-
-RESULT_FREE = frozenset(
-    {"hardware", "trainer", "logger", "evaluation", "export", "mode", "name", "output", "fresh", "local"}
-)
-"""Top-level keys and groups that cannot change what a run computes; they are not part of its identity."""
 
 
 @dataclass
@@ -53,7 +50,7 @@ class Composed:
     overrides: list[str]  # the words at the prompt, as typed
     tree: dict[str, Any]  # the configuration as plain dicts, lists and scalars
     changed: dict[str, Any]  # leaves that differ from what the choices alone give, by dotted key
-    read: set[str]  # groups that some stage of the method reads
+    read: set[str]  # groups that some stage of the method, or the mode, reads
 
     def identity(self) -> dict[str, Any]:
         """What names a run: the choices and the changed leaves that can change its results."""
@@ -117,9 +114,9 @@ def load(overrides: list[str]) -> Composed:
         place = files.find(key)
         return f"{place}: {key}" if place else key
 
-    read = set(method.reads(config))
-    check(config, where, read)
     chosen = {top(word.get_key_element()): str(word.input_line) for word in words}
+    read = reads(config.mode, config.run, set(chosen)) or set(method.reads(config))
+    check(config, where, read)
     check_read(config, method, chosen)
     changed = {key: value for key, value in after.items() if before.get(key, ...) != value}
     return Composed(config, choices, set(chosen) & set(GROUPS), list(overrides), tree, changed, read)

@@ -11,10 +11,11 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from vitlab.config import MODES, Config, ModelConfig, RecipeConfig, to_steps
+from vitlab.config import GROUPS, MODES, Config, ModelConfig, RecipeConfig, to_steps
 from vitlab.data.roots import data_roots, missing
 from vitlab.errors import UserError, nearest
 from vitlab.methods.base import Method, find_method, method_names
+from vitlab.modes import FRAME, READS
 from vitlab.schema import DURATIONS
 
 EMBEDDED = ("digits", "fake")
@@ -61,13 +62,19 @@ def check(config: Config, where: Where, read: set[str]) -> None:
 
 
 def check_read(config: Config, method: type[Method], chosen: dict[str, str]) -> None:
-    """Refuse a group that the prompt named (``chosen``: group to the word) and no stage of the method reads.
+    """Refuse a group or key that the prompt named (``chosen``: group to the word) and that nothing reads: no stage of
+    the method, or in a mode that follows no method, not the mode.
 
     Raises:
-        UserError: naming the methods that do read it.
+        UserError: naming the methods, or the modes, that do read it.
     """
     free = {"trainer", "mode", "seed", "name", "output", "fresh", "local"}
+    keys = frozenset().union(*READS.values()) - set(GROUPS) - free
     for group, word in chosen.items():
+        if config.mode in READS or group in keys:
+            if group not in READS.get(config.mode, ()):
+                _refuse_unread(config.mode, group, word)
+            continue
         if group in method.reads(config) | free:
             continue
         name = config.method.name
@@ -78,6 +85,14 @@ def check_read(config: Config, method: type[Method], chosen: dict[str, str]) -> 
             f"{word}: no stage of method={name} reads {group}; its stages read {', '.join(reads)}.",
             cure if readers and name not in readers else "Leave it out.",
         )
+
+
+def _refuse_unread(mode: str, group: str, word: str) -> None:
+    readers = [one for one, read in READS.items() if group in read]
+    asks = f"the modes that do are {', '.join(readers)}" if readers else "it belongs to a training"
+    told = [one for one in READS[mode] if one not in FRAME] if mode in READS else []
+    takes = f" mode={mode} reads {', '.join(sorted(told))}." if told else ""
+    raise UserError(f"{word}: mode={mode} does not read {group}; {asks}.", f"Leave it out, or choose another.{takes}")
 
 
 def _every_stage(name: str) -> list:  # type: ignore[type-arg]

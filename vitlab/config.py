@@ -30,7 +30,18 @@ GROUPS = (
 )
 """Config groups, in the order in which ``--help`` shows them."""
 
-MODES = ("train", "check", "list")
+MODES = (
+    "train",
+    "evaluate",
+    "benchmark",
+    "predict",
+    "explain",
+    "export",
+    "audit",
+    "report",
+    "check",
+    "list",
+)
 """What ``mode=`` accepts."""
 
 
@@ -44,6 +55,8 @@ class ModelConfig:
     args: dict[str, Any] = field(default_factory=dict)  # keyword arguments of timm.create_model
     mean: Optional[list[float]] = None  # normalisation; null: the pretrained model's, else the dataset's
     std: Optional[list[float]] = None  # see mean
+    absent_class: str = "mean"  # a class of yours that an ImageNet-22k head lacks: mean of the others, or zero
+    table_resize: str = "official"  # TinyViT's bias tables for another window: official, or timm (antialiased)
 
 
 @dataclass
@@ -189,10 +202,39 @@ class DebugConfig:
 
 
 @dataclass
+class BenchmarkConfig:
+    """What mode=benchmark runs side by side."""
+
+    models: list[str] = field(default_factory=list)  # more models: timm names, conf/model names, model folders
+    backends: list[str] = field(default_factory=lambda: ["eager", "onnxruntime"])  # also compile, openvino
+
+
+@dataclass
+class PredictConfig:
+    """How mode=predict answers."""
+
+    topk: int = 5  # classes named for each image
+    format: str = "table"  # table | jsonl | csv
+    output: Optional[str] = None  # file to write to; null: the screen
+    pictures: Optional[str] = None  # folder for annotated pictures; null: none
+    calibrated: bool = True  # divide the logits by the temperature that mode=evaluate fitted, where there is one
+
+
+@dataclass
+class ExplainConfig:
+    """What mode=explain shows."""
+
+    methods: list[str] = field(default_factory=lambda: ["gradcam", "rollout"])  # those that the network allows
+    images: int = 8  # of the test split, where no input= is given
+
+
+@dataclass
 class Config:
     """The whole tree. ``method`` is typed by the method's own ``Options`` dataclass."""
 
-    mode: str = "train"  # train | check | list
+    mode: str = "train"  # train | evaluate | benchmark | predict | explain | export | audit | report | check | list
+    run: Any = None  # a run's folder or name, one of its models (RUN/STAGE), a list of these, or a glob
+    input: Any = None  # images for a mode: file, folder, glob, a list of these, or - for names from stdin
     seed: int = 0  # of everything random: weights, order, augmentation, which labels are kept
     name: Optional[str] = None  # readable part of the run's name; null: dataset-model
     output: str = "outputs"  # where run folders are made
@@ -209,6 +251,9 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)
+    explain: ExplainConfig = field(default_factory=ExplainConfig)
 
 
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ep|st|%)\s*")

@@ -28,6 +28,13 @@ GROUPS = {
 
 MODES = {
     "train": "every stage of the method, then evaluation, exports and report (the default)",
+    "evaluate": "a run, or model= on dataset=: accuracy, calibration, intervals; two runs on the same images",
+    "benchmark": "parameters, multiply-adds, latency, throughput and memory, models side by side",
+    "predict": "name what is on pictures: run=FOLDER input=cat.jpg",
+    "explain": "where a model looks: run=FOLDER input=cat.jpg",
+    "export": "a model as files for others: run=FOLDER export.formats=[onnx]",
+    "audit": "what is in a folder of pictures: dataset=folder dataset.root=photos",
+    "report": "the page of a run written anew, or several side by side: run=[A,B]",
     "check": "the plan with sizes and estimates, and one batch of every stage",
     "list": "what there is: mode=list group=GROUP, mode=list key=KEY",
 }

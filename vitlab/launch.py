@@ -5,15 +5,18 @@ Nothing here imports torch before the plan is on the screen.
 
 from __future__ import annotations
 
+import importlib
 import shlex
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from vitlab.compose import Composed
 from vitlab.config import Config
 from vitlab.environment import environment
 from vitlab.methods.base import Stage, find_method
+from vitlab.modes import READS
 from vitlab.run import Run
 
 
@@ -25,6 +28,9 @@ def start(composed: Composed) -> int:
         Interrupted: stopped by Ctrl-C or SIGTERM, everything saved.
     """
     config = composed.config
+    if config.mode in READS:
+        answer: Callable[[Composed], int] = importlib.import_module(f"vitlab.modes.{config.mode}").answer
+        return answer(composed)
     method = find_method(config.method.name)
     method.check(config)
     command = shlex.join(["python", "-m", "vitlab", *composed.overrides])

@@ -1,0 +1,95 @@
+"""A network that no run made: timm's own weights, or a checkpoint from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from timm.models import resolve_model_input_args
+from torch import nn
+
+from vitlab.config import AugmentationConfig, Config
+from vitlab.data.build import open_splits
+from vitlab.errors import UserError
+from vitlab.models.artifact import ModelMeta
+from vitlab.models.build import architecture, build_model, normalisation
+
+
+def build(
+    config: Config, title: str, on_data: bool, trained: bool, typed: frozenset[str]
+) -> tuple[nn.Module, ModelMeta]:
+    """The network of ``config.model`` in eval mode, and its description.
+
+    Its classes are those of timm's weights or, with ``on_data``, of the data set; its view is timm's for timm's
+    weights (size, crop and interpolation of their record), else the data set's. A typed ``dataset.size`` or
+    ``dataset.crop_pct`` wins over both.
+
+    Raises:
+        UserError: the classes are not known, or the head would be an untrained one where ``trained`` is demanded.
+    """
+    model, dataset = config.model, config.dataset
+    record = _record(model.name) if model.pretrained and model.checkpoint is None else {}
+    size, crop, interpolation = dataset.size, dataset.crop_pct, AugmentationConfig.interpolation
+    if record:
+        size = dataset.size if "size" in typed else int(record["input_size"][-1])
+        crop = dataset.crop_pct if "crop_pct" in typed else float(record["crop_pct"])
+        interpolation = str(record["interpolation"])
+    classes = list(open_splits(dataset, config.seed, config.debug.max_images)["train"].classes) if on_data else []
+    own = _names(int(record.get("num_classes", 0)))
+    if own and set(classes) <= set(own):
+        classes = own
+    if not classes:
+        if trained:
+            raise UserError(f"The classes of {title} are not known.", "Say which data set they are of: dataset=NAME.")
+        classes = [f"class {number}" for number in range(1000)]
+    if trained and record and record["num_classes"] != len(classes):
+        raise UserError(
+            f"{title} was trained on {record['num_classes']} classes, and {dataset.name} has {len(classes)}.",
+            "Train it on them first: method=supervised, then run=FOLDER.",
+        )
+    network = build_model(model, len(classes), size, classes).eval()
+    if trained and _blank_head(network):
+        raise UserError(
+            f"The weights of {title} are of other classes than the {len(classes)} of {dataset.name}.",
+            "Name the data set that it was trained on, or train it on this one: method=supervised.",
+        )
+    name, args = architecture(model, size)
+    mean, std = normalisation(model, dataset.mean, dataset.std)
+    origin = str(model.checkpoint) if model.checkpoint else f"timm {model.name}" if record else ""
+    meta = ModelMeta(
+        name=name,
+        args=args,
+        classes=classes,
+        size=size,
+        mean=list(mean),
+        std=list(std),
+        crop_pct=crop,
+        interpolation=interpolation,
+        origin=origin,
+        licence=str(record.get("license") or ""),
+    )
+    network.meta = meta  # type: ignore[assignment]  # torch types an attribute as a Tensor or a Module
+    return network, meta
+
+
+def _record(name: str) -> dict[str, Any]:
+    """timm's record of the weights: classes, size, crop, normalisation, licence."""
+    record: dict[str, Any] = resolve_model_input_args(name)["pretrained_cfg"]
+    return record
+
+
+def _names(number: int) -> list[str]:
+    """The classes of timm's ImageNet weights as the data set names them (WordNet ids); none for other weights."""
+    subset = infer_imagenet_subset({"num_classes": number})
+    return list(ImageNetInfo(subset).label_names()) if subset else []
+
+
+def _blank_head(network: nn.Module) -> bool:
+    """Whether a classifier is all zeros, as build_model leaves one that does not fit the weights."""
+    find: Callable[[], object] | None = getattr(network, "get_classifier", None)
+    head = find() if find is not None else None
+    heads = head if isinstance(head, (tuple, list, nn.ModuleList)) else [head]
+    weights = [one.weight for one in heads if isinstance(one, nn.Linear)]
+    return any(not bool(torch.count_nonzero(weight)) for weight in weights)
