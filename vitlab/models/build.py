@@ -31,6 +31,8 @@ from vitlab.errors import UserError, nearest
 from vitlab.models.artifact import read_meta
 from vitlab.models.checkpoints import META_FILE, load_weights, read_weights, zero_head
 from vitlab.models.groups import parameter_groups
+from vitlab.models.imagenet22k import ABSENT, CLASSES, class_map, remap_head
+from vitlab.models.tinyvit_weights import RESIZES
 
 if TYPE_CHECKING:
     from vitlab.config import ModelConfig
@@ -46,7 +48,8 @@ def build_model(
     """Build the network of ``cfg`` with ``num_classes`` logits for square images of ``size`` pixels.
 
     Weights come from ``cfg.checkpoint`` if given, else from timm's hub if ``cfg.pretrained``, else from timm's
-    initialisation. A head for other classes is set to zero, and the log says so.
+    initialisation. A head for other classes is set to zero, and the log says so; one of ImageNet-22k is cut down to
+    ``classes`` where these are among its own.
 
     Args:
         cfg: timm name, arguments and where the weights come from.
@@ -62,19 +65,35 @@ def build_model(
     if classes is not None and len(classes) != num_classes:
         raise ValueError(f"{len(classes)} class names for {num_classes} logits")
     name, args = architecture(cfg, size)
+    for key, allowed in (("absent_class", ABSENT), ("table_resize", RESIZES)):
+        if getattr(cfg, key) not in allowed:
+            raise UserError(f"model.{key}={getattr(cfg, key)} is not one of {', '.join(allowed)}.")
     from_hub = pretrained and cfg.pretrained and cfg.checkpoint is None
-    model = _create(cfg.name if from_hub else name, args, num_classes, pretrained=from_hub)
+    known = _trained_with(cfg.name).get("num_classes") if from_hub else None
+    rows = class_map(classes or ()) if pretrained and num_classes != CLASSES else None
+    cut = rows is not None and known == CLASSES
+    model = _create(cfg.name if from_hub else name, args, CLASSES if cut else num_classes, pretrained=from_hub)
     _check_patches(model, cfg.name, size)
     if from_hub:
-        known = _trained_with(cfg.name).get("num_classes")
-        if known != num_classes and num_classes > 0:
+        if cut and rows is not None:
+            remap_head(model, rows, cfg.absent_class)
+            log.info("%s: %d classes of the head were found among ImageNet-22k's", cfg.name, int((rows >= 0).sum()))
+        elif known != num_classes and num_classes > 0:
             log.warning(
                 "%s: %s pretrained classes, %d here; the head starts from zero (%s)",
                 *(cfg.name, known, num_classes, ", ".join(zero_head(model))),
             )
     elif pretrained and cfg.checkpoint is not None:
         path = Path(cfg.checkpoint).expanduser()
-        report = load_weights(model, read_weights(path), f"'{path}'", keep_head=_same_classes(path, name, classes))
+        report = load_weights(
+            model,
+            read_weights(path),
+            f"'{path}'",
+            keep_head=_same_classes(path, name, classes),
+            rows=rows,
+            absent=cfg.absent_class,
+            resize=cfg.table_resize,
+        )
         log.log(logging.WARNING if report.head else logging.INFO, "%s", report)
     return model
 

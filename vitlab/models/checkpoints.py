@@ -14,12 +14,17 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.models.tiny_vit import TinyVit
 from torch import Tensor, nn
 
 from vitlab.errors import UserError
+from vitlab.models.imagenet22k import CLASSES, map_rows
+from vitlab.models.tinyvit_weights import adapt
 
 WEIGHTS_FILE = "model.safetensors"
 META_FILE = "model.json"
@@ -38,12 +43,15 @@ class LoadReport:
     source: str
     loaded: int  # tensors copied
     head: list[str] = field(default_factory=list)  # head tensors that did not fit; all of the head was set to zero
-    adapted: bool = False  # timm's own filter for this architecture renamed or resized tensors
+    adapted: bool = False  # tensors were renamed or resized: official names, timm's own filter, tables of another size
+    mapped: int = 0  # classes of the head that were found among the checkpoint's 21,841
 
     def __str__(self) -> str:
         text = f"{self.source}: {self.loaded} tensors loaded"
         if self.adapted:
-            text += ", after timm's filter for this architecture renamed or resized some of them"
+            text += ", some of them renamed or resized for this architecture"
+        if self.mapped:
+            text += f"; {self.mapped} classes of the head were found among those of ImageNet-22k"
         if self.head:
             text += f"; the head has other classes and starts from zero ({', '.join(self.head)})"
         return text
@@ -138,11 +146,26 @@ def zero_head(model: nn.Module) -> list[str]:
     return names
 
 
-def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, keep_head: bool = True) -> LoadReport:
+def load_weights(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    source: str,
+    keep_head: bool = True,
+    *,
+    rows: NDArray[np.int64] | None = None,
+    absent: str = "mean",
+    resize: str = "official",
+) -> LoadReport:
     """Copy ``state`` into ``model``.
 
     Only the head may differ: where its tensors are absent or of another shape (another number of classes), or where
-    ``keep_head`` is false (other classes of the same number), the whole head is set to zero and reported.
+    ``keep_head`` is false (other classes of the same number), the whole head is set to zero and reported. A head of
+    ImageNet-22k is first cut down to the model's classes, where ``rows`` says which those are.
+
+    Args:
+        rows: place of each of the model's classes in ImageNet-22k (:func:`vitlab.models.imagenet22k.class_map`).
+        absent: what a class without such a place gets, ``mean`` or ``zero``.
+        resize: how TinyViT's bias tables take another size, ``official`` or ``timm``.
 
     Raises:
         UserError: some other tensor is missing, unexpected, or of another shape; all of them are listed.
@@ -152,8 +175,17 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, keep_h
     names = classifier.get("classifier") or ()
     head_prefixes = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
     own = model.state_dict()
+    given = state
+    if isinstance(model, TinyVit):
+        state = adapt(model, state, resize)
+    adapted = any(name not in given or given[name].shape != value.shape for name, value in state.items())
+    mapped = 0
+    if rows is not None:
+        tall = [name for name in head if name in state and state[name].shape[0] == CLASSES != len(rows)]
+        state = state | {name: map_rows(state[name], rows, absent) for name in tall}
+        if tall:
+            mapped, keep_head = int((rows >= 0).sum()), True
     differences = _differences(own, state, head, head_prefixes)
-    adapted = False
     if differences:
         filtered = _timm_filter(model, state)
         if filtered is not None and not _differences(own, filtered, head, head_prefixes):
@@ -168,7 +200,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, keep_h
     wanted = {name: value for name, value in state.items() if name in own and (fits or name not in head)}
     model.load_state_dict(wanted, strict=False)
     zeroed = [] if fits else zero_head(model)
-    return LoadReport(source, len(wanted), zeroed, adapted)
+    return LoadReport(source, len(wanted), zeroed, adapted, mapped)
 
 
 def _differences(

@@ -1,0 +1,77 @@
+"""ImageNet-22k and its subsets: which of its 21,841 classes are yours, and a head for them.
+
+A class is named by its WordNet id (``n01440764``); the classes of ImageNet-22k are these ids, sorted (timm's list).
+Exactly one class of ImageNet-1k is absent from it: 850, n04399382.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from timm.data import ImageNetInfo
+from torch import Tensor, nn
+
+CLASSES = 21_841
+ABSENT = ("mean", "zero")
+"""What stands in for a class without a row: the mean of the others' (finetuning), or zeros (evaluation: logit 0)."""
+
+_WNID = re.compile(r"n\d{8}")
+
+
+@functools.cache
+def synsets() -> tuple[str, ...]:
+    """The WordNet ids of ImageNet-22k in the order of its logits."""
+    return tuple(ImageNetInfo("imagenet22k").label_names())
+
+
+def class_map(classes: Sequence[str]) -> NDArray[np.int64] | None:
+    """For each of ``classes`` [C] its place in ImageNet-22k, -1 where it has none; None if they are no subset of it.
+
+    A subset is named by WordNet ids throughout, and at least half of them are there.
+    """
+    if not classes or not all(_WNID.fullmatch(name) for name in classes):
+        return None
+    place = {name: i for i, name in enumerate(synsets())}
+    found = np.array([place.get(name, -1) for name in classes], dtype=np.int64)
+    return found if (found >= 0).mean() >= 0.5 else None
+
+
+def map_rows(tensor: Tensor, rows: NDArray[np.int64], absent: str = "mean") -> Tensor:
+    """Rows of a head's weight [21841, D] or bias [21841] for other classes, [C, ...]; ``rows`` is a class map.
+
+    ``absent``: a class without a row gets the mean of the rows that were found (TinyViT, official finetuning), or
+    zeros, so that its logit is 0 (official evaluation of a 22k model on 1k).
+
+    Raises:
+        ValueError: for another ``absent``.
+    """
+    if absent not in ABSENT:
+        raise ValueError(f"absent is one of {', '.join(ABSENT)}, not {absent!r}")
+    index = torch.from_numpy(rows)
+    there = index >= 0
+    mapped = tensor[index.clamp(min=0)].clone()
+    if not bool(there.all()):
+        mapped[~there] = mapped[there].mean(0) if absent == "mean" else 0.0
+    return mapped
+
+
+def remap_head(model: nn.Module, rows: NDArray[np.int64], absent: str = "mean") -> None:
+    """Replace the 22k classifier of a timm model by one for the classes of ``rows`` (a class map), in place.
+
+    Raises:
+        ValueError: if the classifier is not a linear layer of 21,841 logits.
+    """
+    old = model.get_classifier()  # type: ignore[operator]  # timm's models have it, nn.Module does not say so
+    if not isinstance(old, nn.Linear) or old.out_features != CLASSES:
+        raise ValueError(f"a linear classifier of {CLASSES} classes is needed, found {old}")
+    model.reset_classifier(len(rows))  # type: ignore[operator]
+    new = model.get_classifier()  # type: ignore[operator]
+    with torch.no_grad():
+        new.weight.copy_(map_rows(old.weight, rows, absent))
+        if old.bias is not None:
+            new.bias.copy_(map_rows(old.bias, rows, absent))
