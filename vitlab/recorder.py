@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vitlab.files import atomic_write
@@ -33,6 +33,8 @@ class Recorder:
         drop_half_line(path)
         self._file = open(path, "ab")  # noqa: SIM115  (kept open for the life of the run)
         self._there: set[str] = set()
+        self.listeners: list[Callable[[Row], None]] = []
+        """Called with every row that is written: the loggers that copy the record."""
 
     def write(self, *, stage: str, step: int, **values: Value) -> None:
         """Append a row and hand it to the operating system (it outlives this process, if not a power cut).
@@ -48,6 +50,8 @@ class Recorder:
         line = json.dumps({"stage": stage, "step": step, "time": round(time.time(), 3), **row}, allow_nan=False)
         self._file.write(line.encode() + b"\n")
         self._file.flush()
+        for listener in self.listeners:
+            listener(row)
 
     def sync(self) -> None:
         """Make every row survive a power cut; called before a checkpoint that relies on them is written."""

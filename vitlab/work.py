@@ -17,6 +17,7 @@ from vitlab.recorder import Recorder
 from vitlab.run import Run
 from vitlab.training.fit import CHECKPOINT
 from vitlab.training.interrupt import listen, stop_if_asked
+from vitlab.training.loggers import copied
 from vitlab.training.progress import clock
 
 
@@ -38,7 +39,8 @@ def work(run: Run, config: Config, command: str) -> None:
             continue
         say(f"\n[{number}/{len(stages)}] {stage.name}: {stage.title}")
         run.stage_folder(stage.name)
-        record = tell(method, stage, Context(config, stage, folders, recorder))
+        with copied(config, run, stage.name, recorder):
+            record = tell(method, stage, Context(config, stage, folders, recorder))
         run.mark_done(stage.name, record)
         (run.folder / stage.name / CHECKPOINT).unlink(
             missing_ok=True
