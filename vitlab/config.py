@@ -71,7 +71,8 @@ class DatasetConfig:
     labels_per_class: Optional[int] = None  # keep this many training images of each class (seeded, stratified)
     crop_pct: float = 0.875  # evaluation: resize the short side to size/crop_pct, then centre crop; 1.0: plain resize
     download: bool = False  # fetch with torchvision if missing
-    csv: Optional[str] = None  # folder only: CSV with columns path,label[,split]
+    csv: Optional[str] = None  # folder only: CSV with columns path,label[,split][,group]
+    leave_out: Optional[str] = None  # folder only: text file of images to leave out, one path a line
     val_fraction: float = 0.2  # folder only: held out (stratified) when there is no val or test split
     length: int = 256  # fake only: training images (a quarter as many for testing)
     num_classes: int = 10  # fake only

@@ -1,10 +1,13 @@
-"""A user's own images: class folders with or without splits, or a CSV."""
+"""A user's own images: class folders with or without splits, or a CSV.
+
+:func:`find` lists what there is and judges nothing, so that an audit can name every fault at once; :func:`folder` makes
+sources of it and refuses the first fault that a training could not live with.
+"""
 
 from __future__ import annotations
 
 import csv
 import os
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,41 +18,91 @@ from vitlab.config import DatasetConfig
 from vitlab.data.images import EXTENSIONS, Files
 from vitlab.data.roots import data_roots, missing
 from vitlab.data.sources import Source, held_out
+from vitlab.data.split import held_out_groups
 from vitlab.errors import UserError
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Names of split folders (and CSV values), lower case, and the split they mean."""
 
 
+@dataclass(slots=True)
+class Row:
+    """One image of the set."""
+
+    path: str  # relative to the root
+    label: str
+    group: str = ""  # images of one group stay on one side of a split; "": no groups
+
+
+@dataclass
+class Found:
+    """All that lies in a folder, or stands in a CSV."""
+
+    root: Path
+    rows: dict[str, list[Row]] = field(default_factory=dict)  # by split; only "train" where there are no splits
+    empty: list[str] = field(default_factory=list)  # class folders without an image, relative to the root
+    passed: dict[str, list[str]] = field(default_factory=dict)  # suffix or "hidden" -> files passed over
+    left_out: list[str] = field(default_factory=list)  # images that dataset.leave_out names
+    by_number: bool = False  # class names that are whole numbers are sorted as such
+
+    @property
+    def ignored(self) -> dict[str, int]:
+        """How many files of each kind were passed over."""
+        return {kind: len(paths) for kind, paths in self.passed.items()}
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of all classes, sorted; a CSV's as numbers where all of them are whole numbers."""
+        names = {row.label for part in self.rows.values() for row in part}
+        numeric = self.by_number and all(name.isdecimal() for name in names)
+        return sorted(names, key=(lambda name: (int(name), name)) if numeric else None)
+
+
 @dataclass
 class Listing:
-    """Images of one split by class, and what lay between them."""
+    """Images of one split by class, and what lay between them; all paths relative to the root."""
 
-    images: dict[str, list[str]] = field(default_factory=dict)  # class -> paths relative to the root, sorted
-    ignored: Counter[str] = field(default_factory=Counter)  # suffix or "hidden" -> files passed over
+    images: dict[str, list[str]] = field(default_factory=dict)  # class -> paths, sorted
+    passed: dict[str, list[str]] = field(default_factory=dict)  # suffix or "hidden" -> files passed over
 
 
 def list_classes(root: Path, folder: Path) -> Listing:
     """Image paths (relative to ``root``) in each class folder of ``folder``, searched to any depth.
 
-    Hidden files, files of other kinds and files beside the class folders are passed over and counted.
-
-    Raises:
-        UserError: if a class folder holds no image.
+    Hidden files, files of other kinds and files beside the class folders are passed over and noted. A class folder
+    without an image is listed as empty.
     """
     listing = Listing()
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
         if not entry.is_dir():
-            listing.ignored[_kind(entry.name)] += 1
+            listing.passed.setdefault(_kind(entry.name), []).append(_inside(root, entry.path))
         elif not _hidden(entry.name):
-            listing.images[entry.name] = sorted(_walk(root, Path(entry.path), listing.ignored))
-    for name, paths in listing.images.items():
-        if not paths:
-            raise UserError(
-                f"Class folder {folder / name} holds no image.",
-                f"Put images in it (one of {', '.join(sorted(EXTENSIONS))}), or remove the folder.",
-            )
+            listing.images[entry.name] = sorted(_walk(root, Path(entry.path), listing.passed))
     return listing
+
+
+def full_classes(root: Path, folder: Path) -> dict[str, list[str]]:
+    """The images of :func:`list_classes`.
+
+    Raises:
+        UserError: a class folder holds no image.
+    """
+    images = list_classes(root, folder).images
+    for name, paths in images.items():
+        if not paths:
+            raise _no_image(folder / name)
+    return images
+
+
+def _no_image(folder: Path) -> UserError:
+    return UserError(
+        f"Class folder {folder} holds no image.",
+        f"Put images in it (one of {', '.join(sorted(EXTENSIONS))}), or remove the folder.",
+    )
+
+
+def _inside(root: Path, path: str) -> str:
+    return os.path.relpath(path, root).replace(os.sep, "/")
 
 
 def _hidden(name: str) -> bool:
@@ -60,16 +113,17 @@ def _kind(name: str) -> str:
     return "hidden" if _hidden(name) else (Path(name).suffix.lower() or "no suffix")
 
 
-def _walk(root: Path, folder: Path, ignored: Counter[str]) -> Iterable[str]:
+def _walk(root: Path, folder: Path, passed: dict[str, list[str]]) -> Iterable[str]:
     base = os.fspath(root)
     for path, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not _hidden(name))
         inside = os.path.relpath(path, base)
         for name in names:
+            at = f"{inside}/{name}".replace(os.sep, "/")
             if _hidden(name) or os.path.splitext(name)[1].lower() not in EXTENSIONS:
-                ignored[_kind(name)] += 1
+                passed.setdefault(_kind(name), []).append(at)
             else:
-                yield f"{inside}/{name}".replace(os.sep, "/")
+                yield at
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -95,39 +149,95 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return found
 
 
+def find(cfg: DatasetConfig) -> Found:
+    """All that ``dataset.root`` or ``dataset.csv`` holds, faults included, without ``dataset.leave_out``.
+
+    Raises:
+        UserError: no such folder or CSV, a CSV that cannot be understood, or a list of files to leave out that names
+            what is not there.
+    """
+    if cfg.csv:
+        found = read_csv(cfg)
+    else:
+        root = next((r for r in data_roots(cfg) if r.is_dir()), None)
+        if root is None:
+            raise missing(cfg, "a folder of class folders")
+        found = Found(root)
+        splits = _split_folders(root) or {"train": root}
+        for split, path in splits.items():
+            listing = list_classes(root, path)
+            found.rows[split] = [Row(one, name) for name, images in listing.images.items() for one in images]
+            found.empty += [_inside(root, str(path / name)) for name, images in listing.images.items() if not images]
+            for kind, passed in listing.passed.items():
+                found.passed.setdefault(kind, []).extend(passed)
+            if not listing.images:
+                raise UserError(
+                    f"{path} holds no class folders.",
+                    "Images are expected as <class>/<image>, or <train|val|test>/<class>/<image>.",
+                )
+    if cfg.leave_out:
+        _leave_out(found, cfg.leave_out)
+    return found
+
+
+def _leave_out(found: Found, name: str) -> None:
+    """Drop the images that the text file ``name`` lists, one path relative to the root a line."""
+    table = Path(name).expanduser()
+    if not table.is_file():
+        raise UserError(
+            f"dataset.leave_out={name} does not exist.", "Give a text file with one path a line, relative to the root."
+        )
+    lines = table.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    names = {line.strip().removeprefix("./") for line in lines if line.strip() and not line.startswith("#")}
+    known = {row.path for part in found.rows.values() for row in part}
+    if unknown := sorted(names - known):
+        raise UserError(
+            f"{table} names {len(unknown)} file(s) that are not of the data set, the first is {unknown[0]}.",
+            f"Paths are relative to {found.root}.",
+        )
+    found.left_out = sorted(names)
+    for split, part in found.rows.items():
+        found.rows[split] = [row for row in part if row.path not in names]
+
+
 def folder(cfg: DatasetConfig) -> dict[str, Source]:
     """The data set in ``dataset.root``: a CSV if ``dataset.csv`` is given, else class folders.
 
     Class folders may lie in ``train``, ``val`` and ``test`` sub-folders (``val`` and ``test`` each optional). Without
     ``val`` and ``test``, ``dataset.val_fraction`` of each class is held out, chosen by a hash of the paths: the same
-    images for every run and every seed, so that no run trains on what another is measured on.
+    images for every run and every seed, so that no run trains on what another is measured on. Where a CSV has a column
+    ``group``, whole groups are held out (:func:`vitlab.data.split.held_out_groups`).
+
+    Raises:
+        UserError: as :func:`find`; a class folder or a whole split without images, a class that a split lacks.
     """
+    found = find(cfg)
+    if found.empty:
+        raise _no_image(found.root / found.empty[0])
     if cfg.csv:
-        return read_csv(cfg)
-    root = next((r for r in data_roots(cfg) if r.is_dir()), None)
-    if root is None:
-        raise missing(cfg, "a folder of class folders")
-    splits = _split_folders(root)
-    listings = {split: list_classes(root, path) for split, path in splits.items()} or {
-        "train": list_classes(root, root)
-    }
-    for split, listing in listings.items():
-        if not listing.images:
-            raise UserError(
-                f"{splits.get(split, root)} holds no class folders.",
-                "Images are expected as <class>/<image>, or <train|val|test>/<class>/<image>.",
-            )
-    rows = {
-        split: [(path, name) for name in one.images for path in one.images[name]] for split, one in listings.items()
-    }
-    classes = sorted({name for one in listings.values() for name in one.images})
-    return _sources(cfg, root, rows, classes, sum((one.ignored for one in listings.values()), Counter()))
+        _require_files(found, cfg)
+    return _sources(cfg, found)
 
 
-def read_csv(cfg: DatasetConfig) -> dict[str, Source]:
-    """Rows ``path,label[,split]``; paths relative to ``dataset.root``, or to the CSV's folder where no root is given.
+def _require_files(found: Found, cfg: DatasetConfig) -> None:
+    paths = [row.path for part in found.rows.values() for row in part]
+    absent = [path for path in paths if not (found.root / path).is_file()]
+    if absent:
+        raise UserError(
+            f"{cfg.csv}: {len(absent)} of {len(paths)} files do not exist under {found.root}, the first is "
+            f"{absent[0]}.",
+            "Paths are relative to dataset.root, or to the CSV's folder when dataset.root is not given.",
+        )
 
-    Labels are names; where all of them are whole numbers they are sorted as numbers.
+
+def read_csv(cfg: DatasetConfig) -> Found:
+    """Rows ``path,label[,split][,group]``; paths relative to ``dataset.root``, or to the CSV's folder without one.
+
+    Labels are names; where all of them are whole numbers they are sorted as numbers. Whether the files exist is not
+    asked here.
+
+    Raises:
+        UserError: no such file, or a line that cannot be understood.
     """
     table = Path(cfg.csv or "").expanduser()
     root = Path(cfg.root).expanduser() if cfg.root else table.parent
@@ -135,19 +245,21 @@ def read_csv(cfg: DatasetConfig) -> dict[str, Source]:
         table = root / table
     if not table.is_file():
         raise UserError(f"dataset.csv={cfg.csv} does not exist.", "Give the path of a CSV with columns path,label.")
-    with open(table, newline="", encoding="utf-8-sig") as file:
+    found = Found(root, by_number=True)
+    with open(table, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.DictReader(file, skipinitialspace=True)
         columns = list(reader.fieldnames or [])
         if not {"path", "label"} <= set(columns):
             raise UserError(
-                f"{table}: the first line must name the columns path,label[,split]; it reads: {','.join(columns)}.",
+                f"{table}: the first line must name the columns path,label[,split][,group]; it reads: "
+                f"{','.join(columns)}.",
                 "Add that line, with commas between the columns.",
             )
-        rows: dict[str, list[tuple[str, str]]] = {}
         seen: dict[str, int] = {}
         for line in reader:
             at = reader.line_num
             path, label = (line["path"] or "").strip(), (line["label"] or "").strip()
+            group = (line["group"] or "").strip() if "group" in columns else ""
             given = (line["split"] or "").strip() if "split" in columns else "train"
             split = SPLITS.get(given.lower())
             if not path or not label:
@@ -156,51 +268,61 @@ def read_csv(cfg: DatasetConfig) -> dict[str, Source]:
                 raise UserError(f"{table}, line {at}: '{given}' is not a split.", "Write train, val or test.")
             if path in seen:
                 raise UserError(f"{table}, line {at}: {path} stands already in line {seen[path]}.", "Remove one.")
+            if "group" in columns and not group:
+                raise UserError(
+                    f"{table}, line {at}: the group is empty.",
+                    "Give every image a group (one of its own, if need be), or remove the column.",
+                )
             seen[path] = at
-            rows.setdefault(split, []).append((path, label))
-    if not rows:
+            found.rows.setdefault(split, []).append(Row(path, label, group))
+    if not found.rows:
         raise UserError(f"{table} holds no rows.", "Add one line path,label for each image.")
-    absent = [path for path in seen if not (root / path).is_file()]
-    if absent:
+    return found
+
+
+def split_rows(cfg: DatasetConfig, found: Found) -> dict[str, list[Row]]:
+    """The rows by split; ``dataset.val_fraction`` of them held out as ``val`` where ``train`` stands alone.
+
+    Raises:
+        UserError: ``val_fraction`` is no share.
+    """
+    if set(found.rows) != {"train"}:
+        return found.rows
+    if not 0 < cfg.val_fraction < 1:
         raise UserError(
-            f"{table}: {len(absent)} of {len(seen)} files do not exist under {root}, the first is {absent[0]}.",
-            "Paths are relative to dataset.root, or to the CSV's folder when dataset.root is not given.",
+            f"dataset.val_fraction={cfg.val_fraction} is not a share, and {found.root} has no val or test split.",
+            "Give a number between 0 and 1, or make val/ and test/ folders.",
         )
-    names = {label for part in rows.values() for _, label in part}
-    numeric = all(name.isdecimal() for name in names)
-    classes = sorted(names, key=(lambda name: (int(name), name)) if numeric else None)
-    return _sources(cfg, root, rows, classes, Counter())
+    part = found.rows["train"]
+    number = {name: i for i, name in enumerate(found.classes)}
+    labels = np.array([number[row.label] for row in part], dtype=np.int64)
+    if any(row.group for row in part):
+        held = held_out_groups([row.group for row in part], labels, cfg.val_fraction)
+    else:
+        held = held_out([row.path for row in part], labels, cfg.val_fraction)
+    return {
+        "train": [row for row, out in zip(part, held, strict=True) if not out],
+        "val": [row for row, out in zip(part, held, strict=True) if out],
+    }
 
 
-def _sources(
-    cfg: DatasetConfig, root: Path, rows: dict[str, list[tuple[str, str]]], classes: list[str], ignored: Counter[str]
-) -> dict[str, Source]:
-    """Sources of the given splits; holds some out where ``train`` is alone."""
-    for split, part in rows.items():
-        absent = sorted(set(classes) - {name for _, name in part})
+def _sources(cfg: DatasetConfig, found: Found) -> dict[str, Source]:
+    """Sources of the splits, whose classes must be the same."""
+    classes = found.classes
+    for split, part in found.rows.items():
+        absent = sorted(set(classes) - {row.label for row in part})
         if absent:
             raise UserError(
-                f"Data set in {root}: split '{split}' has no image of class {', '.join(absent[:5])}"
+                f"Data set in {found.root}: split '{split}' has no image of class {', '.join(absent[:5])}"
                 f"{' ...' if len(absent) > 5 else ''}, which another split has.",
                 "Every split needs the same classes.",
             )
     number = {name: i for i, name in enumerate(classes)}
-
-    def make(part: list[tuple[str, str]], split: str) -> Files:
-        source = Files(root, [path for path, _ in part], [number[name] for _, name in part], classes, split)
-        source.ignored = dict(ignored)
-        return source
-
-    if set(rows) != {"train"}:
-        return {split: make(part, split) for split, part in rows.items()}
-    if not 0 < cfg.val_fraction < 1:
-        raise UserError(
-            f"dataset.val_fraction={cfg.val_fraction} is not a share, and {root} has no val or test split.",
-            "Give a number between 0 and 1, or make val/ and test/ folders.",
-        )
-    part = rows["train"]
-    held = held_out([path for path, _ in part], np.array([number[name] for _, name in part]), cfg.val_fraction)
-    return {
-        "train": make([row for row, out in zip(part, held, strict=True) if not out], "train"),
-        "val": make([row for row, out in zip(part, held, strict=True) if out], "val"),
-    }
+    sources: dict[str, Source] = {}
+    for split, part in split_rows(cfg, found).items():
+        if not part and split != "train":
+            continue  # nothing could be held out; open_splits says what is missing
+        source = Files(found.root, [row.path for row in part], [number[row.label] for row in part], classes, split)
+        source.ignored = found.ignored
+        sources[split] = source
+    return sources

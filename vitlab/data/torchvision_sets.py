@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from vitlab.config import DatasetConfig
-from vitlab.data.folder import list_classes
+from vitlab.data.folder import full_classes
 from vitlab.data.images import Files
 from vitlab.data.roots import data_roots, missing
 from vitlab.data.sources import Arrays, Source
@@ -186,13 +186,13 @@ def imagenet(cfg: DatasetConfig) -> dict[str, Source]:
     if root is None:
         cure = " (ImageNet cannot be fetched without an account: see image-net.org)" if cfg.download else ""
         raise missing(cfg, f"the folders train/<wnid> and val/<wnid>{cure}")
-    listing = list_classes(root, root / "train").images
+    listing = full_classes(root, root / "train")
     classes = sorted(listing)
     if not classes:
         raise missing(cfg, "class folders in train/")
     sources: dict[str, Source] = {"train": _by_class(root, listing, classes, "train")}
     if (root / "val").is_dir():
-        within = list_classes(root, root / "val").images
+        within = full_classes(root, root / "val")
         if not within:
             sources["val"] = _flat_val(root, classes)
         elif sorted(within) != classes:

@@ -1,0 +1,180 @@
+"""One look at every file of a folder: does it decode, what is in it, what does it look like; remembered between looks.
+
+A JPEG is decoded at an eighth of its size: all of its data are read, so that a cut file is noticed, and most of the
+arithmetic is saved. Pillow works outside Python's lock, so threads are enough to use every core.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vitlab.data.images import to_rgb
+
+SIDE = 8
+"""Pixels of the side of a thumbnail."""
+
+BLOCK = 512  # files between two commits of the cache: what a kill costs
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen in one file. Of a file that does not decode only ``size``, ``changed`` and ``error`` are known."""
+
+    size: int  # bytes
+    changed: int  # time of the last change, ns
+    error: str = ""  # why it cannot be read as an image; "": it can
+    format: str = ""  # Pillow's name: JPEG, PNG, ...
+    mode: str = ""  # as stored: RGB, L, RGBA, CMYK, I;16, P, ...
+    width: int = 0  # as stored, before the EXIF rotation
+    height: int = 0
+    orientation: int = 1  # EXIF: 1 is upright
+    frames: int = 1
+    content: bytes = b""  # BLAKE2b-128 of the file
+    gradient: bytes = b""  # 128 bits: is a pixel of the tiny grey image brighter than its right (lower) neighbour
+    thumbnail: bytes = b""  # SIDE x SIDE x 3
+
+
+def look(path: str | Path) -> Look:
+    """Read one file. What is wrong with it is in ``error``; nothing is raised."""
+    size = changed = 0
+    try:
+        with open(path, "rb") as file:
+            stat = os.fstat(file.fileno())
+            size, changed = stat.st_size, stat.st_mtime_ns
+            data = file.read()
+        if not data:
+            return Look(size, changed, "the file is empty")
+        with Image.open(io.BytesIO(data)) as image:
+            mode, (width, height) = image.mode, image.size
+            frames = int(getattr(image, "n_frames", 1))
+            orientation = int(image.getexif().get(0x0112, 1))
+            image.draft(None, (width // 8, height // 8))
+            rgb = to_rgb(image)
+            rgb.load()
+            format = image.format or ""
+    # Pillow's decoders raise whatever the format's code stumbles over, SyntaxError and struct.error among them.
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "cannot identify image file" in reason:
+            reason = "not an image, whatever its name says"
+        return Look(size, changed, reason.replace(str(path), "the file"))
+    content = hashlib.blake2b(data, digest_size=16).digest()
+    gradient, thumbnail = _likeness(rgb)
+    return Look(size, changed, "", format, mode, width, height, orientation, frames, content, gradient, thumbnail)
+
+
+def _likeness(rgb: Image.Image) -> tuple[bytes, bytes]:
+    """The gradient hash (dHash, rows and columns) and the thumbnail, alike for copies of other size or quality."""
+    thumbnail = rgb.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0)
+    grey = np.asarray(rgb.convert("L").resize((SIDE + 1, SIDE + 1), Image.Resampling.BOX, reducing_gap=2.0), np.int16)
+    # Two grey levels of slack: plain areas are plain, whatever a coder's noise there.
+    rows, columns = grey[:SIDE, :-1] > grey[:SIDE, 1:] + 2, grey[:-1, :SIDE] > grey[1:, :SIDE] + 2
+    return np.packbits(np.stack([rows, columns])).tobytes(), thumbnail.tobytes()
+
+
+def look_at_all(
+    root: Path,
+    paths: Sequence[str],
+    cache: Path | None = None,
+    workers: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Look]:
+    """Look at ``paths`` below ``root``; files that the cache knows by path, size and time are not opened.
+
+    Args:
+        cache: an SQLite file, made if need be; several processes may share it.
+        workers: threads; None: one for each core of this process.
+        progress: called with the number of files done.
+    """
+    seen: dict[str, Look] = {}
+    if cache is None:
+        for path, found in _look_at(root, paths, workers):
+            seen[path] = found
+            if progress is not None:
+                progress(len(seen))
+        return seen
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with closing(_open(cache)) as store:
+        known = {bytes(row[0]): Look(*row[1:]) for row in store.execute(_SELECT)}
+        new = []
+        for path in paths:
+            one = known.get(_key(path))
+            if one is not None and _unchanged(root / path, one):
+                seen[path] = one
+            else:
+                new.append(path)
+        pending: list[tuple[object, ...]] = []
+        try:
+            for path, found in _look_at(root, new, workers):
+                seen[path] = found
+                pending.append((_key(path), *astuple(found)))
+                if len(pending) >= BLOCK:
+                    _save(store, pending)
+                if progress is not None:
+                    progress(len(seen))
+        finally:  # also when interrupted: what was seen is not looked at again
+            _save(store, pending)
+    return {path: seen[path] for path in paths}
+
+
+def _look_at(root: Path, paths: Sequence[str], workers: int | None) -> Iterator[tuple[str, Look]]:
+    """Looks in the order of ``paths``; few are under way at a time, so that an interrupt is prompt."""
+    threads = workers or cores()
+    with ThreadPoolExecutor(threads, thread_name_prefix="audit") as pool:
+        try:
+            for start in range(0, len(paths), BLOCK):
+                block = paths[start : start + BLOCK]
+                yield from zip(block, pool.map(look, [root / path for path in block]), strict=True)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_COLUMNS = ", ".join(field.name for field in fields(Look))
+_SELECT = f"SELECT path, {_COLUMNS} FROM look"
+_VERSION = 1  # of what Look means; another one starts the cache anew
+
+
+def _open(cache: Path) -> sqlite3.Connection:
+    store = sqlite3.connect(cache, timeout=60)
+    (version,) = store.execute("PRAGMA user_version").fetchone()
+    if version != _VERSION:
+        store.execute("DROP TABLE IF EXISTS look")
+        store.execute(f"CREATE TABLE look (path PRIMARY KEY, {_COLUMNS}) WITHOUT ROWID")
+        store.execute(f"PRAGMA user_version = {_VERSION}")
+        store.commit()
+    return store
+
+
+def _save(store: sqlite3.Connection, pending: list[tuple[object, ...]]) -> None:
+    marks = ", ".join("?" * (len(fields(Look)) + 1))
+    store.executemany(f"INSERT OR REPLACE INTO look VALUES ({marks})", pending)
+    store.commit()
+    pending.clear()
+
+
+def _key(path: str) -> bytes:
+    return path.encode("utf-8", "surrogateescape")
+
+
+def _unchanged(path: Path, known: Look) -> bool:
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return False
+    return (stat.st_size, stat.st_mtime_ns) == (known.size, known.changed)
