@@ -11,16 +11,21 @@ nothing is scaled by a temperature.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vitlab.measure.temperature import Temperature
+
 if TYPE_CHECKING:
     import torch
 
     from vitlab.data.batch import Batch
+
+CALIBRATION_BINS = (10, 15, 20)
+"""Numbers of bins with which papers state the expected calibration error."""
 
 CHUNK = 4_000_000  # logits held in float64 at a time (32 MB)
 
@@ -68,6 +73,10 @@ class Evaluation:
     reliability: list[Bin]
     per_class: list[ClassScore]
     counts: list[list[int]]  # non-zero entries of the confusion matrix: [label, predicted, images]
+    calibrations: list[list[float]] = field(default_factory=list)  # [bins, ece, max_ece] for CALIBRATION_BINS
+    intervals: dict[str, list[float]] = field(default_factory=dict)  # metric: [lo, hi] of the bootstrap, 95 %
+    temperature: Temperature | None = None  # fitted, and what it makes of these images
+    view: str = ""  # how the images were cut and scaled, in words
 
     @property
     def confusion(self) -> NDArray[np.int64]:
@@ -92,6 +101,7 @@ class Evaluation:
         nested = {
             "reliability": [Bin(**each) for each in value["reliability"]],
             "per_class": [ClassScore(**each) for each in value["per_class"]],
+            "temperature": Temperature(**value["temperature"]) if value.get("temperature") else None,
         }
         return cls(**{**value, **nested})
 
@@ -117,7 +127,7 @@ def calibration(confidence: ArrayLike, correct: ArrayLike, bins: int = 15) -> tu
     if not bool(((sure >= 0) & (sure <= 1)).all()):
         raise ValueError("confidence must lie in [0, 1]")
     edges = np.linspace(0.0, 1.0, bins + 1)
-    place = np.clip(np.searchsorted(edges, sure, side="left") - 1, 0, bins - 1)
+    place = bin_of(sure, bins)
     count = np.bincount(place, minlength=bins)
     whole = np.maximum(count, 1)
     accuracy = np.bincount(place, weights=right, minlength=bins) / whole
@@ -130,6 +140,24 @@ def calibration(confidence: ArrayLike, correct: ArrayLike, bins: int = 15) -> tu
     return float((count * gap).sum() / len(sure)), float(gap[count > 0].max()), table
 
 
+def bin_of(confidence: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
+    """The bin ``(lo, hi]`` of each confidence, [N]; 0 belongs to the first."""
+    edges = np.linspace(0.0, 1.0, bins + 1)
+    return np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+
+
+@dataclass
+class Scores:
+    """What each image contributes, [N] each."""
+
+    predicted: NDArray[np.int64]  # the largest logit, the lowest index among equals
+    correct: NDArray[np.bool_]
+    in_top: NDArray[np.bool_]  # label among the min(5, C) largest, by the same order
+    confidence: NDArray[np.float64]  # largest softmax probability
+    nll: NDArray[np.float64]  # -log p(label), nats
+    brier: NDArray[np.float64]  # sum over classes of (p - onehot)^2
+
+
 def _softmax(logits: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Probabilities [N, C] and log of the partition sum [N], without overflow."""
     top = logits.max(axis=1, keepdims=True)
@@ -138,24 +166,20 @@ def _softmax(logits: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[
     return power / total, (np.log(total) + top)[:, 0]
 
 
-def evaluate_logits(logits: ArrayLike, label: ArrayLike, classes: Sequence[str], bins: int = 15) -> Evaluation:
-    """Measure one network on one labelled set.
+def score(logits: ArrayLike, label: ArrayLike) -> Scores:
+    """Measure every image of a labelled set.
 
     Args:
         logits: [N, C], numpy array or CPU tensor, any float type; computed in float64.
         label: [N] integers in [0, C).
-        classes: the C names, in the order of the logits.
-        bins: of the reliability diagram and of ece.
-
-    The prediction is the largest logit, the lowest index among equals; "top 5" ranks by the same order.
 
     Raises:
         ValueError: for shapes that do not fit, labels outside [0, C), or logits that are not finite.
     """
     scores, truth = np.asarray(logits), np.asarray(label)
-    size = len(classes)
-    if scores.ndim != 2 or scores.shape[1] != size or truth.shape != scores.shape[:1] or len(truth) == 0:
-        raise ValueError(f"logits {scores.shape} and label {truth.shape} must be [N, {size}] and [N], N > 0")
+    if scores.ndim != 2 or truth.shape != scores.shape[:1] or len(truth) == 0:
+        raise ValueError(f"logits {scores.shape} and label {truth.shape} must be [N, C] and [N], N > 0")
+    size = scores.shape[1]
     if truth.dtype.kind not in "iu" or int(truth.min()) < 0 or int(truth.max()) >= size:
         raise ValueError(f"label must be integers in [0, {size}), not {truth.dtype} in [{truth.min()}, {truth.max()}]")
     n, top_k = len(truth), min(5, size)
@@ -178,28 +202,56 @@ def evaluate_logits(logits: ArrayLike, label: ArrayLike, classes: Sequence[str],
         nll[part] = partition - mine[:, 0]
         prob[at, own] -= 1.0
         brier[part] = (prob**2).sum(axis=1)
-    correct = predicted == truth
-    ece, max_ece, reliability = calibration(np.minimum(confidence, 1.0), correct, bins)
-    cells, images = np.unique(truth.astype(np.int64) * size + predicted, return_counts=True)
+    return Scores(predicted, predicted == truth, rank < top_k, np.minimum(confidence, 1.0), nll, brier)
+
+
+def evaluate_logits(logits: ArrayLike, label: ArrayLike, classes: Sequence[str], bins: int = 15) -> Evaluation:
+    """Measure one network on one labelled set.
+
+    Args:
+        logits: [N, C], numpy array or CPU tensor, any float type; computed in float64.
+        label: [N] integers in [0, C).
+        classes: the C names, in the order of the logits.
+        bins: of the reliability diagram and of ece.
+
+    The prediction is the largest logit, the lowest index among equals; "top 5" ranks by the same order.
+
+    Raises:
+        ValueError: for shapes that do not fit, labels outside [0, C), or logits that are not finite.
+    """
+    truth, size = np.asarray(label), len(classes)
+    if np.asarray(logits).shape[1:] != (size,):
+        raise ValueError(
+            f"logits {np.asarray(logits).shape} and label {truth.shape} must be [N, {size}] and [N], N > 0"
+        )
+    return evaluate_scores(score(logits, truth), truth, classes, bins)
+
+
+def evaluate_scores(scores: Scores, label: ArrayLike, classes: Sequence[str], bins: int = 15) -> Evaluation:
+    """The same from what :func:`score` found."""
+    truth, size = np.asarray(label).astype(np.int64), len(classes)
+    ece, max_ece, reliability = calibration(scores.confidence, scores.correct, bins)
+    cells, images = np.unique(truth * size + scores.predicted, return_counts=True)
     counts = [[int(c) // size, int(c) % size, int(k)] for c, k in zip(cells, images, strict=True)]
     per_class = class_scores(counts, classes)
     recalls = [score.recall for score in per_class if score.recall is not None]
     return Evaluation(
-        n=n,
+        n=len(truth),
         classes=list(classes),
-        top1=float(correct.mean()),
-        top5=float((rank < top_k).mean()),
-        top_k=top_k,
+        top1=float(scores.correct.mean()),
+        top5=float(scores.in_top.mean()),
+        top_k=min(5, size),
         balanced=float(np.mean(recalls)),
-        nll=float(nll.mean()),
-        brier=float(brier.mean()),
+        nll=float(scores.nll.mean()),
+        brier=float(scores.brier.mean()),
         ece=ece,
         max_ece=max_ece,
         bins=bins,
-        mean_confidence=float(confidence.mean()),
+        mean_confidence=float(scores.confidence.mean()),
         reliability=reliability,
         per_class=per_class,
         counts=counts,
+        calibrations=[[b, *calibration(scores.confidence, scores.correct, b)[:2]] for b in CALIBRATION_BINS],
     )
 
 

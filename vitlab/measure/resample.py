@@ -1,0 +1,154 @@
+"""How much of a number, or of a difference between two models, is chance: bootstrap and McNemar's test.
+
+The bootstrap (Efron 1979, percentile interval) draws the measured images anew, with replacement; two models are
+compared on the same draws (paired), so that what is hard for both does not count as a difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vitlab.measure.classification import Scores, bin_of
+
+LEVEL = 0.95
+METRICS = ("top1", "top5", "nll", "brier", "ece")
+HELD = 4_000_000  # weights held at a time (32 MB)
+
+COMPARED = ("top1", "nll", "brier", "ece")
+"""Metrics whose difference between two models is stated."""
+
+
+@dataclass
+class Difference:
+    """The second model minus the first, on the same images."""
+
+    value: float
+    lo: float  # 95 % interval of the paired bootstrap
+    hi: float
+
+
+@dataclass
+class Comparison:
+    """Two models on the same images."""
+
+    first: str
+    second: str
+    n: int
+    both_right: int
+    only_first: int
+    only_second: int
+    both_wrong: int
+    p_value: float  # McNemar's exact test: the chance of so uneven a split if both were equally accurate
+    differences: dict[str, Difference]  # top1 (share), nll, brier, ece: second minus first
+
+
+def bootstrap(scores: Scores, bins: int, resamples: int, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """95 % percentile intervals of ``top1``, ``top5``, ``nll``, ``brier`` and ``ece``.
+
+    The expected calibration error of a resample is larger than that of the images on average, as it is for any finite
+    sample; its interval tells how uncertain it is, not where the error of infinitely many images lies.
+
+    Args:
+        scores: of N images.
+        bins: of the expected calibration error.
+        resamples: draws of N images.
+
+    Raises:
+        ValueError: for no resamples.
+    """
+    (drawn,) = _resampled([scores], bins, resamples, seed)
+    return {name: _interval(values) for name, values in drawn.items()}
+
+
+def compare_models(
+    first: str, second: str, a: Scores, b: Scores, bins: int, resamples: int, seed: int = 0
+) -> Comparison:
+    """Two models measured on the same images in the same order.
+
+    Raises:
+        ValueError: the two have different numbers of images.
+    """
+    n = len(a.correct)
+    if len(b.correct) != n:
+        raise ValueError(f"{first} was measured on {n} images and {second} on {len(b.correct)}")
+    one, other = _resampled([a, b], bins, resamples, seed)
+    at, to = (_metrics(*_terms(scores, bins), np.ones((1, n))) for scores in (a, b))
+    differences = {
+        name: Difference(float(to[row, 0] - at[row, 0]), *_interval(other[name] - one[name]))
+        for row, name in enumerate(METRICS)
+        if name in COMPARED
+    }
+    only_first = int((a.correct & ~b.correct).sum())
+    only_second = int((~a.correct & b.correct).sum())
+    return Comparison(
+        first=first,
+        second=second,
+        n=n,
+        both_right=int((a.correct & b.correct).sum()),
+        only_first=only_first,
+        only_second=only_second,
+        both_wrong=int((~a.correct & ~b.correct).sum()),
+        p_value=mcnemar(only_first, only_second),
+        differences=differences,
+    )
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided exact p-value of McNemar's test (1947): the smaller of the two counts as a binomial of share 1/2.
+
+    Args:
+        only_first: images that only the first model gets right.
+        only_second: images that only the second does.
+
+    Raises:
+        ValueError: for a negative count.
+    """
+    if min(only_first, only_second) < 0:
+        raise ValueError(f"counts are {only_first} and {only_second}")
+    n, k = only_first + only_second, min(only_first, only_second)
+    logs = np.array([math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(k + 1)])
+    return min(1.0, 2 * float(np.exp(logs - n * math.log(2)).sum()))
+
+
+def _resampled(models: Sequence[Scores], bins: int, resamples: int, seed: int) -> list[dict[str, NDArray[np.float64]]]:
+    """Each metric of each resample, [R]; the resamples are the same for all models."""
+    if resamples < 1:
+        raise ValueError(f"a bootstrap needs at least one resample, not {resamples}")
+    n = len(models[0].correct)
+    terms = [_terms(scores, bins) for scores in models]
+    rng = np.random.default_rng(seed)
+    step = max(1, HELD // n)
+    found: list[list[NDArray[np.float64]]] = [[] for _ in models]
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        drawn = rng.integers(0, n, (rows, n)) + n * np.arange(rows)[:, None]
+        weights = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
+        for values, (means, gaps) in zip(found, terms, strict=True):
+            values.append(_metrics(means, gaps, weights))
+    return [dict(zip(METRICS, np.concatenate(values, axis=1), strict=True)) for values in found]
+
+
+def _terms(scores: Scores, bins: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What each image adds to the means [N, 4], and to the gap between accuracy and confidence of its bin [N, bins]."""
+    means = np.stack([scores.correct, scores.in_top, scores.nll, scores.brier], axis=1).astype(np.float64)
+    gaps = np.zeros((len(means), bins))
+    gaps[np.arange(len(means)), bin_of(scores.confidence, bins)] = scores.correct - scores.confidence
+    return means, gaps
+
+
+def _metrics(
+    means: NDArray[np.float64], gaps: NDArray[np.float64], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """METRICS [5, R] of images counted ``weights`` [R, N] times."""
+    out: NDArray[np.float64] = np.vstack([(weights @ means).T, np.abs(weights @ gaps).sum(axis=1)]) / len(means)
+    return out
+
+
+def _interval(values: ArrayLike) -> tuple[float, float]:
+    lo, hi = np.quantile(np.asarray(values), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(lo), float(hi)
