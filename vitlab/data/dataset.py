@@ -15,6 +15,8 @@ from vitlab.data.batch import Batch
 from vitlab.data.sampler import Item
 from vitlab.data.sources import Source
 from vitlab.distill.draw import Augmentation, draw, draw_mix, seeds_of
+from vitlab.distill.formats import open_targets
+from vitlab.distill.formats.tinyvit_v0 import V0Store
 from vitlab.distill.sparse import SparseTarget
 from vitlab.distill.store import TargetStore
 from vitlab.distill.views import EvalView, View, mix_weight
@@ -27,7 +29,8 @@ class TrainViews(Dataset[Batch]):
     the stored output. Where the augmentation mixes, items come in pairs (2t, 2t+1); an odd last one stays unmixed.
 
     Args:
-        store: folder of a sealed :class:`~vitlab.distill.store.TargetStore`, opened in each process that reads.
+        store: folder of a sealed :class:`~vitlab.distill.store.TargetStore`, or of TinyViT's official store; opened
+            in each process that reads.
         num_classes: width of the mixed label rows.
     """
 
@@ -46,7 +49,7 @@ class TrainViews(Dataset[Batch]):
         self.base_seed = base_seed
         self.num_classes = num_classes
         self.store = store
-        self._opened: TargetStore | None = None
+        self._opened: TargetStore | V0Store | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A loader process opens its own memory maps; a pickled one would be a copy of the whole store.
@@ -81,7 +84,7 @@ class TrainViews(Dataset[Batch]):
         if self.store is None:
             return seeds_of(self.base_seed, slot, index).tolist(), None
         if self._opened is None:
-            self._opened = TargetStore.open(self.store)
+            self._opened = open_targets(self.store, self.source.keys, self.num_classes, self.augmentation.mixes)
         seeds, target = self._opened.gather(slot, index)
         return seeds.tolist(), target
 

@@ -16,8 +16,9 @@ from vitlab.data.loader import Loader, default_workers
 from vitlab.data.sampler import EpochSampler, ShardSampler, SlotPolicy, SlotSampler, Span
 from vitlab.data.sources import fingerprint
 from vitlab.distill.draw import Augmentation
-from vitlab.distill.store import TargetStore
+from vitlab.distill.formats import open_targets
 from vitlab.distill.views import EvalView, View
+from vitlab.errors import UserError
 
 
 class VisionData(L.LightningDataModule):
@@ -30,7 +31,7 @@ class VisionData(L.LightningDataModule):
         seed: of the order, of the views and of the choice of ``labels_per_class``.
         workers: loader processes; None: :func:`~vitlab.data.loader.default_workers`.
         store: folder of a sealed store whose targets go with the training views; it must be of the same data and
-            augmentation.
+            augmentation. TinyViT's official store is served too (it does not say its augmentation).
         slots, num_slots: as in :class:`~vitlab.data.sampler.EpochSampler`; ``num_slots`` defaults to the store's.
         max_images: cut every split to so many images.
 
@@ -83,10 +84,16 @@ class VisionData(L.LightningDataModule):
                 "data_fingerprint": self.fingerprint,
                 "augmentation_fingerprint": self.augmentation.fingerprint(),
             }
-            if self.augmentation.mixes:
-                same["base_seed"] = seed  # the seed also says which images are pairs
-            opened = TargetStore.open(store, expect=same)
-            num_slots = opened.spec.slots if num_slots is None else num_slots
+            mixes = self.augmentation.mixes
+            spec = open_targets(store, self.train_source.keys, self.num_classes, mixes, same).spec
+            paired_by = spec.base_seed or 0  # TinyViT's official store: always 0
+            if mixes and paired_by != seed:
+                raise UserError(
+                    f"The targets in {store} were stored for another seed: their views are mixed in the pairs of "
+                    f"seed={paired_by}, not of seed={seed}.",
+                    f"Give seed={paired_by}, or store targets for this seed.",
+                )
+            num_slots = spec.slots if num_slots is None else num_slots
         self.store = store
         self.train_sampler = EpochSampler(
             len(self.train_source),

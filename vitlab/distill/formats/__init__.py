@@ -1,0 +1,29 @@
+"""Stores in the papers' own file formats, and the one way to open any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitlab.distill.formats.tinyvit_v0 import V0Store, is_v0
+from vitlab.distill.store import TargetStore
+
+
+def open_targets(
+    folder: Path, keys: Sequence[str], classes: int, paired: bool = False, expect: Mapping[str, Any] | None = None
+) -> TargetStore | V0Store:
+    """The targets in ``folder``, ours or TinyViT's official store; both answer ``gather`` and have a ``spec``.
+
+    Args:
+        keys: of the images, in index order.
+        classes: of the teacher.
+        paired: views were mixed in pairs.
+        expect: what ours must have been made for (:meth:`TargetStore.open`); the official store does not say it.
+
+    Raises:
+        UserError: nothing of the kind is there, or it is of other images.
+    """
+    if is_v0(folder):
+        return V0Store(folder, keys, classes, paired)
+    return TargetStore.open(folder, expect=expect)
