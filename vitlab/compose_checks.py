@@ -25,11 +25,16 @@ SCHEDULES = ("cosine", "linear", "step", "constant")
 ERASE_MODES = ("pixel", "rand", "const")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 LOGGERS = ("local", "csv", "tensorboard", "wandb")
-FORMATS = ("safetensors", "onnx")
+FORMATS = ("safetensors", "timm", "hub", "onnx", "onnx_int8", "torch_export")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 
-PACKAGES = {"tensorboard": ("tensorboard",), "wandb": ("wandb",), "onnx": ("onnx", "onnxruntime", "onnxscript")}
+PACKAGES = {
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "onnx_int8": ("onnx", "onnxruntime", "onnxscript"),
+}
 """Packages that a choice needs."""
 
 EXTRAS = ("tensorboard",)
@@ -68,7 +73,7 @@ def check_read(config: Config, method: type[Method], chosen: dict[str, str]) -> 
     Raises:
         UserError: naming the methods, or the modes, that do read it.
     """
-    free = {"trainer", "mode", "seed", "name", "output", "fresh", "local"}
+    free = {"trainer", "mode", "seed", "name", "output", "fresh", "local", "audit"}
     keys = frozenset().union(*READS.values()) - set(GROUPS) - free
     for group, word in chosen.items():
         if config.mode in READS or group in keys:

@@ -188,8 +188,9 @@ class EvaluationConfig:
 class ExportConfig:
     """Files that others can load."""
 
-    formats: list[str] = field(default_factory=lambda: ["safetensors", "onnx"])  # any of safetensors, onnx
-    tolerance: float = 1e-4  # largest allowed |exported - torch| of a logit
+    formats: list[str] = field(default_factory=lambda: ["safetensors", "onnx"])  # timm, hub, onnx_int8, torch_export
+    tolerance: float = 1e-4  # largest allowed |exported - torch| of a logit; of onnx_int8 the accuracy is measured
+    push: Optional[str] = None  # with hub, in mode=export: upload to this repository, USER/NAME (made private)
 
 
 @dataclass
@@ -231,6 +232,16 @@ class ExplainConfig:
 
 @dataclass
 class Config:
+    target: str = "predicted"  # the class that Grad-CAM explains: predicted, label, or a class's name
+    layer: Optional[str] = None  # module that Grad-CAM reads; null: the last one that has places
+    sanity: bool = True  # randomise the weights and show what is left of the maps
+
+
+@dataclass
+class AuditConfig:
+    """The look at a folder of your own images."""
+
+    before_training: bool = True  # a training with dataset=folder looks first, and stops at a fault
     """The whole tree. ``method`` is typed by the method's own ``Options`` dataclass."""
 
     mode: str = "train"  # train | evaluate | benchmark | predict | explain | export | audit | report | check | list
@@ -259,6 +270,7 @@ class Config:
 
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ep|st|%)\s*")
 
+    audit: AuditConfig = field(default_factory=AuditConfig)
 
 def to_steps(duration: str, steps_per_epoch: int, total: int | None = None) -> int:
     """Optimiser steps in ``duration``: ``"90ep"`` epochs, ``"5000st"`` steps, ``"10%"`` of ``total`` steps.

@@ -49,6 +49,7 @@ def start(composed: Composed) -> int:
     try:
         print(plan(run, config, composed.choices), flush=True)
         run.note_environment(environment(command))
+        look_at_data(run, config)
 
         from vitlab.work import work
 
@@ -66,6 +67,20 @@ def check(run: Run, config: Config, composed: Composed) -> int:
     with tempfile.TemporaryDirectory(prefix="vitlab-check-") as folder:
         print(rehearse(Path(folder), config))
     return 0
+
+
+def look_at_data(run: Run, config: Config) -> None:
+    """A folder of the user's own is audited before it is trained on, where some stage reads it.
+
+    Raises:
+        UserError: the data cannot be trained on.
+    """
+    if config.dataset.name == "folder" and config.audit.before_training:
+        if "dataset" not in find_method(config.method.name).reads(config):
+            return
+        from vitlab.modes.audit import before_training
+
+        before_training(config, run)
 
 
 def plan(run: Run, config: Config, choices: dict[str, str | None]) -> str:

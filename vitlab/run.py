@@ -36,7 +36,7 @@ FORMAT = 1
 RESULT_FREE = frozenset(
     (
         *("hardware", "trainer", "logger", "evaluation", "export", "mode", "name", "output", "fresh", "local"),
-        *("run", "input", "benchmark", "predict", "explain"),  # of the modes that look at what was trained
+        *("run", "input", "benchmark", "predict", "explain", "audit"),  # of the modes that look at what was trained
     )
 )
 """Top-level keys and groups that cannot change what is learned; they may differ when a run continues."""

@@ -1,7 +1,7 @@
 """One look at every file of a folder: does it decode, what is in it, what does it look like; remembered between looks.
 
-A JPEG is decoded at an eighth of its size: all of its data are read, so that a cut file is noticed, and most of the
-arithmetic is saved. Pillow works outside Python's lock, so threads are enough to use every core.
+A large JPEG is decoded at down to an eighth of its size: all of its data are read, so that a cut file is noticed, and
+most of the arithmetic is saved. Pillow works outside Python's lock, so threads are enough to use every core.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from vitlab.data.images import to_rgb
 
 SIDE = 8
 """Pixels of the side of a thumbnail."""
+
+DRAFT = 96
+"""Pixels of the shorter side down to which a JPEG may be reduced while it is decoded (by 2, 4 or 8)."""
 
 BLOCK = 512  # files between two commits of the cache: what a kill costs
 
@@ -59,10 +62,12 @@ def look(path: str | Path) -> Look:
             mode, (width, height) = image.mode, image.size
             frames = int(getattr(image, "n_frames", 1))
             orientation = int(image.getexif().get(0x0112, 1))
-            image.draft(None, (width // 8, height // 8))
+            image.draft(None, (DRAFT, DRAFT))
             rgb = to_rgb(image)
             rgb.load()
             format = image.format or ""
+    except FileNotFoundError:
+        return Look(size, changed, "there is no such file")
     # Pillow's decoders raise whatever the format's code stumbles over, SyntaxError and struct.error among them.
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -76,8 +81,8 @@ def look(path: str | Path) -> Look:
 
 def _likeness(rgb: Image.Image) -> tuple[bytes, bytes]:
     """The gradient hash (dHash, rows and columns) and the thumbnail, alike for copies of other size or quality."""
-    thumbnail = rgb.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0)
-    grey = np.asarray(rgb.convert("L").resize((SIDE + 1, SIDE + 1), Image.Resampling.BOX, reducing_gap=2.0), np.int16)
+    thumbnail = rgb.resize((SIDE, SIDE), Image.Resampling.BOX)
+    grey = np.asarray(rgb.convert("L").resize((SIDE + 1, SIDE + 1), Image.Resampling.BOX), np.int16)
     # Two grey levels of slack: plain areas are plain, whatever a coder's noise there.
     rows, columns = grey[:SIDE, :-1] > grey[:SIDE, 1:] + 2, grey[:-1, :SIDE] > grey[1:, :SIDE] + 2
     return np.packbits(np.stack([rows, columns])).tobytes(), thumbnail.tobytes()

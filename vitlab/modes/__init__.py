@@ -17,7 +17,7 @@ READS: dict[str, frozenset[str]] = {
     "predict": FRAME | SUBJECT | {"input", "predict"},
     "explain": FRAME | SUBJECT | {"input", "explain"},
     "export": FRAME | SUBJECT | {"export"},
-    "audit": FRAME | {"dataset", "experiment", "debug"},
+    "audit": FRAME | {"dataset", "experiment", "audit"},
     "report": FRAME | {"run"},
 }
 """Mode to the groups and top-level keys that it reads. The other modes (train, check, list) have no file here."""

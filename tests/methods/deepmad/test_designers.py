@@ -43,7 +43,7 @@ def by_evolution(problem: Problem, seed: int, **options: Any) -> Design:
 
 
 def by_milp(problem: Problem, seed: int, **options: Any) -> Design:
-    settings = milp.MilpSettings(seed_evaluations=500, spreads=(milp.NEAR,), edges=60, edges_max=60, polish=1)
+    settings = milp.MilpSettings(seed=replace(QUICK, steps=50), spreads=(milp.NEAR,), edges=60, edges_max=60, polish=1)
     return milp.design(problem, settings, seed, **options)
 
 
@@ -166,11 +166,11 @@ def test_problems_that_cannot_be_posed() -> None:
 def test_violations_are_named() -> None:
     problem = replace(SMALL, budget=Budget(300_000, 20_000_000, 0.6))
     space = problem.space
-    good = [(32, 8, 3, 1), (48, 8, 3, 1), (48, 8, 3, 1), (64, 8, 3, 1), (64, 16, 3, 1)]
+    good: list[tuple[int, int, int, int]] = [(32, 8, 3, 1), (48, 8, 3, 1), (48, 8, 3, 1), (64, 8, 3, 1), (64, 16, 3, 1)]
 
-    def told(number: int, *block: int) -> str:
+    def told(number: int, *block: Any) -> str:
         blocks = list(good)
-        blocks[number] = block  # type: ignore[call-overload]
+        blocks[number] = block
         return "; ".join(problem.violations(space.build(16, blocks)))
 
     assert problem.violations(space.build(16, good)) == []
@@ -181,7 +181,7 @@ def test_violations_are_named() -> None:
     assert "kernel 7" in told(2, 48, 8, 7, 1)
     assert "4 > 3 units" in told(0, 32, 8, 3, 4)
     assert "parameters of 300,000" in told(4, 256, 128, 3, 9)
-    assert "stem has 40" in "; ".join(space.violations(space.build(40, [(b, *r) for b, *r in good]), 32))
+    assert "stem has 40" in "; ".join(space.violations(space.build(40, good), 32))
 
 
 def test_kernels_shrink_with_the_side() -> None:

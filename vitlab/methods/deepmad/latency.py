@@ -199,7 +199,14 @@ class CostTable:
 
 
 def measure(
-    space: Space, resolution: int, *, batch: int, device: str, networks: list[Structure], say: Callable[[str], None]
+    space: Space,
+    resolution: int,
+    *,
+    batch: int,
+    device: str,
+    networks: list[Structure],
+    say: Callable[[str], None],
+    channels: tuple[int, ...] = CHANNELS,
 ) -> CostTable:
     """Time every layer that structures of ``space`` may need at ``resolution``, then whole ``networks`` as a check.
 
@@ -207,6 +214,7 @@ def measure(
         batch: images at a time.
         device: of torch, e.g. ``cpu`` or ``cuda``.
         networks: structures to compare prediction and truth on.
+        channels: the grid.
         say: told how far it is.
     """
     import torch
@@ -214,17 +222,17 @@ def measure(
 
     from vitlab.models.deepmad import ConvNorm, DeepMAD
 
-    def timed(module: nn.Module, channels: int, side: int) -> float:
-        return _time(module.to(device).eval(), torch.randn(batch, channels, side, side, device=device))
+    def timed(module: nn.Module, into: int, side: int) -> float:
+        return _time(module.to(device).eval(), torch.randn(batch, into, side, side, device=device))
 
-    table = CostTable(_device_name(device), batch, space.kind, list(CHANNELS))
+    table = CostTable(_device_name(device), batch, space.kind, list(channels))
     sides = space.sides(resolution)
     last = sides[-1] // space.strides[-1]
     act = nn.SiLU if space.kind == "K1DWSEK1" else nn.ReLU
-    table.stem[str(sides[0])] = [timed(ConvNorm(3, c, 3, 2, act=nn.ReLU), 3, 2 * sides[0]) for c in CHANNELS]
+    table.stem[str(sides[0])] = [timed(ConvNorm(3, c, 3, 2, act=nn.ReLU), 3, 2 * sides[0]) for c in channels]
     for side in sorted({*sides, last, *((1,) if space.kind == "K1DWSEK1" else ())}):
         say(f"layers of {side} px")
-        table.pointwise[str(side)] = [[timed(ConvNorm(i, o, 1, act=act), i, side) for o in CHANNELS] for i in CHANNELS]
+        table.pointwise[str(side)] = [[timed(ConvNorm(i, o, 1, act=act), i, side) for o in channels] for i in channels]
     for side, stride in sorted({(s, t) for s, t in zip(sides, space.strides, strict=True)}):
         for pace, after in {(stride, side // stride), (1, side // stride)}:
             for kernel in space.kernels_at(side):
@@ -234,7 +242,7 @@ def measure(
                 say(f"kernel {kernel}, stride {pace}, {after} px")
                 dense = space.kind == "K1KXK1"
                 table.spatial[key] = [
-                    timed(ConvNorm(c, c, kernel, pace, 1 if dense else c, act), c, after * pace) for c in CHANNELS
+                    timed(ConvNorm(c, c, kernel, pace, 1 if dense else c, act), c, after * pace) for c in channels
                 ]
     ratios = []
     for structure in networks:

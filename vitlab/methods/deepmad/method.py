@@ -35,14 +35,19 @@ class DeepMAD(Method):
         """Refuse contradictions before anything runs."""
         check(config.method, config.dataset.size)
 
-    @stage(reads=("dataset",), makes="architecture", title="designed structure")
+    @classmethod
+    def reads(cls, config: Config) -> set[str]:
+        """A design alone needs no data, and of the data set no more than its size, if it is given no other."""
+        return super().reads(config) | (set() if config.method.resolution else {"dataset"})
+
+    @stage(makes="architecture", title="designed structure")
     def solve(self, context: Context) -> dict[str, object]:
         """Maximise the entropy within the budgets (section 3.3), or take the structure that is given."""
         from vitlab.methods.deepmad.solve import solve
 
         return solve(context, self.options)
 
-    @stage(needs=("solve",), reads=("dataset",), makes="architecture", title="counted network")
+    @stage(needs=("solve",), makes="architecture", title="counted network")
     def build(self, context: Context) -> dict[str, object]:
         """Make the network and compare its own counts with those that were designed."""
         from vitlab.methods.deepmad.build import build
@@ -53,7 +58,6 @@ class DeepMAD(Method):
 
     @stage(
         needs=("solve",),
-        reads=("dataset",),
         makes="report",
         title="designs within other budgets",
         when=lambda config: bool(config.method.sweep),

@@ -8,14 +8,13 @@ round proves, it proves for its edges. See :mod:`vitlab.methods.deepmad.programm
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from vitlab.methods.deepmad.anneal import polish
+from vitlab.methods.deepmad.anneal import AnnealSettings, anneal, polish
 from vitlab.methods.deepmad.edges import Edges, Table, edges_of
-from vitlab.methods.deepmad.evolution import EvolutionSettings, evolve, find_start
 from vitlab.methods.deepmad.population import Population
 from vitlab.methods.deepmad.problem import GRID, Problem, to_grid
 from vitlab.methods.deepmad.programme import build, reduced_costs, solve
@@ -48,7 +47,8 @@ class MilpSettings:
     """Rounds of the zoom.
 
     Attributes:
-        seed_evaluations: of the evolution that gives the centre of the first table.
+        seed: the annealing that gives the centre of the first table; without a good centre the tables, a few hundred
+            edges each, end in a local optimum (section 8 seeds them with an evolution: 36,000 of 36,500 on R18).
         spreads: of the tables, in turn; when none of them improves the best any more, twice as many edges are kept.
         round_seconds: most seconds of one round; the best table solution by then is taken.
         edges, edges_max: most edges that branch and bound is given at first, and at last; more make a round slower
@@ -58,11 +58,11 @@ class MilpSettings:
         polish: add exhaustive moves of up to this many variables after each round; 0: none.
     """
 
-    seed_evaluations: int = 20_000
+    seed: AnnealSettings = field(default_factory=lambda: AnnealSettings(chains=512, steps=3000))
     spreads: tuple[Spread, ...] = (WIDE, MIDDLE, NEAR)
     round_seconds: float = 120.0
     edges: int = 500
-    edges_max: int = 4000
+    edges_max: int = 1000
     gap: float = 1e-4
     enough: float = 2e-5
     polish: int = 3
@@ -113,13 +113,13 @@ def narrowed(problem: Problem, edges: Edges, search: Search, count: int, seconds
 def design(problem: Problem, settings: MilpSettings, seed: int, **search_options: Any) -> Design:
     """Design by zooming tables; ``search_options`` are those of :class:`Search`."""
     search = Search(problem, "milp", {"settings": asdict(settings), "seed": seed}, **search_options)
+    rounds, idle, size = 0, 0, settings.edges
     state = search.resume()
-    if state is None:
-        evolve(search, find_start(problem, seed), EvolutionSettings(settings.seed_evaluations), seed)
-        search.notes.clear()
-    rounds, idle, size = (
-        (0, 0, settings.edges) if state is None else (int(state["rounds"]), int(state["idle"]), int(state["size"]))
-    )
+    if state is not None and "rounds" in state:  # else it is that of the annealing
+        rounds, idle, size = int(state["rounds"]), int(state["idle"]), int(state["size"])
+    else:
+        anneal(search, settings.seed, seed)
+        search.total = None
     while search.best is not None and size <= settings.edges_max and not search.over:
         before = search.score
         limit = min(settings.round_seconds, search.left)

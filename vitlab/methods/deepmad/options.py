@@ -61,7 +61,7 @@ class DeepMADOptions:
     seed: int | None = None  # of the design; null: the run's
     chains: int = MISSING  # anneal: chains moved at once
     steps: int = MISSING  # anneal: of each chain
-    evaluations: int = MISSING  # evolution: children in all; milp: a 25th of them seeds the first table
+    evaluations: int = MISSING  # evolution: children in all
     frozen_last: bool = False  # evolution: the released code's defect, the last unit never mutates
     certify: str = "0s"  # time for proving an upper bound of the score (resnet), e.g. 2min
     costs: str | None = None  # latency: measure, or a cost table (costs.json)

@@ -70,7 +70,7 @@ def design_with(
     elif options.solver == "milp":
         from vitlab.methods.deepmad import milp
 
-        rounds = milp.MilpSettings(seed_evaluations=options.evaluations // 25)
+        rounds = milp.MilpSettings()
         design = milp.design(problem, rounds, seed, folder=folder, time_limit=limit, quiet=quiet)
     else:
         from vitlab.methods.deepmad import evolution

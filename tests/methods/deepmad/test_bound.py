@@ -1,0 +1,89 @@
+"""The bound is one: above the best of everything that was enumerated, and it tightens."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from vitlab.methods.deepmad import anneal
+from vitlab.methods.deepmad.bound import Relaxation, certify
+from vitlab.methods.deepmad.evaluate import Scoring, depth_penalty
+from vitlab.methods.deepmad.population import Population
+from vitlab.methods.deepmad.problem import Budget, Problem, depthwise_space, resnet_space
+
+TINY = Problem(
+    replace(resnet_space((1, 2), stem_max=16), out_max=48, first_depth=2, depth_max=4),
+    Scoring((1.0, 8.0), 10.0, penalty="all"),
+    Budget(60_000, 6_000_000, 0.45),
+    resolution=32,
+)
+
+
+def best_of_all(problem: Problem) -> float:
+    """The best solution of a tiny problem, by looking at every structure."""
+    space = problem.space
+    grid = range(1, space.out_max // 8 + 1)
+    depths = [range(1, space.depth_at(j) + 1) for j in range(2)]
+    rows = itertools.product(range(1, space.stem[1] // 8 + 1), grid, grid, grid, grid, (3, 5), (3, 5), *depths)
+    genes = np.array(list(rows), np.int32).T.copy()
+    population = Population(problem)
+    genes = genes[:, anneal.Moves(population).allowed(genes)]
+    scores = population.evaluate(genes)
+    return float(np.where(population.excess(scores) <= 0, scores.score, -np.inf).max())
+
+
+@pytest.mark.parametrize("mode", ["corrected", "paper"])
+@pytest.mark.parametrize("beta", [0.0, 10.0])
+@pytest.mark.parametrize("classes", [None, 10])
+def test_bound_holds_and_closes(mode: str, beta: float, classes: int | None) -> None:
+    problem = replace(TINY, scoring=replace(TINY.scoring, mode=mode, beta=beta), classes=classes)
+    best = best_of_all(problem)
+    design = anneal.design(problem, anneal.AnnealSettings(chains=256, steps=200), 0)
+    assert design.score == pytest.approx(best, rel=1e-9)
+    relaxation = Relaxation(problem)
+    root, _ = relaxation.bound(relaxation.root((1.0, 1.0), best), best)
+    assert root >= best
+    certify(problem, design, 3.0)
+    assert design.bound is not None
+    assert best - 1e-6 <= design.bound <= root * 1.001  # its root starts from another centre
+    assert design.gap is not None
+    assert 0 <= design.gap < 0.03
+
+
+def test_any_multipliers_give_a_bound() -> None:
+    best, rng = best_of_all(TINY), np.random.default_rng(0)
+    relaxation = Relaxation(TINY)
+    root = relaxation.root((2.0, 3.0), best)
+    for _ in range(30):
+        prices = np.abs(rng.normal(size=5)) * best
+        prices[3:] = rng.normal(size=2) * 20
+        centre = rng.uniform(1, 4, 2)
+        value, _, _ = relaxation._evaluate(root, prices, centre)
+        assert value >= best
+
+
+@pytest.mark.parametrize("mode", ["corrected", "paper"])
+def test_conjugate(mode: str) -> None:
+    """q L - Q(L) never exceeds Q*(q), and reaches it."""
+    relaxation = Relaxation(replace(TINY, scoring=replace(TINY.scoring, mode=mode)))
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        q = rng.normal(size=2) * 30
+        q -= q.mean()
+        value, deviation = relaxation._conjugate(q)
+        reached = float(q @ deviation) - depth_penalty(deviation.tolist(), 10.0, mode == "paper")
+        assert reached == pytest.approx(value, rel=1e-6, abs=1e-6)
+        for other in rng.normal(size=(20, 2)) * 3:
+            assert float(q @ other) - depth_penalty(other.tolist(), 10.0, mode == "paper") <= value + 1e-9
+
+
+def test_other_spaces_have_none() -> None:
+    space = depthwise_space((2, 2, 2, 2), squeeze=False, tail=None)
+    problem = Problem(space, Scoring((1.0,) * 5, 10.0, penalty="all"), Budget(3_000_000, None, 1.0), 224)
+    design = anneal.design(problem, anneal.AnnealSettings(chains=128, steps=200), 0)
+    certify(problem, design, 1.0)
+    assert design.bound is None
+    assert "No upper bound" in design.notes[-1]

@@ -1,0 +1,107 @@
+"""Cost tables: interpolation, the three ways of predicting agree, budgets of latency are kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vitlab.errors import UserError
+from vitlab.methods.deepmad import anneal
+from vitlab.methods.deepmad.edges import Table, edges_of
+from vitlab.methods.deepmad.evaluate import Scoring
+from vitlab.methods.deepmad.latency import CHANNELS, CostTable, measure
+from vitlab.methods.deepmad.population import Population
+from vitlab.methods.deepmad.problem import Budget, Problem, Space, depthwise_space, resnet_space
+
+SPACES = [
+    resnet_space((1, 2, 1, 1, 2)),
+    depthwise_space((1, 2, 1, 1, 2), squeeze=True, tail=64, stem_max=16),
+]
+
+
+def made_up(space: Space, power: float = 1.0) -> CostTable:
+    """Times that are a power law of the channels, which the interpolation must reproduce exactly."""
+    grid = [8, 64, 2048]
+    sides = [16, 8, 4, 1]
+    table = CostTable("none", 1, space.kind, grid, scale=1.5)
+    for side in sides:
+        table.pointwise[str(side)] = [[1e-6 * (i * o) ** power * side**2 for o in grid] for i in grid]
+        table.stem[str(side)] = [1e-6 * (27 * o) ** power * side**2 for o in grid]
+        for kernel in (1, 3, 5, 7):
+            for stride in (1, 2):
+                table.spatial[f"{kernel}/{stride}/{side}"] = [1e-6 * (kernel**2 * c) ** power * side**2 for c in grid]
+    return table
+
+
+def posed(space: Space, table: CostTable, latency: float | None = None) -> Problem:
+    scoring = Scoring((1.0, 1.0, 8.0), 10.0, penalty="all")
+    return Problem(space, scoring, Budget(300_000, None, 1.5, latency), 32, costs=table)
+
+
+def test_interpolation_is_linear_in_logarithms() -> None:
+    table = made_up(SPACES[0], power=0.7)
+    into, out = np.array([8, 24, 100, 2048]), np.array([16, 24, 64, 8])
+    assert table.pointwise_ms(into, out, 8) == pytest.approx(1e-6 * (into * out) ** 0.7 * 64)
+    kernels = np.array([3, 5, 3, 5])
+    assert table.spatial_ms(into, kernels, 2, 4) == pytest.approx(1e-6 * (kernels**2 * into) ** 0.7 * 16)
+
+
+@pytest.mark.parametrize("space", SPACES, ids=lambda space: space.kind)
+def test_structure_population_and_edges_agree(space: Space) -> None:
+    problem = posed(space, made_up(space))
+    population = Population(problem)
+    genes = anneal.Moves(population).start(np.random.default_rng(0), 20)
+    latency = population.evaluate(genes).latency
+    assert latency is not None
+    for column in range(20):
+        structure = population.decode(genes, column)
+        assert latency[column] == pytest.approx(problem.latency(structure))
+        blocks = structure.blocks
+        table = Table(
+            (structure.stem.out,),
+            tuple((b.out,) for b in blocks),
+            tuple((b.bottleneck,) for b in blocks) if not space.ratios else (space.ratios,) * len(blocks),
+            tuple((b.kernel,) for b in blocks),
+            tuple((b.depth,) for b in blocks),
+        )
+        edges = edges_of(problem, table)
+        assert edges.latency is not None
+        assert edges.latency[edges.path(structure)].sum() == pytest.approx(latency[column])
+
+
+def test_a_budget_of_latency_is_kept() -> None:
+    table = made_up(SPACES[0])
+    settings = anneal.AnnealSettings(chains=128, steps=300)
+    free = anneal.design(posed(SPACES[0], table), settings, 0)
+    took = table.predict(free.structure, 32)
+    bound = posed(SPACES[0], table, took / 2)
+    found = anneal.design(bound, settings, 0)
+    assert bound.violations(found.structure) == []
+    assert bound.latency(found.structure) <= took / 2
+    assert found.score < free.score
+    assert any("ms of" in one for one in bound.violations(free.structure))
+
+
+def test_measured_tables(tmp_path: Path) -> None:
+    space = replace(resnet_space((2, 2)), kernels=(3,))
+    networks = [space.build(16, [(32, 8, 3, 1), (64, 16, 3, 2)])]
+    told: list[str] = []
+    table = measure(space, 32, batch=1, device="cpu", networks=networks, say=told.append, channels=(8, 32, 64))
+    assert set(table.pointwise) == {"16", "8", "4"}
+    assert set(table.spatial) == {"3/2/8", "3/1/8", "3/2/4", "3/1/4"}
+    assert all(value > 0 for rows in table.pointwise.values() for row in rows for value in row)
+    assert table.error == 0.0  # one network: the scale fits it exactly
+    table.save(tmp_path / "costs.json")
+    assert CostTable.load(tmp_path / "costs.json") == table
+    assert len(told) > 4
+    with pytest.raises(UserError, match="3/1/16"):
+        table.spatial_ms(np.array([8]), np.array([3]), 1, 16)
+    with pytest.raises(UserError, match="no cost table"):
+        CostTable.load(tmp_path / "other.json")
+    (tmp_path / "other.json").write_text('{"a": 1}')
+    with pytest.raises(UserError, match="no cost table"):
+        CostTable.load(tmp_path / "other.json")
+    assert CHANNELS[-1] == 2048

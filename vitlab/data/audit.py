@@ -1,0 +1,346 @@
+"""A user's own folder, looked at before anything is trained on it: what cannot be read, what is doubtful, the split.
+
+Faults (:attr:`Audit.faults`) would stop a training or make it meaningless; doubts (:attr:`Audit.doubts`) are for a
+person to judge. Nothing is changed: the audit writes what it found beside the run, and what to leave out is said with
+``dataset.leave_out``.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+
+from vitlab.config import DatasetConfig
+from vitlab.data.audit_duplicates import look_alikes, same_bytes
+from vitlab.data.audit_files import Look, look_at_all
+from vitlab.data.folder import Found, Row, find, split_rows
+from vitlab.errors import UserError
+from vitlab.files import atomic_write, write_json
+
+NAMED = 5  # files of a kind that the text names; the JSON has them all
+GIVEN = "given"
+SMALL = 32  # pixels: a shorter side counts as very small
+
+
+@dataclass
+class Duplicate:
+    """Files that hold the same picture."""
+
+    kind: str  # "same file" or "look alike"
+    paths: list[str]
+    classes: list[str]  # of those files, without repetition
+    splits: list[str]
+
+
+@dataclass
+class Audit:
+    """What was found. All paths are relative to ``root``."""
+
+    root: str
+    files: int
+    classes: list[str]
+    counts: dict[str, dict[str, int]]  # split -> class -> images
+    split: str  # "given", or how it was made
+    unreadable: dict[str, str] = field(default_factory=dict)  # path -> why
+    empty: list[str] = field(default_factory=list)  # class folders without an image
+    lacking: dict[str, list[str]] = field(default_factory=dict)  # split -> classes that it lacks and others have
+    single: list[str] = field(default_factory=list)  # classes with one image
+    passed: dict[str, list[str]] = field(default_factory=dict)  # hidden and foreign files, by kind
+    left_out: list[str] = field(default_factory=list)
+    duplicates: list[Duplicate] = field(default_factory=list)
+    converted: dict[str, int] = field(default_factory=dict)  # stored form -> images that are converted when read
+    formats: dict[str, int] = field(default_factory=dict)
+    small: list[str] = field(default_factory=list)  # images with a side below SMALL px
+    width: tuple[int, int, int] = (0, 0, 0)  # smallest, median, largest, upright
+    height: tuple[int, int, int] = (0, 0, 0)
+    bytes: int = 0
+
+    @property
+    def faults(self) -> list[str]:
+        """What stops a training, each as one line."""
+        lines = []
+        if self.unreadable:
+            named = _named([f"{path} ({why})" for path, why in self.unreadable.items()])
+            lines.append(f"{_count(len(self.unreadable), 'file')} cannot be read as an image: {named}")
+        if self.empty:
+            lines.append(f"{_count(len(self.empty), 'class folder')} without an image: {_named(self.empty)}")
+        for split, classes in self.lacking.items():
+            lines.append(
+                f"split '{split}' lacks {_count(len(classes), 'class', 'es')} that another has: {_named(classes)}"
+            )
+        if len(self.classes) < 2:
+            lines.append(f"{_count(len(self.classes), 'class', 'es')}; two are needed to tell anything apart")
+        return lines
+
+    @property
+    def doubts(self) -> list[str]:
+        """What a person should look at, each as one line."""
+        lines = []
+        leaks = [one for one in self.duplicates if len(one.splits) > 1]
+        torn = [one for one in self.duplicates if len(one.classes) > 1]
+        rest = [one for one in self.duplicates if len(one.classes) == len(one.splits) == 1]
+        if torn:
+            lines.append(f"{_count(len(torn), 'picture')} in more than one class: {_pictures(torn)}")
+        if leaks:
+            lines.append(f"{_count(len(leaks), 'picture')} on both sides of a split: {_pictures(leaks)}")
+        if rest:
+            lines.append(f"{_count(len(rest), 'picture')} more than once in a class: {_pictures(rest)}")
+        unseen = [
+            name
+            for name in self.classes
+            if len(self.counts) > 1
+            and not any(part.get(name) for split, part in self.counts.items() if split != "train")
+        ]
+        if self.split != GIVEN and (unseen := [name for name in unseen if name not in self.single]):
+            lines.append(f"{_count(len(unseen), 'class', 'es')} that no split but train has: {_named(unseen)}")
+        if self.single:
+            lines.append(f"{_count(len(self.single), 'class', 'es')} with a single image: {_named(self.single)}")
+        if self.small:
+            lines.append(f"{_count(len(self.small), 'image')} with a side below {SMALL} px: {_named(self.small)}")
+        totals = self.totals
+        if totals and min(totals.values()) * 10 < max(totals.values()):
+            few, many = min(totals, key=totals.__getitem__), max(totals, key=totals.__getitem__)
+            lines.append(f"unequal classes: {many} has {totals[many]:,} images, {few} has {totals[few]:,}")
+        return lines
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """Images of each class over all splits."""
+        return dict(sum((Counter(part) for part in self.counts.values()), Counter()))
+
+    def text(self) -> str:
+        """For the screen."""
+        sizes = ", ".join(f"{split} {sum(part.values()):,}" for split, part in self.counts.items())
+        lines = [
+            f"data     {self.root}",
+            f"images   {self.files:,} in {_count(len(self.classes), 'class', 'es')}, {self.bytes / 1e6:,.0f} MB",
+            f"splits   {sizes} ({self.split})",
+        ]
+        if self.width[2]:
+            lines.append(
+                f"pixels   {self.width[0]}-{self.width[2]} wide (median {self.width[1]}), "
+                f"{self.height[0]}-{self.height[2]} high (median {self.height[1]})"
+            )
+        if self.formats:
+            lines.append(f"formats  {_tally(self.formats)}")
+        if self.converted:
+            lines.append(f"read as  RGB, upright; stored otherwise: {_tally(self.converted)}")
+        if self.passed:
+            lines.append(f"ignored  {_tally({kind: len(paths) for kind, paths in self.passed.items()})}")
+        if self.left_out:
+            lines.append(f"left out {_count(len(self.left_out), 'image')} (dataset.leave_out)")
+        lines += [f"FAULT    {line}" for line in self.faults]
+        lines += [f"doubt    {line}" for line in self.doubts]
+        if not self.faults and not self.doubts:
+            lines.append("clean    nothing to object to")
+        return "\n".join(lines)
+
+
+def audit(
+    cfg: DatasetConfig,
+    cache: Path | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Audit, dict[str, list[Row]]]:
+    """Look at every file of ``dataset=folder``.
+
+    Args:
+        cfg: the data set, as a training would read it.
+        cache: what was seen before, by path, size and time; see :func:`~vitlab.data.audit_files.look_at_all`.
+        workers: threads; None: one for each core.
+        progress: called with (files done, files in all).
+
+    Returns:
+        What was found, and the rows of every split.
+
+    Raises:
+        UserError: there is nothing to look at, or a CSV that cannot be understood.
+    """
+    found = find(cfg)
+    splits = split_rows(cfg, found)
+    rows = [row for part in splits.values() for row in part]
+    where = {row.path: (row.label, split) for split, part in splits.items() for row in part}
+    total = len(rows)
+    looks = look_at_all(
+        found.root, [row.path for row in rows], cache, workers, (lambda n: progress(n, total)) if progress else None
+    )
+    classes = found.classes
+    result = Audit(
+        root=str(found.root),
+        files=total,
+        classes=classes,
+        counts={split: dict(Counter(row.label for row in part)) for split, part in splits.items()},
+        split=_how(cfg, found),
+        unreadable={path: one.error for path, one in looks.items() if one.error},
+        empty=found.empty,
+        lacking={
+            split: absent
+            for split, part in found.rows.items()
+            if (absent := sorted(set(classes) - {row.label for row in part}))
+        },
+        passed=found.passed,
+        left_out=found.left_out,
+        duplicates=_duplicates(rows, looks, where),
+    )
+    result.single = [name for name in classes if result.totals[name] == 1]
+    _describe(result, looks)
+    return result, splits
+
+
+def _how(cfg: DatasetConfig, found: Found) -> str:
+    if set(found.rows) != {"train"}:
+        return GIVEN
+    grouped = any(row.group for row in found.rows["train"])
+    return f"{cfg.val_fraction:.0%} of every class held out by a hash, {'whole groups' if grouped else 'stratified'}"
+
+
+def _duplicates(rows: Sequence[Row], looks: dict[str, Look], where: dict[str, tuple[str, str]]) -> list[Duplicate]:
+    """The groups, those that contradict each other first."""
+    ordered = [looks[row.path] for row in rows]
+    copies = same_bytes(ordered)
+    standing = {group[0]: group for group in copies}  # in a group of look-alikes one file stands for its copies
+    alike = [[member for one in group for member in standing.get(one, [one])] for group in look_alikes(ordered)]
+    found = []
+    for kind, groups in (("same file", copies), ("look alike", alike)):
+        for group in groups:
+            paths = [rows[position].path for position in group]
+            labels, splits = ({where[path][i] for path in paths} for i in (0, 1))
+            found.append(Duplicate(kind, paths, sorted(labels), sorted(splits)))
+    return sorted(found, key=lambda one: (-len(one.classes), -len(one.splits), one.kind != "same file", one.paths))
+
+
+def _describe(result: Audit, looks: dict[str, Look]) -> None:
+    """Sizes, formats and stored forms of the images that could be read."""
+    read = {path: one for path, one in looks.items() if not one.error}
+    if not read:
+        return
+    result.formats = dict(Counter(one.format for one in read.values()).most_common())
+    result.converted = dict(Counter(form for one in read.values() for form in _forms(one)).most_common())
+    upright = [(one.width, one.height) if one.orientation < 5 else (one.height, one.width) for one in read.values()]
+    widths, heights = sorted(width for width, _ in upright), sorted(height for _, height in upright)
+    result.width = widths[0], int(median(widths)), widths[-1]
+    result.height = heights[0], int(median(heights)), heights[-1]
+    result.small = [path for path, one in read.items() if min(one.width, one.height) < SMALL]
+    result.bytes = sum(one.size for one in looks.values())
+
+
+def _forms(one: Look) -> list[str]:
+    """What a person would call a file that is not plain upright RGB."""
+    known = {
+        "1": "black and white",
+        "L": "grey",
+        "LA": "grey, transparent",
+        "RGBA": "transparent",
+        "PA": "palette, transparent",
+        "P": "palette",
+        "CMYK": "CMYK",
+        "YCbCr": "YCbCr",
+        "LAB": "Lab",
+    }
+    forms = []
+    if one.mode.startswith("I;16"):
+        forms.append("16-bit grey")
+    elif one.mode != "RGB":
+        forms.append(known.get(one.mode, one.mode))
+    if one.orientation != 1:
+        forms.append("turned by EXIF")
+    if one.frames > 1:
+        forms.append("several frames, the first is read")
+    return forms
+
+
+# ---------------------------------------------------------------------------------------------------------- on disk
+
+
+def audit_folder(output: Path, cfg: DatasetConfig) -> Path:
+    """Where ``mode=audit`` keeps what it knows of a data set: ``<output>/audit/<name>-<hash of its place>``."""
+    place = str(Path(cfg.csv or cfg.root or cfg.name).expanduser().resolve())
+    name = "".join(c if c.isalnum() or c in "_.+-" else "-" for c in Path(place).name) or "root"
+    return output / "audit" / f"{name}-{hashlib.sha256(place.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+
+
+def write_audit(folder: Path, result: Audit, splits: dict[str, list[Row]]) -> list[Path]:
+    """Write ``audit.json``, ``split.csv`` (a CSV for ``dataset.csv``: the split as it is used), ``unreadable.txt`` (a
+    list for ``dataset.leave_out``) and ``duplicates.csv``; the latter two only where there is something in them.
+
+    Names that are not UTF-8 are written as the bytes they are, except in JSON, which escapes them.
+    """
+    paths = [folder / "audit.json", folder / "split.csv"]
+    write_json(paths[0], asdict(result))
+    grouped = any(row.group for part in splits.values() for row in part)
+    rows = [
+        [row.path, row.label, split, *([row.group] if grouped else [])]
+        for split, part in splits.items()
+        for row in part
+    ]
+    _write_csv(paths[1], ["path", "label", "split", *(["group"] if grouped else [])], rows)
+    doubtful = folder / "duplicates.csv"
+    doubtful.unlink(missing_ok=True)
+    if result.duplicates:
+        where = {row.path: (row.label, split) for split, part in splits.items() for row in part}
+        lines = [
+            [str(number), one.kind, path, *where[path]]
+            for number, one in enumerate(result.duplicates, 1)
+            for path in one.paths
+        ]
+        _write_csv(doubtful, ["picture", "kind", "path", "label", "split"], lines)
+        paths.append(doubtful)
+    bad = folder / "unreadable.txt"
+    bad.unlink(missing_ok=True)
+    if result.unreadable:
+        text = "\n".join([f"# files below {result.root} that cannot be read as an image", *result.unreadable, ""])
+        atomic_write(bad, text.encode("utf-8", "surrogateescape"))
+        paths.append(bad)
+    return paths
+
+
+def _write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(rows)
+    atomic_write(path, buffer.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def refuse_faults(result: Audit, folder: Path) -> None:
+    """Stop before a training that could not end well.
+
+    Raises:
+        UserError: naming the faults and, where files cannot be read, how to go on without them.
+    """
+    if not result.faults:
+        return
+    cure = "Mend the data, or choose others."
+    if result.unreadable and len(result.faults) == 1:
+        cure = f"Repair or remove them, or go on without them: dataset.leave_out={folder / 'unreadable.txt'}."
+        if result.left_out:
+            cure = f"Repair or remove them, or add the lines of {folder / 'unreadable.txt'} to your dataset.leave_out."
+    raise UserError(f"The data in {result.root} cannot be trained on: {'; '.join(result.faults)}.", cure)
+
+
+# --------------------------------------------------------------------------------------------------------- in words
+
+
+def _count(number: int, what: str, plural: str = "s") -> str:
+    return f"{number:,} {what}{'' if number == 1 else plural}"
+
+
+def _named(names: Sequence[str]) -> str:
+    rest = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def _pictures(found: Sequence[Duplicate]) -> str:
+    return _named([" = ".join(one.paths[:3]) + (" = ..." if len(one.paths) > 3 else "") for one in found])
+
+
+def _tally(counts: dict[str, int]) -> str:
+    return ", ".join(
+        f"{number:,} {name}" for name, number in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    )
