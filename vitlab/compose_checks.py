@@ -23,6 +23,7 @@ EMBEDDED = ("digits", "fake")
 
 SCHEDULES = ("cosine", "linear", "step", "constant")
 ERASE_MODES = ("pixel", "rand", "const")
+CROPS = ("auto", "center", "squash")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 LOGGERS = ("local", "csv", "tensorboard", "wandb")
 FORMATS = ("safetensors", "timm", "hub", "onnx", "onnx_int8", "torch_export")
@@ -205,6 +206,7 @@ def _dataset(config: Config, where: Where, read: bool) -> None:
         _within("dataset.std", value, 0, math.inf, where, open_low=True)
     if dataset.labels_per_class is not None:
         _at_least("dataset.labels_per_class", dataset.labels_per_class, 1, where)
+    _one_of("dataset.crop", dataset.crop, CROPS, where)
     _within("dataset.crop_pct", dataset.crop_pct, 0, 1, where, open_low=True)
     _within("dataset.val_fraction", dataset.val_fraction, 0, 1, where, open_low=True, open_high=True)
     _at_least("dataset.length", dataset.length, 1, where)

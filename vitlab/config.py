@@ -69,7 +69,8 @@ class DatasetConfig:
     mean: list[float] = MISSING  # per channel, in [0, 1]
     std: list[float] = MISSING  # per channel
     labels_per_class: Optional[int] = None  # keep this many training images of each class (seeded, stratified)
-    crop_pct: float = 0.875  # evaluation: resize the short side to size/crop_pct, then centre crop; 1.0: plain resize
+    crop_pct: float = 0.875  # evaluation: resize the short side to size/crop_pct, then centre crop; 1.0: see crop
+    crop: str = "auto"  # evaluation: center, squash (resize both sides, cut nothing), or auto: squash at crop_pct=1
     download: bool = False  # fetch with torchvision if missing
     csv: Optional[str] = None  # folder only: CSV with columns path,label[,split][,group]
     leave_out: Optional[str] = None  # folder only: text file of images to leave out, one path a line
@@ -113,6 +114,7 @@ class RecipeConfig:
     min_lr: float = 0.0  # learning rate of the last step
     decay_at: list[str] = field(default_factory=list)  # step schedule: durations at which lr is multiplied
     decay_rate: float = 0.1  # step schedule: by this factor
+    freeze_batchnorm: bool = False  # running statistics stay as they are; scales and shifts still learn
     layer_decay: float = 1.0  # lr of each earlier layer group is multiplied by this once more; 1: off
     clip: Optional[float] = None  # global gradient norm
     accumulate: int = 1  # micro-batches per optimiser step

@@ -191,3 +191,20 @@ def test_evaluation_is_torchvisions(width: int, height: int, crop_pct: float) ->
     steps = [resized, T.CenterCrop(32)]  # of 32 pixels: nothing to crop
     wanted = T.Compose([*steps, T.ToTensor(), T.Normalize(MEAN, STD)])(image)
     assert EvalView(32, crop_pct, MEAN, STD)(image).equal(wanted)
+
+
+def test_both_conventions_of_cropping_say_what_they_are() -> None:
+    """Official TinyViT: 256 and a centre crop at 224 px, a plain resize above; timm: 0.95, or 1.0 without squashing."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 160, 3), dtype=np.uint8))
+    official, large = EvalView(224, 0.875, MEAN, STD), EvalView(384, 1.0, MEAN, STD)
+    assert str(official) == "short side 256, centre crop 224 × 224 (crop 0.875), bicubic"
+    assert str(large) == "resized to 384 × 384, nothing cut, bicubic"
+    squashed = EvalView(32, 0.9, MEAN, STD, crop="squash")(image)
+    assert squashed.equal(EvalView(32, 1.0, MEAN, STD)(image))
+    centred = EvalView(32, 1.0, MEAN, STD, crop="center")
+    assert "short side 32, centre crop 32 × 32 (crop 1)" in str(centred)
+    wanted = image.resize((56, 32), Image.Resampling.BICUBIC).crop((12, 0, 44, 32))
+    assert centred(image).equal(EvalView(32, 1.0, MEAN, STD)(wanted))
+    assert not centred(image).equal(squashed)
+    with pytest.raises(ValueError, match="crop is one of"):
+        EvalView(32, 1.0, MEAN, STD, crop="best")

@@ -78,7 +78,7 @@ class VisionData(L.LightningDataModule):
         self.augmentation = Augmentation(size=dataset.size, **asdict(augmentation))
         self.mean, self.std = tuple(mean), tuple(std)
         self.view = View(dataset.size, mean, std, augmentation.interpolation)
-        self.eval_view = EvalView(dataset.size, dataset.crop_pct, mean, std, augmentation.interpolation)
+        self.eval_view = EvalView(dataset.size, dataset.crop_pct, mean, std, augmentation.interpolation, dataset.crop)
         if store is not None:
             same: dict[str, object] = {
                 "data_fingerprint": self.fingerprint,

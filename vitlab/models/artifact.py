@@ -35,8 +35,9 @@ class ModelMeta:
     size: int  # side of the square input, pixels
     mean: list[float]  # per channel, of images in [0, 1]
     std: list[float]
-    crop_pct: float = 1.0  # resize the short side to size/crop_pct, then centre crop; 1.0: plain resize
+    crop_pct: float = 1.0  # resize the short side to size/crop_pct, then centre crop; 1.0: see crop
     interpolation: str = "bicubic"
+    crop: str = "auto"  # center, squash (resize both sides), or auto: squash where crop_pct is 1
     surgeries: list[dict[str, Any]] = field(default_factory=list)  # changes after building, in order
     origin: str = ""  # where the weights started, e.g. timm's tag or a file's name; empty: from scratch
     licence: str = ""  # of the weights it started from

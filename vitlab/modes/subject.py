@@ -124,13 +124,14 @@ class Subject:
 
 
 def open_data(config: Config, meta: ModelMeta, typed: frozenset[str] = frozenset()) -> VisionData:
-    """The data of ``config`` at the size, crop and normalisation of ``meta``; a typed ``dataset.crop_pct`` wins."""
+    """The data of ``config`` at the size, crop and normalisation of ``meta``; a typed ``dataset.crop_pct`` or ``crop`` wins."""
     from vitlab.data.module import VisionData
     from vitlab.training.devices import rank, world
 
-    crop = config.dataset.crop_pct if "crop_pct" in typed else meta.crop_pct
+    crop_pct = config.dataset.crop_pct if "crop_pct" in typed else meta.crop_pct
+    crop = config.dataset.crop if "crop" in typed else meta.crop
     return VisionData(
-        replace(config.dataset, size=meta.size, crop_pct=crop),
+        replace(config.dataset, size=meta.size, crop_pct=crop_pct, crop=crop),
         AugmentationConfig(interpolation=meta.interpolation),
         batch_size=1,  # nothing is trained
         eval_batch_size=config.evaluation.batch_size,

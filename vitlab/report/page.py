@@ -140,7 +140,7 @@ from vitlab.distill.views import EvalView
 
 model = vitlab.load_model("{folder}")
 meta = model.meta
-view = EvalView(meta.size, meta.crop_pct, meta.mean, meta.std, meta.interpolation)
+view = EvalView(meta.size, meta.crop_pct, meta.mean, meta.std, meta.interpolation, meta.crop)
 with torch.inference_mode():
     probability = model(view(Image.open("picture.png").convert("RGB"))[None]).softmax(1)[0]
 print(meta.classes[int(probability.argmax())], float(probability.max()))

@@ -35,6 +35,7 @@ def make_data(
     *,
     store: Path | None = None,
     views: int | None = None,
+    exact: bool = False,
 ) -> VisionData:
     """The data as ``recipe`` wants to see them, normalised with ``mean`` and ``std``.
 
@@ -42,9 +43,10 @@ def make_data(
         store: read stored targets, and the views that they belong to.
         views: so many different views of every image, shown in turn; None: as many as the store has, or without a
             store a new one every epoch.
+        exact: epoch e reads stored view e; without it the views come round again where there are fewer than epochs.
 
     Raises:
-        UserError: the global batch does not divide into equal micro-batches.
+        UserError: the global batch does not divide into equal micro-batches; ``exact``, and too few stored views.
     """
     parts = world() * recipe.accumulate
     if recipe.batch_size % parts:
@@ -53,7 +55,7 @@ def make_data(
             f"{recipe.accumulate}.",
             f"Take a multiple of {parts}.",
         )
-    return VisionData(
+    data = VisionData(
         config.dataset,
         recipe.augmentation,
         batch_size=recipe.batch_size // parts,
@@ -66,10 +68,17 @@ def make_data(
         rank=rank(),
         world=world(),
         store=store,
-        slots="cycle" if views or store is not None else "epoch",
+        slots="cycle" if (views or store is not None) and not exact else "epoch",
         num_slots=views,
         max_images=config.debug.max_images,
     )
+    stored = data.train_sampler.num_slots
+    if exact and stored is not None and (epochs := epochs_of(recipe, data)) > stored:
+        raise UserError(
+            f"method.replay=exact: a training of {epochs} epochs, and {stored} stored views of each image.",
+            f"Store more, train for {stored}ep, or read them in turn: method.replay=cycle.",
+        )
+    return data
 
 
 def make_optimizer(network: nn.Module, recipe: RecipeConfig) -> Optimizer:
@@ -100,6 +109,36 @@ def whole_steps(config: Config, recipe: RecipeConfig) -> tuple[int, int, int]:
     per_epoch = images // recipe.batch_size
     total = Schedule.from_recipe(shortened(config, recipe), per_epoch).total
     return total, math.ceil(total / per_epoch), images
+
+
+def recipes_of(config: Config, reads: set[str]) -> dict[str, RecipeConfig]:
+    """The recipes that will be trained with, by key."""
+    found = {"recipe": config.recipe} if "recipe" in reads else {}
+    if "teacher" in reads and config.teacher.train and config.teacher.recipe is not None:
+        found["teacher.recipe"] = config.teacher.recipe
+    for name, value in vars(config.method).items():
+        if isinstance(value, RecipeConfig):
+            found[f"method.{name}"] = value
+    return found
+
+
+def check_batches(config: Config, reads: set[str]) -> None:
+    """Refuse a batch that the data cannot fill before the first stage runs, not when its stage comes.
+
+    Raises:
+        UserError: naming the key.
+    """
+    recipes = recipes_of(config, reads)
+    if not recipes:
+        return
+    images = len(open_splits(config.dataset, config.seed, config.debug.max_images)["train"])
+    for key, recipe in recipes.items():
+        if recipe.batch_size > images:
+            raise UserError(
+                f"{key}.batch_size={recipe.batch_size} is more than the {images} training images of "
+                f"{config.dataset.name}.",
+                f"Take at most {images}, and lower {key}.lr likewise.",
+            )
 
 
 def epochs_of(recipe: RecipeConfig, data: VisionData) -> int:

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from vitlab.data.batch import Batch
@@ -36,6 +37,7 @@ class Learner(L.LightningModule):
         clip: largest global gradient norm; None: off.
         ema: decay of the weight average, which is then what is validated and kept; None: off.
         seed: of the random numbers inside the network.
+        freeze_batchnorm: running statistics of the student's BatchNorm layers stay as they are in training.
         compile: run the student through ``torch.compile``.
     """
 
@@ -50,6 +52,7 @@ class Learner(L.LightningModule):
         make_optimizer: Callable[[nn.Module], Optimizer],
         *,
         teacher: AskTeacher | None = None,
+        freeze_batchnorm: bool = False,
         clip: float | None = None,
         ema: float | None = None,
         seed: int = 0,
@@ -62,6 +65,7 @@ class Learner(L.LightningModule):
         self.schedule = schedule
         self.make_optimizer = make_optimizer
         self.teacher = teacher
+        self.frozen = [m for m in student.modules() if freeze_batchnorm and isinstance(m, _BatchNorm)]
         self.clip = clip
         self.seed = seed
         self.step = 0  # optimiser steps done, over all sessions of this training
@@ -78,7 +82,17 @@ class Learner(L.LightningModule):
     def configure_optimizers(self) -> Optimizer:
         return self.make_optimizer(self.student)
 
+    def train(self, mode: bool = True) -> Learner:
+        super().train(mode)
+        self._freeze()
+        return self
+
+    def _freeze(self) -> None:
+        for module in self.frozen:
+            module.eval()
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self._freeze()  # whoever validated put the whole student back into training mode
         seed_device(step_seed(self.seed, self.batches, self.global_rank), self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:

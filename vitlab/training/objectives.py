@@ -42,7 +42,7 @@ def distillation(
 
     Args:
         logits: [B, C].
-        label: not used.
+        label: [B] or mixed [B, C]; only the teacher's own accuracy is measured with it.
         target: the K largest probabilities of each row, or all of them [B, C].
         clamp_minor: do not let rounding make the mass of the other classes negative.
 
@@ -51,7 +51,11 @@ def distillation(
     """
     if target is None:
         raise ValueError("distillation needs a teacher's output for every view")
-    return {"loss": soft_cross_entropy(logits, target, clamp_minor=clamp_minor)}
+    loss = soft_cross_entropy(logits, target, clamp_minor=clamp_minor)
+    with torch.no_grad():
+        best = target.argmax(1) if isinstance(target, Tensor) else target.argmax()
+        truth = label if label.ndim == 1 else label.argmax(1)
+        return {"loss": loss, "teacher_accuracy": (best == truth).to(torch.float32).mean()}
 
 
 def accuracy(logits: Tensor, label: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ def train(
     teacher: Path | None = None,
     store: Path | None = None,
     views: int | None = None,
+    exact: bool = False,
     start: Path | None = None,
 ) -> dict[str, object]:
     """Train ``model`` with ``recipe`` to minimise ``objective``, and leave a model artifact in ``context.folder``.
@@ -40,6 +41,7 @@ def train(
         teacher: artifact of a teacher that is asked for a target at every step.
         store: sealed :class:`~vitlab.distill.store.TargetStore`; its targets are read instead.
         views: different views of every image, see :func:`make_data`.
+        exact: epoch e reads stored view e and no other, see :func:`make_data`.
         start: model artifact whose weights to start from; None: as ``model`` says.
 
     Returns:
@@ -47,7 +49,7 @@ def train(
     """
     config, asked, recipe = context.config, recipe, shortened(context.config, recipe)
     mean, std = normalisation(model, config.dataset.mean, config.dataset.std)
-    data = make_data(config, recipe, mean, std, store=store, views=views)
+    data = make_data(config, recipe, mean, std, store=store, views=views, exact=exact)
     network = make_network(config, model, data, start)
     schedule = Schedule.from_recipe(recipe, data.steps_per_epoch)
     steps, images = schedule.total, len(data.train_source)
@@ -59,6 +61,7 @@ def train(
         schedule,
         partial(make_optimizer, recipe=recipe),
         teacher=_teacher(config, teacher, store, data),
+        freeze_batchnorm=recipe.freeze_batchnorm,
         clip=recipe.clip,
         ema=recipe.ema,
         seed=config.seed,
@@ -113,6 +116,7 @@ def describe_model(
         mean=list(mean),
         std=list(std),
         crop_pct=config.dataset.crop_pct,
+        crop=config.dataset.crop,
         interpolation=config.recipe.augmentation.interpolation,
         origin=origin,
         method=config.method.name,

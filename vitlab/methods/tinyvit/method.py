@@ -8,39 +8,25 @@ steps, is the comparison.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Optional
 
-from omegaconf import MISSING
-
-from vitlab.config import Config, RecipeConfig
+from vitlab.config import Config
 from vitlab.errors import UserError
 from vitlab.methods.base import Context, Method, stage
+from vitlab.methods.tinyvit.options import TinyViTOptions
 
 
-@dataclass
-class TinyViTOptions:
-    """Keys under ``method.``"""
-
-    name: str = "tinyvit"
-    topk: int = MISSING  # K: stored probabilities of each view (paper Fig. 5: 10 for IN-1k, 100 for IN-21k)
-    prob_dtype: str = MISSING  # how they are stored: f2, f4 or bf16
-    epochs: Optional[int] = None  # stored views per image; null: one for each epoch of the recipe; fewer: used in turn
-    clamp_minor: bool = False  # official: rounding may make the mass of the other classes slightly negative
-    online: bool = False  # ask the teacher at every step instead of storing its labels: same views, same targets
-    store: Optional[str] = None  # train from this sealed store; no teacher is made
-    baseline: bool = True  # train the same student on labels alone, with equally many steps
-    finetune: Optional[RecipeConfig] = None  # train on the labels afterwards; null: no
+def distils(config: Config) -> bool:
+    return bool(config.method.distill)
 
 
 def makes_teacher(config: Config) -> bool:
-    return config.method.store is None
+    return distils(config) and config.method.store is None
 
 
 def makes_store(config: Config) -> bool:
-    return config.method.store is None and not config.method.online
+    return makes_teacher(config) and not config.method.online
 
 
 class TinyViT(Method):
@@ -58,6 +44,19 @@ class TinyViT(Method):
                 "method.online=true asks the teacher at every step, method.store names stored labels.",
                 "Leave one of the two out.",
             )
+        if options.replay not in ("cycle", "exact"):
+            raise UserError(f"method.replay={options.replay} is not cycle or exact.")
+        if not distils(config):
+            if options.finetune is None:
+                raise UserError(
+                    "method.distill=false only finetunes, and method.finetune names no recipe.",
+                    "Choose one: recipe@method.finetune=tinyvit_finetune.",
+                )
+            if config.model.checkpoint is None and not config.model.pretrained:
+                raise UserError(
+                    "method.distill=false finetunes a network that was trained before.",
+                    "Give model.checkpoint=FILE or FOLDER, or model.pretrained=true.",
+                )
         if makes_teacher(config) and not config.teacher.members:
             raise UserError(
                 "TinyViT needs a teacher, and teacher=none has no members.", "Choose one: mode=list group=teacher."
@@ -95,6 +94,7 @@ class TinyViT(Method):
         needs=("teacher", "store"),
         reads=("dataset", "model", "recipe", "teacher", "task"),
         title="student, teacher's labels",
+        when=distils,
     )
     def pretrain(self, context: Context) -> dict[str, object]:
         """Train the student on the teacher's soft labels (Eq. 1), stored or asked for at every step."""
@@ -103,34 +103,36 @@ class TinyViT(Method):
         from vitlab.training.train import train
 
         options, config = self.options, self.config
+        exact = options.replay == "exact"
         objective = partial(distillation, clamp_minor=options.clamp_minor)
         if options.online:
             teacher = context.artifact("teacher")
             return train(context, config.model, config.recipe, objective, teacher=teacher, views=options.epochs)
         store = Path(options.store) if options.store else context.artifact("store") / STORE
-        return train(context, config.model, config.recipe, objective, store=store)
+        return train(context, config.model, config.recipe, objective, store=store, exact=exact)
 
     @stage(
         needs=("pretrain",),
-        reads=("dataset", "task"),
+        reads=("dataset", "model", "task"),
         title="student, finetuned on labels",
         when=lambda config: config.method.finetune is not None,
     )
     def finetune(self, context: Context) -> dict[str, object]:
-        """Go on from the pretrained student, on the labels of the data set."""
+        """Go on from the pretrained student, or from a checkpoint, on the labels of the data set."""
         from vitlab.training.objectives import label_cross_entropy
         from vitlab.training.train import train
 
         recipe = self.options.finetune
         assert recipe is not None
+        start = context.artifact("pretrain") if self.options.distill else None
         objective = partial(label_cross_entropy, smoothing=recipe.label_smoothing)
-        return train(context, self.config.model, recipe, objective, start=context.artifact("pretrain"))
+        return train(context, self.config.model, recipe, objective, start=start)
 
     @stage(
         reads=("dataset", "model", "recipe", "task"),
         title="same student, labels alone",
         role="baseline",
-        when=lambda config: config.method.baseline,
+        when=lambda config: config.method.baseline and config.method.distill,
     )
     def labels(self, context: Context) -> dict[str, object]:
         """The comparison: the same student, views and number of steps, without a teacher."""
