@@ -43,7 +43,7 @@ def by_evolution(problem: Problem, seed: int, **options: Any) -> Design:
 
 
 def by_milp(problem: Problem, seed: int, **options: Any) -> Design:
-    settings = milp.MilpSettings(seed=replace(QUICK, steps=50), spreads=(milp.NEAR,), edges=60, edges_max=60, polish=1)
+    settings = milp.MilpSettings(seed=replace(QUICK, steps=50), spreads=(milp.NEAR,), edges=40, edges_max=40, polish=1)
     return milp.design(problem, settings, seed, **options)
 
 
