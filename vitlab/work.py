@@ -15,6 +15,7 @@ from vitlab.errors import UserError
 from vitlab.methods.base import Context, Method, Stage, find_method
 from vitlab.recorder import Recorder
 from vitlab.run import Run
+from vitlab.training.assemble import check_batches, recipes_of
 from vitlab.training.fit import CHECKPOINT
 from vitlab.training.interrupt import listen, stop_if_asked
 from vitlab.training.loggers import copied
@@ -32,6 +33,7 @@ def work(run: Run, config: Config, command: str) -> None:
     settle(config)
     method = find_method(config.method.name)(config)
     stages = method.stages(config)
+    check_batches(config, method.reads(config))
     recorder = run.recorder()
     folders = {stage.name: run.folder / stage.name for stage in stages}
     for number, stage in enumerate(stages, 1):
@@ -79,6 +81,7 @@ def rehearse(folder: Path, config: Config) -> str:
     of the whole.
     """
     settle(config)
+    check_batches(config, find_method(config.method.name).reads(config))
     method = find_method(config.method.name)(few(config))
     stages = method.stages(config)
     folders = {stage.name: folder / stage.name for stage in stages}
@@ -96,8 +99,8 @@ def rehearse(folder: Path, config: Config) -> str:
 
 def few(config: Config) -> Config:
     """``config`` with just enough images for two steps of its largest batch, and one stored view of each."""
-    recipes = [config.recipe, config.teacher.recipe, getattr(config.method, "finetune", None)]
-    batch = max(recipe.batch_size for recipe in recipes if recipe is not None)
+    recipes = recipes_of(config, find_method(config.method.name).reads(config))
+    batch = max((recipe.batch_size for recipe in recipes.values()), default=1)
     images = min(2 * batch, config.debug.max_images or 2 * batch)
     return replace(config, debug=replace(config.debug, max_images=images, max_slots=1))
 
