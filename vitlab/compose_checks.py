@@ -27,6 +27,7 @@ CROPS = ("auto", "center", "squash")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 LOGGERS = ("local", "csv", "tensorboard", "wandb")
 FORMATS = ("safetensors", "timm", "hub", "onnx", "onnx_int8", "torch_export")
+MAPS = ("gradcam", "rollout")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 
@@ -256,11 +257,22 @@ def _rest(config: Config, where: Where) -> None:
     _at_least("logger.every", config.logger.every, 1, where)
     _at_least("evaluation.batch_size", config.evaluation.batch_size, 1, where)
     _at_least("evaluation.bins", config.evaluation.bins, 1, where)
+    _at_least("evaluation.resamples", config.evaluation.resamples, 0, where)
     _at_least("evaluation.latency_repeats", config.evaluation.latency_repeats, 1, where)
     for size in config.evaluation.latency_batches:
         _at_least("evaluation.latency_batches", size, 1, where)
     for one in config.export.formats:
         _one_of("export.formats", one, FORMATS, where)
+    if config.export.push is not None and "hub" not in config.export.formats:
+        raise UserError(
+            f"{where('export.push')}: what is pushed is the hub layout, and export.formats has none.",
+            "Give export.formats=[hub] too.",
+        )
+    _one_of("predict.format", config.predict.format, ("table", "jsonl", "csv"), where)
+    _at_least("predict.topk", config.predict.topk, 1, where)
+    _at_least("explain.images", config.explain.images, 1, where)
+    for one in config.explain.methods:
+        _one_of("explain.methods", one, MAPS, where)
     for name in ("max_steps", "max_images", "max_slots"):
         value = getattr(config.debug, name)
         if value is not None:

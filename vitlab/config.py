@@ -181,6 +181,8 @@ class EvaluationConfig:
 
     batch_size: int = 256  # images at once
     bins: int = 15  # of the reliability diagram and the expected calibration error
+    resamples: int = 1000  # of the bootstrap behind intervals and comparisons; 0: no intervals
+    temperature: bool = True  # fit one on validation images and say what it mends
     latency: bool = True  # measure seconds per batch
     latency_batches: list[int] = field(default_factory=lambda: [1, 32])  # batch sizes that are timed
     latency_repeats: int = 30  # timed batches of each size
@@ -230,10 +232,6 @@ class ExplainConfig:
 
     methods: list[str] = field(default_factory=lambda: ["gradcam", "rollout"])  # those that the network allows
     images: int = 8  # of the test split, where no input= is given
-
-
-@dataclass
-class Config:
     target: str = "predicted"  # the class that Grad-CAM explains: predicted, label, or a class's name
     layer: Optional[str] = None  # module that Grad-CAM reads; null: the last one that has places
     sanity: bool = True  # randomise the weights and show what is left of the maps
@@ -244,6 +242,10 @@ class AuditConfig:
     """The look at a folder of your own images."""
 
     before_training: bool = True  # a training with dataset=folder looks first, and stops at a fault
+
+
+@dataclass
+class Config:
     """The whole tree. ``method`` is typed by the method's own ``Options`` dataclass."""
 
     mode: str = "train"  # train | evaluate | benchmark | predict | explain | export | audit | report | check | list
@@ -268,11 +270,11 @@ class AuditConfig:
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
     explain: ExplainConfig = field(default_factory=ExplainConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
 
 
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ep|st|%)\s*")
 
-    audit: AuditConfig = field(default_factory=AuditConfig)
 
 def to_steps(duration: str, steps_per_epoch: int, total: int | None = None) -> int:
     """Optimiser steps in ``duration``: ``"90ep"`` epochs, ``"5000st"`` steps, ``"10%"`` of ``total`` steps.

@@ -31,12 +31,10 @@ def ask(output: Path, *words: str) -> int:
 
 def train(output: Path, *words: str) -> Path:
     """A small supervised run on real digits (some seconds); its folder."""
-    code = ask(
-        output,
-        *("method=supervised", "dataset=digits", "debug.max_images=200", "recipe.duration=6ep"),
-        *("recipe.batch_size=32", "evaluation.latency=false", "evaluation.batch_size=64", "export=none", *words),
-    )
-    assert code == 0
+    usual: tuple[str, ...] = ("method=supervised", "dataset=digits", "debug.max_images=200", "recipe.duration=6ep")
+    usual += ("recipe.batch_size=32", "evaluation.latency=false", "evaluation.batch_size=64", "export=none")
+    given = {word.partition("=")[0] for word in words}
+    assert ask(output, *(word for word in usual if word.partition("=")[0] not in given), *words) == 0
     return max(output.glob("*/*/run.json"), key=lambda marker: marker.stat().st_mtime_ns).parent
 
 

@@ -16,6 +16,9 @@ from vitlab.errors import UserError
 from vitlab.models.artifact import ModelMeta
 from vitlab.models.build import architecture, build_model, normalisation
 
+CROP_MODES = {"center": "center", "squash": "squash", "border": "center"}
+"""timm's names of what is done at evaluation, and ours."""
+
 
 def build(
     config: Config, title: str, on_data: bool, trained: bool, typed: frozenset[str]
@@ -23,18 +26,22 @@ def build(
     """The network of ``config.model`` in eval mode, and its description.
 
     Its classes are those of timm's weights or, with ``on_data``, of the data set; its view is timm's for timm's
-    weights (size, crop and interpolation of their record), else the data set's. A typed ``dataset.size`` or
-    ``dataset.crop_pct`` wins over both.
+    weights (size, crop and interpolation of their record), else the data set's. A typed ``dataset.size``,
+    ``dataset.crop_pct`` or ``dataset.crop`` wins over both.
 
     Raises:
         UserError: the classes are not known, or the head would be an untrained one where ``trained`` is demanded.
     """
     model, dataset = config.model, config.dataset
     record = _record(model.name) if model.pretrained and model.checkpoint is None else {}
-    size, crop, interpolation = dataset.size, dataset.crop_pct, AugmentationConfig.interpolation
+    size, interpolation = dataset.size, AugmentationConfig.interpolation
+    crop_pct, crop = dataset.crop_pct, dataset.crop
+    if not on_data and "size" not in typed:
+        size = int(_record(model.name).get("input_size", [size])[-1])
     if record:
         size = dataset.size if "size" in typed else int(record["input_size"][-1])
-        crop = dataset.crop_pct if "crop_pct" in typed else float(record["crop_pct"])
+        crop_pct = dataset.crop_pct if "crop_pct" in typed else float(record["crop_pct"])
+        crop = dataset.crop if "crop" in typed else CROP_MODES.get(str(record.get("crop_mode")), "center")
         interpolation = str(record["interpolation"])
     classes = list(open_splits(dataset, config.seed, config.debug.max_images)["train"].classes) if on_data else []
     own = _names(int(record.get("num_classes", 0)))
@@ -65,7 +72,8 @@ def build(
         size=size,
         mean=list(mean),
         std=list(std),
-        crop_pct=crop,
+        crop_pct=crop_pct,
+        crop=crop,
         interpolation=interpolation,
         origin=origin,
         licence=str(record.get("license") or ""),

@@ -124,7 +124,7 @@ class Subject:
 
 
 def open_data(config: Config, meta: ModelMeta, typed: frozenset[str] = frozenset()) -> VisionData:
-    """The data of ``config`` at the size, crop and normalisation of ``meta``; a typed ``dataset.crop_pct`` or ``crop`` wins."""
+    """The data of ``config`` as ``meta`` wants to see them; a typed ``dataset.crop_pct`` or ``dataset.crop`` wins."""
     from vitlab.data.module import VisionData
     from vitlab.training.devices import rank, world
 
@@ -149,7 +149,7 @@ def open_data(config: Config, meta: ModelMeta, typed: frozenset[str] = frozenset
 
 
 def find_subjects(composed: Composed, *, trained: bool = True) -> list[Subject]:
-    """Every model that the prompt means: of each ``run=`` all its models, or the one of ``model=``.
+    """Every model that the prompt means: all of one run, the results of several, or the one of ``model=``.
 
     Args:
         trained: refuse a model without trained weights.
@@ -167,8 +167,10 @@ def find_subjects(composed: Composed, *, trained: bool = True) -> list[Subject]:
         wanted = [stage for stage in stages if only in (None, stage.name)]
         if not wanted:
             raise _no_stage(run, only, stages)
+        if len(runs) > 1:
+            wanted = [result_of(wanted)]
         prefix = f"{run.name}/" if len(runs) > 1 else ""
-        found += [_of_run(run, stage, config, composed, prefix) for stage in wanted]
+        found += [_of_run(run, stage, config, typed_keys(composed, "dataset"), prefix) for stage in wanted]
     return found
 
 
@@ -190,11 +192,11 @@ def find_subject(composed: Composed, *, trained: bool = True) -> Subject:
     config = config_of(run, composed)
     stages = models_of(run, config)
     if only is None and stages:
-        return _of_run(run, result_of(stages), config, composed)
+        return _of_run(run, result_of(stages), config, typed_keys(composed, "dataset"))
     stage = next((one for one in stages if one.name == only), None)
     if stage is None:
         raise _no_stage(run, only, stages)
-    return _of_run(run, stage, config, composed)
+    return _of_run(run, stage, config, typed_keys(composed, "dataset"))
 
 
 def find_runs(composed: Composed) -> list[tuple[Run, str | None]]:
@@ -253,6 +255,11 @@ def result_of(stages: Sequence[Stage]) -> Stage:
     return ([stage for stage in stages if stage.role == "student"] or list(stages))[-1]
 
 
+def subjects_of(run: Run, config: Config, stages: Sequence[Stage]) -> list[Subject]:
+    """The models that these stages of a run left."""
+    return [_of_run(run, stage, config, frozenset()) for stage in stages]
+
+
 def config_of(run: Run, composed: Composed) -> Config:
     """The run's own configuration, with what the prompt may say anew: hardware, measuring, and typed keys of the data
     set (``dataset.root`` of data that have moved; ``dataset=NAME`` for others).
@@ -293,7 +300,7 @@ def typed_keys(composed: Composed, group: str) -> frozenset[str]:
 # ------------------------------------------------------------------------------------------------------------- parts
 
 
-def _of_run(run: Run, stage: Stage, config: Config, composed: Composed, prefix: str = "") -> Subject:
+def _of_run(run: Run, stage: Stage, config: Config, typed: frozenset[str], prefix: str = "") -> Subject:
     return Subject(
         name=prefix + stage.name,
         title=f"{run.name}: {stage.title}" if prefix else stage.title,
@@ -303,7 +310,7 @@ def _of_run(run: Run, stage: Stage, config: Config, composed: Composed, prefix: 
         config=config,
         run=run,
         stage=stage,
-        typed=typed_keys(composed, "dataset"),
+        typed=typed,
     )
 
 
@@ -348,7 +355,8 @@ def _resolve(word: str, composed: Composed) -> list[tuple[Run, str | None]]:
     patterns = [text, *(str(output / below) for below in (text, f"*/{text}") if not Path(text).is_absolute())]
     if glob.has_magic(word):
         for pattern in patterns:
-            matched = [one for path in sorted(glob.glob(pattern)) if (one := _run_at(Path(path))) is not None]
+            paths = [path for path in map(Path, sorted(glob.glob(pattern))) if _holds_run(path)]
+            matched = [one for path in paths if (one := _run_at(path)) is not None]
             if matched:
                 return matched
         raise UserError(f"run={word} matches no run.", _known_runs(composed, word))
@@ -366,9 +374,14 @@ def _resolve(word: str, composed: Composed) -> list[tuple[Run, str | None]]:
 def _run_at(path: Path) -> tuple[Run, str | None] | None:
     if (path / "run.json").is_file():
         return Run.at(path), None
-    if path.parent != path and (path.parent / "run.json").is_file() and path.is_dir():
+    if path.parent != path and (path.parent / "run.json").is_file():
         return Run.at(path.parent), path.name
     return None
+
+
+def _holds_run(path: Path) -> bool:
+    """Whether a glob may mean this: a run, or a model of one."""
+    return path.is_dir() and any((path / name).is_file() for name in ("run.json", "model.json"))
 
 
 def _known_runs(composed: Composed, word: str) -> str:

@@ -1,0 +1,137 @@
+"""mode=evaluate on a small real run: the files agree with each other, with scikit-learn and with what is said."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import accuracy_score, log_loss
+
+from tests.modes.conftest import ask, train
+from vitlab.errors import UserError
+from vitlab.measure.classification import Evaluation
+from vitlab.measure.resample import mcnemar
+from vitlab.modes.evaluate import class_numbers
+
+
+@pytest.fixture(scope="module")
+def said(run: Path, output: Path) -> str:
+    """What the prompt says of one run."""
+    import contextlib
+    import io
+
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert ask(output, "mode=evaluate", f"run={run}", "evaluation.resamples=200") == 0
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def other(output: Path, run: Path) -> Path:
+    """A second run: fewer steps, so a worse model."""
+    return train(output, "debug.max_steps=12")
+
+
+def test_the_files_agree_with_scikit_learn(run: Path, said: str) -> None:
+    kept = np.load(run / "evaluation" / "train.npz")
+    found = Evaluation.from_dict(json.loads((run / "evaluation" / "train.json").read_text()))
+    prob = np.exp(kept["logits"].astype(float))
+    prob /= prob.sum(1, keepdims=True)
+    assert found.top1 == pytest.approx(accuracy_score(kept["label"], kept["logits"].argmax(1)))
+    assert found.nll == pytest.approx(log_loss(kept["label"], prob, labels=range(10)), rel=1e-5)
+    assert [row[0] for row in found.calibrations] == [10, 15, 20]
+    assert found.intervals["top1"][0] < found.top1 < found.intervals["top1"][1]
+    assert f"{100 * found.top1:.2f}" in said
+    assert found.view == "resized to 32 × 32, nothing cut, bicubic"
+    assert found.view in said
+
+
+def test_the_temperature_is_cross_fitted_where_there_is_no_validation_split(run: Path, said: str) -> None:
+    found = Evaluation.from_dict(json.loads((run / "evaluation" / "train.json").read_text()))
+    assert found.temperature is not None
+    assert found.temperature.fitted_on == "halves of the test split, each measured with the other's"
+    assert found.temperature.nll < found.nll
+    assert f"at temperature {found.temperature.value:.3g}" in said
+
+
+def test_the_class_table_and_pictures(run: Path, said: str) -> None:
+    with open(run / "evaluation" / "train-classes.csv") as file:
+        rows = list(csv.DictReader(file))
+    found = Evaluation.from_dict(json.loads((run / "evaluation" / "train.json").read_text()))
+    assert [row["class"] for row in rows] == found.classes
+    assert sum(int(row["images"]) for row in rows) == found.n
+    for name in ("reliability", "confusion", "mistakes"):
+        with Image.open(run / "evaluation" / f"train-{name}.png") as picture:
+            assert min(picture.size) > 200
+    assert re.search(r"weakest classes of model, labels alone: \d", said)
+
+
+def test_the_markers_follow(run: Path, said: str) -> None:
+    done = json.loads((run / "evaluation" / "done.json").read_text())
+    found = Evaluation.from_dict(json.loads((run / "evaluation" / "train.json").read_text()))
+    assert done["metrics"]["train"] == found.metrics()
+    assert (run / "finished.json").exists()
+
+
+def test_two_runs_are_compared_on_the_same_images(
+    run: Path, other: Path, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ask(output, "mode=evaluate", f"run=[{run.name},{other.name}]", "evaluation.resamples=200") == 0
+    said = capsys.readouterr().out
+    (file,) = (output / "evaluate").glob("*-runs-*/comparisons.json")
+    (found,) = json.loads(file.read_text())
+    a, b = (np.load(one / "evaluation" / "train.npz") for one in (run, other))
+    right = [one["logits"].argmax(1) == one["label"] for one in (a, b)]
+    assert found["only_first"] == int((right[0] & ~right[1]).sum())
+    assert found["p_value"] == mcnemar(found["only_first"], found["only_second"])
+    difference = found["differences"]["top1"]
+    assert difference["value"] == pytest.approx(right[1].mean() - right[0].mean())
+    assert difference["lo"] <= difference["value"] <= difference["hi"]
+    assert f"{other.name}: model, labels alone against {run.name}: model, labels alone: " in said
+    assert "McNemar p = " in said
+    assert file.with_name("evaluation.txt").read_text().strip() in said
+
+
+def test_other_images_go_beside_the_runs_own_record(run: Path, output: Path) -> None:
+    before = (run / "evaluation" / "train.json").read_bytes()
+    assert ask(output, "mode=evaluate", f"run={run}", "debug.max_images=50", "evaluation.resamples=20") == 0
+    (folder,) = run.glob("evaluation-digits-*")
+    assert json.loads((folder / "train.json").read_text())["n"] == 50
+    assert (run / "evaluation" / "train.json").read_bytes() == before
+
+
+def test_different_images_do_not_compare(run: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = train(output, "debug.max_images=120", "debug.max_steps=3")
+    assert ask(output, "mode=evaluate", f"run=[{run},{small}]", "evaluation.resamples=0") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "were not measured on the same images" in said
+
+
+def test_a_model_folder_on_typed_data_with_a_validation_split(run: Path, output: Path, tmp_path: Path) -> None:
+    """Digits as class folders with val and test: the temperature comes from val alone."""
+    from vitlab.config import DatasetConfig
+    from vitlab.data.embedded import digits
+
+    source = digits(DatasetConfig(name="digits", size=32, mean=[0.3] * 3, std=[0.3] * 3))["test"]
+    for i in range(120):
+        image, label = source[i]
+        place = tmp_path / "photos" / ("train", "val", "test")[i % 3] / str(label) / f"{i}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        image.save(place)
+    words = (f"model.checkpoint={run / 'train'}", "dataset=folder", f"dataset.root={tmp_path / 'photos'}")
+    assert ask(output, "mode=evaluate", *words, "evaluation.resamples=20") == 0
+    (file,) = (output / "evaluate").glob("train-folder-*/model.json")
+    found = Evaluation.from_dict(json.loads(file.read_text()))
+    assert found.n == 40
+    assert found.temperature is not None
+    assert found.temperature.fitted_on == "val split, 40 images"
+
+
+def test_classes_in_another_order_or_fewer_are_found_by_name() -> None:
+    np.testing.assert_array_equal(class_numbers(["b", "a"], ["a", "b", "c"], "m"), [1, 0])
+    with pytest.raises(UserError, match="does not know 1 of the 2 classes of the data, the first is 'z'"):
+        class_numbers(["a", "z"], ["a", "b"], "m")
