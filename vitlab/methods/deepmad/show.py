@@ -88,7 +88,7 @@ def picture(structure: Structure, resolution: int, title: str, path: Path) -> No
             else:
                 axes.add_patch(_box(at, layers, min(unit.bottleneck, unit.out), colour, 0.75))
                 words = f"{unit.depth} x k{unit.kernel}\n{side} px"
-            # Narrow units stand close together; their words are turned.
+            # Narrow units stand close together: there is room for their channels alone.
             narrow = layers < 6
             axes.annotate(
                 f"{unit.out}" if narrow else f"{unit.out}\n{words}",
@@ -142,6 +142,7 @@ def pareto_picture(points: Sequence[dict[str, object]], path: Path) -> None:
                         str(point["name"]), (across, up), xytext=(4, -9), textcoords="offset points", fontsize=6.5
                     )
             axes.set_xscale("log")
+            axes.margins(0.14)
             axes.set_xlabel(name)
             axes.xaxis.set_major_formatter(lambda value, _: tick(value))
             axes.xaxis.set_minor_formatter(lambda value, _: "")
