@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitlab.data.images import to_rgb
+from vitlab.data.images import to_rgb, why
 
 SIDE = 8
 """Pixels of the side of a thumbnail."""
@@ -66,14 +66,9 @@ def look(path: str | Path) -> Look:
             rgb = to_rgb(image)
             rgb.load()
             format = image.format or ""
-    except FileNotFoundError:
-        return Look(size, changed, "there is no such file")
     # Pillow's decoders raise whatever the format's code stumbles over, SyntaxError and struct.error among them.
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if "cannot identify image file" in reason:
-            reason = "not an image, whatever its name says"
-        return Look(size, changed, reason.replace(str(path), "the file"))
+        return Look(size, changed, why(error))
     content = hashlib.blake2b(data, digest_size=16).digest()
     gradient, thumbnail = _likeness(rgb)
     return Look(size, changed, "", format, mode, width, height, orientation, frames, content, gradient, thumbnail)

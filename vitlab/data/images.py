@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vitlab.data.sources import Labels, Strings
 from vitlab.errors import UserError
@@ -38,6 +38,37 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def read_rgb(path: Path, upright: bool = True) -> Image.Image:
+    """The image file ``path`` as RGB; ``upright=False`` ignores its EXIF orientation.
+
+    Raises:
+        UserError: naming the file, if it is missing or does not decode.
+    """
+    try:
+        with Image.open(path) as image:
+            rgb = to_rgb(image) if upright else image.convert("RGB")
+            rgb.load()
+    # Pillow's decoders raise whatever the format's code stumbles over, SyntaxError and struct.error among them.
+    except Exception as error:
+        empty = path.is_file() and path.stat().st_size == 0
+        raise UserError(
+            f"{path} cannot be read as an image ({'the file is empty' if empty else why(error)}).",
+            "Repair the file, or take it out of the data set.",
+        ) from error
+    return rgb
+
+
+def why(error: Exception) -> str:
+    """What an exception met while reading an image means, in a few words."""
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image, whatever its name says"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 class Files:
@@ -77,15 +108,4 @@ class Files:
         Raises:
             UserError: naming the file, if it is missing or does not decode.
         """
-        path = self.root / self.keys[index]
-        try:
-            with Image.open(path) as image:
-                rgb = to_rgb(image) if self.upright else image.convert("RGB")
-                rgb.load()
-        # Pillow's decoders raise whatever the format's code stumbles over, SyntaxError and struct.error among them.
-        except Exception as error:
-            raise UserError(
-                f"{path} cannot be read as an image ({type(error).__name__}: {error}).",
-                "Repair the file, or take it out of the data set.",
-            ) from error
-        return rgb, int(self.labels[index])
+        return read_rgb(self.root / self.keys[index], self.upright), int(self.labels[index])

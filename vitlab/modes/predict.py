@@ -1,0 +1,265 @@
+"""``mode=predict``: what is on these pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from vitlab.compose import Composed
+from vitlab.config import PredictConfig
+from vitlab.errors import UserError
+from vitlab.files import read_json
+from vitlab.modes.inputs import expand, read_all
+from vitlab.modes.subject import Subject, find_subject
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import nn
+
+    from vitlab.distill.views import EvalView
+    from vitlab.models.artifact import ModelMeta
+
+PATH_WIDTH = 60  # columns of the table that a path gets at most
+
+
+@dataclass
+class Prediction:
+    """What the network says of one file, or why there is nothing to say."""
+
+    path: str
+    top: list[tuple[str, float]]  # (class, probability), the most probable first
+    error: str = ""
+
+    def record(self) -> dict[str, object]:
+        """As JSON takes it."""
+        if self.error:
+            return {"path": self.path, "error": self.error}
+        name, probability = self.top[0]
+        top = [{"class": one, "probability": round(p, 6)} for one, p in self.top]
+        return {"path": self.path, "class": name, "probability": round(probability, 6), "top": top}
+
+
+def answer(composed: Composed) -> int:
+    """Name what is on the pictures of ``input=``: table, JSON lines or CSV; 2 where some could not be read.
+
+    Raises:
+        UserError: no model, no pictures, or an unknown format.
+    """
+    config = composed.config
+    subject = find_subject(composed)
+    names = expand(config.input)
+    paths = itertools.chain([next(names)], names)  # the first mistake is answered before anything heavy is loaded
+    from vitlab.work import settle
+
+    settle(config)
+    scale = temperature(subject) if config.predict.calibrated else None
+    told = f"calibrated, logits divided by {scale:.3g}" if scale else "as the network gives them"
+    if scale is None and config.predict.calibrated and subject.run is not None:
+        told += "; mode=evaluate fits a temperature"
+    print(f"model    {subject.artifact or subject.title}\nprobabilities {told}", file=sys.stderr)
+    total = bad = 0
+    used: set[Path] = set()  # a second picture called cat becomes cat-17.png
+    with _target(config.predict) as file:
+        writer = Writer(config.predict, file, len(subject.meta.classes))
+        for batch in predictions(subject, paths, scale or 1.0):
+            writer.write([one for one, _ in batch])
+            for one, image in batch:
+                total += 1
+                if image is None:
+                    bad += 1
+                    print(f"{one.path}: {one.error}", file=sys.stderr)
+                elif config.predict.pictures is not None:
+                    path = Path(config.predict.pictures).expanduser() / f"{Path(one.path).stem}.png"
+                    path = path.with_stem(f"{path.stem}-{total}") if path in used else path
+                    used.add(path)
+                    annotate(image, one, path)
+    if bad:
+        print(f"{bad:,} of {total:,} files could not be read", file=sys.stderr)
+    for what in (config.predict.output, config.predict.pictures):
+        if what is not None:
+            print(f"written  {what}", file=sys.stderr)
+    return 2 if bad else 0
+
+
+def temperature(subject: Subject) -> float | None:
+    """The temperature that mode=evaluate fitted for this model; None where there is none."""
+    if subject.run is None or subject.artifact is None:
+        return None
+    path = subject.run.folder / "evaluation" / f"{subject.artifact.name}.json"
+    fitted = read_json(path).get("temperature") if path.is_file() else None
+    return float(fitted["value"]) if fitted else None
+
+
+def view_of(meta: ModelMeta) -> EvalView:
+    """The view that the model was measured with."""
+    from vitlab.distill.views import EvalView
+
+    return EvalView(meta.size, meta.crop_pct, meta.mean, meta.std, meta.interpolation, meta.crop)
+
+
+def predictions(
+    subject: Subject, paths: Iterator[str], scale: float
+) -> Iterator[list[tuple[Prediction, Image.Image | None]]]:
+    """Predictions in the order of ``paths``, a batch at a time, each with its picture; None for one that is bad."""
+    network = subject.network().to(subject.device).eval()
+    view = view_of(subject.meta)
+    size, names = subject.config.evaluation.batch_size, readable(subject.meta.classes)
+    read = read_all(paths, subject.config.hardware.workers or subject.config.hardware.threads, max(2 * size, 16))
+    while batch := list(itertools.islice(read, size)):
+        good = [image for _, image in batch if not isinstance(image, UserError)]
+        top = iter(_top(network, subject, [view(image) for image in good], scale, names))
+        yield [
+            (Prediction(path, [], _reason(image, path)), None)
+            if isinstance(image, UserError)
+            else (Prediction(path, next(top)), image)
+            for path, image in batch
+        ]
+
+
+def _top(
+    network: nn.Module, subject: Subject, views: Sequence[object], scale: float, names: Sequence[str]
+) -> list[list[tuple[str, float]]]:
+    """The most probable classes of each view [3, S, S]."""
+    if not views:
+        return []
+    import torch
+
+    with torch.inference_mode():
+        image = torch.stack(list(views)).to(subject.device)  # type: ignore[arg-type]  # torch is not imported above
+        prob = (network(image).double() / scale).softmax(1).cpu()
+    best, which = prob.topk(min(subject.config.predict.topk, prob.shape[1]), dim=1)
+    pairs = zip(which.tolist(), best.tolist(), strict=True)
+    return [[(names[c], p) for c, p in zip(row, values, strict=True)] for row, values in pairs]
+
+
+def _reason(error: UserError, path: str) -> str:
+    return error.what.removeprefix(f"{path} cannot be read as an image (").removesuffix(").")
+
+
+def readable(classes: Sequence[str]) -> list[str]:
+    """Class names for people: ImageNet's WordNet ids with their meaning, others as they are."""
+    if not all(name.startswith("n") and name[1:].isdecimal() and len(name) == 9 for name in classes):
+        return list(classes)
+    from timm.data import ImageNetInfo
+
+    known = ImageNetInfo("imagenet-22k")
+    told = {name: text for name, text in zip(known.label_names(), known.label_descriptions(), strict=True) if text}
+    return [f"{told[name].split(',')[0]} ({name})" if name in told else name for name in classes]
+
+
+# ------------------------------------------------------------------------------------------------------------ output
+
+
+@contextmanager
+def _target(spec: PredictConfig) -> Iterator[TextIO]:
+    """The screen, or a file that is there whole or not at all."""
+    if spec.output is None:
+        yield sys.stdout
+        return
+    path = Path(spec.output).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Writer:
+    """Predictions as lines, batch by batch, so that a pipe gets them as they come."""
+
+    def __init__(self, spec: PredictConfig, file: TextIO, classes: int) -> None:
+        self.format, self.file = spec.format, file
+        self.topk = min(spec.topk, classes)
+        self.width = 0
+        if self.format == "csv":
+            places = [["class", "probability"], *([f"class_{n}", f"probability_{n}"] for n in range(2, self.topk + 1))]
+            self._csv([["path", *itertools.chain(*places), "error"]])
+
+    def write(self, batch: Sequence[Prediction]) -> None:
+        """Append a batch."""
+        match self.format:
+            case "jsonl":
+                text = "".join(json.dumps(one.record(), ensure_ascii=False) + "\n" for one in batch)
+                # a file name may be any bytes; JSON escapes what is no text
+                self.file.write(text.encode("utf-8", "backslashreplace").decode())
+            case "csv":
+                self._csv([self._row(one) for one in batch])
+            case _:
+                self._table([one for one in batch if not one.error])
+        self.file.flush()
+
+    def _row(self, one: Prediction) -> list[str]:
+        places = [value for name, p in one.top for value in (name, f"{p:.6f}")]
+        path = one.path.encode("utf-8", "backslashreplace").decode()
+        return [path, *places, *[""] * (2 * self.topk - len(places)), one.error]
+
+    def _csv(self, rows: Sequence[Sequence[str]]) -> None:
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerows(rows)
+        self.file.write(buffer.getvalue())
+
+    def _table(self, batch: Sequence[Prediction]) -> None:
+        shown = [_shortened(one.path.encode("utf-8", "backslashreplace").decode()) for one in batch]
+        self.width = max([self.width, *map(len, shown)])
+        named = max([0, *(len(one.top[0][0]) for one in batch)])
+        for path, one in zip(shown, batch, strict=True):
+            rest = "  ".join(f"{name} {100 * p:.1f}" for name, p in one.top[1:] if p >= 0.0005)
+            (name, p), *_ = one.top
+            self.file.write(f"{path:<{self.width}}  {name:<{named}}  {100 * p:5.1f} %   {rest}".rstrip() + "\n")
+
+
+def _shortened(path: str) -> str:
+    return path if len(path) <= PATH_WIDTH else f"...{path[3 - PATH_WIDTH :]}"
+
+
+# ---------------------------------------------------------------------------------------------------------- pictures
+
+LEAST, MOST = 240, 900  # pixels of the longer side of an annotated picture
+LINE = 24  # pixels of one line of the legend
+BAR, INK, QUIET, PAPER = "#0072b2", "#1d2329", "#5f6b76", "#ffffff"
+
+
+def annotate(image: Image.Image, one: Prediction, path: Path) -> None:
+    """Write the picture as the PNG ``path`` with its classes below, a bar for each probability."""
+    from matplotlib import font_manager
+    from PIL import Image as Pillow
+    from PIL import ImageDraw, ImageFont
+
+    from vitlab.files import atomic_write
+
+    longer = max(image.size)
+    scale = min(MOST / longer, 1) if longer > LEAST else LEAST / longer
+    resampling = Pillow.Resampling.NEAREST if longer < 64 else Pillow.Resampling.LANCZOS
+    picture = image.resize([max(1, round(side * scale)) for side in image.size], resampling)
+    width = max(picture.width, LEAST)
+    page = Pillow.new("RGB", (width, picture.height + LINE * len(one.top) + 12), PAPER)
+    page.paste(picture, ((width - picture.width) // 2, 0))
+    draw = ImageDraw.Draw(page)
+    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 13)
+    for row, (name, probability) in enumerate(one.top):
+        top = picture.height + 8 + row * LINE
+        share = f"{100 * probability:.1f} %"
+        room = width - 24 - draw.textlength(share, font)
+        while name and draw.textlength(name, font) > room - 8:
+            name = name[:-2].rstrip("…") + "…" if len(name) > 2 else ""
+        colour = INK if row == 0 else QUIET
+        draw.text((8, top), name, colour, font)
+        draw.text((width - 8 - draw.textlength(share, font), top), share, colour, font)
+        draw.rectangle((8, top + 17, 8 + (width - 16) * probability, top + 19), BAR if row == 0 else "#9fb8c8")
+    buffer = io.BytesIO()
+    page.save(buffer, "PNG")
+    atomic_write(path, buffer.getvalue())
