@@ -54,7 +54,7 @@ def make_batches(count: int, width: int) -> list[Batch]:
     generator = torch.Generator().manual_seed(0)
     rows = torch.arange(32)
     return [
-        Batch(torch.randn(32, width, generator=generator), rows % 10, rows, torch.zeros_like(rows)) for _ in range(count)
+        Batch(torch.randn(32, width, generator=generator), rows % 10, rows, rows * 0) for _ in range(count)
     ]
 
 
@@ -142,8 +142,8 @@ def test_fit_and_bare_loop_learn_the_same_weights() -> None:
 def main() -> None:
     torch.set_num_threads(1)
     print(f"{'step':<24}{'bare loop':>12}{'vitlab':>12}{'ratio':>8}{'overhead':>12}")
-    for name, width, hidden, depth, steps in (("trivial (80 weights)", 7, 4, 0, 400), ("about 50 ms", 768, 1536, 6, 40)):
-        bare, ours = measure(width, hidden, depth, steps, rounds=3)
+    for name, sizes, steps in (("trivial (80 weights)", (7, 4, 0), 400), ("about 50 ms", (768, 1536, 6), 40)):
+        bare, ours = measure(*sizes, steps, rounds=3)
         told = f"{1e3 * bare:>9.2f} ms{1e3 * ours:>9.2f} ms{ours / bare:>8.2f}{1e3 * (ours - bare):>9.2f} ms"
         print(f"{name:<24}{told}")
 

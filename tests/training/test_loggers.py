@@ -63,7 +63,7 @@ def from_wandb(run: Path) -> Found:
 
 
 def wandb_records(run: Path) -> list[Any]:
-    """The offline file holds protocol buffers in LevelDB's log format: 32 KiB blocks of fragments with a 7-byte head."""
+    """The offline file holds protocol buffers in LevelDB's log format: blocks of fragments with 7-byte heads."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     (file,) = run.glob("wandb/offline-run-*/*.wandb")

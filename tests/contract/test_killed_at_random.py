@@ -1,0 +1,40 @@
+"""The whole main job, killed with SIGKILL again and again at random moments until it is through."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.contract.story import SMALL, assert_same, tell, the_run
+
+WORDS = ("method=tinyvit", "export=none", "hardware.workers=2")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_learns_the_same(tmp_path: Path) -> None:
+    assert tell(tmp_path / "whole", *WORDS) == 0
+    dice = random.Random(0)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-m", "vitlab", *SMALL, *WORDS, f"output={tmp_path / 'killed'}"]
+    kills, seconds = 0, 12.0
+    while True:
+        process = subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            assert process.wait(seconds + dice.random() * 6) == 0
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            seconds += 0.5  # a start takes its time; in the end one gets through
+            time.sleep(0.2)
+    assert kills >= 2, "too fast to be killed; lower the seconds"
+    assert_same(the_run(tmp_path / "killed"), the_run(tmp_path / "whole"))

@@ -1,0 +1,125 @@
+"""What a training promises beyond the methods' contract: every switch of a recipe, together and one by one."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.contract.story import assert_same, at, tell, the_run
+from vitlab.distill.teachers import OnlineTeacher
+from vitlab.recorder import read_rows
+from vitlab.training import objectives
+from vitlab.training.learner import Learner
+from vitlab.training.schedule import Schedule
+
+PLAIN = ("method=supervised", "export=none", "evaluation=quick")
+EVERYTHING = (
+    *PLAIN,
+    "recipe.ema=0.9",
+    "recipe.accumulate=2",
+    "recipe.layer_decay=0.8",
+    "recipe.label_smoothing=0.1",
+    "model.args.drop_path_rate=0.2",
+    "recipe.augmentation.randaug=rand-m9-mstd0.5-inc1",
+    "recipe.augmentation.erase=0.25",
+    "recipe.augmentation.mixup=0.8",
+    "recipe.augmentation.cutmix=1.0",
+    "recipe.optimizer=lamb",
+)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "train" / "model.safetensors")
+
+
+def test_everything_at_once_continues_bit_for_bit(tmp_path: Path) -> None:
+    """Weight average, accumulation, drop path, mixing, erasing: stopped in mid-epoch between two records."""
+    assert tell(tmp_path / "a", *EVERYTHING) == 0
+    with at(Learner, "after_step", lambda learner: learner.step + 1 == 7, signal.SIGTERM):
+        assert tell(tmp_path / "b", *EVERYTHING) == 130
+    assert tell(tmp_path / "b", *EVERYTHING) == 0
+    assert_same(the_run(tmp_path / "a"), the_run(tmp_path / "b"))
+
+
+def test_micro_batches_add_up_to_the_batch(tmp_path: Path) -> None:
+    """Four micro-batches of 4 = one batch of 16, for a network whose output does not depend on the batch."""
+    model = ("model=deit_tiny", "model.pretrained=false", "model.args.embed_dim=32", "model.args.depth=1")
+    model = (*model, "model.args.num_heads=2", "model.args.patch_size=8", "recipe.optimizer=sgd")
+    for name, parts in (("whole", 1), ("parts", 4)):
+        assert tell(tmp_path / name, *PLAIN, *model, f"recipe.accumulate={parts}") == 0
+    whole, parts_ = weights(the_run(tmp_path / "whole")), weights(the_run(tmp_path / "parts"))
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts_[name], rtol=0, atol=1e-6)
+
+
+def test_weight_average_follows_the_student_and_is_the_result() -> None:
+    """After the first step the average is the student; then average = decay * average + (1 - decay) * student."""
+    student = torch.nn.Linear(1, 1, bias=False)
+    learner = Learner(student, objectives.label_cross_entropy, Schedule("constant", 1.0, 3), torch.optim.SGD, ema=0.75)
+    for value in (1.0, 5.0, 3.0):
+        student.weight.data.fill_(value)
+        learner.after_step()
+    assert float(learner.result.weight) == 0.75 * (0.75 * 1.0 + 0.25 * 5.0) + 0.25 * 3.0
+    assert learner.result is not student
+
+
+def test_teacher_is_in_no_checkpoint() -> None:
+    """Nor in .parameters(), so that neither optimiser nor gradient buckets know it."""
+    network = torch.nn.Linear(1, 1)
+    teacher = OnlineTeacher(torch.nn.Linear(3, 3), [0.5] * 3, [0.5] * 3, 8, [0.5] * 3, [0.5] * 3)
+    schedule = Schedule("constant", 1.0, 1)
+    learner = Learner(network, objectives.distillation, schedule, torch.optim.SGD, teacher=teacher)
+    assert set(learner.state_dict()) == {"student.weight", "student.bias"}
+    assert len(list(learner.parameters())) == 2
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_names_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    honest = objectives.label_cross_entropy
+
+    def at_fifth(logits: torch.Tensor, label: torch.Tensor, target: object = None, *, smoothing: float = 0.0) -> object:
+        calls.append(label)
+        losses = honest(logits, label, smoothing=smoothing)
+        return {"loss": losses["loss"] * float("nan")} if len(calls) == 8 else losses
+
+    calls: list[torch.Tensor] = []
+    monkeypatch.setattr(objectives, "label_cross_entropy", at_fifth)
+    assert tell(tmp_path, *PLAIN) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "the loss is not finite at step 7" in told and "recipe.lr" in told
+    what = json.loads((the_run(tmp_path) / "train" / "not_finite.json").read_text())
+    assert (what["step"], what["batch"]) == (7, 7)
+    assert len(what["index"]) == 16 and set(what["slot"]) == {1}  # five batches an epoch: the second epoch
+    monkeypatch.setattr(objectives, "label_cross_entropy", honest)
+    assert tell(tmp_path, *PLAIN) == 0, "the last checkpoint is from before, and the run goes on from it"
+
+
+def test_record_has_named_losses_rates_and_norms(tmp_path: Path) -> None:
+    assert tell(tmp_path, *PLAIN, "recipe.clip=0.5") == 0
+    rows = [row for row in read_rows(the_run(tmp_path) / "metrics.jsonl") if "loss" in row]
+    assert [row["step"] for row in rows] == [3, 6, 9, 11]
+    for row in rows:
+        assert {"loss", "train_accuracy", "lr", "gradient_norm", "images_per_second"} <= row.keys()
+
+
+def test_lower_precision_trains(tmp_path: Path) -> None:
+    assert tell(tmp_path, *PLAIN, "trainer.precision=bf16-mixed") == 0
+
+
+@pytest.mark.slow
+def test_compiled_student_learns_the_same(tmp_path: Path) -> None:
+    for name, on in (("eager", "false"), ("compiled", "true")):
+        assert tell(tmp_path / name, *PLAIN, f"hardware.compile={on}") == 0
+    eager, compiled = (first_loss(the_run(tmp_path / name)) for name in ("eager", "compiled"))
+    assert compiled == pytest.approx(eager, rel=1e-3)
+
+
+def first_loss(run: Path) -> float:
+    """Mean loss of the first three steps."""
+    return next(float(str(row["loss"])) for row in read_rows(run / "metrics.jsonl") if "loss" in row)
