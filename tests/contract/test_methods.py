@@ -35,7 +35,7 @@ def words(method: str, *more: str) -> tuple[str, ...]:
     return (f"method={method}", *EXTRA.get(method, ()), *more)
 
 
-@pytest.fixture(scope="module", params=METHODS)
+@pytest.fixture(scope="module", params=[pytest.param(one, marks=pytest.mark.xdist_group(one)) for one in METHODS])
 def method(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
