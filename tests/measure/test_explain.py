@@ -26,9 +26,9 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], int, tuple[int, int], tuple[int, 
     "deit": ("deit_tiny_distilled_patch16_224", {**VIT, "img_size": 64}, 64, (4, 4), (4, 4)),
     "beit": ("beit_base_patch16_224", {**VIT, "img_size": 64}, 64, (4, 4), (4, 4)),
     "swin": ("swin_tiny_patch4_window7_224", {**SWIN, "img_size": 40}, 40, (5, 5), (10, 10)),
-    "tiny_vit": ("tiny_vit_5m_224", {**TINY_VIT, "window_sizes": [3, 3, 2, 2]}, 64, (2, 2), (8, 8)),
+    "tiny_vit": ("tiny_vit_5m_224", {**TINY_VIT, "window_sizes": [3, 3, 2, 2]}, 64, (4, 4), (8, 8)),
     "hybrid": ("vit_tiny_r_s16_p8_224", {"img_size": 64, **VIT}, 64, (2, 2), (2, 2)),
-    "cnn": ("resnet10t", {"channels": (8, 8, 16, 16)}, 64, (2, 2), None),
+    "cnn": ("resnet10t", {"channels": (8, 8, 16, 16)}, 64, (4, 4), None),
 }
 
 
@@ -75,8 +75,9 @@ def test_gradcam_of_a_linear_head_is_cam() -> None:
         weight = model.get_classifier().weight  # type: ignore[operator]
     target = torch.tensor([0, 3])
     expected = functional.relu(torch.einsum("bc,bchw->bhw", weight[target], features) / (2 * 2))
-    torch.testing.assert_close(grad_cam(model, image, target), expected)
     torch.testing.assert_close(grad_cam(model, image, target, "layer4"), expected)
+    large = torch.nn.functional.interpolate(image, (128, 128))  # 4 x 4 final features: read without being named
+    assert torch.equal(grad_cam(model, large, target), grad_cam(model, large, target, "layer4"))
 
 
 def test_gradcam_leaves_the_network_as_it_was() -> None:
@@ -95,7 +96,7 @@ def test_gradcam_leaves_the_network_as_it_was() -> None:
 
 def test_layers_can_be_named() -> None:
     model, image = make("vit")
-    assert usual_layer(model) == "blocks.2.norm1"
+    assert usual_layer(model, image) == "blocks.2.norm1"
     target = torch.tensor([1, 1])
     assert torch.equal(grad_cam(model, image, target), grad_cam(model, image, target, "blocks.2.norm1"))
     assert grad_cam(model, image, target, "blocks.0").shape == (2, 4, 4)
@@ -166,10 +167,21 @@ def test_attention_of_another_form_is_refused() -> None:
         attention_rollout(model, torch.randn(1, 3, 32, 32))
 
 
-def test_maps_are_enlarged_to_one() -> None:
-    maps = torch.stack([torch.arange(4.0).reshape(2, 2), torch.zeros(2, 2)])
+@pytest.mark.parametrize(
+    ("family", "layer", "grid"), [("cnn", "layer3", (4, 4)), ("tiny_vit", "stages.2", (4, 4)), ("swin", None, (5, 5))]
+)
+def test_small_images_are_read_where_there_is_a_grid(family: str, layer: str | None, grid: tuple[int, int]) -> None:
+    """The last features are 2 x 2 in the first two."""
+    model, image = make(family)
+    name = usual_layer(model, image)
+    assert name is not None and name.startswith(layer) if layer else name is None
+    assert grad_cam(model, image, torch.tensor([0, 1])).shape == (2, *grid)
+
+
+def test_maps_are_stretched() -> None:
+    maps = torch.stack([torch.arange(4.0).reshape(2, 2) + 7, torch.zeros(2, 2), torch.full((2, 2), 3.0)])
     big = enlarge(maps, 8, 6)
-    assert big.shape == (2, 8, 6) and big[0].max() == 1 and not big[1].any()
+    assert big.shape == (3, 8, 6) and big[0].max() == 1 and big[0].min() == 0 and not big[1:].any()
 
 
 def test_rank_correlation_agrees_with_scipy() -> None:
@@ -205,6 +217,8 @@ def test_a_map_of_the_image_alone_fails_the_sanity_check() -> None:
     first, edges = sanity_check(lambda _model, image, _target: image.abs().mean(1), model, image, target)
     assert edges.correlation == pytest.approx([1.0] * len(edges.correlation)) and not edges.passed
     torch.testing.assert_close(first, image.abs().mean(1))
+    _, nothing = sanity_check(lambda _m, image, _t: image[:, 0, :2, :2] * 0, model, image, target)
+    assert nothing.blank == 2 and not nothing.passed
     first, cam = sanity_check(grad_cam, model, image, target, steps=3)
     assert torch.equal(first, grad_cam(model, image, target))
     assert len(cam.parts) == len(cam.maps) == 3 and cam.maps[0].shape == first.shape

@@ -19,6 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitlab.errors import UserError, nearest
+from vitlab.models.mode import evaluating
+
+LEAST_GRID = 4
+"""Places a side of a map that is worth looking at."""
 
 Map = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(model, image [B, 3, H, W], target [B]) -> map [B, h, w]."""
@@ -40,7 +44,7 @@ def grad_cam(model: nn.Module, image: Tensor, target: Tensor, layer: str | None 
     Raises:
         UserError: no such layer, or one whose output is no grid of places.
     """
-    name = layer if layer is not None else usual_layer(model)
+    name = layer if layer is not None else usual_layer(model, image)
     with _frozen(model), torch.enable_grad():
         if name is None:
             kept = model.forward_features(image.detach().requires_grad_())  # type: ignore[operator]
@@ -68,16 +72,43 @@ def grad_cam(model: nn.Module, image: Tensor, target: Tensor, layer: str | None 
 _LAYER_CURE = "Give explain.layer=NAME, the name of a module, such as blocks.10.norm1 or layer4."
 
 
-def usual_layer(model: nn.Module) -> str | None:
-    """The layer that Grad-CAM reads in a transformer of equal blocks: the last block's first norm.
+def usual_layer(model: nn.Module, image: Tensor) -> str | None:
+    """The layer that Grad-CAM reads where none is named; None: what ``forward_features`` returns.
 
-    Behind the last attention the patch tokens of a network with a class token reach no logit any more, so its final
-    features have no gradient. Networks with a grid of features (CNNs, Swin, TinyViT) have no such layer: None.
+    In a transformer of equal blocks it is the last block's first norm: behind the last attention the patch tokens of a
+    network with a class token reach no logit any more, so its final features have no gradient. In a network of stages
+    (CNNs, Swin, TinyViT) it is the final features, unless they are a grid of fewer than ``LEAST_GRID`` places a side,
+    as for small images: then the last layer with a grid of at least that.
+
+    Args:
+        image: [B, 3, H, W]; run through once where the network has stages, to see its grids.
     """
     blocks = getattr(model, "blocks", None)
     if isinstance(blocks, nn.Sequential | nn.ModuleList) and len(blocks) and hasattr(blocks[-1], "norm1"):
         return f"blocks.{len(blocks) - 1}.norm1"
-    return None
+    grids: list[tuple[str, int]] = []
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4:
+                grid = to_grid(model, output, name).shape[2:]
+                grids.append((name, min(grid)))
+
+        return hook
+
+    # Stages and what they are made of; deeper parts are halves of a layer, before its residual sum.
+    named = [(name, module) for name, module in model.named_modules() if name and name.count(".") <= 1]
+    handles = [module.register_forward_hook(note(name)) for name, module in named]
+    try:
+        with evaluating(model):
+            features = model.forward_features(image[:1])  # type: ignore[operator]
+    finally:
+        for handle in handles:
+            handle.remove()
+    if features.ndim != 4 or min(to_grid(model, features, "the features").shape[2:]) >= LEAST_GRID:
+        return None
+    large = [name for name, side in grids if side >= LEAST_GRID]
+    return large[-1] if large else None
 
 
 def find_layer(model: nn.Module, name: str) -> nn.Module:
@@ -135,10 +166,13 @@ def token_grid(model: nn.Module, tokens: int) -> tuple[int, int, int]:
 
 
 def enlarge(maps: Tensor, height: int, width: int) -> Tensor:
-    """Maps [B, h, w] bilinearly at [B, height, width], each scaled to a largest value of 1 (a map of zeros stays)."""
+    """Maps [B, h, w] bilinearly at [B, height, width], each stretched to [0, 1]; a map that is the same everywhere, in
+    which no place stands out, becomes zero.
+    """
     big = functional.interpolate(maps[:, None].float(), (height, width), mode="bilinear", align_corners=False)[:, 0]
-    top = big.amax(dim=(1, 2), keepdim=True)
-    return torch.where(top > 0, big / top.clamp_min(torch.finfo(big.dtype).tiny), torch.zeros_like(big))
+    low, high = big.amin(dim=(1, 2), keepdim=True), big.amax(dim=(1, 2), keepdim=True)
+    flat = high - low <= 1e-6 * high.abs()
+    return torch.where(flat, torch.zeros_like(big), (big - low) / (high - low).where(~flat, torch.ones_like(high)))
 
 
 @contextmanager

@@ -26,11 +26,13 @@ class Sanity:
     parts: list[str]  # what was randomised at each step, together with all before it
     correlation: list[float]  # mean over the images of Spearman's rank correlation with the first maps, in [-1, 1]
     maps: list[Tensor]  # [B, h, w] after each step
+    blank: int = 0  # of the first maps, how many are the same everywhere and show nothing
 
     @property
     def passed(self) -> bool:
-        """Whether the maps of the wholly random network are unlike the first: mean correlation below 0.5."""
-        return self.correlation[-1] < 0.5
+        """Whether the maps show something, and those of the wholly random network are unlike them: mean correlation
+        below 0.5."""
+        return self.blank == 0 and self.correlation[-1] < 0.5
 
 
 def sanity_check(
@@ -55,7 +57,8 @@ def sanity_check(
         maps.append(again)
         pairs = zip(first.cpu().numpy(), again.cpu().numpy(), strict=True)
         correlation.append(float(np.mean([rank_correlation(a, b) for a, b in pairs])))
-    return first, Sanity(parts, correlation, maps)
+    blank = int((first.amax(dim=(1, 2)) == first.amin(dim=(1, 2))).sum())
+    return first, Sanity(parts, correlation, maps, blank)
 
 
 def randomised(model: nn.Module, seed: int = 0, steps: int = 6) -> Iterator[tuple[str, nn.Module]]:

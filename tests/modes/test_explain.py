@@ -1,0 +1,95 @@
+"""mode=explain on a run's test images and on files: pictures, the record, the check by random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.modes.conftest import ask
+from vitlab.files import read_json
+from vitlab.measure.explain import enlarge, grad_cam
+from vitlab.models.artifact import load_model, read_meta
+from vitlab.report.maps import Shown, overlay, sanity_sheet, sheet
+from vitlab.report.style import LIGHT, png, themed
+
+
+@pytest.fixture(scope="module")
+def explained(output: Path, run: Path) -> Path:
+    assert ask(output, "mode=explain", f"run={run}", "explain.images=5", "debug.max_images=60") == 0
+    return run / "explain"
+
+
+def test_what_is_written(explained: Path) -> None:
+    pictures = [f"image-{number}.png" for number in range(1, 6)]
+    names = ["explain.json", *pictures, "maps.png", "sanity-gradcam.png", "sanity-rollout.png"]
+    assert sorted(path.name for path in explained.iterdir()) == sorted(names)
+    for name in names[1:]:
+        pixels = np.asarray(Image.open(explained / name).convert("RGB"))
+        assert pixels.shape[0] > 200 and pixels.std() > 20
+    height, one = (Image.open(explained / name).height for name in ("maps.png", "image-1.png"))
+    assert height > 3 * one
+
+
+def test_the_record_is_what_the_model_says(explained: Path, run: Path) -> None:
+    record = read_json(explained / "explain.json")
+    assert len(record["images"]) == 5 and record["notes"] == []
+    assert len({one["label"] for one in record["images"]}) == 5  # the classes in turn
+    assert all(one["explained"] == one["predicted"] and 0 < one["probability"] <= 1 for one in record["images"])
+    for check in record["sanity"].values():
+        assert len(check["random_from"]) == len(check["rank_correlation"]) == 6
+        assert check["passed"] == (check["blank"] == 0 and check["rank_correlation"][-1] < 0.5)
+
+
+def test_files_and_a_class_by_name(output: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 60, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_text("no image")
+    words = (f"input=[{tmp_path}/a.png,{tmp_path}/b.png]", "explain.target=7", "explain.methods=[gradcam]")
+    assert ask(output, "mode=explain", f"run={run}", *words, "explain.sanity=false") == 2
+    said = capsys.readouterr()
+    assert "b.png cannot be read as an image" in said.err and "a.png" in said.out
+    record = read_json(run / "explain/explain.json")
+    assert [(one["explained"], one["label"]) for one in record["images"]] == [("7", None)] and record["sanity"] == {}
+    assert not (run / "explain/image-2.png").exists()  # of the command before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["explain.target=11"], "explain.target=11: the model knows no such class."),
+        (["explain.layer=stages.9"], "explain.layer=stages.9: the network has no such module. Did you mean stages."),
+        (["explain.methods=[gradcm]"], "'gradcm' is none of gradcam, rollout"),
+        (["explain.images=0"], "explain.images"),
+        (["input=none.png"], "None of the pictures could be read"),
+        (["input=[]"], "No pictures are named"),
+    ],
+)
+def test_mistakes(output: Path, run: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask(output, "mode=explain", f"run={run}", "debug.max_images=60", *words) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_pictures_show_the_map(run: Path) -> None:
+    """Where the map is 0 the overlay is the pale grey image; where it is 1, mostly the map's colour."""
+    image = np.full((8, 8, 3), 128, np.uint8)
+    heat = np.zeros((8, 8), np.float32)
+    heat[2, 3] = 1
+    mixed = overlay(image, heat)
+    assert mixed.shape == (8, 8, 3) and (mixed >= 0).all() and (mixed <= 1).all()
+    assert np.ptp(mixed[0, 0]) == 0 and np.ptp(mixed[2, 3]) > 0.4
+    with pytest.raises(ValueError, match=r"a map \(4, 8\)"):
+        overlay(image, heat[:4])
+    model, meta = load_model(run / "train"), read_meta(run / "train")
+    torch.manual_seed(0)
+    view = torch.randn(2, 3, meta.size, meta.size)
+    maps = enlarge(grad_cam(model, view, torch.tensor([0, 1])), meta.size, meta.size).numpy()
+    shown = [Shown(image.repeat(4, 0).repeat(4, 1), {"Grad-CAM": one}, "seven 91%", "label 7") for one in maps]
+    with themed(LIGHT):
+        assert png(sheet(shown, LIGHT, "t")) == png(sheet(shown, LIGHT, "t"))
+        steps = [("", 1.0, list(maps)), ("stages.3.blocks.0.attn.qkv", -0.25, list(maps))]
+        drawing = sanity_sheet([one.image for one in shown], steps, LIGHT, "t")
+    titles = [axes.get_title() for axes in drawing.axes]
+    assert "random from\nstages.3.blocks.\n0.attn.qkv\nρ = −0.25" in titles and "as trained" in titles

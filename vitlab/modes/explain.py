@@ -1,0 +1,300 @@
+"""``mode=explain``: where a network looks, and whether that depends on what it learned."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitlab.compose import Composed
+from vitlab.errors import UserError, nearest
+from vitlab.files import atomic_write, write_json
+from vitlab.modes.inputs import expand, read_all
+from vitlab.modes.predict import readable, temperature, view_of
+from vitlab.modes.subject import Subject, find_subject, writing
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import Tensor, nn
+
+    from vitlab.measure.sanity import Sanity
+
+BATCH = 16  # images whose maps are computed at once
+CHECKED = 4  # images that the check by randomised weights looks at
+TITLES = {"gradcam": "Grad-CAM", "rollout": "attention rollout"}
+
+
+@dataclass
+class Seen:
+    """One image as the network saw it, and what it said."""
+
+    name: str
+    view: Tensor  # [3, S, S], normalised
+    label: str | None = None
+    predicted: str = ""
+    probability: float = 0.0
+    target: int = 0
+
+
+def answer(composed: Composed) -> int:
+    """Draw Grad-CAM and attention rollout over the pictures of ``input=``, or over test images of the data set.
+
+    The answers are in ``explain/`` of the run; 2 where a picture could not be read.
+
+    Raises:
+        UserError: no model, no pictures, an unknown class or layer, no map that this network allows.
+    """
+    subject = find_subject(composed)
+    spec = composed.config.explain
+    pictures = expand(composed.config.input) if composed.config.input is not None else None
+    from vitlab.work import settle
+
+    settle(composed.config)
+    images, bad = _from_files(subject, list(pictures)) if pictures is not None else (_from_data(subject), 0)
+    if not images:
+        raise UserError("None of the pictures could be read.", "The lines above say why.")
+    network = subject.network().to(subject.device)
+    _ask(network, subject, images)
+    methods, notes = _methods(network, subject, images)
+    maps = {name: _maps(method, subject, network, images) for name, method in methods.items()}
+    folder = subject.folder / "explain" if subject.run is not None else subject.folder
+    with writing(subject.run, composed):
+        for stale in [*folder.glob("image-*.png"), *folder.glob("sanity-*.png")]:  # of the command before
+            stale.unlink()
+        checks = _check(network, subject, images, methods, folder) if spec.sanity else {}
+        _draw(subject, images, maps, folder)
+        write_json(folder / "explain.json", _record(subject, images, checks, notes))
+    _tell(subject, images, checks, notes, folder)
+    return 2 if bad else 0
+
+
+# ------------------------------------------------------------------------------------------------------------- images
+
+
+def _from_files(subject: Subject, paths: list[str]) -> tuple[list[Seen], int]:
+    """The named pictures, and how many of them could not be read (each is told)."""
+    view, seen, bad = view_of(subject.meta), [], 0
+    for path, image in read_all(paths, subject.config.hardware.workers or subject.config.hardware.threads):
+        if isinstance(image, UserError):
+            print(image.what, file=sys.stderr)
+            bad += 1
+        else:
+            seen.append(Seen(path, view(image)))
+    return seen, bad
+
+
+def _from_data(subject: Subject) -> list[Seen]:
+    """``explain.images`` test images, of the classes in turn, the same every time."""
+    from vitlab.data.sources import limit
+
+    data = subject.data
+    source = limit(data.sources["test"], subject.config.explain.images, subject.config.seed)
+    pairs: list[tuple[Image.Image, int]] = [source[position] for position in range(len(source))]
+    keys = list(source.keys)
+    return [
+        Seen(keys[position], data.eval_view(image), data.classes[label])
+        for position, (image, label) in enumerate(pairs)
+    ]
+
+
+def _ask(network: nn.Module, subject: Subject, images: list[Seen]) -> None:
+    """Fill in what the network says, calibrated as in mode=predict, and the class that is to be explained."""
+    import torch
+
+    classes, scale = subject.meta.classes, temperature(subject) or 1.0
+    wanted = subject.config.explain.target
+    for start in range(0, len(images), BATCH):
+        part = images[start : start + BATCH]
+        with torch.inference_mode():
+            prob = (network(torch.stack([one.view for one in part]).to(subject.device)).double() / scale).softmax(1)
+        for one, (value, which) in zip(part, zip(*[x.tolist() for x in prob.max(1)], strict=True), strict=True):
+            one.predicted, one.probability = classes[which], value
+            name = one.predicted if wanted == "predicted" else one.label if wanted == "label" else wanted
+            if name is None:
+                raise UserError(
+                    "explain.target=label: the pictures of input= have no labels.", "Give a class's name, or predicted."
+                )
+            if name not in classes:
+                near = nearest(name, classes)
+                raise UserError(
+                    f"explain.target={name}: the model knows no such class.",
+                    f"Did you mean {near}?" if near else "It is predicted, label, or the name of a class.",
+                )
+            one.target = classes.index(name)
+
+
+# --------------------------------------------------------------------------------------------------------------- maps
+
+
+def _methods(
+    network: nn.Module, subject: Subject, images: list[Seen]
+) -> tuple[dict[str, Callable[..., Tensor]], list[str]]:
+    """The maps that were asked for and that this network allows, and a line for each that it does not.
+
+    Raises:
+        UserError: it allows none of them.
+    """
+    import torch
+
+    from vitlab.measure.explain import grad_cam
+    from vitlab.measure.rollout import attention_rollout
+
+    layer = subject.config.explain.layer
+
+    def cam(model: nn.Module, image: Tensor, target: Tensor) -> Tensor:
+        return grad_cam(model, image, target, layer)
+
+    def rollout(model: nn.Module, image: Tensor, target: Tensor) -> Tensor:
+        return attention_rollout(model, image)
+
+    known: dict[str, Callable[..., Tensor]] = {"gradcam": cam, "rollout": rollout}
+    first = images[0].view[None].to(subject.device)
+    allowed, notes = {}, []
+    for name in dict.fromkeys(subject.config.explain.methods):
+        try:
+            known[name](network, first, torch.tensor([images[0].target], device=subject.device))
+            allowed[name] = known[name]
+        except UserError as error:
+            if len(subject.config.explain.methods) == 1 or (name == "gradcam" and layer is not None):
+                raise
+            notes.append(error.what)
+    if not allowed:
+        raise UserError(" ".join(notes) or "explain.methods names none.", "Give explain.methods=[gradcam].")
+    return allowed, notes
+
+
+def _maps(method: Callable[..., Tensor], subject: Subject, network: nn.Module, images: list[Seen]) -> Tensor:
+    """[N, S, S] on the CPU, each in [0, 1]."""
+    import torch
+
+    from vitlab.measure.explain import enlarge
+
+    found = []
+    for start in range(0, len(images), BATCH):
+        image, target = _stack(images[start : start + BATCH], subject.device)
+        found.append(enlarge(method(network, image, target), *image.shape[2:]).cpu())
+    return torch.cat(found)
+
+
+def _stack(images: list[Seen], device: torch.device) -> tuple[Tensor, Tensor]:
+    import torch
+
+    image = torch.stack([one.view for one in images]).to(device)
+    return image, torch.tensor([one.target for one in images], device=device)
+
+
+def _check(
+    network: nn.Module, subject: Subject, images: list[Seen], methods: dict[str, Callable[..., Tensor]], folder: Path
+) -> dict[str, Sanity]:
+    """Each method's maps as the weights are randomised, as numbers and as a picture."""
+    from vitlab.measure.explain import enlarge
+    from vitlab.measure.sanity import sanity_check
+    from vitlab.report import maps, style
+
+    few = images[:CHECKED]
+    image, target = _stack(few, subject.device)
+    side = (int(image.shape[2]), int(image.shape[3]))
+    checks = {}
+    for name, method in methods.items():
+        first, check = sanity_check(method, network, image, target, subject.config.seed)
+        checks[name] = check
+        steps = [("", 1.0, list(enlarge(first, *side).cpu().numpy()))]
+        steps += [
+            (part, correlation, list(enlarge(one, *side).cpu().numpy()))
+            for part, correlation, one in zip(check.parts, check.correlation, check.maps, strict=True)
+        ]
+        title = f"{TITLES[name]} as the weights are made random, from the head down"
+        with style.themed(style.LIGHT):
+            drawing = maps.sanity_sheet([_pixels(subject, one) for one in few], steps, style.LIGHT, title)
+            if subject.on_data and subject.config.dataset.name == "fake":
+                style.mark_synthetic(drawing, style.LIGHT)
+            atomic_write(folder / f"sanity-{name}.png", style.png(drawing))
+    return checks
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+def _pixels(subject: Subject, one: Seen):  # type: ignore[no-untyped-def]  # numpy is not imported above
+    """The view as a picture again, [S, S, 3] uint8."""
+    import torch
+
+    mean, std = (torch.tensor(list(x)).reshape(3, 1, 1) for x in (subject.meta.mean, subject.meta.std))
+    return ((one.view * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def _draw(subject: Subject, images: list[Seen], found: dict[str, Tensor], folder: Path) -> None:
+    """``maps.png`` with every image, and one PNG for each."""
+    from vitlab.report import maps, style
+
+    names = dict(zip(subject.meta.classes, readable(subject.meta.classes), strict=True))
+    shown = []
+    for position, one in enumerate(images):
+        explained = subject.meta.classes[one.target]
+        told = [f"label {names.get(one.label, one.label)}"] if one.label is not None else []
+        told += [f"Grad-CAM for {names[explained]}"] if explained != one.predicted and "gradcam" in found else []
+        shown.append(
+            maps.Shown(
+                _pixels(subject, one),
+                {TITLES[name]: heat[position].numpy() for name, heat in found.items()},
+                f"{names[one.predicted]}  {one.probability:.1%}",
+                "\n".join([*told, Path(one.name).name]),
+                one.label is not None and one.label != one.predicted,
+            )
+        )
+    title = f"Where it looks: {subject.title}"
+    with style.themed(style.LIGHT):
+        pages = [("maps", shown), *((f"image-{number}", [one]) for number, one in enumerate(shown, 1))]
+        for name, part in pages:
+            drawing = maps.sheet(part, style.LIGHT, title)
+            if subject.on_data and subject.config.dataset.name == "fake":
+                style.mark_synthetic(drawing, style.LIGHT)
+            atomic_write(folder / f"{name}.png", style.png(drawing))
+
+
+def _record(subject: Subject, images: list[Seen], checks: dict[str, Sanity], notes: list[str]) -> dict[str, object]:
+    return {
+        "model": str(subject.artifact or subject.title),
+        "images": [
+            {
+                "number": number,
+                "name": one.name,
+                "label": one.label,
+                "predicted": one.predicted,
+                "probability": one.probability,
+                "explained": subject.meta.classes[one.target],
+            }
+            for number, one in enumerate(images, 1)
+        ],
+        "sanity": {
+            name: {
+                "random_from": check.parts,
+                "rank_correlation": check.correlation,
+                "blank": check.blank,
+                "passed": check.passed,
+            }
+            for name, check in checks.items()
+        },
+        "notes": notes,
+    }
+
+
+def _tell(subject: Subject, images: list[Seen], checks: dict[str, Sanity], notes: list[str], folder: Path) -> None:
+    width = min(max(len(one.name) for one in images), 60)
+    for number, one in enumerate(images, 1):
+        label = f"   label {one.label}" if one.label is not None and one.label != one.predicted else ""
+        print(f"{number:>3}  {one.name[-60:]:<{width}}  {one.predicted}  {one.probability:.1%}{label}")
+    for name, check in checks.items():
+        verdict = "they depend on what was learned." if check.passed else "THEY HARDLY DEPEND on what was learned."
+        if check.blank:
+            verdict = f"BUT {check.blank} of {len(check.maps[0])} maps looked at are the same everywhere."
+        print(
+            f"\n{TITLES[name]}: with random weights the maps correlate {check.correlation[-1]:.2f} with these (1: they "
+            f"would not depend on the weights at all); {verdict}"
+        )
+    for note in notes:
+        print(f"\nleft out: {note}")
+    print(f"\nwritten  {folder}: maps.png, image-1.png ..., explain.json")
