@@ -15,7 +15,7 @@ from pathlib import Path
 from vitlab.compose import Composed
 from vitlab.config import Config
 from vitlab.environment import environment
-from vitlab.methods.base import Stage, find_method
+from vitlab.methods.base import find_method
 from vitlab.modes import READS
 from vitlab.run import Run
 
@@ -85,36 +85,21 @@ def look_at_data(run: Run, config: Config) -> None:
 
 def plan(run: Run, config: Config, choices: dict[str, str | None]) -> str:
     """What will happen, for people: the run and its state, what goes in, the stages and which of them are done."""
-    stages = find_method(config.method.name).stages(config)
+    method = find_method(config.method.name)
+    stages, reads = method.stages(config), method.reads(config)
     said = {"new": "new", "continued": "continued where it stopped", "finished": "finished"}[run.state]
     lines = [f"run      {run.folder}  ({said})"]
-    reads = find_method(config.method.name).reads(config)
     for group in ("method", "dataset", "model", "teacher", "recipe", "hardware", "experiment", "debug"):
         choice = choices.get(group)
         if group in reads and choice not in (None, "none"):
             lines.append(f"{group:<8} {choice:<24} {_detail(group, config)}".rstrip())
     width = max(len(stage.name) for stage in stages)
     for number, stage in enumerate(stages, 1):
-        state = "done" if run.is_done(stage.name) else _what(stage, config)
-        lines.append(f"{'stages' if number == 1 else '':<8} {number} {stage.name:<{width}}  {stage.title} · {state}")
+        state = "done" if run.is_done(stage.name) else method.length(stage, config)
+        told = f"{stage.title} · {state}" if state else stage.title
+        lines.append(f"{'stages' if number == 1 else '':<8} {number} {stage.name:<{width}}  {told}")
     lines.append(f"{'then':<8} evaluate, benchmark, export, report")
     return "\n".join(lines)
-
-
-def _what(stage: Stage, config: Config) -> str:
-    """How long a stage is, in the words of the configuration."""
-    if stage.makes == "store":
-        views = config.method.epochs
-        return f"{views} views of every image" if views else "one view of every image for each epoch"
-    recipe = config.recipe
-    if stage.role == "teacher":
-        if not config.teacher.train or config.teacher.recipe is None:
-            return "loaded"
-        recipe = config.teacher.recipe
-    elif stage.name == "finetune" and config.method.finetune is not None:
-        recipe = config.method.finetune
-    duration = recipe.duration if config.debug.max_steps is None else f"{config.debug.max_steps}st"
-    return f"{duration}, batches of {recipe.batch_size}"
 
 
 def _detail(group: str, config: Config) -> str:

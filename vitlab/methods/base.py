@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from vitlab.config import Config
+from vitlab.config import Config, RecipeConfig
 from vitlab.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -145,9 +145,23 @@ class Method:
         """Refuse what the method cannot do, before anything runs. Override to raise :class:`UserError`."""
 
     @classmethod
+    def length(cls, stage: Stage, config: Config) -> str:
+        """How long ``stage`` is, in the words of the configuration, for the plan; "" where there is nothing to say.
+
+        Override for stages whose length is not that of ``config.recipe``.
+        """
+        return recipe_length(config.recipe, config) if "recipe" in stage.reads else ""
+
+    @classmethod
     def reads(cls, config: Config) -> set[str]:
         """Config groups that some stage reads."""
         return set(ALWAYS_READ).union(*(one.reads for one in cls.stages(config)))
+
+
+def recipe_length(recipe: RecipeConfig, config: Config) -> str:
+    """Duration and batch of a recipe, as the plan shows them."""
+    duration = recipe.duration if config.debug.max_steps is None else f"{config.debug.max_steps}st"
+    return f"{duration}, batches of {recipe.batch_size}"
 
 
 def method_names() -> list[str]:

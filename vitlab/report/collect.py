@@ -9,7 +9,7 @@ from typing import Any
 
 from vitlab.files import read_json
 from vitlab.measure.classification import Evaluation
-from vitlab.methods.base import Stage
+from vitlab.methods.base import Stage, find_method
 from vitlab.recorder import read_rows
 from vitlab.report.compare import file_size
 from vitlab.report.data import (
@@ -44,7 +44,7 @@ def collect(run: Run, stages: Sequence[Stage], primary: Stage, command: str, not
     few = _dict(tree["dataset"])["labels_per_class"]
     told = f"{dataset.train:,} training images" + (f" ({few} of each class)" if few else "")
     return ReportData(
-        title=f"{_dict(tree['method'])['name']} on {dataset.name}",
+        title=f"{find_method(str(_dict(tree['method'])['name'])).__name__} on {dataset.name}",
         summary=_summary(rows, primary.title, told, dataset),
         command=command,
         run=str(folder),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vitlab.config import Config
 from vitlab.errors import UserError
-from vitlab.methods.base import Context, Method, stage
+from vitlab.methods.base import Context, Method, Stage, recipe_length, stage
 from vitlab.methods.tinyvit.options import TinyViTOptions
 
 
@@ -61,6 +61,21 @@ class TinyViT(Method):
             raise UserError(
                 "TinyViT needs a teacher, and teacher=none has no members.", "Choose one: mode=list group=teacher."
             )
+
+    @classmethod
+    def length(cls, stage: Stage, config: Config) -> str:
+        """Teacher and finetuning have recipes of their own, and a store is as long as what it holds."""
+        recipe = config.recipe
+        if stage.name == "store":
+            views = config.method.epochs
+            return f"{views} views of every image" if views else "one view of every image for each epoch"
+        if stage.name == "teacher":
+            if not config.teacher.train or config.teacher.recipe is None:
+                return "loaded"
+            recipe = config.teacher.recipe
+        elif stage.name == "finetune":
+            recipe = config.method.finetune
+        return recipe_length(recipe, config)
 
     @stage(reads=("dataset", "teacher", "task"), title="teacher", role="teacher", when=makes_teacher)
     def teacher(self, context: Context) -> dict[str, object]:
