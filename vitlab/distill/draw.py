@@ -142,7 +142,8 @@ class Mix:
 
     ``box``: rows r1:r2 and columns c1:c2 as (r1, c1, r2, c2) on a ``grid`` x ``grid`` view, pasted from the unmixed
     partner. ``partner``: index in the data set, None for the neighbour in the batch (pair 2t, 2t+1; then both
-    members get the same Mix). ``draw``: the partner's own draw where it is not that of its own view.
+    members get the same Mix). ``draw``: the partner's own draw where it is not that of its own view. ``cut``: the
+    ratio that ``box`` was drawn with, where it is to be kept; no pixel depends on it.
     """
 
     ratio: float | None
@@ -150,6 +151,7 @@ class Mix:
     grid: int
     partner: int | None = None
     draw: Draw | None = None
+    cut: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +211,7 @@ def seeds_of(base_seed: int, slot: ArrayLike, index: ArrayLike) -> NDArray[np.in
 def draw(aug: Augmentation, seed: int, width: int, height: int) -> Draw:
     """All choices for one view of a ``width`` x ``height`` image; mixing apart (:func:`draw_mix`)."""
     rng = np.random.Generator(np.random.PCG64(seed))
-    crop = _draw_crop(rng, aug.crop_scale, aug.crop_ratio, width, height) if aug.crop_scale is not None else None
+    crop = draw_crop(rng, aug.crop_scale, aug.crop_ratio, width, height) if aug.crop_scale is not None else None
     flip = aug.flip > 0 and rng.random() < aug.flip
     vertical_flip = aug.vertical_flip > 0 and rng.random() < aug.vertical_flip
     ops: tuple[tuple[str, float], ...] = ()
@@ -246,7 +248,7 @@ def draw_mix(aug: Augmentation, seed_a: int, seed_b: int, height: int, width: in
     return Mix(None, (rows[0], columns[0], rows[1], columns[1]), width)
 
 
-def _draw_crop(
+def draw_crop(
     rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float], width: int, height: int
 ) -> tuple[int, int, int, int]:
     """Random resized crop: (top, left, height, width); centred with a legal ratio after ten misses."""

@@ -15,7 +15,10 @@ from torch import Tensor
 
 @dataclass
 class SparseTarget:
-    """The K largest of ``classes`` probabilities per row, descending: prob [B, K] float32, index [B, K] int64."""
+    """The K largest of ``classes`` probabilities per row: prob [B, K] float32, index [B, K] int64.
+
+    Ours are in descending order; those of the released reinforcements are not.
+    """
 
     prob: Tensor
     index: Tensor
@@ -41,7 +44,7 @@ class SparseTarget:
 
     def argmax(self) -> Tensor:
         """The teacher's most probable class, [B] int64."""
-        return self.index[:, 0]
+        return self.index.gather(1, self.prob.argmax(1, keepdim=True))[:, 0]
 
 
 def sparsify(prob: Tensor, k: int) -> SparseTarget:

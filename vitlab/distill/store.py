@@ -183,7 +183,36 @@ class TargetStore:
         Raises:
             IndexError: for a slot or an image outside the store.
             RuntimeError: for a record that is not on disk yet, or whose seed is not the one that belongs there.
+            ValueError: if the records of this store hold no seed (:meth:`read` is for them).
         """
+        if not self.spec.seeded:
+            raise ValueError(f"records of protocol {self.spec.protocol} hold no seeds")
+        slots, raw = self._gather(slot, index)
+        indices = np.asarray(index)
+        seed = self._column(raw, "seed")[:, 0].copy()
+        if self.spec.base_seed is not None:
+            wrong = np.flatnonzero(seed != seeds_of(self.spec.base_seed, slots, indices))
+            if len(wrong):
+                row = int(wrong[0])
+                slot_of_row = np.broadcast_to(slots, indices.shape)[row]
+                raise RuntimeError(
+                    f"{self.folder}: the record of image {indices[row]} in slot {slot_of_row} holds seed {seed[row]}, "
+                    "which is not its own; the store is damaged"
+                )
+        return seed, self._target(raw)
+
+    def read(self, slot: ArrayLike, index: ArrayLike) -> tuple[NDArray[np.void], SparseTarget]:
+        """Whole records [B], with all their fields, and targets of many (slot, image) pairs.
+
+        Raises:
+            IndexError: for a slot or an image outside the store.
+            RuntimeError: for a record that is not on disk yet.
+        """
+        _, raw = self._gather(slot, index)
+        return raw.view(self._record)[:, 0], self._target(raw)
+
+    def _gather(self, slot: ArrayLike, index: ArrayLike) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """Slots, [B] or one for all, and records as bytes [B, record bytes]."""
         slots, indices = np.asarray(slot), np.asarray(index)
         if slots.shape != indices.shape or slots.ndim != 1 or not len(slots):
             raise ValueError(f"slot and index must both be [B], B > 0; got {slots.shape} and {indices.shape}")
@@ -196,21 +225,14 @@ class TargetStore:
             for one in np.unique(slots).tolist():
                 rows = np.flatnonzero(slots == one)
                 raw[rows] = self._take(one, indices[rows])
-        seed = self._column(raw, "seed")[:, 0].copy()
-        if self.spec.base_seed is not None:
-            wrong = np.flatnonzero(seed != seeds_of(self.spec.base_seed, slots, indices))
-            if len(wrong):
-                row = int(wrong[0])
-                slot_of_row = np.broadcast_to(slots, indices.shape)[row]
-                raise RuntimeError(
-                    f"{self.folder}: the record of image {indices[row]} in slot {slot_of_row} holds seed {seed[row]}, "
-                    "which is not its own; the store is damaged"
-                )
+        return slots, raw
+
+    def _target(self, raw: NDArray[np.uint8]) -> SparseTarget:
         classes = torch.from_numpy(self._column(raw, "index")).to(torch.int64)
         prob = torch.from_numpy(self._column(raw, "prob"))
         if self.spec.prob == "bf16":
             prob = prob.view(torch.bfloat16)
-        return seed, SparseTarget(prob.to(torch.float32), classes, self.spec.classes)
+        return SparseTarget(prob.to(torch.float32), classes, self.spec.classes)
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> list[str]:
         """Read everything that is sealed and say what is wrong with it; an empty list is a sound store.
@@ -243,9 +265,14 @@ class TargetStore:
 
     def _check_block(self, slot: int, rows: NDArray[np.int64]) -> Iterator[str]:
         checked = dataclasses.replace(self.spec, base_seed=None)  # so that a wrong seed is reported, not raised
-        seed, target = TargetStore(self.folder, checked, self.allow_partial).gather(np.full(len(rows), slot), rows)
+        records, target = TargetStore(self.folder, checked, self.allow_partial).read(np.full(len(rows), slot), rows)
         slack = 4e-3 if self.spec.prob == "bf16" else 1e-3  # each value is rounded by up to half a unit
-        if self.spec.base_seed is not None and (seed != seeds_of(self.spec.base_seed, slot, rows)).any():
+        spec = self.spec
+        if (
+            spec.seeded
+            and spec.base_seed is not None
+            and (records["seed"] != seeds_of(spec.base_seed, slot, rows)).any()
+        ):
             yield "a seed is not the one that belongs to its image"
         if (target.index >= self.spec.classes).any():
             yield f"a class is outside 0..{self.spec.classes - 1}"
@@ -253,7 +280,7 @@ class TargetStore:
             yield "a class stands twice in a row"
         if not bool(((target.prob >= 0) & (target.prob <= 1 + slack)).all()):
             yield "a probability is outside [0, 1]"
-        if (target.prob.diff(dim=1) > 0).any():
+        if spec.seeded and (target.prob.diff(dim=1) > 0).any():  # official reinforcements keep their own order
             yield "probabilities are not in descending order"
         if (target.prob.sum(1) > 1 + slack).any():
             yield "probabilities of an image add up to more than one"

@@ -10,7 +10,7 @@
     slot_00000/sealed.json  sealed: the marker; written last
 
 A record is packed and little-endian: ``seed i4 | index K | prob K | further fields``; 404 bytes at K = 100 with
-two-byte classes and probabilities.
+two-byte classes and probabilities. Protocols with explicit parameters have no seed in their records.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ FORMAT = "vitlab-store-1"
 BLOCK = 8192
 """Records per checksum."""
 
+SEEDED = "tinyvit-1"
+"""The protocol whose records hold a seed, from which the view follows."""
+
 SPEC, KEYS, RECORDS, CRC, SEALED = "store.json", "keys.txt", "records.bin", "crc32.bin", "sealed.json"
 _PROB = {"f2": "<f2", "f4": "<f4", "bf16": "<u2"}
 
@@ -42,7 +45,8 @@ class StoreSpec:
     ``images`` x ``slots`` records of ``k`` of ``classes`` probabilities, held as ``prob`` (f2, f4 or bf16).
     ``protocol`` names how a record becomes a Draw; with ``tinyvit-1`` the seed does it all. ``base_seed``: the seeds
     are ``draw.seed_of(base_seed, slot, index)``; None: they come from elsewhere and are not checked. ``fields``:
-    further parts of the record as (name, numpy type, values per record), for protocols with explicit parameters.
+    further parts of the record as (name, numpy type, values per record), for protocols with explicit parameters, whose
+    records hold no seed (``base_seed`` is then what the parameters were drawn with, None where nobody knows).
     ``augmentation``, ``mean``, ``std``: of the teacher's views. ``teacher``: its name(s) and weight hashes.
     ``versions``: of the libraries, recorded but not part of the identity.
 
@@ -63,7 +67,7 @@ class StoreSpec:
     std: tuple[float, ...]
     base_seed: int | None
     prob: str = "f2"
-    protocol: str = "tinyvit-1"
+    protocol: str = SEEDED
     fields: tuple[tuple[str, str, int], ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -82,14 +86,16 @@ class StoreSpec:
                 raise ValueError(f"{name!r} of type {kind!r} cannot be a further field")
 
     @property
+    def seeded(self) -> bool:
+        """Whether a record holds the seed of its view."""
+        return self.protocol == SEEDED
+
+    @property
     def record(self) -> np.dtype[np.void]:
         """numpy's type of a record. The probabilities of bf16 are their upper 16 bits as u2."""
         wide = "<u2" if self.classes <= 1 << 16 else "<u4"
-        parts: list[tuple[str, str, tuple[int, ...]]] = [
-            ("seed", "<i4", ()),
-            ("index", wide, (self.k,)),
-            ("prob", _PROB[self.prob], (self.k,)),
-        ]
+        parts: list[tuple[str, str, tuple[int, ...]]] = [("seed", "<i4", ())] if self.seeded else []
+        parts += [("index", wide, (self.k,)), ("prob", _PROB[self.prob], (self.k,))]
         parts += [(name, np.dtype(kind).newbyteorder("<").str, (count,)) for name, kind, count in self.fields]
         return np.dtype(parts)
 

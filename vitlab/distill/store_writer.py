@@ -73,8 +73,10 @@ class SlotWriter:
         self._filled = 0
         self._last_flush = time.monotonic()
 
-    def write(self, index: ArrayLike, seed: ArrayLike, target: SparseTarget, **fields: ArrayLike) -> int:
+    def write(self, index: ArrayLike, seed: ArrayLike | None, target: SparseTarget, **fields: ArrayLike) -> int:
         """Add records: image ``index`` [B], ``seed`` [B] in [0, 2^31), the teacher's ``target``, further fields [B, n].
+
+        ``seed`` is None where the protocol's records hold none.
 
         An image that this slot already has is left as it is, so padding and reruns do no harm. Returns how many
         records were new.
@@ -82,10 +84,11 @@ class SlotWriter:
         Raises:
             ValueError: for shapes, classes or probabilities that the store cannot hold, or another image's seed.
         """
-        indices, seeds = _integers(index), _integers(seed)
+        indices, seeds = _integers(index), None if seed is None else _integers(seed)
         self._check(indices, seeds, target, fields)
         records = np.zeros(len(indices), self._spec.record)
-        records["seed"] = seeds
+        if seeds is not None:
+            records["seed"] = seeds
         records["index"] = target.index.cpu().numpy()
         records["prob"] = _encode(target.prob, self._spec.prob)
         for name, values in fields.items():
@@ -150,23 +153,35 @@ class SlotWriter:
         self.close()
 
     def _check(
-        self, index: NDArray[np.int64], seed: NDArray[np.int64], target: SparseTarget, fields: dict[str, ArrayLike]
+        self,
+        index: NDArray[np.int64],
+        seed: NDArray[np.int64] | None,
+        target: SparseTarget,
+        fields: dict[str, ArrayLike],
     ) -> None:
         spec, rows = self._spec, len(target)
         if target.classes != spec.classes or target.prob.shape[1] != spec.k:
             given = f"{target.prob.shape[1]} of {target.classes}"
             raise ValueError(f"the store holds {spec.k} of {spec.classes} classes, the target {given}")
-        if len(index) != rows or len(seed) != rows:
-            raise ValueError(f"{len(index)} indices and {len(seed)} seeds for {rows} targets")
+        if (seed is not None) != spec.seeded:
+            raise ValueError(f"records of protocol {spec.protocol} hold {'a' if spec.seeded else 'no'} seed")
+        if len(index) != rows or (seed is not None and len(seed) != rows):
+            raise ValueError(
+                f"{len(index)} indices and {len(index if seed is None else seed)} seeds for {rows} targets"
+            )
         if set(fields) != {name for name, _, _ in spec.fields}:
             raise ValueError(f"further fields are {[n for n, _, _ in spec.fields]}, got {sorted(fields)}")
         if rows == 0:
             return
         if index.min() < 0 or index.max() >= spec.images:
             raise ValueError(f"image index outside 0..{spec.images - 1}: {index.min()}..{index.max()}")
-        if seed.min() < 0 or seed.max() >= 1 << 31:
+        if seed is not None and (seed.min() < 0 or seed.max() >= 1 << 31):
             raise ValueError("seeds are in [0, 2^31)")
-        if spec.base_seed is not None and (seed != seeds_of(spec.base_seed, self._slot, index)).any():
+        if (
+            seed is not None
+            and spec.base_seed is not None
+            and (seed != seeds_of(spec.base_seed, self._slot, index)).any()
+        ):
             raise ValueError(f"a seed is not seed_of(base_seed={spec.base_seed}, slot={self._slot}, image)")
         low, high = torch.aminmax(target.index)
         if low < 0 or high >= spec.classes:

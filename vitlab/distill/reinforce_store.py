@@ -1,0 +1,55 @@
+"""Reinforcements on disk: a :class:`~vitlab.distill.store.TargetStore` whose records are parameters, not seeds.
+
+Every slot of the store is one sample of every image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import ArrayLike
+
+from vitlab.distill.draw import Draw
+from vitlab.distill.reinforce_draw import PROTOCOL, Reinforcement
+from vitlab.distill.reinforce_record import decode
+from vitlab.distill.sparse import SparseTarget
+from vitlab.distill.store import TargetStore
+from vitlab.distill.store_spec import StoreSpec
+from vitlab.errors import UserError
+
+
+class Reinforcements(Protocol):
+    """What a reader of reinforcements answers, whatever the files."""
+
+    images: int
+    samples: int
+    classes: int
+
+    def read(self, slot: ArrayLike, index: ArrayLike) -> tuple[list[Draw], SparseTarget]:
+        """Draws and targets of these (sample, image) pairs, both integers [B]."""
+
+
+class ReinforcedStore:
+    """The packed store in ``folder``; opened cheaply in every process that reads.
+
+    Raises:
+        UserError: whatever :meth:`TargetStore.open` refuses; targets that came with seeds (TinyViT's).
+    """
+
+    def __init__(self, folder: Path, expect: Mapping[str, Any] | None = None) -> None:
+        self.store = TargetStore.open(folder, expect)
+        self.spec: StoreSpec = self.store.spec
+        if self.spec.protocol != PROTOCOL:
+            raise UserError(
+                f"{folder} holds stored labels of protocol {self.spec.protocol}, not reinforcements ({PROTOCOL}).",
+                "Give a folder that method=reinforce made; method=tinyvit reads the other kind.",
+            )
+        self.views = Reinforcement.from_dict(self.spec.augmentation)
+        self.images, self.samples, self.classes = self.spec.images, self.spec.slots, self.spec.classes
+
+    def read(self, slot: ArrayLike, index: ArrayLike) -> tuple[list[Draw], SparseTarget]:
+        """Draws and targets of these (sample, image) pairs, both integers [B]."""
+        records, target = self.store.read(slot, index)
+        return decode(self.views, records), target
