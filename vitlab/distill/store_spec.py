@@ -10,7 +10,7 @@
     slot_00000/sealed.json  sealed: the marker; written last
 
 A record is packed and little-endian: ``seed i4 | index K | prob K | further fields``; 404 bytes at K = 100 with
-two-byte classes and probabilities. Protocols with explicit parameters have no seed in their records.
+two-byte classes and probabilities. Reinforcements hold parameters instead of the seed.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from typing import Any
 
 import numpy as np
 
+from vitlab.distill.reinforce_draw import PROTOCOL
 from vitlab.errors import UserError
 
 FORMAT = "vitlab-store-1"
 BLOCK = 8192
 """Records per checksum."""
 
-SEEDED = "tinyvit-1"
-"""The protocol whose records hold a seed, from which the view follows."""
+SEEDLESS = frozenset({PROTOCOL})
+"""Protocols whose records hold all parameters of a view, and no seed."""
 
 SPEC, KEYS, RECORDS, CRC, SEALED = "store.json", "keys.txt", "records.bin", "crc32.bin", "sealed.json"
 _PROB = {"f2": "<f2", "f4": "<f4", "bf16": "<u2"}
@@ -45,8 +46,8 @@ class StoreSpec:
     ``images`` x ``slots`` records of ``k`` of ``classes`` probabilities, held as ``prob`` (f2, f4 or bf16).
     ``protocol`` names how a record becomes a Draw; with ``tinyvit-1`` the seed does it all. ``base_seed``: the seeds
     are ``draw.seed_of(base_seed, slot, index)``; None: they come from elsewhere and are not checked. ``fields``:
-    further parts of the record as (name, numpy type, values per record), for protocols with explicit parameters, whose
-    records hold no seed (``base_seed`` is then what the parameters were drawn with, None where nobody knows).
+    further parts of the record as (name, numpy type, values per record), for protocols with explicit parameters; those
+    of :data:`SEEDLESS` hold no seed, and ``base_seed`` is what they were drawn with (None: unknown).
     ``augmentation``, ``mean``, ``std``: of the teacher's views. ``teacher``: its name(s) and weight hashes.
     ``versions``: of the libraries, recorded but not part of the identity.
 
@@ -67,7 +68,7 @@ class StoreSpec:
     std: tuple[float, ...]
     base_seed: int | None
     prob: str = "f2"
-    protocol: str = SEEDED
+    protocol: str = "tinyvit-1"
     fields: tuple[tuple[str, str, int], ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -88,7 +89,7 @@ class StoreSpec:
     @property
     def seeded(self) -> bool:
         """Whether a record holds the seed of its view."""
-        return self.protocol == SEEDED
+        return self.protocol not in SEEDLESS
 
     @property
     def record(self) -> np.dtype[np.void]:
