@@ -62,7 +62,7 @@ def test_anneal(seed: int) -> None:
 def test_milp_and_bound() -> None:
     design = milp.design(R18, milp.MilpSettings(), 0, time_limit=600)
     assert any("solved within" in note for note in design.notes)
-    certify(R18, design, 120)
+    certify(R18, design, float("inf"), parts=100)  # parts, not seconds: the gap is that of no one machine
     told(design)
     assert design.score >= 36_400
     assert design.bound is not None

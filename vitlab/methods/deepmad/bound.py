@@ -354,8 +354,17 @@ def _with(rows: tuple[tuple[int, int], ...], at: int, value: tuple[int, int]) ->
     return (*rows[:at], value, *rows[at + 1 :])
 
 
-def certify(problem: Problem, design: Design, seconds: float, quiet: bool = True, enough: float = 1e-3) -> None:
+def certify(
+    problem: Problem,
+    design: Design,
+    seconds: float,
+    quiet: bool = True,
+    enough: float = 1e-3,
+    parts: int | None = None,
+) -> None:
     """Give ``design`` an upper bound, as tight as ``seconds`` allow; stops at a gap of ``enough``.
+
+    ``parts`` stops it after so many parts of the space instead, which does not depend on the machine.
 
     In spaces that have no such bound a note says so.
     """
@@ -368,7 +377,7 @@ def certify(problem: Problem, design: Design, seconds: float, quiet: bool = True
     root = relaxation.root(centre, abs(design.score))
     best, root = relaxation.bound(root, design.score)
     heap, count, settled = [(-best, 0, root)], 1, design.score
-    while heap and time.monotonic() - start < seconds:
+    while heap and time.monotonic() - start < seconds and (parts is None or count < parts):
         stop_if_asked()
         value, _, node = heapq.heappop(heap)
         if -value <= design.score * (1 + enough):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,7 @@ def build(solved: Path, folder: Path, options: DeepMADOptions, size: int) -> dic
     structure = Structure.load(solved / "structure.json")
     costs = CostTable.load(solved / "costs.json") if (solved / "costs.json").exists() else None
     problem = problem_of(options, size, latency=costs is not None, costs=costs, classes=options.classes)
-    bare = problem_of(options, size, latency=False)
-    plain = type(bare)(bare.space, bare.scoring, bare.budget, bare.resolution)
-    spent = plain.evaluate(structure)
+    spent = replace(problem, classes=None).evaluate(structure)
     counted = verify(structure, problem.resolution, spent.params, options.classes or CLASSES)
     record: dict[str, Any] = {
         "params": counted["params"],

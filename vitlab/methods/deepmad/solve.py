@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +14,20 @@ from vitlab.methods.deepmad.problem import Problem
 from vitlab.methods.deepmad.search import Design, save_design
 from vitlab.methods.deepmad.show import picture, summary, text_table
 from vitlab.methods.deepmad.structure import Structure
+from vitlab.training.interrupt import stop_if_asked
 
 STRUCTURE, DESIGN, COSTS = "structure.json", "design.json", "costs.json"
+CHECKED = 4  # whole networks that a cost table is checked on
 
 
 def solve(context: Context, options: DeepMADOptions) -> dict[str, object]:
     """Design, and leave ``structure.json``, ``design.json``, ``design.txt``, ``design.png`` and the journal."""
     config = context.config
     if not context.leads:
+        # One process designs; the others need its answer, and have no process group yet to wait in.
+        while not (context.folder / DESIGN).exists():
+            stop_if_asked()
+            time.sleep(0.5)
         return {}
     costs = cost_table(context, options)
     problem = problem_of(options, config.dataset.size, classes=class_count(context, options), costs=costs)
@@ -100,14 +107,16 @@ def title_of(problem: Problem, design: Design) -> str:
 
 
 def cost_table(context: Context, options: DeepMADOptions) -> CostTable | None:
-    """The table of layer costs that the options name, measured now and kept if they say so."""
+    """The table of layer costs that the options name, measured now if they say so; a copy stays in the folder."""
     if options.costs is None:
         return None
-    if options.costs != "measure":
-        return CostTable.load(Path(options.costs).expanduser())
     kept = context.folder / COSTS
     if kept.exists():
         return CostTable.load(kept)
+    if options.costs != "measure":
+        table = CostTable.load(Path(options.costs).expanduser())
+        table.save(kept)
+        return table
     import torch
 
     from vitlab.methods.deepmad.latency import measure
@@ -115,24 +124,30 @@ def cost_table(context: Context, options: DeepMADOptions) -> CostTable | None:
     wanted = context.config.trainer.accelerator
     device = "cuda" if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
     problem = problem_of(options, context.config.dataset.size, latency=False, classes=options.classes)
-    short = replace(options, solver="anneal", chains=256, steps=200, certify="0s", time_limit="10s")
-    networks = [
-        design_with(
-            short, replace(problem_of(options, problem.resolution, latency=False, times=times), classes=None), 0
-        ).structure
-        for times in (0.3, 0.6, 1.0)
-        if options.budget.params or options.budget.flops
-    ]
     table = measure(
         problem.space,
         problem.resolution,
         batch=options.cost_batch,
         device=device,
-        networks=networks,
+        networks=samples(problem, CHECKED),
         say=lambda text: print(f"measuring costs: {text}", flush=True),
     )
     table.save(kept)
     return table
+
+
+def samples(problem: Problem, count: int) -> list[Structure]:
+    """Members of the space to check a cost table on: random ones, of different sizes up to the middling."""
+    import numpy as np
+
+    from vitlab.methods.deepmad.anneal import Moves
+    from vitlab.methods.deepmad.population import Population
+
+    population = Population(problem)
+    genes = Moves(population).start(np.random.default_rng(0), 256)
+    genes[-population.blocks :] = np.minimum(genes[-population.blocks :], 8)  # depths, to keep the check short
+    order = np.argsort(population.evaluate(genes).flops)
+    return [population.decode(genes, int(order[(number + 1) * 128 // count])) for number in range(count)]
 
 
 def class_count(context: Context, options: DeepMADOptions) -> int | None:
