@@ -39,6 +39,10 @@ MODES = (
     "export",
     "audit",
     "report",
+    "verify",
+    "convert",
+    "contract",
+    "throughput",
     "check",
     "list",
 )

@@ -35,6 +35,10 @@ MODES = {
     "export": "a model as files for others: run=FOLDER export.formats=[onnx]",
     "audit": "what is in a folder of pictures: dataset=folder dataset.root=photos",
     "report": "the page of a run written anew, or several side by side: run=[A,B]",
+    "verify": "stored labels: structure, checksums; method.recheck=100 asks the teacher again: run=FOLDER",
+    "convert": "stored labels from TinyViT's official files or to them: method.store=A method.convert_to=B",
+    "contract": "make model= smaller step by step to method.contract.params (TinyViT's model scaling)",
+    "throughput": "images a second of a traced network, TinyViT's protocol",
     "check": "the plan with sizes and estimates, and one batch of every stage",
     "list": "what there is: mode=list group=GROUP, mode=list key=KEY",
 }

@@ -11,6 +11,9 @@ FRAME = frozenset({"hardware", "trainer", "mode", "seed", "output", "local"})
 SUBJECT = frozenset({"run", "model", "dataset", "experiment", "debug", "evaluation"})
 """What says which model is meant, on which data: see :mod:`vitlab.modes.subject`."""
 
+STORE = frozenset({"method", "run", "dataset", "teacher", "recipe", "experiment", "debug"})
+"""What says which stored labels are meant."""
+
 READS: dict[str, frozenset[str]] = {
     "evaluate": FRAME | SUBJECT,
     "benchmark": FRAME | SUBJECT | {"benchmark"},
@@ -19,6 +22,10 @@ READS: dict[str, frozenset[str]] = {
     "export": FRAME | SUBJECT | {"export"},
     "audit": FRAME | {"dataset", "experiment", "audit"},
     "report": FRAME | {"run"},
+    "verify": FRAME | STORE | {"evaluation"},
+    "convert": FRAME | STORE,
+    "contract": FRAME | {"method", "model", "dataset", "recipe", "experiment", "debug", "name", "fresh"},
+    "throughput": FRAME | SUBJECT,
 }
 """Mode to the groups and top-level keys that it reads. The other modes (train, check, list) have no file here."""
 

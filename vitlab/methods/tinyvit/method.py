@@ -107,7 +107,7 @@ class TinyViT(Method):
 
     @stage(
         needs=("teacher", "store"),
-        reads=("dataset", "model", "recipe", "teacher", "task"),
+        reads=("dataset", "model", "recipe", "task"),
         title="student, teacher's labels",
         when=distils,
     )

@@ -1,0 +1,170 @@
+"""Contraction: budgets, verdicts, journal, other families; no network is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+
+from vitlab.errors import UserError
+from vitlab.measure.cost import count_macs, count_params
+from vitlab.methods.tinyvit.contract import Journal, Limits, Row, budget, contract, digest, reachable
+from vitlab.methods.tinyvit.families import Args, Family, family_of
+from vitlab.methods.tinyvit.found import table, write
+
+LIMITS = Limits(params=11e6, speed=1.5, steps=4, moves=3, tolerance=0.05, candidates=4)
+
+
+@pytest.fixture(scope="module")
+def family() -> Family:
+    return family_of("tiny_vit_21m_224", {}, 224, 1000)
+
+
+class Machine:
+    """A device whose speed and a proxy whose score follow from the costs; it counts what it was asked."""
+
+    def __init__(self, family: Family, patience: int = 10**9) -> None:
+        self.family, self.asked, self.patience = family, 0, patience
+
+    def throughput(self, args: Args) -> float:
+        self._ask()
+        return 1e12 / self.family.cost(args)[1]
+
+    def score(self, args: Args) -> float:
+        self._ask()
+        return self.family.cost(args)[1] / 1e9 + sum(args["depths"]) / 10
+
+    def _ask(self) -> None:
+        self.asked += 1
+        if self.asked > self.patience:
+            raise KeyboardInterrupt
+
+
+def search(family: Family, path: Path, machine: Machine, limits: Limits = LIMITS) -> list[Row]:
+    return contract(family, limits, Journal(path, {"limits": str(limits)}), machine.throughput, machine.score)
+
+
+def test_budgets_are_geometric() -> None:
+    assert [budget(16.0, 1.0, step, 4) for step in range(5)] == [16, 8, 4, 2, 1]
+
+
+def test_the_start_is_the_networks_own(family: Family) -> None:
+    assert family.cost(family.start) == (21_198_568, 4_250_329_536)
+    assert family.start["embed_dims"] == [96, 192, 384, 576] and family.start["window_sizes"][1:] == [7, 14, 7]
+
+
+def test_every_candidate_is_reached_once(family: Family) -> None:
+    one, two = reachable(family, family.start, 1), reachable(family, family.start, 2)
+    assert len(one) == 13 and set(one) < set(two)
+    assert digest(family.start) not in two
+    assert sum(path.count("+") == 1 for path, _ in two.values()) == len(two) - len(one)
+
+
+def test_budgets_are_kept_and_the_best_is_taken(family: Family, tmp_path: Path) -> None:
+    way = search(family, tmp_path / "journal.jsonl", Machine(family))
+    assert [row.step for row in way] == [0, 1, 2, 3, 4]
+    rows = Journal(tmp_path / "journal.jsonl", {"limits": str(LIMITS)}).rows
+    start = rows[0]
+    assert start.throughput is not None
+    for step in range(1, 5):
+        of_step = [row for row in rows if row.step == step]
+        most = budget(21_198_568, 11e6, step, 4) * 1.05
+        least = start.throughput * 1.5 ** (step / 4) * 0.95
+        scored = [row for row in of_step if row.score is not None]
+        assert 1 <= len(scored) <= 4
+        for row in of_step:
+            assert (row.verdict == "over budget") == (row.params > most)
+            assert row.verdict != "too slow" or (row.throughput is not None and row.throughput < least)
+        assert all(row.throughput is not None and row.throughput >= least for row in scored)
+        (best,) = [row for row in scored if row.verdict == "chosen"]
+        assert best.score == max(row.score for row in scored if row.score is not None)
+        assert len({row.key for row in of_step}) == len(of_step) > 100, "every candidate is kept"
+    assert way[-1].params <= 11e6 * 1.05
+
+
+@pytest.mark.parametrize("patience", [0, 1, 5, 12])
+def test_killed_and_continued_it_finds_the_same(family: Family, tmp_path: Path, patience: int) -> None:
+    whole, path = Machine(family), tmp_path / "journal.jsonl"
+    wanted = search(family, tmp_path / "whole.jsonl", whole)
+    with pytest.raises(KeyboardInterrupt):
+        search(family, path, Machine(family, patience))
+    with open(path, "a") as file:
+        file.write('{"measured": "sco')  # as a kill leaves it
+    rest = Machine(family)
+    assert search(family, path, rest) == wanted
+    assert rest.asked == whole.asked - patience, "nothing is measured twice"
+    assert search(family, path, Machine(family, 0)) == wanted
+    with pytest.raises(UserError, match="journal of another search"):
+        Journal(path, {"limits": "others"})
+
+
+def test_ties_go_to_the_faster_then_the_smaller(family: Family, tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl", {})
+    limits = Limits(params=20e6, speed=1.0, steps=1, moves=1, tolerance=0.05, candidates=20)
+    speed = {"N3": 9.0, "D3": 9.0}
+    names = {digest(args): path for path, args in reachable(family, family.start, 1).values()}
+    way = contract(family, limits, journal, lambda args: speed.get(names.get(digest(args), ""), 5.0), lambda _: 1.0)
+    assert way[-1].moves == "N3", "19.42M parameters against 19.45M"
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        (Limits(params=1e6, speed=0, steps=1, moves=1, tolerance=0.0, candidates=1), "none of 13 candidates"),
+        (Limits(params=20e6, speed=50, steps=1, moves=1, tolerance=0.0, candidates=1), "are small enough"),
+        (Limits(params=30e6, speed=0, steps=1, moves=1, tolerance=0.0, candidates=1), "not below the start's"),
+    ],
+)
+def test_what_cannot_be_is_said(family: Family, tmp_path: Path, limits: Limits, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        search(family, tmp_path / "journal.jsonl", Machine(family), limits)
+
+
+def test_numbers_out_of_range() -> None:
+    with pytest.raises(UserError, match=r"method\.contract\.steps=0"):
+        Limits(params=1, speed=0, steps=0, moves=1, tolerance=0, candidates=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "moves"),
+    [
+        ("vit_tiny_patch16_224", {}, ["D", "N", "M"]),
+        ("deit_small_patch16_224", {"depth": 1}, ["D", "M"]),
+        ("convnext_atto", {}, ["D1", "D2", "D3", "D4", "N1", "N2", "N3", "N4"]),
+        ("resnet18", {}, ["D1", "D2", "D3", "D4", "N1", "N2", "N3", "N4"]),
+    ],
+)
+def test_other_families_are_counted(name: str, args: Args, moves: list[str]) -> None:
+    family = family_of(name, args, 32 if "resnet" in name else 224, 10)
+    near = dict(family.smaller(family.start))
+    assert list(near) == moves
+    cost = family.cost(family.start)
+    model = timm.create_model(name, num_classes=10, device="meta", **args)
+    assert cost == (count_params(model), count_macs(model, 32 if "resnet" in name else 224))
+    for found in near.values():
+        smaller = family.cost(found)
+        assert smaller[0] < cost[0] and smaller[1] < cost[1]
+
+
+def test_unknown_families_are_named() -> None:
+    with pytest.raises(UserError, match="It knows TinyVit, VisionTransformer, ConvNeXt, ResNet"):
+        family_of("mobilenetv4_conv_small", {}, 224, 10)
+
+
+def test_what_was_found_is_written(family: Family, tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    search(family, path, Machine(family))
+    rows = Journal(path, {"limits": str(LIMITS)}).rows
+    text = table(rows, "params")
+    assert text.count("**chosen**") == 4 and text.count("| start |") == 1
+    files = write(tmp_path / "found", rows, "tiny_vit_21m_224", {"drop_path_rate": 0.1}, "params")
+    assert [file.name for file in files] == ["contraction.md", "contraction.png", "contraction.json", "model.yaml"]
+    assert (tmp_path / "found" / "contraction.png").stat().st_size > 5000
+    import yaml
+
+    model = yaml.safe_load((tmp_path / "found" / "model.yaml").read_text())
+    last = next(row for row in reversed(rows) if row.verdict == "chosen")
+    assert model == {"name": "tiny_vit_21m_224", "args": {"drop_path_rate": 0.1} | last.args}
+    network = timm.create_model(model["name"], num_classes=1000, device="meta", **model["args"])
+    assert count_params(network) == last.params

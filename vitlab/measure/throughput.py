@@ -1,0 +1,67 @@
+"""Images a second of a traced network, as TinyViT's authors measure it: warm up, then time batch after batch."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from vitlab.models.mode import evaluating
+
+AUTOCAST = {"bf16-mixed": "bf16", "16-mixed": "fp16"}
+"""From Lightning's words to ours; any other is full precision."""
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """``images_per_second`` = batch / mean time of a batch."""
+
+    images_per_second: float
+    batch: int
+    batches: int  # that were timed
+    device: str
+    precision: str
+
+
+def measure_throughput(
+    model: nn.Module, size: int, batch: int = 64, warmup: float = 10.0, seconds: float = 60.0, precision: str = "32"
+) -> Throughput:
+    """Time ``model`` on random images [batch, 3, size, size] on the device of its parameters (official protocol: 10 s
+    of warm-up, then 60 s, each batch timed by itself; traced; under autocast).
+
+    Args:
+        warmup, seconds: at least three batches and one are run.
+        precision: "bf16" or "fp16" for autocast, "32" for none.
+
+    Raises:
+        ValueError: for another precision or an empty batch.
+    """
+    kinds = {"32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if precision not in kinds or batch < 1:
+        raise ValueError(f"precision {precision!r} of {', '.join(kinds)}, batch {batch}")
+    device = next(model.parameters()).device
+    images = torch.randn(batch, 3, size, size, device=device)
+    kind = kinds[precision]
+    with evaluating(model), torch.autocast(device.type, kind, enabled=kind is not None, cache_enabled=False):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is traced is known: fixed sizes are what is timed
+            traced = torch.jit.trace(model, images, check_trace=False)
+        _run(traced, images, warmup, least=3)  # a traced network is optimised in its first passes
+        times = _run(traced, images, seconds, least=1)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return Throughput(batch * len(times) / sum(times), batch, len(times), name, precision)
+
+
+def _run(model: torch.jit.ScriptModule, images: torch.Tensor, seconds: float, least: int) -> list[float]:
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < least or time.perf_counter() < end:
+        start = time.perf_counter()
+        model(images)
+        if images.device.type == "cuda":
+            torch.cuda.synchronize(images.device)
+        times.append(time.perf_counter() - start)
+    return times

@@ -1,0 +1,114 @@
+"""``mode=verify``: is a store of teacher labels sound? Structure, checksums; with method.recheck=N the teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vitlab.compose import Composed
+from vitlab.config import Config
+from vitlab.errors import UserError
+
+
+def answer(composed: Composed) -> int:
+    """Verify the store of ``run=`` or of ``method.store=``; 0 if it is sound, 1 if not.
+
+    Raises:
+        UserError: no store is meant, or there is none; records cannot be recomputed without the teacher.
+    """
+    config, folder, artifact = find_store(composed)
+    from vitlab.data.build import open_splits
+    from vitlab.distill.formats.tinyvit_v0 import V0Store, is_v0
+    from vitlab.distill.store import TargetStore
+    from vitlab.distill.store_spec import BLOCK
+    from vitlab.training.progress import Progress
+    from vitlab.work import settle
+
+    settle(config)
+    source = open_splits(config.dataset, config.seed, config.debug.max_images)["train"]
+    store: TargetStore | V0Store
+    if is_v0(folder):
+        mixes = config.recipe.augmentation.mixup > 0 or config.recipe.augmentation.cutmix > 0
+        store = V0Store(folder, source.keys, len(source.classes), mixes)
+        problems = store.verify()
+        kind = "TinyViT's official store"
+    else:
+        store = TargetStore.open(folder, allow_partial=True)
+        slots = store.spec.slots
+        unsealed = [slot for slot in range(slots) if not store.is_sealed(slot)]
+        blocks = (slots - len(unsealed)) * -(-store.spec.images // BLOCK)
+        with Progress("verify", blocks, unit="block") as progress:
+            problems = [f"slot {slot} is not sealed: {store.count(slot):,} images are there" for slot in unsealed]
+            problems += store.verify(lambda done, whole: progress.update(done))
+        kind = "store"
+    spec = store.spec
+    print(
+        f"{folder}: {kind} of {spec.images:,} images x {spec.slots} views, K={spec.k} of {spec.classes} classes, "
+        f"{spec.images * spec.slots * spec.record.itemsize / 2**20:,.1f} MiB"
+    )
+    for problem in problems:
+        print(f"  {problem}")
+    wanted = getattr(composed.config.method, "recheck", 0)
+    sound = not problems
+    if wanted and sound:
+        sound = _recheck(config, folder, artifact, spec.slots, wanted)
+    print("sound" if sound else "NOT SOUND")
+    return 0 if sound else 1
+
+
+def find_store(composed: Composed) -> tuple[Config, Path, Path | None]:
+    """The configuration that made the store, the store, and the artifact of its teacher where a run has one.
+
+    Raises:
+        UserError: neither ``run=`` nor ``method.store=`` names a store.
+    """
+    from vitlab.modes.subject import config_of, find_runs
+
+    runs = find_runs(composed)
+    given = getattr(composed.config.method, "store", None)
+    if len(runs) == 1:
+        run = runs[0][0]
+        folder = run.folder / "store" / "targets"
+        if not folder.is_dir():
+            raise UserError(f"{run.folder} has no stored targets.", "Name a run whose method stores them.")
+        return config_of(run, composed), folder, run.folder / "teacher"
+    if given is None or runs:
+        raise UserError(
+            f"mode={composed.config.mode} is about one store of targets, and none is named.",
+            "Give run=FOLDER, or method.store=FOLDER.",
+        )
+    folder = Path(given).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"method.store={given}: there is no such folder.")
+    return composed.config, folder, None
+
+
+def _recheck(config: Config, folder: Path, artifact: Path | None, slots: int, records: int) -> bool:
+    from vitlab.methods.tinyvit.check import recheck
+    from vitlab.training.assemble import make_data, shortened
+    from vitlab.training.devices import device_of
+    from vitlab.training.progress import Progress
+    from vitlab.training.teacher import make_teacher, normalisation_of
+
+    if artifact is None and (config.teacher.train or not config.teacher.members):
+        raise UserError(
+            "method.recheck asks the teacher, and no trained one is named.",
+            "Give run=FOLDER of the run that stored the labels, or teacher= with pretrained members.",
+        )
+    recipe = shortened(config, config.recipe)
+    data = make_data(config, recipe, *normalisation_of(config, artifact))
+    device = device_of(config)
+    teacher = make_teacher(config, artifact, data).to(device)
+    with Progress("recheck", records, unit="view") as progress:
+        found = recheck(
+            data,
+            folder,
+            teacher,
+            slots,
+            records,
+            device,
+            config.seed,
+            config.evaluation.batch_size,
+            lambda done, whole: progress.update(min(done, records)),
+        )
+    print(found)
+    return found.sound
