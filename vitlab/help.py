@@ -28,15 +28,15 @@ GROUPS = {
 
 MODES = {
     "train": "every stage of the method, then evaluation, exports and report (the default)",
-    "evaluate": "accuracy, calibration and intervals of a run, or of model= on dataset=; run=[A,B] compares",
+    "evaluate": "accuracy, calibration, intervals of a run, or of model= on dataset=; run=[A,B] compares",
     "benchmark": "parameters, multiply-adds, latency, throughput and memory, models side by side",
     "predict": "name what is on pictures: run=FOLDER input=cat.jpg",
     "explain": "where a model looks: run=FOLDER input=cat.jpg",
     "export": "a model as files for others: run=FOLDER export.formats=[onnx]",
     "audit": "what is in a folder of pictures: dataset=folder dataset.root=photos",
     "report": "the page of a run written anew, or several side by side: run=[A,B]",
-    "verify": "stored labels: structure, checksums; method.recheck=100 asks the teacher again: run=FOLDER",
-    "convert": "stored labels from TinyViT's official files or to them: method.store=A method.convert_to=B",
+    "verify": "stored labels: structure and checksums; with method.recheck=100 the teacher too",
+    "convert": "stored labels from or to TinyViT's files: method.store=A method.convert_to=B",
     "contract": "make model= smaller step by step to method.contract.params (TinyViT's model scaling)",
     "throughput": "images a second of a traced network, TinyViT's protocol",
     "check": "the plan with sizes and estimates, and one batch of every stage",

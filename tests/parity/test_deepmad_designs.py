@@ -1,4 +1,4 @@
-"""What the designers must reach on the R18 problem (papers/deepmad.md, section 11.5 and 11.6); minutes each."""
+"""What the designers must reach on the R18 problem; minutes each."""
 
 from __future__ import annotations
 

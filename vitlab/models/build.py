@@ -27,7 +27,6 @@ from timm.models import (
 )
 from torch import nn
 
-import vitlab.models.deepmad  # noqa: F401  (registers its networks with timm)
 from vitlab.errors import UserError, nearest
 from vitlab.models.artifact import read_meta
 from vitlab.models.checkpoints import META_FILE, load_weights, read_weights, zero_head

@@ -48,7 +48,7 @@ class MilpSettings:
 
     Attributes:
         seed: the annealing that gives the centre of the first table; without a good centre the tables, a few hundred
-            edges each, end in a local optimum (section 8 seeds them with an evolution: 36,000 of 36,500 on R18).
+            edges each, end in a local optimum (section 8 seeds them with an evolution; ours ended lower that way).
         spreads: of the tables, in turn; when none of them improves the best any more, twice as many edges are kept.
         round_seconds: most seconds of one round; the best table solution by then is taken.
         edges, edges_max: most edges that branch and bound is given at first, and at last; more make a round slower

@@ -44,7 +44,7 @@ class DeepMADOptions:
     budget: BudgetOptions = field(default_factory=BudgetOptions)
     scoring: str = MISSING  # official | corrected | paper: whose arithmetic
     alphas: list[float] | None = None  # weight of each stage's entropy; null: 1 each, alpha_last for the last
-    alpha_last: float = MISSING
+    alpha_last: float = MISSING  # weight of the last stage's entropy where alphas is null (paper: 8)
     beta: float = MISSING  # weight of the depth penalty
     penalty: str | None = None  # depths that should be even: last3 | drop_first | all; null: last3 for resnet, else all
     resolution: int | None = None  # px the network is designed for; null: dataset.size
