@@ -26,6 +26,7 @@ ERASE_MODES = ("pixel", "rand", "const")
 CROPS = ("auto", "center", "squash")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 LOGGERS = ("local", "csv", "tensorboard", "wandb")
+BACKENDS = ("eager", "compile", "onnxruntime", "openvino")
 FORMATS = ("safetensors", "timm", "hub", "onnx", "onnx_int8", "torch_export")
 MAPS = ("gradcam", "rollout")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
@@ -261,6 +262,8 @@ def _rest(config: Config, where: Where) -> None:
     _at_least("evaluation.latency_repeats", config.evaluation.latency_repeats, 1, where)
     for size in config.evaluation.latency_batches:
         _at_least("evaluation.latency_batches", size, 1, where)
+    for one in config.benchmark.backends:
+        _one_of("benchmark.backends", one, BACKENDS, where)
     for one in config.export.formats:
         _one_of("export.formats", one, FORMATS, where)
     if config.export.push is not None and "hub" not in config.export.formats:

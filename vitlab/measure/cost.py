@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitlab.measure.memory import peak_memory
 from vitlab.models.mode import evaluating
 
 CHANNELS = 3
@@ -38,6 +39,14 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """Bytes that a forward pass of one batch holds at its worst moment, without the weights."""
+
+    batch: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Cost:
     """One network's cost at one input size."""
 
@@ -46,12 +55,18 @@ class Cost:
     size: int  # side of the square input, pixels
     bytes: int | None = None  # of the weights file, where there is one
     latency: list[Latency] = field(default_factory=list)
+    memory: list[Memory] = field(default_factory=list)
     device: str = "cpu"  # the latency is of this device,
     threads: int = 1  # with so many CPU threads
 
 
 def measure_cost(
-    model: nn.Module, size: int, batches: Sequence[int] = (), repeats: int = 30, file: Path | None = None
+    model: nn.Module,
+    size: int,
+    batches: Sequence[int] = (),
+    repeats: int = 30,
+    file: Path | None = None,
+    memory: Sequence[int] = (),
 ) -> Cost:
     """Count and time ``model`` [B, 3, size, size] on the device and in the precision that its parameters have.
 
@@ -61,6 +76,7 @@ def measure_cost(
         batches: batch sizes to time; none: counts only.
         repeats: timed passes of each batch size.
         file: weights file whose size is stated.
+        memory: batch sizes whose peak memory is stated.
     """
     device = next(model.parameters()).device
     return Cost(
@@ -69,6 +85,7 @@ def measure_cost(
         size=size,
         bytes=file.stat().st_size if file is not None else None,
         latency=[measure_latency(model, size, batch, repeats) for batch in batches],
+        memory=[Memory(batch, peak_memory(model, size, batch)) for batch in memory],
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         threads=torch.get_num_threads(),
     )

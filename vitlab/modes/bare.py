@@ -33,6 +33,7 @@ def build(
         UserError: the classes are not known, or the head would be an untrained one where ``trained`` is demanded.
     """
     model, dataset = config.model, config.dataset
+    architecture(model, dataset.size)  # answers a name that there is not
     record = _record(model.name) if model.pretrained and model.checkpoint is None else {}
     size, interpolation = dataset.size, AugmentationConfig.interpolation
     crop_pct, crop = dataset.crop_pct, dataset.crop

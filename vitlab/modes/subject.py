@@ -325,7 +325,10 @@ def _bare_subject(composed: Composed, trained: bool) -> Subject:
             "Give model.pretrained=true, model.checkpoint=FILE, or run=FOLDER.",
         )
     artifact = checkpoint if checkpoint is not None and (checkpoint / "model.json").is_file() else None
-    named = "model.name" in {word.partition("=")[0] for word in composed.overrides}
+    words = {word.partition("=")[0] for word in composed.overrides}
+    named = "model.name" in words
+    if named and "model" not in words and not any(word.lstrip("+").startswith("model.args") for word in words):
+        config = replace(config, model=replace(config.model, args={}))  # they belong to the usual model
     title = config.model.name if named else str(composed.choices["model"])
     if artifact is not None:
         title = artifact.resolve().name

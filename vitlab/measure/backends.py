@@ -1,0 +1,87 @@
+"""A network as the ways in which it is run: eager, compiled by torch, in ONNX Runtime, in OpenVINO.
+
+Each gives a function of no arguments: one forward pass of the same random images, finished when it returns. Threads
+are torch's number of threads for all of them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+BACKENDS = ("eager", "compile", "onnxruntime", "openvino")
+NEEDS = {"onnxruntime": ("onnx", "onnxruntime", "onnxscript"), "openvino": ("onnx", "onnxscript", "openvino")}
+"""Packages beside torch that a backend needs."""
+
+Pass = Callable[[], object]
+
+
+def missing(backend: str) -> list[str]:
+    """Packages that ``backend`` needs and that are not installed."""
+    return [name for name in NEEDS.get(backend, ()) if importlib.util.find_spec(name) is None]
+
+
+def eager(model: nn.Module, images: NDArray[np.float32]) -> Pass:
+    """PyTorch, operation by operation, on the model's device and in eval mode (as it must be already)."""
+    like = next(model.parameters())
+    batch = torch.from_numpy(images).to(like.device, like.dtype)
+
+    def run() -> object:
+        with torch.inference_mode():
+            out = model(batch)
+        if like.device.type == "cuda":
+            torch.cuda.synchronize(like.device)
+        return out
+
+    return run
+
+
+def compiled(model: nn.Module, images: NDArray[np.float32]) -> Pass:
+    """torch.compile for this one shape; compilation happens in the first call."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # speaks of CUDA where there is none
+    like = next(model.parameters())
+    batch = torch.from_numpy(images).to(like.device, like.dtype)
+    fast = torch.compile(model, dynamic=False)
+
+    def run() -> object:
+        with torch.no_grad():  # inference tensors are guarded against anew in every call
+            out = fast(batch)
+        if like.device.type == "cuda":
+            torch.cuda.synchronize(like.device)
+        return out
+
+    return run
+
+
+def onnxruntime(file: Path, images: NDArray[np.float32]) -> Pass:
+    """ONNX Runtime on the CPU; its threads sleep between calls instead of spinning, to leave the others in peace."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors only
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {session.get_inputs()[0].name: images})
+
+
+def openvino(file: Path, images: NDArray[np.float32]) -> Pass:
+    """OpenVINO on the CPU."""
+    import openvino as ov
+
+    core = ov.Core()
+    settings = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the CPU has it: faster, and other logits
+    }
+    network = core.compile_model(core.read_model(str(file)), "CPU", settings)
+    request = network.create_infer_request()
+    return lambda: request.infer([images])
