@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 from vitlab.config import Config
 from vitlab.files import write_json
 from vitlab.methods.base import Stage
-from vitlab.modes import benchmark, evaluate
-from vitlab.modes.subject import Subject, result_of, subjects_of
+from vitlab.modes import benchmark, evaluate, export
+from vitlab.modes.subject import result_of, subjects_of
 from vitlab.report.collect import collect
 from vitlab.report.compare import compare
 from vitlab.report.write import write_report
@@ -36,7 +35,7 @@ def close(run: Run, config: Config, stages: list[Stage], command: str) -> None:
         stop_if_asked()
     if config.export.formats and not run.is_done("export"):
         result = next(one for one in subjects if one.stage is primary)
-        run.mark_done("export", export_result(run, config, result))
+        run.mark_done("export", export.export_subject(result, run.stage_folder("export")))
         stop_if_asked()
     data = collect(run, stages, primary, command, notes)
     paths = write_report(run.folder, data)
@@ -45,18 +44,3 @@ def close(run: Run, config: Config, stages: list[Stage], command: str) -> None:
     told += [f"{one.format:<8} {run.folder / one.path}" for one in data.exports if one.format != "safetensors"]
     run.finish({"table": "\n".join(told)})
     print("\n" + "\n".join(told))
-
-
-def export_result(run: Run, config: Config, subject: Subject) -> dict[str, Any]:
-    """The method's result in every asked format, checked on real images of the test split."""
-    from vitlab.report.export import export  # ONNX takes seconds to import
-
-    files = export(
-        subject.network(),
-        subject.meta,
-        run.stage_folder("export"),
-        config.export.formats,
-        next(iter(subject.data.test_dataloader())).image[:3],
-        config.export.tolerance,
-    )
-    return {"files": files}

@@ -2,22 +2,30 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
+import timm
 import torch
-from sklearn.datasets import load_digits
+import yaml
+from PIL import Image
+from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor, nn
 from torch.nn import functional
 
 import vitlab
 from vitlab.config import ModelConfig
+from vitlab.distill.views import EvalView
 from vitlab.errors import UserError
-from vitlab.models.artifact import ModelMeta
+from vitlab.models.artifact import ModelMeta, rebuild
 from vitlab.models.build import architecture, build_model
 from vitlab.report.export import Exported, export
+from vitlab.report.export_card import Facts, model_card
+from vitlab.report.export_onnx import export_int8, export_onnx, quantised, to_onnx
+from vitlab.report.export_timm import export_timm, push, squashed
 
 CFG = ModelConfig(
     name="tiny_vit_5m_224",
@@ -28,6 +36,7 @@ CFG = ModelConfig(
         "window_sizes": [8, 4, 2, 1],
     },
 )
+FORMATS = ["safetensors", "onnx", "timm", "hub", "onnx_int8", "torch_export"]
 META = ModelMeta(*architecture(CFG, 32), list("0123456789"), 32, [0.305] * 3, [0.376] * 3, method="supervised")
 
 
@@ -54,7 +63,22 @@ def model(sample: Tensor) -> nn.Module:
 @pytest.fixture(scope="module")
 def exported(model: nn.Module, sample: Tensor, tmp_path_factory: pytest.TempPathFactory) -> list[Exported]:
     folder = tmp_path_factory.mktemp("export")
-    return export(model, META, folder, ["safetensors", "onnx"], sample, 1e-4)
+    return export(
+        model,
+        META,
+        folder,
+        FORMATS,
+        sample,
+        1e-4,
+        lambda: [(sample, torch.arange(5)), (sample[:2], torch.tensor([9, 9]))],
+    )
+
+
+@pytest.fixture(scope="module")
+def small() -> nn.Module:
+    """A network of one convolution."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 64, 9), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
 def _logits(model: nn.Module, image: Tensor) -> Tensor:
@@ -66,13 +90,18 @@ def _logits(model: nn.Module, image: Tensor) -> Tensor:
 
 
 def test_what_was_written_is_stated(exported: list[Exported]) -> None:
-    assert [row["format"] for row in exported] == ["safetensors", "onnx"]
-    assert [Path(row["path"]).name for row in exported] == ["model.safetensors", "model.onnx"]
-    assert all(Path(row["path"]).stat().st_size == row["bytes"] for row in exported)
-    assert exported[0]["max_diff"] == 0
-    assert 0 < exported[1]["max_diff"] <= 1e-4
+    assert [row["format"] for row in exported] == FORMATS
     folder = Path(exported[0]["path"]).parent
-    assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.onnx", "model.safetensors"]
+    names = ["model.safetensors", "model.onnx", "timm/model.safetensors", "hub/model.safetensors"]
+    assert [str(Path(row["path"]).relative_to(folder)) for row in exported] == [*names, "model-int8.onnx", "model.pt2"]
+    assert all(Path(row["path"]).stat().st_size == row["bytes"] for row in exported)
+    by_format = {row["format"]: row["max_diff"] for row in exported}
+    assert by_format["safetensors"] == by_format["timm"] == by_format["hub"] == by_format["torch_export"] == 0
+    assert 0 < by_format["onnx"] <= 1e-4 < by_format["onnx_int8"] < 1
+    written = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    artifact = ["config.json", "model.json", "model.safetensors"]
+    top = ["model-int8.onnx", "model.json", "model.onnx", "model.pt2", "model.safetensors"]
+    assert written == sorted([*top, "hub/README.md", *(f"{one}/{x}" for one in ("hub", "timm") for x in artifact)])
 
 
 def test_the_artifact_gives_equal_logits(exported: list[Exported], model: nn.Module, sample: Tensor) -> None:
@@ -101,25 +130,121 @@ def test_onnx_says_what_a_runtime_must_know(exported: list[Exported]) -> None:
     assert (said["model"], said["method"], said["vitlab"]) == ("tiny_vit_5m_224", "supervised", vitlab.__version__)
 
 
+def test_timm_loads_the_folder(exported: list[Exported], model: nn.Module, sample: Tensor) -> None:
+    folder = Path(exported[2]["path"]).parent
+    again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    with torch.no_grad():
+        assert torch.equal(again(sample), _logits(model, sample))
+        assert torch.equal(vitlab.load_model(folder)(sample), _logits(model, sample))
+    assert json.loads((folder / "config.json").read_text())["label_names"] == list("0123456789")
+    for path in (folder / "config.json", folder.parent / "hub/config.json"):
+        assert "http" not in path.read_text() and str(folder) not in path.read_text()
+
+
+@pytest.mark.parametrize(("crop_pct", "crop"), [(0.8, "auto"), (1.0, "auto"), (1.0, "center"), (0.9, "squash")])
+def test_timms_transform_shows_the_view(model: nn.Module, tmp_path: Path, crop_pct: float, crop: str) -> None:
+    """config.json leads timm to the pixels that the model was measured with, on a photograph that is not square."""
+    meta = replace(META, crop_pct=crop_pct, crop=crop)
+    sample = torch.zeros(3, 3, 32, 32)
+    export_timm(rebuild(meta, model.state_dict()), meta, tmp_path, sample, 1e-4)
+    again = timm.create_model(f"local-dir:{tmp_path}/timm", pretrained=True)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(again), is_training=False)
+    image = Image.fromarray(load_sample_images().images[0])
+    ours = EvalView(32, crop_pct, meta.mean, meta.std, meta.interpolation, crop)(image)
+    assert float((transform(image) - ours).abs().mean()) < 0.02
+    other = EvalView(32, 0.7, meta.mean, meta.std, crop="center" if squashed(meta) else "squash")(image)
+    assert float((transform(image) - other).abs().mean()) > 0.2
+
+
+def test_the_hub_folder_has_a_card(exported: list[Exported]) -> None:
+    text = (Path(exported[3]["path"]).parent / "README.md").read_text()
+    head = yaml.safe_load(text.split("---")[1])
+    assert head["library_name"] == "timm" and "supervised" in head["tags"] and "license" not in head
+    assert "sorts images into 10 classes (0, 1, 2" in text and "hf-hub:USER/NAME" in text
+    assert "Nothing was measured" in text and "## Limits" in text
+
+
+def test_card_numbers_and_licence() -> None:
+    meta = replace(META, origin="timm tiny_vit_5m_224.dist_in22k", licence="apache-2.0")
+    facts = Facts("A title", "fake", "Made-up stripes", 450, "test", True, {"top1": 0.9667, "ece": 0.0312, "nll": 0.25})
+    text = model_card(meta, facts)
+    assert "| Top-1 % | 96.67 |" in text and "| Expected calibration error % | 3.12 |" in text
+    assert "450 images of the test split of fake (synthetic data" in text and "Data: Made-up stripes." in text
+    assert "started from timm tiny_vit_5m_224.dist_in22k; their licence is apache-2.0." in text
+    assert yaml.safe_load(text.split("---")[1])["license"] == "apache-2.0"
+    assert "not known to vitlab" in model_card(replace(meta, licence=""), facts)
+
+
+def test_int8_is_smaller_and_its_accuracy_is_measured(
+    exported: list[Exported], model: nn.Module, sample: Tensor
+) -> None:
+    """The labels say 0..4 for five images and 9 for two of them again: what both networks get right is known."""
+    path = Path(exported[4]["path"])
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert session.get_modelmeta().custom_metadata_map["size"] == "32"
+    images, labels = torch.cat([sample, sample[:2]]), torch.tensor([0, 1, 2, 3, 4, 9, 9])
+    theirs = torch.from_numpy(session.run(None, {"image": images.numpy()})[0]).argmax(1)
+    ours = _logits(model, images).argmax(1)
+    shares = [float((one == labels).float().mean()) for one in (theirs, ours)]
+    note = exported[4]["note"]
+    assert note.startswith(f"top-1 {100 * shares[0]:.2f} % instead of {100 * shares[1]:.2f} %, the same answer on ")
+    assert f"{100 * float((theirs == ours).float().mean()):.2f} % of 7 test images" in note
+    assert path.stat().st_size < exported[1]["bytes"]
+
+
+def test_int8_is_refused_where_it_cannot_be_measured_or_gains_nothing(
+    small: nn.Module, sample: Tensor, tmp_path: Path
+) -> None:
+    content = to_onnx(small, META, sample)
+    with pytest.raises(UserError, match=r"measured on labelled images.*dataset=NAME"):
+        export_int8(content, small, tmp_path, sample, None)
+    with pytest.raises(UserError, match=r"makes the network no smaller.*almost no linear layers"):
+        export_int8(content, small, tmp_path, sample, lambda: [(sample, torch.arange(5))])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_the_program_runs_without_the_network(
+    exported: list[Exported], model: nn.Module, sample: Tensor, batch: int
+) -> None:
+    said = {"model.json": ""}
+    program = torch.export.load(exported[5]["path"], extra_files=said).module()
+    assert torch.equal(program(sample[:batch]), _logits(model, sample[:batch]))
+    assert json.loads(said["model.json"])["classes"] == list("0123456789")
+
+
+def test_surgeries_are_refused_by_timms_folder(model: nn.Module, sample: Tensor, tmp_path: Path) -> None:
+    meta = replace(META, surgeries=[{"kind": "prune"}])
+    with pytest.raises(UserError, match=r"cannot rebuild .* after its surgeries: prune"):
+        export_timm(model, meta, tmp_path, sample, 1e-4)
+
+
+def test_an_upload_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(UserError, match=r"export\.push=me/x: the upload failed \(.*hf auth login"):
+        push(tmp_path, "me/x")
+    with pytest.raises(UserError, match=r"export\.push=no name: the upload failed \(HFValidationError"):
+        push(tmp_path, "no name")
+
+
 def test_the_network_is_left_as_it_was(exported: list[Exported], model: nn.Module) -> None:
     assert exported
     assert all(module.training for module in model.modules())
     assert all(parameter.requires_grad and parameter.grad is not None for parameter in model.parameters())
 
 
-def test_the_exporter_is_silent(
-    model: nn.Module, sample: Tensor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    export(model, META, tmp_path, ["onnx"], sample, 1e-4)
+def test_the_exporter_is_silent(small: nn.Module, sample: Tensor, capfd: pytest.CaptureFixture[str]) -> None:
+    content = to_onnx(small, META, sample)
+    quantised(content)
     assert capfd.readouterr() == ("", "")
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
 def test_logits_that_differ_are_refused_and_nothing_is_written(
-    model: nn.Module, sample: Tensor, tmp_path: Path
+    exported: list[Exported], model: nn.Module, sample: Tensor, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"differ from torch's by .*export\.tolerance allows 1e-12"):
-        export(model, META, tmp_path, ["onnx"], sample, 1e-12)
+    content = Path(exported[1]["path"]).read_bytes()
+    with pytest.raises(UserError, match=r"ONNX export differ from torch's by .*export\.tolerance allows 1e-12"):
+        export_onnx(content, model, tmp_path, sample, 1e-12)
     assert not list(tmp_path.iterdir())
 
 

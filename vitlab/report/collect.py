@@ -115,7 +115,14 @@ def _exports(run: Run) -> list[ExportFile]:
         return []
     files = run.read_done("export")["files"]
     assert isinstance(files, list)
-    return [ExportFile(**{**one, "path": str(Path("export") / Path(one["path"]).name)}) for one in files]
+    return [ExportFile(**{**one, "path": _inside(run, str(one["path"]))}) for one in files]
+
+
+def _inside(run: Run, path: str) -> str:
+    """A path below the run's folder, seen from there, also when the run has moved since it was noted."""
+    parts = Path(path).parts
+    start = len(parts) - 1 - parts[::-1].index("export") if "export" in parts else len(parts) - 1
+    return str(Path(*parts[start:]))
 
 
 def _dict(value: object) -> dict[str, Any]:

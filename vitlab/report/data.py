@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from vitlab.files import read_json, write_json
 from vitlab.measure.classification import Evaluation
+from vitlab.measure.interleave import Timing
+from vitlab.measure.resample import Comparison, Difference
 
 
 @dataclass
@@ -48,6 +50,14 @@ class Latency:
 
 
 @dataclass
+class Memory:
+    """Bytes that a forward pass of a whole batch holds at its worst moment, without the weights."""
+
+    batch: int
+    bytes: int
+
+
+@dataclass
 class Cost:
     """What a network costs to keep and to run."""
 
@@ -55,6 +65,7 @@ class Cost:
     macs: int | None = None  # multiply-adds of one image, one multiply-add counted as 1
     bytes: int | None = None  # weights on disk
     latency: list[Latency] = field(default_factory=list)
+    memory: list[Memory] = field(default_factory=list)
     device: str = ""  # what the latency was measured on, e.g. "CPU, 2 threads"
 
     def at(self, batch: int) -> Latency | None:
@@ -170,6 +181,7 @@ class ExportFile:
     path: str
     bytes: int
     max_diff: float | None = None  # largest |exported - torch| of a logit; None: not compared
+    note: str = ""  # what else was measured, or what there is to know
 
 
 @dataclass
@@ -192,6 +204,8 @@ class ReportData:
     environment: dict[str, Any] = field(default_factory=dict)  # nested dicts are shown as groups
     config: str = ""  # YAML
     notes: list[str] = field(default_factory=list)  # decisions and limits worth knowing, a sentence each
+    comparisons: list[Comparison] = field(default_factory=list)  # of pairs of rows, on the same images
+    timings: list[Timing] = field(default_factory=list)  # of mode=benchmark: models (rows' names) in several backends
     load_code: str = ""  # Python that uses the primary model; "": made from run and the primary row's folder
 
     def __post_init__(self) -> None:
@@ -238,11 +252,20 @@ class ReportData:
         plain["curves"] = [Curve(**row) for row in value["curves"]]
         plain["examples"] = [Example(**row) for row in value["examples"]]
         plain["exports"] = [ExportFile(**row) for row in value["exports"]]
+        plain["comparisons"] = [comparison(row) for row in value.get("comparisons", [])]
+        plain["timings"] = [Timing(**row) for row in value.get("timings", [])]
         return cls(**plain)
 
 
 def _cost(value: Mapping[str, Any]) -> Cost:
-    return Cost(**{**value, "latency": [Latency(**each) for each in value["latency"]]})
+    memory = [Memory(**each) for each in value.get("memory", [])]
+    return Cost(**{**value, "latency": [Latency(**each) for each in value["latency"]], "memory": memory})
+
+
+def comparison(value: Mapping[str, Any]) -> Comparison:
+    """The inverse of :func:`dataclasses.asdict`."""
+    found = {name: Difference(**each) for name, each in value["differences"].items()}
+    return Comparison(**{**value, "differences": found})
 
 
 def curves_of(rows: Sequence[Mapping[str, Any]], titles: Mapping[str, str] | None = None) -> list[Curve]:

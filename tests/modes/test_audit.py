@@ -1,0 +1,78 @@
+"""mode=audit at the prompt, and the same look before a training."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from tests.modes.conftest import ask
+from vitlab.files import read_json
+
+TINY = (
+    *("method=supervised", "model=tiny_vit_digits", "recipe=digits", "recipe.duration=2st", "recipe.warmup=0st"),
+    *("recipe.batch_size=8", "dataset.size=32", "evaluation.latency=false", "export=none"),
+)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Real digits in three class folders, one file that is none, one copy in another class."""
+    data = load_digits()
+    for number in range(90):
+        if (label := int(data.target[number])) < 3:
+            path = tmp_path / "photos" / "abc"[label] / f"{number:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((data.images[number] * 15.9).astype(np.uint8)).resize((40, 40)).save(path)
+    (tmp_path / "photos/a/broken.png").write_text("no image")
+    shutil.copy(tmp_path / "photos/a/000.png", tmp_path / "photos/b/copy.png")
+    return tmp_path / "photos"
+
+
+def test_audit_at_the_prompt(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask(tmp_path / "out", "mode=audit", "dataset=folder", f"dataset.root={photos}") == 2
+    said = capsys.readouterr().out
+    (folder,) = (tmp_path / "out/audit").iterdir()
+    assert "FAULT    1 file cannot be read as an image: a/broken.png (not an image" in said
+    assert "doubt    1 picture in more than one class: a/000.png = b/copy.png" in said
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("audit.json", "cache.sqlite", "duplicates.csv", "split.csv", "unreadable.txt")
+    ]
+    leave_out = f"dataset.leave_out={folder}/unreadable.txt"
+    assert leave_out in said
+    assert ask(tmp_path / "out", "mode=audit", "dataset=folder", f"dataset.root={photos}", leave_out) == 0
+
+
+def test_a_training_looks_first(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("dataset=folder", f"dataset.root={photos}", *TINY)
+    assert ask(tmp_path / "out", *words) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "cannot be trained on: 1 file cannot be read as an image: a/broken.png" in said
+    (run,) = (tmp_path / "out/supervised").iterdir()
+    listed = run / "audit/unreadable.txt"
+    assert f"dataset.leave_out={listed}" in said
+    assert ask(tmp_path / "out", *words, f"dataset.leave_out={listed}") == 0
+    assert "1 picture in more than one class" in capsys.readouterr().err
+    trained = next(path.parent for path in (tmp_path / "out/supervised").glob("*/finished.json"))
+    assert trained != run
+    result = read_json(trained / "audit/audit.json")
+    assert result["left_out"] == ["a/broken.png"] and result["unreadable"] == {}
+    rows = (trained / "audit/split.csv").read_text().splitlines()
+    assert rows[0] == "path,label,split" and len(rows) == result["files"] + 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("dataset=digits",), "mode=audit looks at a folder of your own, and dataset=digits is not one"),
+        (("dataset=folder", "dataset.root=/nowhere"), "/nowhere"),
+        (("dataset=folder", "dataset.root=.", "run=x"), "mode=audit does not read run"),
+    ],
+)
+def test_mistakes(tmp_path: Path, words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask(tmp_path, "mode=audit", *words) == 2
+    assert message in " ".join(capsys.readouterr().err.split())

@@ -1,0 +1,118 @@
+"""The model card: what the network is, what it was measured to do, where it comes from, what not to use it for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vitlab.models.artifact import ModelMeta
+
+SHOWN = 20  # classes that the card lists before it counts the rest
+
+
+@dataclass
+class Facts:
+    """What the card says beyond the model's own description."""
+
+    title: str
+    dataset: str = ""  # its name
+    described: str = ""  # the data in one line
+    images: int = 0  # measured on
+    split: str = ""
+    synthetic: bool = False
+    metrics: Mapping[str, float] = field(default_factory=dict)  # top1, top5, nll, ece, ... as shares
+    repository: str = "USER/NAME"  # on the hub
+    imports: str | None = None  # module that timm needs first
+    extra: tuple[str, ...] = ()  # further sentences
+
+
+def model_card(meta: ModelMeta, facts: Facts) -> str:
+    """README.md of the hub layout: YAML head for the hub, then prose for people."""
+    head: dict[str, object] = {
+        "library_name": "timm",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "timm", "vitlab", *([meta.method] if meta.method else [])],
+    }
+    if meta.licence:
+        head["license"] = meta.licence
+    yaml = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items())
+    names = ", ".join(meta.classes[:SHOWN]) + (
+        f" and {len(meta.classes) - SHOWN} more" if len(meta.classes) > SHOWN else ""
+    )
+    lines = [
+        f"---\n{yaml}\n---",
+        f"# {facts.title}",
+        f"A `{meta.name}` that sorts images into {len(meta.classes)} classes ({names}), "
+        + (
+            f"trained with vitlab {meta.vitlab}, method {meta.method}."
+            if meta.method
+            else f"exported by vitlab {meta.vitlab}."
+        ),
+        "## Use",
+        _code(facts),
+        f"Input: RGB, {meta.size} × {meta.size} px, scaled to [0, 1], minus {_list(meta.mean)}, divided by "
+        f"{_list(meta.std)}. The order of the logits is `label_names` in config.json.",
+        "## Measured",
+        _measured(facts),
+        "## Origin and licence",
+        _origin(meta, facts),
+        "## Limits",
+        "\n".join(f"- {one}" for one in _limits(meta, facts)),
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def _code(facts: Facts) -> str:
+    first = f"import {facts.imports}  # registers the architecture with timm\n" if facts.imports else ""
+    return (
+        f"```python\nimport timm\n{first}\n"
+        f'model = timm.create_model("hf-hub:{facts.repository}", pretrained=True).eval()\n'
+        "data = timm.data.resolve_model_data_config(model)\n"
+        "transform = timm.data.create_transform(**data, is_training=False)\n"
+        "logits = model(transform(image)[None])  # image: a PIL image, RGB\n```"
+    )
+
+
+def _measured(facts: Facts) -> str:
+    if not facts.metrics:
+        return "Nothing was measured before this export."
+    known = {
+        "top1": ("Top-1 %", 100.0),
+        "top5": ("Top-5 %", 100.0),
+        "balanced": ("Mean recall %", 100.0),
+        "nll": ("Negative log-likelihood, nats", 1.0),
+        "ece": ("Expected calibration error %", 100.0),
+        "brier": ("Brier score", 1.0),
+    }
+    rows = [(name, scale * facts.metrics[key]) for key, (name, scale) in known.items() if key in facts.metrics]
+    head = f"On {facts.images:,} images of the {facts.split} split of {facts.dataset}"
+    head += " (synthetic data: the numbers say nothing about photographs)" if facts.synthetic else ""
+    table = "\n".join(["| Measure | Value |", "| --- | ---: |", *(f"| {name} | {value:.4g} |" for name, value in rows)])
+    return f"{head}:\n\n{table}"
+
+
+def _origin(meta: ModelMeta, facts: Facts) -> str:
+    start = f"The weights started from {meta.origin}" if meta.origin else "The weights were trained from scratch"
+    licence = (
+        f"; their licence is {meta.licence}."
+        if meta.licence
+        else ("; their licence is not known to vitlab: ask whoever published them." if meta.origin else ".")
+    )
+    data = f" Data: {facts.described or facts.dataset}." if facts.dataset else ""
+    return f"{start}{licence}{data} The licence of the data is that of their publisher and is not checked here."
+
+
+def _limits(meta: ModelMeta, facts: Facts) -> list[str]:
+    lines = [
+        "It names one of its classes for any image, also for one that shows none of them.",
+        f"It was measured on images like those of {facts.dataset}; on others it may be worse, and too sure."
+        if facts.dataset
+        else "It was not measured here.",
+        f"It sees {meta.size} × {meta.size} px: what is smaller than a few pixels of that is lost.",
+    ]
+    return [*lines, *facts.extra]
+
+
+def _list(values: list[float]) -> str:
+    return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"
