@@ -25,7 +25,7 @@ from vitlab.training import bookkeeper
 from vitlab.training.learner import Learner
 
 METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
-EXTRA: dict[str, tuple[str, ...]] = {}
+EXTRA: dict[str, tuple[str, ...]] = {"reinforce": ("method.kd=true",)}
 """What a method's smallest story needs beside the common words."""
 
 PLAIN = ("export=none",)
@@ -149,7 +149,7 @@ def test_stopped_while_storing_continues_byte_for_byte(method: str, uninterrupte
         pytest.skip("this method stores nothing")
     writes = itertools.count()
     line = words(method, *PLAIN)
-    with at(SlotWriter, "write", lambda *_: next(writes) == 2, signal.SIGINT):
+    with at(SlotWriter, "write", lambda *_, **__: next(writes) == 2, signal.SIGINT):
         assert tell(tmp_path, *line) == 130
     assert not list(the_run(tmp_path).glob("store/done.json"))
     assert tell(tmp_path, *line) == 0

@@ -13,10 +13,12 @@ from vitlab.config import AugmentationConfig, DatasetConfig
 from vitlab.data.build import open_splits
 from vitlab.data.dataset import EvalViews, TrainViews
 from vitlab.data.loader import Loader, default_workers
+from vitlab.data.reinforced import ReinforcedViews, ReinforcingViews
 from vitlab.data.sampler import EpochSampler, ShardSampler, SlotPolicy, SlotSampler, Span
 from vitlab.data.sources import fingerprint
 from vitlab.distill.draw import Augmentation
-from vitlab.distill.formats import open_targets
+from vitlab.distill.formats import open_reinforcements, open_targets
+from vitlab.distill.reinforce_draw import Reinforcement
 from vitlab.distill.views import EvalView, View
 from vitlab.errors import UserError
 
@@ -32,6 +34,8 @@ class VisionData(L.LightningDataModule):
         workers: loader processes; None: :func:`~vitlab.data.loader.default_workers`.
         store: folder of a sealed store whose targets go with the training views; it must be of the same data and
             augmentation. TinyViT's official store is served too (it does not say its augmentation).
+        reinforcements: folder of stored reinforcements, whose views and targets replace the augmentation's; but a share
+            ``plain_share`` of the views is the augmentation's, with the label for its target.
         slots, num_slots: as in :class:`~vitlab.data.sampler.EpochSampler`; ``num_slots`` defaults to the store's.
         max_images: cut every split to so many images.
 
@@ -59,6 +63,8 @@ class VisionData(L.LightningDataModule):
         slots: SlotPolicy = "epoch",
         num_slots: int | None = None,
         max_images: int | None = None,
+        reinforcements: Path | None = None,
+        plain_share: float = 0.0,
     ) -> None:
         super().__init__()
         self.sources = open_splits(dataset, seed, max_images)
@@ -95,6 +101,10 @@ class VisionData(L.LightningDataModule):
                 )
             num_slots = spec.slots if num_slots is None else num_slots
         self.store = store
+        self.reinforcements = reinforcements
+        if reinforcements is not None:
+            same = {"data_fingerprint": self.fingerprint}
+            num_slots = open_reinforcements(reinforcements, len(self.train_source), self.num_classes, same).samples
         self.train_sampler = EpochSampler(
             len(self.train_source),
             batch_size * world * accumulate,
@@ -105,6 +115,7 @@ class VisionData(L.LightningDataModule):
             paired=self.augmentation.mixes,
             slots=slots,
             num_slots=num_slots,
+            plain_share=plain_share,
         )
         self._validation: Loader | None = None
 
@@ -148,8 +159,24 @@ class VisionData(L.LightningDataModule):
         )
         return Loader(self._train_views(None), sampler, self.workers)
 
+    def fresh_dataloader(self, views: Reinforcement, samples: range, missing: npt.ArrayLike, at_once: int) -> Loader:
+        """This rank's part of the blocks of ``at_once`` images that hold one of ``missing``, to be reinforced.
+
+        Blocks are a fixed partition of the data: a view is labelled in the same company whoever does it, and when.
+        """
+        sampler = SlotSampler(len(self.train_source), at_once, samples.start, missing, rank=self.rank, world=self.world)
+        blocks = [[index for index, _ in items] for items in sampler]
+        fresh = ReinforcingViews(self.train_source, views, self._replay_view(), self.seed, samples)
+        return Loader(fresh, blocks, self.workers)
+
+    def _replay_view(self) -> View:
+        return View(self.view.size, self.mean, self.std, "bilinear")
+
     def _train_views(self, store: Path | None) -> TrainViews:
-        return TrainViews(self.train_source, self.augmentation, self.view, self.seed, self.num_classes, store)
+        views = TrainViews(self.train_source, self.augmentation, self.view, self.seed, self.num_classes, store)
+        if self.reinforcements is None:
+            return views
+        return ReinforcedViews(views, self.reinforcements, self._replay_view())
 
     def _eval_loader(self, split: str) -> Loader:
         source = self.sources[split]

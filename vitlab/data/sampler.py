@@ -65,6 +65,8 @@ class EpochSampler:
         slots: ``epoch``: slot = epoch; ``cycle``: epoch mod ``num_slots``; ``uniform``: a hash of
             (seed, epoch, index).
         num_slots: views there are of each image; None: as many as epochs.
+        plain_share: this share of the items, chosen by a hash of (seed, epoch, index), gets slot ``num_slots + epoch``
+            instead: a view beside the stored ones.
         padded: instead of dropping the tail, repeat the head of the order until the ranks are even, as the official
             code does; the last batch may then be short.
 
@@ -85,7 +87,10 @@ class EpochSampler:
         slots: SlotPolicy = "epoch",
         num_slots: int | None = None,
         padded: bool = False,
+        plain_share: float = 0.0,
     ) -> None:
+        if plain_share and (not num_slots or paired or not 0 <= plain_share <= 1):
+            raise ValueError("plain_share is a share in [0, 1], of unpaired views with num_slots")
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} of {world}")
         if slots not in ("epoch", "cycle", "uniform"):
@@ -126,6 +131,7 @@ class EpochSampler:
         self.slots = slots
         self.num_slots = num_slots
         self.padded = padded
+        self.plain_share = plain_share
         self.position = 0
         """The next batch, counted over all epochs. Set it to resume. While a loader runs it says nothing about what
         was consumed, since loaders read ahead."""
@@ -172,8 +178,15 @@ class EpochSampler:
         index = self._rows(epoch, slot).reshape(-1, 2 if self.paired else 1)[self.rank :: self.world].ravel()
         if self.slots == "uniform":
             assert self.num_slots is not None  # checked in the constructor
-            return index, uniform_slots(index, self.seed, epoch, self.num_slots)
-        return index, np.full(len(index), slot, dtype=np.int64)
+            return index, self._with_plain(index, uniform_slots(index, self.seed, epoch, self.num_slots), epoch)
+        return index, self._with_plain(index, np.full(len(index), slot, dtype=np.int64), epoch)
+
+    def _with_plain(self, index: Indices, slots: Indices, epoch: int) -> Indices:
+        if self.plain_share and self.num_slots:
+            parts = 1 << 24  # the hash of another seed, in fine steps
+            plain = uniform_slots(index, self.seed + (1 << 32), epoch, parts) < self.plain_share * parts
+            slots[plain] = self.num_slots + epoch
+        return slots
 
     def slot(self, epoch: int) -> int:
         """Slot of an epoch (of its pairs only, where slots are uniform)."""

@@ -16,8 +16,9 @@ from vitlab.distill.reinforce_draw import PROTOCOL, Reinforcement
 from vitlab.distill.reinforce_record import decode
 from vitlab.distill.sparse import SparseTarget
 from vitlab.distill.store import TargetStore
-from vitlab.distill.store_spec import StoreSpec
+from vitlab.distill.store_spec import SPEC, StoreSpec
 from vitlab.errors import UserError
+from vitlab.files import read_json
 
 
 class Reinforcements(Protocol):
@@ -39,13 +40,13 @@ class ReinforcedStore:
     """
 
     def __init__(self, folder: Path, expect: Mapping[str, Any] | None = None) -> None:
-        self.store = TargetStore.open(folder, expect)
-        self.spec: StoreSpec = self.store.spec
-        if self.spec.protocol != PROTOCOL:
+        if (folder / SPEC).is_file() and (found := read_json(folder / SPEC).get("protocol")) != PROTOCOL:
             raise UserError(
-                f"{folder} holds stored labels of protocol {self.spec.protocol}, not reinforcements ({PROTOCOL}).",
+                f"{folder} holds stored labels of protocol {found}, not reinforcements ({PROTOCOL}).",
                 "Give a folder that method=reinforce made; method=tinyvit reads the other kind.",
             )
+        self.store = TargetStore.open(folder, expect)
+        self.spec: StoreSpec = self.store.spec
         self.views = Reinforcement.from_dict(self.spec.augmentation)
         self.images, self.samples, self.classes = self.spec.images, self.spec.slots, self.spec.classes
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,20 @@ from torch.optim import Optimizer
 from vitlab.config import Config, RecipeConfig
 from vitlab.data.build import open_splits
 from vitlab.data.module import VisionData
+from vitlab.data.sampler import SlotPolicy
 from vitlab.errors import UserError, nearest
 from vitlab.models.build import parameter_groups
 from vitlab.training.devices import rank, world
 from vitlab.training.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Reinforced:
+    """Which reinforcements a training replays, and how they are chosen."""
+
+    folder: Path
+    sampling: SlotPolicy  # uniform or cycle
+    plain_share: float  # views of the recipe's own augmentation with their label, instead of stored ones
 
 
 def shortened(config: Config, recipe: RecipeConfig) -> RecipeConfig:
@@ -36,6 +46,7 @@ def make_data(
     store: Path | None = None,
     views: int | None = None,
     exact: bool = False,
+    reinforcements: Reinforced | None = None,
 ) -> VisionData:
     """The data as ``recipe`` wants to see them, normalised with ``mean`` and ``std``.
 
@@ -43,6 +54,7 @@ def make_data(
         store: read stored targets, and the views that they belong to.
         views: so many different views of every image, shown in turn; None: as many as the store has, or without a
             store a new one every epoch.
+        reinforcements: replay stored reinforcements instead of drawing views; ``recipe``'s augmentation must not mix.
         exact: epoch e reads stored view e; without it the views come round again where there are fewer than epochs.
 
     Raises:
@@ -55,6 +67,9 @@ def make_data(
             f"{recipe.accumulate}.",
             f"Take a multiple of {parts}.",
         )
+    slots: SlotPolicy = "cycle" if (views or store is not None) and not exact else "epoch"
+    if reinforcements is not None:
+        slots = reinforcements.sampling
     data = VisionData(
         config.dataset,
         recipe.augmentation,
@@ -68,8 +83,10 @@ def make_data(
         rank=rank(),
         world=world(),
         store=store,
-        slots="cycle" if (views or store is not None) and not exact else "epoch",
+        slots=slots,
         num_slots=views,
+        reinforcements=reinforcements.folder if reinforcements is not None else None,
+        plain_share=reinforcements.plain_share if reinforcements is not None else 0.0,
         max_images=config.debug.max_images,
     )
     stored = data.train_sampler.num_slots

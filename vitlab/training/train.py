@@ -14,7 +14,7 @@ from vitlab.distill.teachers import StoredTeacher
 from vitlab.methods.base import Context
 from vitlab.models.artifact import ModelMeta, load_model, read_meta, save_model
 from vitlab.models.build import architecture, build_model, normalisation
-from vitlab.training.assemble import make_data, make_optimizer, shortened, whole_steps
+from vitlab.training.assemble import Reinforced, make_data, make_optimizer, shortened, whole_steps
 from vitlab.training.devices import device_of
 from vitlab.training.fit import fit
 from vitlab.training.learner import AskTeacher, Learner
@@ -34,6 +34,7 @@ def train(
     views: int | None = None,
     exact: bool = False,
     start: Path | None = None,
+    reinforcements: Reinforced | None = None,
 ) -> dict[str, object]:
     """Train ``model`` with ``recipe`` to minimise ``objective``, and leave a model artifact in ``context.folder``.
 
@@ -42,6 +43,7 @@ def train(
         store: sealed :class:`~vitlab.distill.store.TargetStore`; its targets are read instead.
         views: different views of every image, see :func:`make_data`.
         exact: epoch e reads stored view e and no other, see :func:`make_data`.
+        reinforcements: stored reinforcements whose views and targets are read instead.
         start: model artifact whose weights to start from; None: as ``model`` says.
 
     Returns:
@@ -49,7 +51,7 @@ def train(
     """
     config, asked, recipe = context.config, recipe, shortened(context.config, recipe)
     mean, std = normalisation(model, config.dataset.mean, config.dataset.std)
-    data = make_data(config, recipe, mean, std, store=store, views=views, exact=exact)
+    data = make_data(config, recipe, mean, std, store=store, views=views, exact=exact, reinforcements=reinforcements)
     network = make_network(config, model, data, start)
     schedule = Schedule.from_recipe(recipe, data.steps_per_epoch)
     steps, images = schedule.total, len(data.train_source)
@@ -60,7 +62,7 @@ def train(
         objective,
         schedule,
         partial(make_optimizer, recipe=recipe),
-        teacher=_teacher(config, teacher, store, data),
+        teacher=_teacher(config, teacher, store is not None or reinforcements is not None, data),
         freeze_batchnorm=recipe.freeze_batchnorm,
         clip=recipe.clip,
         ema=recipe.ema,
@@ -123,8 +125,8 @@ def describe_model(
     )
 
 
-def _teacher(config: Config, teacher: Path | None, store: Path | None, data: VisionData) -> AskTeacher | None:
-    if store is not None:
+def _teacher(config: Config, teacher: Path | None, stored: bool, data: VisionData) -> AskTeacher | None:
+    if stored:
         return StoredTeacher()
     if teacher is None:
         return None

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.distill.formats.tinyvit_v0 import V0Store, is_v0
+from vitlab.distill.reinforce_store import ReinforcedStore, Reinforcements
 from vitlab.distill.store import TargetStore
+from vitlab.errors import UserError
 
 
 def open_targets(
@@ -27,3 +29,25 @@ def open_targets(
     if is_v0(folder):
         return V0Store(folder, keys, classes, paired)
     return TargetStore.open(folder, expect=expect)
+
+
+def open_reinforcements(
+    folder: Path, images: int, classes: int, expect: Mapping[str, Any] | None = None
+) -> Reinforcements:
+    """The reinforcements in ``folder``.
+
+    Args:
+        images, classes: of the data set that they are read for.
+        expect: what ours must have been made for (:meth:`TargetStore.open`).
+
+    Raises:
+        UserError: nothing of the kind is there, or it is of other images or classes.
+    """
+    found = ReinforcedStore(folder, expect)
+    for name, there, wanted in (("images", found.images, images), ("classes", found.classes, classes)):
+        if there != wanted:
+            raise UserError(
+                f"The reinforcements in {folder} are of {there:,} {name}, the data set has {wanted:,}.",
+                "Give the data set that they were made for.",
+            )
+    return found

@@ -1,0 +1,91 @@
+"""Reinforcing through the prompt: what decides the bytes, what is refused, what is read again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.contract.story import SMALL, the_run
+from vitlab.cli import main
+from vitlab.distill.store import TargetStore
+
+SHORT = {
+    **dict(word.split("=", 1) for word in SMALL),
+    "method": "reinforce",
+    "method.erm": "false",
+    "export": "none",
+    "debug.max_steps": "3",
+    "debug.max_slots": "3",
+}
+
+
+def tell(output: Path, **changes: str) -> int:
+    """A short story with these keys (a dot is written __); its exit code."""
+    words = SHORT | {name.replace("__", "."): value for name, value in changes.items()} | {"output": str(output)}
+    return main([f"{name}={value}" for name, value in words.items()])
+
+
+def stored(run: Path) -> dict[str, bytes]:
+    folder = run / "reinforce" / "targets"
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.suffix in (".bin", ".txt")
+    }
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("reinforce")
+    assert tell(output, method__views__variant="randaug_mixing") == 0
+    return the_run(output)
+
+
+def test_batches_and_workers_do_not_decide_the_bytes(run: Path, tmp_path: Path) -> None:
+    other = {"recipe__batch_size": "8", "evaluation__batch_size": "5", "hardware__workers": "2"}
+    assert tell(tmp_path, method__views__variant="randaug_mixing", **other) == 0
+    assert stored(the_run(tmp_path)) == stored(run)
+
+
+def test_the_store_is_sound_and_says_what_it_is(run: Path) -> None:
+    store = TargetStore.open(run / "reinforce" / "targets")
+    assert store.verify() == []
+    assert store.spec.k == 10 and store.spec.slots == 3  # ten digits: K is all of them
+    record = json.loads((run / "reinforce" / "done.json").read_text())
+    assert record["bytes"] == store.spec.record.itemsize * 80 * 3 and store.spec.record.itemsize == 113
+
+
+def test_stored_reinforcements_train_another_student(run: Path, tmp_path: Path) -> None:
+    """No teacher is made, none is needed."""
+    store = str(run / "reinforce" / "targets")
+    assert tell(tmp_path, method__store=store, method__p="1", method__sampling="cycle") == 0
+    assert sorted(path.parent.name for path in the_run(tmp_path).glob("*/model.json")) == ["train"]
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("method.views.variant=center", "method.samples=1"),
+        ("method.views.variant=all", "rrc | mixing"),
+        ("method.views.flip=2", "method.views.flip"),
+        ("method.sampling=random", "uniform or cycle"),
+        ("method.samples=0", "method.samples"),
+        ("method.p=1.5", "method.p"),
+        ("teacher=none", "mode=list group=teacher"),
+        ("method.densify=zeros method.densify_compat=official", "method.p=1"),
+    ],
+)
+def test_contradictions_are_answered(word: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tell(tmp_path, **dict(one.replace(".", "__").split("=") for one in word.split())) == 2
+    assert told in capsys.readouterr().err
+    assert not list(tmp_path.glob("*/*/run.json"))
+
+
+def test_a_store_of_the_other_kind_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from dataclasses import replace
+
+    store = TargetStore.open(run / "reinforce" / "targets")
+    spec = replace(store.spec, protocol="tinyvit-1", fields=(), slots=1)
+    TargetStore.create(tmp_path / "labels", spec, list(store.keys()))
+    assert tell(tmp_path / "out", method__store=str(tmp_path / "labels")) == 2
+    assert "method=tinyvit" in capsys.readouterr().err

@@ -1,0 +1,169 @@
+"""Dataset Reinforcement: store augmented views and what strong teachers say of them once, train anything from it.
+
+The story: a *teacher* (better: several) is trained or loaded; it *reinforces* every image with NS stored views, their
+explicit parameters and the K largest of its probabilities (sections 3 to 5 of the paper); a student is *trained* to
+minimise KL(teacher || student) on replayed views, without teacher and without labels (section 7). The same student on
+labels alone (*erm*) and with the teacher asked at every step (*kd*) are the comparisons, with equally many steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from vitlab.config import Config
+from vitlab.errors import UserError
+from vitlab.methods.base import Context, Method, Stage, recipe_length, stage
+from vitlab.methods.reinforce.options import ReinforceOptions
+
+CHOICES = {
+    "prob_dtype": ("f4", "f2", "bf16"),
+    "precision": ("fp32", "bf16", "fp16"),
+    "sampling": ("uniform", "cycle"),
+    "densify": ("smooth", "zeros"),
+    "densify_compat": ("vitlab", "official"),
+}
+
+
+def reinforces(config: Config) -> bool:
+    return config.method.store is None
+
+
+def makes_teacher(config: Config) -> bool:
+    return reinforces(config) or bool(config.method.kd)
+
+
+class Reinforce(Method):
+    """Dataset Reinforcement."""
+
+    Options = ReinforceOptions
+    options: ReinforceOptions
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Refuse contradictions before anything runs."""
+        from vitlab.distill.reinforce_draw import Reinforcement  # numpy, no torch
+
+        options: ReinforceOptions = config.method
+        for key, allowed in CHOICES.items():
+            if (value := getattr(options, key)) not in allowed:
+                raise UserError(f"method.{key}={value} is unknown.", f"Take {' or '.join(allowed)}.")
+        for key in ("samples", "topk", "group"):
+            if (number := getattr(options, key)) < 1:
+                raise UserError(f"method.{key}={number} is out of range:", "expected 1 or more.")
+        if not 0 <= options.p <= 1:
+            raise UserError(f"method.p={options.p} is out of range:", "expected a share in [0, 1].")
+        if min(options.lambda_kd, options.lambda_cls) < 0:
+            raise UserError("method.lambda_kd and method.lambda_cls are weights:", "expected 0 or more.")
+        if options.p < 1 and (options.densify, options.densify_compat) == ("zeros", "official"):
+            raise UserError(
+                "method.densify=zeros as the official code does it flattens the label of a plain view, too.",
+                "Give method.p=1, or method.densify_compat=vitlab.",
+            )
+        Reinforcement(**vars(options.views))
+        if reinforces(config) and options.views.variant == "center" and options.samples != 1:
+            raise UserError(
+                f"method.views.variant=center has nothing random, and method.samples={options.samples} asks for so "
+                "many equal views.",
+                "Give method.samples=1.",
+            )
+        if makes_teacher(config) and not config.teacher.members:
+            raise UserError(
+                "Reinforcing needs a teacher, and teacher=none has no members.", "Choose one: mode=list group=teacher."
+            )
+
+    @classmethod
+    def length(cls, stage: Stage, config: Config) -> str:
+        """The teacher has a recipe of its own, and reinforced data are as long as what they hold."""
+        if stage.name == "reinforce":
+            return f"{config.method.samples} views of every image"
+        if stage.name != "teacher":
+            return recipe_length(config.recipe, config)
+        if not config.teacher.train or config.teacher.recipe is None:
+            return "loaded"
+        return recipe_length(config.teacher.recipe, config)
+
+    @stage(reads=("dataset", "teacher", "task"), title="teacher", role="teacher", when=makes_teacher)
+    def teacher(self, context: Context) -> dict[str, object]:
+        """Train the teacher on the data set (section 8: data sets that no strong teacher knows), or load it."""
+        from vitlab.training.objectives import label_cross_entropy
+        from vitlab.training.teacher import adopt
+        from vitlab.training.train import train
+
+        spec = self.config.teacher
+        if not spec.train:
+            return adopt(context)
+        assert spec.recipe is not None
+        objective = partial(label_cross_entropy, smoothing=spec.recipe.label_smoothing)
+        return train(context, spec.members[0], spec.recipe, objective)
+
+    @stage(
+        needs=("teacher",),
+        reads=("dataset", "recipe", "teacher"),
+        makes="store",
+        title="reinforced data",
+        when=reinforces,
+    )
+    def reinforce(self, context: Context) -> dict[str, object]:
+        """Draw NS views of every image, have the teacher label them, keep the parameters and the K best (section 5)."""
+        from vitlab.methods.reinforce.generate import reinforce_images
+
+        return reinforce_images(context, context.artifact("teacher"), self.options)
+
+    @stage(
+        reads=("dataset", "model", "recipe", "task"),
+        title="same student, labels alone",
+        role="baseline",
+        when=lambda config: config.method.erm,
+    )
+    def erm(self, context: Context) -> dict[str, object]:
+        """The comparison: empirical risk minimisation with the recipe's own augmentation."""
+        from vitlab.training.objectives import label_cross_entropy
+        from vitlab.training.train import train
+
+        recipe = self.config.recipe
+        objective = partial(label_cross_entropy, smoothing=recipe.label_smoothing)
+        return train(context, self.config.model, recipe, objective)
+
+    @stage(
+        needs=("teacher",),
+        reads=("dataset", "model", "recipe", "teacher", "task"),
+        title="same student, teacher at every step",
+        role="baseline",
+        when=lambda config: config.method.kd,
+    )
+    def kd(self, context: Context) -> dict[str, object]:
+        """The comparison that costs a teacher in every step, with the recipe's own augmentation."""
+        from vitlab.methods.reinforce.objectives import distilled
+        from vitlab.training.train import train
+
+        options, config = self.options, self.config
+        objective = partial(
+            distilled,
+            temperature=config.teacher.temperature,
+            lambda_kd=options.lambda_kd,
+            lambda_cls=options.lambda_cls,
+            smoothing=config.recipe.label_smoothing,
+        )
+        return train(context, config.model, config.recipe, objective, teacher=context.artifact("teacher"))
+
+    @stage(needs=("reinforce",), reads=("dataset", "model", "recipe", "task"), title="student, reinforced data")
+    def train(self, context: Context) -> dict[str, object]:
+        """Minimise KL(stored teacher || student) on replayed views: section 7."""
+        from vitlab.methods.reinforce.objectives import reinforced
+        from vitlab.training.assemble import Reinforced
+        from vitlab.training.label import STORE
+        from vitlab.training.train import train
+
+        options, recipe = self.options, self.config.recipe
+        folder = Path(options.store) if options.store else context.artifact("reinforce") / STORE
+        # The views beside the stored ones are not mixed: stored ones carry all the mixing there is.
+        alone = replace(recipe, augmentation=replace(recipe.augmentation, mixup=0.0, cutmix=0.0))
+        return train(
+            context,
+            self.config.model,
+            alone,
+            partial(reinforced, densify=options.densify, compat=options.densify_compat),
+            reinforcements=Reinforced(folder, options.sampling, 1 - options.p),  # type: ignore[arg-type]  # checked
+        )
