@@ -84,7 +84,7 @@ def test_what_the_teacher_saw_is_replayed_bit_for_bit(source: Source, tmp_path: 
     spec = Reinforcement(variant)
     folder = make_store(tmp_path, source, spec)
     seen = fresh(source, spec, [4, 9, 21])
-    views = ReinforcedViews(TrainViews(source, PLAIN, VIEW, SEED, CLASSES), folder, VIEW)
+    views = ReinforcedViews(TrainViews(source, PLAIN, VIEW, SEED, CLASSES), [folder], VIEW)
     items = [(i, s) for i in (4, 9, 21) for s in range(SAMPLES)]
     replayed = pickle.loads(pickle.dumps(views)).__getitems__(items)
     assert torch.equal(replayed.image, seen.image)
@@ -106,7 +106,7 @@ def test_a_view_does_not_depend_on_its_company(source: Source) -> None:
 
 def test_a_slot_past_the_stored_is_a_plain_view_with_its_label(source: Source, tmp_path: Path) -> None:
     folder = make_store(tmp_path, source, Reinforcement("rrc"))
-    views = ReinforcedViews(TrainViews(source, PLAIN, VIEW, SEED, CLASSES), folder, VIEW)
+    views = ReinforcedViews(TrainViews(source, PLAIN, VIEW, SEED, CLASSES), [folder], VIEW)
     batch = views.__getitems__([(3, SAMPLES + 7), (3, 1)])
     picture, label = source[3]
     assert torch.equal(batch.image[0], VIEW(picture, draw(PLAIN, seed_of(SEED, SAMPLES + 7, 3), *picture.size)))
@@ -119,11 +119,11 @@ def test_a_slot_past_the_stored_is_a_plain_view_with_its_label(source: Source, t
 def test_other_data_are_refused(source: Source, tmp_path: Path) -> None:
     folder = make_store(tmp_path, source, Reinforcement("rrc"))
     with pytest.raises(UserError, match="30 images, the data set has 31"):
-        open_reinforcements(folder, 31, CLASSES)
+        open_reinforcements([folder], 31, CLASSES)
     with pytest.raises(UserError, match="4 classes, the data set has 5"):
-        open_reinforcements(folder, 30, 5)
+        open_reinforcements([folder], 30, 5)
     with pytest.raises(UserError, match="another data set"):
-        open_reinforcements(folder, 30, CLASSES, {"data_fingerprint": "other"})
+        open_reinforcements([folder], 30, CLASSES, {"data_fingerprint": "other"})
 
 
 @pytest.mark.parametrize("policy", ["uniform", "cycle"])

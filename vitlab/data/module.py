@@ -34,8 +34,8 @@ class VisionData(L.LightningDataModule):
         workers: loader processes; None: :func:`~vitlab.data.loader.default_workers`.
         store: folder of a sealed store whose targets go with the training views; it must be of the same data and
             augmentation. TinyViT's official store is served too (it does not say its augmentation).
-        reinforcements: folder of stored reinforcements, whose views and targets replace the augmentation's; but a share
-            ``plain_share`` of the views is the augmentation's, with the label for its target.
+        reinforcements: folders of stored reinforcements, whose views and targets replace the augmentation's; but a
+            share ``plain_share`` of the views is the augmentation's, with the label for its target.
         slots, num_slots: as in :class:`~vitlab.data.sampler.EpochSampler`; ``num_slots`` defaults to the store's.
         max_images: cut every split to so many images.
 
@@ -63,7 +63,7 @@ class VisionData(L.LightningDataModule):
         slots: SlotPolicy = "epoch",
         num_slots: int | None = None,
         max_images: int | None = None,
-        reinforcements: Path | None = None,
+        reinforcements: Sequence[Path] | None = None,
         plain_share: float = 0.0,
     ) -> None:
         super().__init__()

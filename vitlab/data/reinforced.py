@@ -83,13 +83,13 @@ class ReinforcedViews(TrainViews):
 
     Args:
         plain: makes the plain views; its augmentation does not mix.
-        folder: of the reinforcements; opened in each process that reads.
+        folders: of the reinforcements; opened in each process that reads.
         view: of the replayed ones (they are resized bilinearly, as the teacher saw them).
     """
 
-    def __init__(self, plain: TrainViews, folder: Path, view: View) -> None:
+    def __init__(self, plain: TrainViews, folders: Sequence[Path], view: View) -> None:
         super().__init__(plain.source, plain.augmentation, plain.view, plain.base_seed, plain.num_classes)
-        self.folder = folder
+        self.folders = folders
         self.replayed = view
         self._reader: Reinforcements | None = None
 
@@ -103,7 +103,7 @@ class ReinforcedViews(TrainViews):
             UserError: if an image does not decode.
         """
         if self._reader is None:
-            self._reader = open_reinforcements(self.folder, len(self.source), self.num_classes)
+            self._reader = open_reinforcements(self.folders, len(self.source), self.num_classes)
         index = np.array([item[0] for item in items], dtype=np.int64)
         slot = np.array([item[1] for item in items], dtype=np.int64)
         plain = slot >= self._reader.samples

@@ -25,7 +25,7 @@ from vitlab.training.schedule import Schedule
 class Reinforced:
     """Which reinforcements a training replays, and how they are chosen."""
 
-    folder: Path
+    folders: tuple[Path, ...]
     sampling: SlotPolicy  # uniform or cycle
     plain_share: float  # views of the recipe's own augmentation with their label, instead of stored ones
 
@@ -85,7 +85,7 @@ def make_data(
         store=store,
         slots=slots,
         num_slots=views,
-        reinforcements=reinforcements.folder if reinforcements is not None else None,
+        reinforcements=reinforcements.folders if reinforcements is not None else None,
         plain_share=reinforcements.plain_share if reinforcements is not None else 0.0,
         max_images=config.debug.max_images,
     )

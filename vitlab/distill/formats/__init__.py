@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vitlab.distill.formats.imagenet_plus import ImagenetPlus, is_imagenet_plus
 from vitlab.distill.formats.tinyvit_v0 import V0Store, is_v0
 from vitlab.distill.reinforce_store import ReinforcedStore, Reinforcements
 from vitlab.distill.store import TargetStore
@@ -32,22 +33,32 @@ def open_targets(
 
 
 def open_reinforcements(
-    folder: Path, images: int, classes: int, expect: Mapping[str, Any] | None = None
+    folders: Sequence[Path], images: int, classes: int, expect: Mapping[str, Any] | None = None
 ) -> Reinforcements:
-    """The reinforcements in ``folder``.
+    """The reinforcements in ``folders``: one store of ours, or one or more folders as they were released.
 
     Args:
         images, classes: of the data set that they are read for.
-        expect: what ours must have been made for (:meth:`TargetStore.open`).
+        expect: what ours must have been made for (:meth:`TargetStore.open`); released ones do not say it.
 
     Raises:
         UserError: nothing of the kind is there, or it is of other images or classes.
     """
-    found = ReinforcedStore(folder, expect)
+    found: Reinforcements
+    if all(is_imagenet_plus(folder) for folder in folders):
+        found = ImagenetPlus(folders, classes)
+    elif len(folders) == 1:
+        found = ReinforcedStore(folders[0], expect)
+    else:
+        raise UserError(
+            f"method.store names {len(folders)} folders, and they are not all reinforcements as they were released.",
+            "Give one folder of ours, or only folders that hold config.pth.tar.",
+        )
+    told = ", ".join(map(str, folders))
     for name, there, wanted in (("images", found.images, images), ("classes", found.classes, classes)):
         if there != wanted:
             raise UserError(
-                f"The reinforcements in {folder} are of {there:,} {name}, the data set has {wanted:,}.",
+                f"The reinforcements in {told} are of {there:,} {name}, the data set has {wanted:,}.",
                 "Give the data set that they were made for.",
             )
     return found

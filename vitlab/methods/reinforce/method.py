@@ -34,6 +34,12 @@ def makes_teacher(config: Config) -> bool:
     return reinforces(config) or bool(config.method.kd)
 
 
+def stores(options: ReinforceOptions) -> tuple[Path, ...]:
+    """The folders that ``method.store`` names."""
+    given = options.store if isinstance(options.store, list) else [options.store]
+    return tuple(Path(str(one)) for one in given if one is not None)
+
+
 class Reinforce(Method):
     """Dataset Reinforcement."""
 
@@ -62,6 +68,12 @@ class Reinforce(Method):
                 "Give method.p=1, or method.densify_compat=vitlab.",
             )
         Reinforcement(**vars(options.views))
+        for folder in stores(options):
+            if not folder.is_dir():
+                raise UserError(
+                    f"method.store={folder} is not a folder.",
+                    "Give the folder of reinforcements (unpack an archive first), or several: [A,B].",
+                )
         if reinforces(config) and options.views.variant == "center" and options.samples != 1:
             raise UserError(
                 f"method.views.variant=center has nothing random, and method.samples={options.samples} asks for so "
@@ -157,7 +169,7 @@ class Reinforce(Method):
         from vitlab.training.train import train
 
         options, recipe = self.options, self.config.recipe
-        folder = Path(options.store) if options.store else context.artifact("reinforce") / STORE
+        folders = stores(options) or (context.artifact("reinforce") / STORE,)
         # The views beside the stored ones are not mixed: stored ones carry all the mixing there is.
         alone = replace(recipe, augmentation=replace(recipe.augmentation, mixup=0.0, cutmix=0.0))
         return train(
@@ -165,5 +177,5 @@ class Reinforce(Method):
             self.config.model,
             alone,
             partial(reinforced, densify=options.densify, compat=options.densify_compat),
-            reinforcements=Reinforced(folder, options.sampling, 1 - options.p),  # type: ignore[arg-type]  # checked
+            reinforcements=Reinforced(folders, options.sampling, 1 - options.p),  # type: ignore[arg-type]  # checked
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -36,7 +37,7 @@ class ReinforceOptions:
     prob_dtype: str = MISSING  # how they are stored: f4 (as released), f2 or bf16
     group: int = MISSING  # views that the teacher labels at once; decides the last bits, so it belongs to the result
     precision: str = MISSING  # of the teacher while it labels: fp32, bf16 or fp16
-    store: str | None = None  # train from these reinforcements; no teacher is made
+    store: Any = None  # train from these reinforcements, a folder or a list of released ones; no teacher is made
     p: float = MISSING  # share of stored views in training; the others are the recipe's, with the label as target
     sampling: str = MISSING  # uniform: a random sample each time; cycle: sample = epoch mod NS
     densify: str = MISSING  # the K probabilities over all classes: smooth (the rest spread evenly) or zeros

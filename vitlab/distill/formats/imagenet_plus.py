@@ -1,0 +1,324 @@
+"""Apple's released reinforcements (ImageNet+, CIFAR-100+, Food-101+, Flowers-102+), read unchanged, and written.
+
+One ``<index>.pth.tar`` per training image holds ``(index, [sample] * NS)``, a sample being ``{"params": list | dict,
+"prob": ([K probabilities], [K classes])}``; ``config.pth.tar`` holds the configuration that made them. The files are
+pickles inside zip archives; :func:`load` admits numbers, strings and containers, and the two numpy names that CutMix
+coordinates bring along, and refuses everything else, so that a file cannot run a program.
+
+Source: section 5 of arXiv 2303.08983's appendix and the code that ships with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import pickle
+import tarfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from vitlab.distill.draw import GRID, Draw, Erase, Mix
+from vitlab.distill.reinforce_draw import OPS, Reinforcement
+from vitlab.distill.sparse import SparseTarget
+from vitlab.errors import UserError
+from vitlab.files import atomic_write
+
+CONFIG = "config.pth.tar"
+SUFFIX = ".pth.tar"
+
+STEPS = ("resize", "random_crop", "random_resized_crop", "random_horizontal_flip", "rand_augment", "random_erase")
+"""Steps that have parameters, in the order in which they are stored; mixing apart."""
+
+_SCALARS = {("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar")}
+_NUMBERS = ("i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "f8", "f4")
+
+
+class _Kind:
+    """Stands in for a numpy type of numbers."""
+
+    __slots__ = ("code",)
+
+    def __init__(self, code: object, *_: object) -> None:
+        if code not in _NUMBERS:
+            raise pickle.UnpicklingError(f"it holds numpy values of type {code!r}")
+        self.code = str(code)
+
+    def __setstate__(self, state: object) -> None:
+        if not (isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", "|")):
+            raise pickle.UnpicklingError("it holds numpy values in another byte order")
+
+
+class _Restricted(pickle.Unpickler):
+    """Admits numpy's numbers beside what needs no name at all."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        # A new function each time: whatever a file does to it stays within the file.
+        if (module, name) in _SCALARS:
+            return lambda kind, data: np.frombuffer(data, f"<{kind.code}", count=1)[0]
+        if (module, name) == ("numpy", "dtype"):
+            return lambda *args: _Kind(*args)
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+    def persistent_load(self, pid: object) -> Any:
+        raise pickle.UnpicklingError("it refers to data outside of it")
+
+
+def load(file: Path | IO[bytes], name: str = "") -> Any:
+    """The object in one ``.pth.tar`` file, without running anything.
+
+    Raises:
+        UserError: it is no such file, or it names something that these files have no need of.
+    """
+    name = name or str(file)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            inside = [one for one in archive.namelist() if one == "data.pkl" or one.endswith("/data.pkl")]
+            if len(inside) != 1:
+                raise ValueError(f"it holds {len(inside)} data.pkl")
+            return _Restricted(io.BytesIO(archive.read(inside[0]))).load()
+    except FileNotFoundError:
+        raise UserError(f"There is no {name}.", "Reinforcements are one file for each training image.") from None
+    except (
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        EOFError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as e:
+        raise UserError(
+            f"{name} is no file of reinforcements, or not a whole one: {e}.",
+            "Nothing of it was run. Fetch it again from where it was published.",
+        ) from e
+
+
+def save(path: Path, thing: object) -> None:
+    """Write one file as the official code does (``config.pth.tar`` with the older protocol)."""
+    buffer = io.BytesIO()
+    torch.save(thing, buffer, pickle_protocol=2 if path.name == CONFIG else 4)
+    atomic_write(path, buffer.getvalue())
+
+
+class Pipeline:
+    """Which steps the files hold parameters of, from ``config.pth.tar``.
+
+    Raises:
+        UserError: the configuration is not one of a reinforcement, or has a step that is not known.
+    """
+
+    def __init__(self, config: Mapping[str, Any], name: str) -> None:
+        try:
+            self.config = dict(config)
+            self.samples = int(config["reinforce"]["num_samples"])
+            steps = {k: v for k, v in config["reinforce"]["image_augmentation"].items() if v is not None}
+        except (LookupError, TypeError, ValueError, AttributeError):
+            raise UserError(f"{name} does not say how the reinforcements were made.") from None
+        known = {*STEPS, "uint8", "center_crop", "to_tensor", "normalize", "mixup", "cutmix"}
+        if strange := set(steps) - known:
+            raise UserError(f"{name} has the step {min(strange)}, which nobody knows.")
+        self.stored = [one for one in STEPS if one in steps]
+        self.mixes = [one for one in ("mixup", "cutmix") if one in steps]
+        self.resize = steps["resize"].get("size") if "resize" in steps else None
+        augments = "rand_augment" in steps or "random_erase" in steps
+        crop, randaug = steps.get("random_crop"), steps.get("rand_augment") or {}
+        if (crop is None) == ("random_resized_crop" not in steps):
+            raise UserError(f"{name}: views are cut out by one of random_crop and random_resized_crop.")
+        variant = {(0, 0): "rrc", (0, 1): "mixing", (1, 0): "randaug", (1, 1): "randaug_mixing"}
+        self.views = Reinforcement(
+            variant=variant[int(augments), int(bool(self.mixes))],
+            pad=None if crop is None else int(crop.get("padding", 0)),
+            ops=int(randaug.get("num_ops", 2)),
+            magnitude=int(randaug.get("magnitude", 9)),
+        )
+
+    def draw(self, params: Sequence[Any] | Mapping[str, Any]) -> Draw:
+        """The Draw that the parameters of one sample stand for, list or dict."""
+        whole = dict(params) if isinstance(params, Mapping) else self._named(params)
+        mixed = whole.get("mixup") is not None or whole.get("cutmix") is not None
+        own = self._one(whole, 0)
+        if not mixed:
+            return own
+        ratio, cut = whole.get("mixup"), whole.get("cutmix")
+        box = None if cut is None else tuple(int(v) for v in cut[1])
+        assert box is None or len(box) == 4
+        mix = Mix(
+            ratio=None if ratio is None else float(ratio),
+            box=box,
+            grid=GRID,
+            partner=int(whole["id2"]),
+            draw=self._one(whole, 1),
+            cut=None if cut is None else float(cut[0]),
+        )
+        return dataclasses.replace(own, mix=mix)
+
+    def params(self, draw: Draw) -> list[Any]:
+        """The list that the official code stores for a Draw; the inverse of :meth:`draw`."""
+        mix = draw.mix
+        out: list[Any] = []
+        if self.mixes:
+            out.append(None if mix is None else mix.partner)
+        for step in self.stored:
+            own = self._value(step, draw)
+            out.append(own if mix is None or mix.draw is None else [own, self._value(step, mix.draw)])
+        if "mixup" in self.mixes:
+            out.append(None if mix is None else mix.ratio)
+        if "cutmix" in self.mixes:
+            cut = mix is not None and mix.box is not None
+            out.append([mix.cut, *(np.int64(v) for v in mix.box)] if cut and mix and mix.box else None)
+        return out
+
+    def _named(self, params: Sequence[Any]) -> dict[str, Any]:
+        values = list(params)
+        partner = values.pop(0) if self.mixes else None
+        if len(values) != len(self.stored) + len(self.mixes):
+            raise ValueError(f"{len(values)} parameters for the steps {self.stored + self.mixes}")
+        whole: dict[str, Any] = {"id2": partner}
+        for step, value in zip(self.stored, values, strict=False):
+            whole[step] = (value, None) if partner is None else tuple(value)
+        for step, value in zip(self.mixes, values[len(self.stored) :], strict=True):
+            cut = step == "cutmix" and value is not None
+            whole[step] = (value[0], value[1:]) if cut else value
+        return whole
+
+    def _one(self, whole: Mapping[str, Any], member: int) -> Draw:
+        """The anchor's (0) or the partner's (1) own draw."""
+
+        def value(step: str) -> Any:
+            found = whole.get(step, ())
+            return found[member] if len(found) > member else None
+
+        crop, shift = value("random_resized_crop"), None
+        if self.views.pad is not None:
+            top, left = value("random_crop")
+            shift = self.views.pad, int(top), int(left)
+        ops = value("rand_augment") or ()
+        box = value("random_erase")
+        erase = None
+        if box is not None:
+            y, x, height, width = (int(v) for v in box)
+            erase = Erase(y, x, height, width, "black")
+        return Draw(
+            crop=None if crop is None else (int(crop[0]), int(crop[1]), int(crop[2]), int(crop[3])),
+            shift=shift,
+            flip=bool(value("random_horizontal_flip")),
+            ops=tuple((one if isinstance(one, str) else OPS[one], float(by)) for one, by in ops),
+            erase=erase,
+            op_set="torchvision",
+        )
+
+    def _value(self, step: str, draw: Draw) -> Any:
+        """What is stored of one step of one image."""
+        match step:
+            case "resize":
+                return self.resize
+            case "random_crop":
+                return None if draw.shift is None else draw.shift[1:]
+            case "random_resized_crop":
+                return draw.crop
+            case "random_horizontal_flip":
+                return draw.flip
+            case "rand_augment":
+                return [(OPS.index(name), by) for name, by in draw.ops] or None
+        box = draw.erase
+        return None if box is None else (box.top, box.left, box.height, box.width)
+
+
+class ImagenetPlus:
+    """A released set: a folder of files, or several whose samples are counted through.
+
+    Raises:
+        UserError: there is no such set, files are missing, or the folders were not made alike.
+    """
+
+    def __init__(self, folders: Sequence[Path], classes: int) -> None:
+        self.folders = [_root(folder) for folder in folders]
+        self.pipelines = [Pipeline(load(folder / CONFIG), str(folder / CONFIG)) for folder in self.folders]
+        self.views = self.pipelines[0].views
+        counts = []
+        for folder, pipeline in zip(self.folders, self.pipelines, strict=True):
+            if pipeline.views != self.views:
+                raise UserError(f"{folder} and {self.folders[0]} were made with different augmentations.")
+            names = {one.name for one in os.scandir(folder) if one.name.endswith(SUFFIX)} - {CONFIG}
+            wanted = (f"{index}{SUFFIX}" for index in range(len(names)))
+            if absent := next((one for one in wanted if one not in names), None):
+                raise UserError(f"{folder} lacks {absent}.", "Every training image has a file: unpack it again.")
+            counts.append(len(names))
+        if len(set(counts)) != 1:
+            raise UserError(f"The folders of reinforcements hold {counts} images.", "They must be of the same images.")
+        self.images, self.classes = counts[0], classes
+        self._ends = np.cumsum([pipeline.samples for pipeline in self.pipelines])
+        self.samples = int(self._ends[-1])
+
+    def read(self, slot: ArrayLike, index: ArrayLike) -> tuple[list[Draw], SparseTarget]:
+        """Draws and targets of these (sample, image) pairs, both integers [B].
+
+        Raises:
+            UserError: a file cannot be read, or is not what its name says.
+        """
+        draws, prob, classes = [], [], []
+        for number, image in zip(np.asarray(slot).tolist(), np.asarray(index).tolist(), strict=True):
+            which = int(np.searchsorted(self._ends, number, side="right"))
+            first = 0 if which == 0 else int(self._ends[which - 1])
+            path = self.folders[which] / f"{image}{SUFFIX}"
+            samples = check_samples(load(path), image, self.pipelines[which], str(path))
+            one = samples[number - first]
+            draws.append(self.pipelines[which].draw(one["params"]))
+            prob.append(one["prob"][0])
+            classes.append(one["prob"][1])
+        target = SparseTarget(torch.tensor(prob, dtype=torch.float32), torch.tensor(classes), self.classes)
+        if int(target.index.max()) >= self.classes:
+            raise UserError(f"{self.folders[0]} names class {int(target.index.max())} of {self.classes}.")
+        return draws, target
+
+
+def check_samples(thing: Any, image: int, pipeline: Pipeline, name: str) -> list[dict[str, Any]]:
+    """The samples of a file that was loaded.
+
+    Raises:
+        UserError: it is of another image, or holds another number of samples.
+    """
+    if not (isinstance(thing, tuple) and len(thing) == 2 and isinstance(thing[1], list)) or thing[0] != image:
+        raise UserError(f"{name} is not the reinforcement of image {image}.", "Files must keep their names.")
+    if len(thing[1]) != pipeline.samples:
+        raise UserError(f"{name} holds {len(thing[1])} samples, {CONFIG} says {pipeline.samples}.")
+    return thing[1]
+
+
+def is_imagenet_plus(folder: Path) -> bool:
+    """Whether a folder, or the one folder inside it, holds a released set."""
+    return (folder / CONFIG).is_file() or (folder.is_dir() and bool(list(folder.glob(f"*/{CONFIG}"))))
+
+
+def _root(folder: Path) -> Path:
+    if (folder / CONFIG).is_file():
+        return folder
+    inside = sorted(folder.glob(f"*/{CONFIG}"))
+    if len(inside) != 1:
+        raise UserError(f"There are no reinforcements in {folder} ({CONFIG} is missing).", "Unpack the archive there.")
+    return inside[0].parent
+
+
+def stream(archive: Path) -> Iterator[tuple[str, Any]]:
+    """The files of a ``.tar.gz`` as (name, object), in the archive's order and without unpacking it.
+
+    Raises:
+        UserError: a member is no file of reinforcements.
+    """
+    try:
+        with tarfile.open(archive, "r|*") as members:
+            for member in members:
+                if member.isfile() and member.name.endswith(SUFFIX):
+                    content = members.extractfile(member)
+                    assert content is not None
+                    name = Path(member.name).name
+                    yield name, load(io.BytesIO(content.read()), f"{archive}: {member.name}")
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise UserError(f"{archive} cannot be read: {error}.", "Fetch it again.") from error
