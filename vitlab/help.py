@@ -80,7 +80,7 @@ WHERE THINGS ARE
   table. Data sets are looked for in dataset.root, then in $VITLAB_DATA/NAME. The choices are YAML
   files, in {conf}
 
-EXIT CODES  0 done   1 our failure   2 a mistake in the command   130 interrupted
+EXIT CODES  0 done   1 our failure   2 a mistake in the command, or in files   130 interrupted
 """
 
 LIST_WORDS = ("group", "key")

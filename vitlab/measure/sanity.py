@@ -69,7 +69,7 @@ def randomised(model: nn.Module, seed: int = 0, steps: int = 6) -> Iterator[tupl
     """
     random = copy.deepcopy(model)
     layers = [
-        (name, module)
+        (name or next(own for own, _ in module.named_parameters(recurse=False)), module)
         for name, module in random.named_modules()
         if any(parameter.numel() > 1 for parameter in module.parameters(recurse=False))
     ]

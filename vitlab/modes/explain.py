@@ -229,19 +229,23 @@ def _pixels(subject: Subject, one: Seen):  # type: ignore[no-untyped-def]  # num
 def _draw(subject: Subject, images: list[Seen], found: dict[str, Tensor], folder: Path) -> None:
     """``maps.png`` with every image, and one PNG for each."""
     from vitlab.report import maps, style
+    from vitlab.report.compare import clip
 
     names = dict(zip(subject.meta.classes, readable(subject.meta.classes), strict=True))
     shown = []
     for position, one in enumerate(images):
         explained = subject.meta.classes[one.target]
-        told = [f"label {names.get(one.label, one.label)}"] if one.label is not None else []
-        told += [f"Grad-CAM for {names[explained]}"] if explained != one.predicted and "gradcam" in found else []
+        told = [f"probability {one.probability:.1%}"]
+        told += [f"label {clip(names.get(one.label, one.label), 20)}"] if one.label is not None else []
+        told += (
+            [f"Grad-CAM for {clip(names[explained], 14)}"] if explained != one.predicted and "gradcam" in found else []
+        )
         shown.append(
             maps.Shown(
                 _pixels(subject, one),
                 {TITLES[name]: heat[position].numpy() for name, heat in found.items()},
-                f"{names[one.predicted]}  {one.probability:.1%}",
-                "\n".join([*told, Path(one.name).name]),
+                names[one.predicted],
+                "\n".join([*told, f"test image {one.name}" if one.name.isdecimal() else clip(Path(one.name).name, 24)]),
                 one.label is not None and one.label != one.predicted,
             )
         )

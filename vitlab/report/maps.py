@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CELL = 1.45  # inches of the side of one picture
+WORDS = 1.6  # inches of what is said beside them
 COLOURS = "plasma"  # from dark blue to yellow, even to the eye and safe for the colour-blind
 
 
@@ -56,17 +57,20 @@ def sheet(shown: Sequence[Shown], theme: Theme, title: str) -> Figure:
 
     columns = 1 + len(shown[0].maps)
     side = CELL if shown[0].image.shape[0] >= 64 else 1.15
-    drawing = Figure(figsize=(side * columns + 1.25, side * len(shown) + 0.65), layout="constrained")
+    drawing = Figure(figsize=(side * columns + WORDS, side * len(shown) + 0.6), layout="constrained")
     drawing.suptitle(title, x=0.012, ha="left")
-    grid = np.asarray(drawing.subplots(len(shown), columns, squeeze=False))
+    shares = [*[side] * columns, WORDS]
+    grid = np.asarray(drawing.subplots(len(shown), columns + 1, squeeze=False, width_ratios=shares))
     for row, one in zip(grid, shown, strict=True):
         _picture(row[0], one.image)
-        for axes, heat in zip(row[1:], one.maps.values(), strict=True):
+        for axes, heat in zip(row[1:], one.maps.values(), strict=False):
             _picture(axes, overlay(one.image, heat))
+        row[-1].set_axis_off()
         colour = theme.wrong[1] if one.wrong else theme.ink
-        row[-1].text(1.06, 0.62, clip(one.caption, 26), transform=row[-1].transAxes, fontsize=8.5, color=colour)
-        row[-1].text(1.06, 0.44, one.detail, transform=row[-1].transAxes, fontsize=7.5, color=theme.quiet, va="top")
-    for axes, name in zip(grid[0], ["seen", *shown[0].maps], strict=True):
+        words = {"transform": row[-1].transAxes, "in_layout": False}
+        row[-1].text(0.02, 0.95, clip(one.caption, 22), va="top", fontsize=8.5, color=colour, **words)
+        row[-1].text(0.02, 0.75, one.detail, va="top", fontsize=7.5, color=theme.quiet, **words)
+    for axes, name in zip(grid[0], ["seen", *shown[0].maps], strict=False):
         axes.set_title(name, fontsize=8.5, color=theme.quiet)
     return drawing
 
