@@ -196,7 +196,7 @@ class EvaluationConfig:
 class ExportConfig:
     """Files that others can load."""
 
-    formats: list[str] = field(default_factory=lambda: ["safetensors", "onnx"])  # and timm, hub, onnx_int8, torch_export
+    formats: list[str] = field(default_factory=lambda: ["safetensors", "onnx"])  # + timm, hub, onnx_int8, torch_export
     tolerance: float = 1e-4  # largest allowed |exported - torch| of a logit; of onnx_int8 the accuracy is measured
     push: Optional[str] = None  # with hub, in mode=export: upload to this repository, USER/NAME (made private)
 
