@@ -76,7 +76,7 @@ def check_read(config: Config, method: type[Method], chosen: dict[str, str]) -> 
     Raises:
         UserError: naming the methods, or the modes, that do read it.
     """
-    free = {"trainer", "mode", "seed", "name", "output", "fresh", "local", "audit"}
+    free = {"trainer", "mode", "seed", "name", "output", "fresh", "local", "audit", "sweep"}
     keys = frozenset().union(*READS.values()) - set(GROUPS) - free
     for group, word in chosen.items():
         if config.mode in READS or group in keys:
@@ -254,6 +254,9 @@ def _rest(config: Config, where: Where) -> None:
         _at_least("hardware.workers", config.hardware.workers, 0, where)
     if config.hardware.threads is not None:
         _at_least("hardware.threads", config.hardware.threads, 1, where)
+    _at_least("sweep.jobs", config.sweep.jobs, 1, where)
+    if config.sweep.name is not None and not re.fullmatch(r"\w[\w.+-]*", config.sweep.name):
+        raise UserError(f"{where('sweep.name')}: this cannot name a folder.", "Use letters, digits, '-', '_' and '.'.")
     _one_of("logger.name", config.logger.name, LOGGERS, where)
     _at_least("logger.every", config.logger.every, 1, where)
     _at_least("evaluation.batch_size", config.evaluation.batch_size, 1, where)

@@ -151,7 +151,7 @@ class TaskConfig:
 class HardwareConfig:
     """How to run; never what comes out. The group also fills Lightning's ``trainer.*``."""
 
-    name: str = MISSING  # auto | cpu | gpu
+    name: str = MISSING  # auto | cpu | gpu | mps | ddp | ddp_cpu
     workers: Optional[int] = None  # loader processes per device; null: one per free core, none for data in memory
     threads: Optional[int] = None  # CPU threads of the main process; null: torch's choice
     compile: bool = False  # torch.compile the student
@@ -162,10 +162,11 @@ class TrainerConfig:
     """Lightning's Trainer, the part that hardware decides; any of it can be given key by key."""
 
     accelerator: str = "auto"  # auto | cpu | gpu | mps
-    devices: Any = 1  # how many, or which: 2, [0,1]
+    devices: Any = 1  # how many, or which: 2, [0,1], auto; one process each
     num_nodes: int = 1  # machines
     strategy: str = "auto"  # Lightning's name of how devices work together: auto, ddp
     precision: str = "32-true"  # 32-true | bf16-mixed | 16-mixed
+    sync_batchnorm: bool = False  # several GPUs: BatchNorm's statistics over the global batch
 
 
 @dataclass
@@ -242,6 +243,14 @@ class ExplainConfig:
 
 
 @dataclass
+class SweepConfig:
+    """Several runs of one command: -m and key=a,b."""
+
+    jobs: int = 1  # runs at once
+    name: Optional[str] = None  # folder of the comparison below OUTPUT/sweeps; null: from the runs
+
+
+@dataclass
 class AuditConfig:
     """The look at a folder of your own images."""
 
@@ -275,6 +284,7 @@ class Config:
     predict: PredictConfig = field(default_factory=PredictConfig)
     explain: ExplainConfig = field(default_factory=ExplainConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
 
 
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ep|st|%)\s*")

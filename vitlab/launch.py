@@ -15,8 +15,10 @@ from pathlib import Path
 from vitlab.compose import Composed
 from vitlab.config import Config
 from vitlab.environment import environment
+from vitlab.errors import UserError
 from vitlab.methods.base import find_method
 from vitlab.modes import READS
+from vitlab.processes import known_count
 from vitlab.run import Run
 
 
@@ -33,11 +35,12 @@ def start(composed: Composed) -> int:
         return answer(composed)
     method = find_method(config.method.name)
     method.check(config)
+    if "sweep" in {word.partition(".")[0] for word in composed.overrides}:
+        raise UserError(
+            "sweep.jobs and sweep.name belong to several runs.", "Put -m first, and give a key several values."
+        )
     command = shlex.join(["python", "-m", "vitlab", *composed.overrides])
-    prefix = config.name or f"{config.dataset.name}-{composed.choices['model']}"
-    run = Run.open(
-        Path(config.output), config.method.name, prefix, composed.identity(), composed.tree, fresh=config.fresh
-    )
+    run = find_run(composed)
     if config.mode == "check":
         return check(run, config, composed)
     if run.state == "finished":
@@ -51,12 +54,42 @@ def start(composed: Composed) -> int:
         run.note_environment(environment(command))
         look_at_data(run, config)
 
+        return go(run, config, composed.tree, command)
+    finally:
+        run.release()
+
+
+def go(run: Run, config: Config, tree: dict[str, object], command: str) -> int:
+    """The work itself: here on one device, in a process for each of several; the exit code."""
+    from vitlab.processes import check_division, count, work_together
+    from vitlab.training.assemble import recipes_of
+
+    if (processes := count(config)) == 1:
         from vitlab.work import work
 
         work(run, config, command)
-    finally:
-        run.release()
-    return 0
+        return 0
+    recipes = recipes_of(config, find_method(config.method.name).reads(config))
+    check_division(recipes, processes)
+    parts = ", ".join(
+        f"{key}.batch_size {one.batch_size} = {processes} × {one.batch_size // processes}"
+        for key, one in recipes.items()
+    )
+    print(f"{'devices':<8} {processes} processes on this machine; {parts}", flush=True)
+    return work_together(run, config, tree, command, processes)
+
+
+def find_run(composed: Composed) -> Run:
+    """The run that a command means; nothing is written.
+
+    Raises:
+        UserError: as :meth:`Run.open`.
+    """
+    config = composed.config
+    prefix = config.name or f"{config.dataset.name}-{composed.choices['model']}"
+    return Run.open(
+        Path(config.output), config.method.name, prefix, composed.identity(), composed.tree, fresh=config.fresh
+    )
 
 
 def check(run: Run, config: Config, composed: Composed) -> int:
@@ -116,7 +149,9 @@ def _detail(group: str, config: Config) -> str:
             return f"{config.recipe.duration}, {config.recipe.optimizer}, lr {config.recipe.lr:g}"
         case "hardware":
             trainer = config.trainer
-            return f"{trainer.accelerator}, {trainer.devices} device(s), {trainer.precision}"
+            number = known_count(config)
+            many = "all GPUs" if number is None else f"{number} device{'s' if number > 1 else ''}"
+            return f"{trainer.accelerator}, {many}, {trainer.precision}"
         case _:
             return ""
 

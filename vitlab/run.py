@@ -35,6 +35,7 @@ FORMAT = 1
 
 RESULT_FREE = frozenset(
     (
+        "sweep",  # how several runs are started
         *("hardware", "trainer", "logger", "evaluation", "export", "mode", "name", "output", "fresh", "local"),
         *("run", "input", "benchmark", "predict", "explain", "audit"),  # of the modes that look at what was trained
     )

@@ -11,13 +11,15 @@ import inspect
 import re
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from vitlab.config import Config, RecipeConfig
 from vitlab.errors import nearest
+from vitlab.methods.base import find_method
 
 DURATIONS = frozenset({"duration", "warmup", "decay_at", "validate_every", "checkpoint_every"})
 """Names of the fields of a recipe that hold durations (90ep, 5000st, 10%)."""
@@ -132,6 +134,19 @@ def suggest(key: str, known: dict[str, Field]) -> str | None:
         everywhere[one.rpartition(".")[2]] = one
     near = last if last in everywhere else nearest(last, [one for one in everywhere if len(one) > 3])
     return everywhere[near] if near else None
+
+
+def from_tree(tree: Mapping[str, Any]) -> Config:
+    """The typed configuration of plain dicts, lists and scalars, as a run keeps them.
+
+    Raises:
+        UserError: an unknown method.
+        OmegaConfBaseException: keys or values that this vitlab does not know.
+    """
+    options = find_method(str(tree["method"]["name"])).Options
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config(method=options)), dict(tree)))
+    assert isinstance(config, Config)
+    return config
 
 
 def _below(parent: str, known: dict[str, Field]) -> dict[str, str]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from vitlab.config import Config
 from vitlab.errors import UserError
@@ -16,8 +20,9 @@ from vitlab.methods.base import Context, Method, Stage, find_method
 from vitlab.recorder import Recorder
 from vitlab.run import Run
 from vitlab.training.assemble import check_batches, recipes_of
+from vitlab.training.devices import barrier, device_of, rank, world
 from vitlab.training.fit import CHECKPOINT
-from vitlab.training.interrupt import listen, stop_if_asked
+from vitlab.training.interrupt import asked_anywhere, listen, stop
 from vitlab.training.loggers import copied
 from vitlab.training.progress import clock
 
@@ -31,27 +36,65 @@ def work(run: Run, config: Config, command: str) -> None:
     """
     listen()
     settle(config)
+    stages = tell_all(run, config)
+    from vitlab.closing import close
+
+    close(run, config, stages, command)
+
+
+def work_in_turn(run: Run, config: Config, command: str) -> None:
+    """The same in one of several processes: the stages together, the closing in the first process alone.
+
+    torch's launcher has said who we are (RANK, WORLD_SIZE, MASTER_ADDR ...).
+
+    Raises:
+        Interrupted, UserError: as :func:`work`.
+    """
+    device = device_of(config)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # One process may work alone for hours (a design, a file to write) while the others wait for it; the launcher, not
+    # a time limit, notices a dead one.
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=30))
+    settle(config)
+    stages = tell_all(run, config)
+    leads = rank() == 0
+    barrier()
+    dist.destroy_process_group()
+    if leads:
+        from vitlab.closing import close
+
+        close(run, config, stages, command)
+
+
+def tell_all(run: Run, config: Config) -> list[Stage]:
+    """The stages of the method in order, skipping what is done; several processes tell them together."""
     method = find_method(config.method.name)(config)
     stages = method.stages(config)
     check_batches(config, method.reads(config))
-    recorder = run.recorder()
+    leads = rank() == 0
+    recorder = run.recorder() if leads else None
     folders = {stage.name: run.folder / stage.name for stage in stages}
     for number, stage in enumerate(stages, 1):
         if run.is_done(stage.name):
             continue
-        say(f"\n[{number}/{len(stages)}] {stage.name}: {stage.title}")
+        barrier()  # everybody has seen that it is not done
+        if leads:
+            say(f"\n[{number}/{len(stages)}] {stage.name}: {stage.title}")
         run.stage_folder(stage.name)
-        with copied(config, run, stage.name, recorder):
-            record = tell(method, stage, Context(config, stage, folders, recorder))
-        run.mark_done(stage.name, record)
-        (run.folder / stage.name / CHECKPOINT).unlink(
-            missing_ok=True
-        )  # only now: it is what a killed stage goes on from
-        say(f"{stage.name} done in {clock(_seconds(record))}")
-        stop_if_asked()
-    from vitlab.closing import close
-
-    close(run, config, stages, command)
+        if leads or stage.makes != "architecture":  # a design is one process's work
+            with copied(config, run, stage.name, recorder) if recorder is not None else nullcontext():
+                record = tell(method, stage, Context(config, stage, folders, recorder))
+        barrier()
+        if leads:
+            run.mark_done(stage.name, record)
+            # Only now: it is what a killed stage goes on from.
+            (run.folder / stage.name / CHECKPOINT).unlink(missing_ok=True)
+            say(f"{stage.name} done in {clock(_seconds(record))}")
+        barrier()
+        if asked_anywhere(device_of(config)):
+            stop()
+    return stages
 
 
 def tell(method: Method, stage: Stage, context: Context) -> dict[str, object]:
@@ -71,6 +114,8 @@ def settle(config: Config) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     if config.hardware.threads is not None:
         torch.set_num_threads(config.hardware.threads)
+    elif world() > 1 and device_of(config).type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world()))
     torch.set_float32_matmul_precision("high")
 
 
@@ -80,6 +125,9 @@ def rehearse(folder: Path, config: Config) -> str:
     The stages run on few images, so that a store is sealed and the next stage can read it; sizes and times are those
     of the whole.
     """
+    devices = config.trainer.devices
+    alone = [devices[0]] if isinstance(devices, list) else 1
+    config = replace(config, trainer=replace(config.trainer, devices=alone))
     settle(config)
     check_batches(config, find_method(config.method.name).reads(config))
     method = find_method(config.method.name)(few(config))
@@ -91,7 +139,8 @@ def rehearse(folder: Path, config: Config) -> str:
         folders[stage.name].mkdir()
         rows.append((stage.name, tell(method, stage, Context(method.config, stage, folders, recorder, whole=config))))
     total = sum(_seconds(record) for _, record in rows)
-    lines = ["", "A few batches of every stage ran. On this machine the whole takes about"]
+    where = "this machine" if devices == 1 else "one device of this machine"
+    lines = ["", f"A few batches of every stage ran. On {where} the whole takes about"]
     lines += [f"  {name:<10} {clock(_seconds(record)):>14}   {_sizes(record)}" for name, record in rows]
     lines.append(f"  {'together':<10} {clock(total):>14}   and a little for evaluation, exports and the report")
     return "\n".join(lines)

@@ -19,7 +19,8 @@ from vitlab.data.batch import Batch
 from vitlab.errors import UserError
 from vitlab.files import fsync_dir, write_json
 from vitlab.recorder import Recorder
-from vitlab.training.interrupt import asked, stop_if_asked
+from vitlab.training.devices import summed, world
+from vitlab.training.interrupt import asked, asked_anywhere, listen_again, stop
 from vitlab.training.learner import Learner
 from vitlab.training.progress import Progress
 
@@ -84,6 +85,9 @@ class Bookkeeper(Callback):
         self.seen = [{} for _ in self.window]  # those batches were finite, or there would be no checkpoint
         self.seconds = state_dict["seconds"]
 
+    def on_train_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+        listen_again()
+
     def on_train_batch_end(
         self, trainer: L.Trainer, learner: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
@@ -99,11 +103,17 @@ class Bookkeeper(Callback):
             self._record(trainer, learner)
         if step % self.validate_every == 0 or last:
             self._validate(trainer, learner)
-        stopping = asked() and not last
+        stopping = not last and self._asked(trainer, step)
         if step % self.checkpoint_every == 0 or last or stopping:
             self._checkpoint(trainer, learner)
         if stopping:
-            stop_if_asked()
+            stop()
+
+    def _asked(self, trainer: L.Trainer, step: int) -> bool:
+        """Whether to stop after this step; several processes ask each other only where they talk anyway."""
+        if world() == 1:
+            return asked()
+        return step % self.record_every == 0 and asked_anywhere(trainer.strategy.root_device)
 
     # -- one method for each thing that happens ----------------------------------------------------------------------
 
@@ -133,8 +143,12 @@ class Bookkeeper(Callback):
             "with changed numbers is a new run.",
         )
 
+    def _share(self, trainer: L.Trainer) -> Tensor:
+        """The window as means over all processes, [batches, names]; refuses losses that are not finite."""
+        return summed(self._refuse_non_finite(), trainer.strategy.root_device) / world()
+
     def _record(self, trainer: L.Trainer, learner: Learner) -> None:
-        window = self._refuse_non_finite()
+        window = self._share(trainer)
         means = dict(zip(self.names, window.mean(0).tolist(), strict=True))
         self.window, self.seen = [], []
         now = time.monotonic()
@@ -164,8 +178,8 @@ class Bookkeeper(Callback):
         self.marked = time.monotonic()
 
     def _checkpoint(self, trainer: L.Trainer, learner: Learner) -> None:
-        if self.window:
-            self._refuse_non_finite()
+        if self.window:  # every process will continue from rank 0's checkpoint
+            self.window = list(self._share(trainer))
         if self.recorder is not None:
             self.recorder.sync()
         save_checkpoint(trainer, self.folder / "checkpoint.ckpt")
@@ -202,8 +216,6 @@ def validate(trainer: L.Trainer, learner: Learner, batches: Iterable[Batch]) -> 
             total += torch.tensor([float(right), float(nll), float(len(batch))], dtype=torch.float64)
     finally:
         network.train(training)
-    if trainer.world_size > 1:
-        shared = total.float().to(trainer.strategy.root_device)
-        total = trainer.strategy.reduce(shared, reduce_op="sum").cpu().double()
+    total = summed(total, trainer.strategy.root_device)
     right_share, nll_mean = float(total[0] / total[2]), float(total[1] / total[2])
     return {"val_top1": right_share, "val_nll": nll_mean}

@@ -1,4 +1,4 @@
-"""Which process this is among how many, and on what device it works."""
+"""Which process this is among how many, on what device it works, and what all of them agree on."""
 
 from __future__ import annotations
 
@@ -6,31 +6,46 @@ import os
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from vitlab.config import Config
 
 
 def rank() -> int:
     """Number of this process among all (0 when alone)."""
-    return int(os.environ.get("RANK", 0))
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world() -> int:
-    """How many processes work together."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    """How many processes work together now."""
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def barrier() -> None:
     """Wait until every process is here."""
-    if dist.is_available() and dist.is_initialized():
+    if dist.is_initialized():
         dist.barrier()
+
+
+def summed(values: Tensor, device: torch.device) -> Tensor:
+    """The sum of ``values`` over all processes, in their own precision; every process calls this.
+
+    Args:
+        device: where the processes can talk about them: that of the training.
+    """
+    if not dist.is_initialized():
+        return values
+    shared = values.detach().clone().to(device)
+    dist.all_reduce(shared)
+    return shared.to(values.device)
 
 
 def device_of(config: Config) -> torch.device:
     """The device that hardware= means, for work outside a Trainer."""
-    wanted = config.trainer.accelerator
+    wanted, devices = config.trainer.accelerator, config.trainer.devices
     if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        return torch.device("cuda", devices[local] if isinstance(devices, list) else local)
     if wanted in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")

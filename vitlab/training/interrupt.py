@@ -4,34 +4,80 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from types import FrameType
 
+import torch
+
 from vitlab.errors import Interrupted
+from vitlab.training.devices import summed
 
-_asked: list[int] = []
+SAME = 1.0
+"""Seconds within which a second signal is the first one told twice: a terminal and its parent both deliver it."""
+
+_asked: list[float] = []
+_quiet = False
+_listening = False
 
 
-def listen() -> None:
-    """Take SIGINT and SIGTERM as a request to save and stop; a second one stops at once."""
+def listen(quiet: bool = False) -> None:
+    """Take SIGINT and SIGTERM as a request to save and stop; a second one stops at once.
+
+    Args:
+        quiet: another process, which passes the signals on, tells the user.
+    """
+    global _quiet, _listening
+    _quiet, _listening = quiet, True
     signal.signal(signal.SIGINT, _on_signal)
     signal.signal(signal.SIGTERM, _on_signal)
 
 
+def listen_again() -> None:
+    """Take the signals back from a library that put itself in front of us.
+
+    Lightning's handler of SIGTERM broadcasts to the other processes, from wherever it interrupts them: they hang.
+    """
+    if _listening:
+        listen(_quiet)
+
+
 def _on_signal(number: int, frame: FrameType | None) -> None:
     if _asked:
+        if time.monotonic() - _asked[0] < SAME:
+            return
         signal.signal(number, signal.SIG_DFL)
         raise KeyboardInterrupt
-    _asked.append(number)
-    # The bar may be in mid-line.
-    print(f"\n{signal.Signals(number).name}: saving, then stopping; once more stops at once.", file=sys.stderr)
+    _asked.append(time.monotonic())
+    if not _quiet:  # the bar may be in mid-line
+        print(f"\n{signal.Signals(number).name}: {SAVING}", file=sys.stderr)
+
+
+SAVING = "saving, then stopping; once more stops at once."
 
 
 def asked() -> bool:
-    """Whether somebody asked to stop."""
+    """Whether somebody asked this process to stop."""
     return bool(_asked)
+
+
+def asked_anywhere(device: torch.device) -> bool:
+    """Whether somebody asked any of the processes to stop; all of them call this at the same place.
+
+    A signal reaches the processes at different moments, and whoever stopped alone would leave the others waiting.
+    """
+    return bool(summed(torch.tensor(float(asked())), device) > 0)
 
 
 def stop_if_asked() -> None:
     """Raise :class:`Interrupted` if somebody asked to stop; called where everything done so far is saved."""
     if _asked:
-        raise Interrupted("Stopped; everything is saved.")
+        stop()
+
+
+def stop() -> None:
+    """Raise :class:`Interrupted`.
+
+    Raises:
+        Interrupted: always.
+    """
+    raise Interrupted("Stopped; everything is saved.")

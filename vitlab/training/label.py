@@ -17,7 +17,7 @@ from vitlab.distill.teachers import Ensemble, OnlineTeacher
 from vitlab.methods.base import Context
 from vitlab.training.assemble import epochs_of, make_data, shortened, whole_steps
 from vitlab.training.devices import barrier, device_of, rank, world
-from vitlab.training.interrupt import asked, stop_if_asked
+from vitlab.training.interrupt import asked, asked_anywhere, stop
 from vitlab.training.progress import Progress
 from vitlab.training.teacher import make_teacher, normalisation_of
 
@@ -121,7 +121,8 @@ def fill(context: Context, store: TargetStore, data: VisionData, teacher: Online
                     progress.update(min(total, progress.done + new * world()))
                     if asked():
                         break
-            stop_if_asked()
+            if asked_anywhere(device):
+                stop()
             barrier()
             if context.leads:
                 store.seal(slot)

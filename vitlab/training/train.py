@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from vitlab.config import Config, ModelConfig, RecipeConfig
@@ -15,7 +16,7 @@ from vitlab.methods.base import Context
 from vitlab.models.artifact import ModelMeta, load_model, read_meta, save_model
 from vitlab.models.build import architecture, build_model, normalisation
 from vitlab.training.assemble import Reinforced, make_data, make_optimizer, shortened, whole_steps
-from vitlab.training.devices import device_of
+from vitlab.training.devices import device_of, world
 from vitlab.training.fit import fit
 from vitlab.training.learner import AskTeacher, Learner
 from vitlab.training.objectives import Objective
@@ -93,7 +94,13 @@ def make_network(config: Config, model: ModelConfig, data: VisionData, start: Pa
     network = build_model(model, data.num_classes, config.dataset.size, data.classes, pretrained=start is None)
     if start is not None:
         network.load_state_dict(load_model(start).state_dict())
-    return network
+    return synchronised(network) if config.trainer.sync_batchnorm and world() > 1 else network
+
+
+def synchronised(network: nn.Module) -> nn.Module:
+    """``network`` with BatchNorm whose statistics go over all processes; names and numbers stay (timm's layers too)."""
+    converted: nn.Module = convert_sync_batchnorm(network)
+    return converted
 
 
 def describe_model(

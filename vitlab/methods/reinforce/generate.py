@@ -23,7 +23,7 @@ from vitlab.methods.base import Context
 from vitlab.methods.reinforce.options import ReinforceOptions
 from vitlab.training.assemble import make_data, shortened, whole_steps
 from vitlab.training.devices import barrier, device_of, rank, world
-from vitlab.training.interrupt import asked, stop_if_asked
+from vitlab.training.interrupt import asked, asked_anywhere, stop
 from vitlab.training.label import RECORDED, STORE
 from vitlab.training.progress import Progress
 from vitlab.training.teacher import make_teacher, normalisation_of
@@ -130,7 +130,8 @@ def _fill(
                     progress.update(min(total, progress.done + new * world()))
                     if asked():
                         break
-            stop_if_asked()
+            if asked_anywhere(device):
+                stop()
             barrier()
             if context.leads:
                 for slot in open_slots:
