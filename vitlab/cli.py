@@ -58,6 +58,11 @@ def _answer(words: list[str]) -> int:
         print(answer_list([word for word in words if word not in ("mode=list", "list", "--list")]))
         return 0
 
+    if {"-m", "--multirun"} & set(words):
+        from vitlab.sweep import sweep
+
+        return sweep(words)
+
     from vitlab.compose import load
 
     composed = load(words)

@@ -51,9 +51,7 @@ vitlab {version}: from data to a small, fast, calibrated and exported vision mod
 
 EXAMPLES
   python -m vitlab
-      The demo, in minutes on a CPU: TinyViT on real handwritten digits. A teacher is trained,
-      stores its labels, a small student learns from them; then evaluation, exports and a report.
-      The same as: method=tinyvit dataset=digits hardware=auto
+      The demo, minutes on a CPU: TinyViT learns real digits from a teacher's labels; then a report.
   python -m vitlab mode=check recipe.duration=30ep
       Change one value, and see the plan and an estimate before anything is trained.
   python -m vitlab dataset.labels_per_class=10
@@ -62,6 +60,8 @@ EXAMPLES
       Finetune a pretrained TinyViT on your own images, a folder for each class.
   python -m vitlab dataset=cifar100 dataset.root=data dataset.download=true model=deit_small
       Another data set, another student; with hardware=gpu on a GPU in mixed precision.
+  python -m vitlab -m seed=0,1,2 recipe.lr=1e-3,3e-3 sweep.jobs=2
+      A run for each combination, two at once, and a comparison with mean and spread over seeds.
 
 CHOICES (GROUP=NAME; what each name is: mode=list group=GROUP)
 {groups}

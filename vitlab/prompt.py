@@ -140,7 +140,7 @@ def _read(word: str, conf: Path) -> Override:
             raise UserError(f"'{word}' cannot be read as key=value.", "Keys are words joined by dots.") from None
     if parsed.is_sweep_override():
         values = [one.strip() for one in value.split(",")]
-        cure = f"Start a run for each: {key}={values[0]}, then {key}={values[-1]}."
+        cure = f"For a run of each, put -m first: python -m vitlab -m {key}={value}"
         if field is not None and field.kind.startswith("a list"):
             cure = f"Write a list in brackets: {key}=[{','.join(values)}]."
         raise UserError(f"{word} gives several values, and one run takes one.", cure)
@@ -174,10 +174,6 @@ def _parse(word: str) -> Override:
 
 def _not_a_pair(word: str, conf: Path) -> UserError:
     name = word.lstrip("-")
-    if word in ("-m", "--multirun"):
-        return UserError(
-            f"{word}: one command is one run.", "Start a command for each run, for instance in a shell loop."
-        )
     if name in MODES:
         return UserError(f"'{word}' is not key=value.", f"Did you mean mode={name}?")
     holders = [group for group in GROUPS if name in choices(conf, group)]

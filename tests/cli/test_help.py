@@ -17,6 +17,7 @@ from vitlab.compose_checks import EMBEDDED
 from vitlab.help import GROUPS, MODES, choices, conf_dir, head, page
 from vitlab.methods.base import find_method, method_names
 from vitlab.schema import ANSWERS, ELSEWHERE, fields, find
+from vitlab.sweep import expand
 
 PROBE = """
 import json, resource, sys
@@ -47,9 +48,10 @@ def test_the_examples_of_the_page_compose(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VITLAB_DATA", str(tmp_path))
     commands = re.findall(r"^  python -m vitlab(.*)$", page().split("EXAMPLES")[1].split("CHOICES")[0], re.M)
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
-        load(command.split())
+        words = command.split()
+        assert expand(words[1:]) if words[:1] == ["-m"] else load(words)
 
 
 @pytest.mark.parametrize("group", GROUPS)

@@ -1,0 +1,115 @@
+"""Several runs of one command: the grid, the comparison, what is missing, what fails, Ctrl-C."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vitlab.compose import load
+from vitlab.errors import UserError
+from vitlab.sweep import expand, visible_gpus, wanted_gpus
+from vitlab.sweep_table import Job, grouped, results, write_comparison
+
+SMALL = (
+    *("method=supervised", "dataset=digits", "hardware.threads=1", "debug=smoke", "export=none", "sweep.name=grid"),
+    *("recipe.batch_size=16", "evaluation.latency=false"),
+)
+
+
+def test_the_grid_is_hydras_and_each_job_its_own_run() -> None:
+    jobs, composed = expand(["seed=range(0,2)", "method=supervised", "recipe.lr=choice(1e-3,3e-3)", "sweep.jobs=2"])
+    assert [job.values["seed"] for job in jobs] == ["0", "0", "1", "1"]
+    assert len({job.run for job in jobs}) == 4
+    assert all("method=supervised" in job.words and "sweep.jobs=2" not in job.words for job in jobs)
+    assert [one.config.recipe.lr for one in composed] == [1e-3, 3e-3] * 2
+    assert composed[0].config.sweep.jobs == 2
+
+
+def test_one_mistaken_job_stops_the_sweep_before_it_starts() -> None:
+    with pytest.raises(UserError, match="resnet"):
+        expand(["method=supervised", "model=resnet18,resnet-eighteen"])
+
+
+def test_jobs_at_once_share_the_gpus_that_may_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    gpus = visible_gpus()
+    assert gpus == ["3", "5"]
+    wanted = {name: wanted_gpus(load([f"hardware={name}"]), gpus) for name in ("auto", "cpu", "ddp_cpu", "gpu", "ddp")}
+    assert wanted == {"auto": 1, "cpu": 0, "ddp_cpu": 0, "gpu": 1, "ddp": 2}
+
+
+def measured(folder: Path, number: int, lr: str, seed: str, top1: float) -> Job:
+    run = folder / f"run-{number}"
+    run.mkdir(parents=True)
+    rows = [
+        {"name": "teacher", "metrics": {"top1": 0.99}, "cost": {"params": 7, "latency": []}},
+        {
+            "name": "model",
+            "metrics": {"top1": top1},
+            "cost": {"params": 5, "latency": [{"batch": 1, "median_ms": 2.0}]},
+        },
+    ]
+    (run / "report.json").write_text(json.dumps({"primary": "model", "rows": rows}))
+    return Job(number, [], {"recipe.lr": lr, "seed": seed}, run, "finished")
+
+
+def test_mean_and_spread_over_seeds(tmp_path: Path) -> None:
+    jobs = [
+        measured(tmp_path, 1, "0.1", "0", 0.90),
+        measured(tmp_path, 2, "0.1", "1", 0.94),
+        measured(tmp_path, 3, "0.2", "0", 0.80),
+        Job(4, [], {"recipe.lr": "0.2", "seed": "1"}, tmp_path / "none", "failed", "out of memory"),
+    ]
+    assert results(jobs[0]) == {"top1": 0.9, "params": 5.0, "latency_ms_1": 2.0}
+    low, high = grouped(jobs)
+    assert (low.values, low.runs, high.runs) == ({"recipe.lr": "0.1"}, 2, 1)
+    assert low.mean["top1"] == pytest.approx(0.92) and low.spread["top1"] == pytest.approx(0.02 * 2**0.5)
+    assert high.spread == {}
+    told = write_comparison(tmp_path, jobs, "python -m vitlab -m ...")
+    assert "92.00 ± 2.83" in told and "run 4 failed: out of memory" in told
+    page = (tmp_path / "comparison.md").read_text()
+    assert "| 0.1 | 2 | 92.00 ± 2.83 |" in page and "| 0.2 | 1 | failed | – |" in page
+    with open(tmp_path / "comparison.csv") as file:
+        assert [row["top1"] for row in csv.DictReader(file)] == ["0.9", "0.94", "0.8", ""]
+    assert [row["state"] for row in json.loads((tmp_path / "comparison.json").read_text())["runs"]][-1] == "failed"
+    assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def begin(folder: Path, *words: str) -> subprocess.Popen[str]:
+    line = [sys.executable, "-m", "vitlab", "-m", *SMALL, *words]
+    return subprocess.Popen(
+        [*line, f"output={folder}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ
+    )
+
+
+@pytest.mark.slow
+def test_a_sweep_is_stopped_continued_and_outlives_a_failed_job(tmp_path: Path) -> None:
+    words = ("hardware=ddp_cpu", "recipe.batch_size=15,16,32", "sweep.jobs=2")
+    process = begin(tmp_path, *words)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("supervised/*/train")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=200)[0]
+    assert process.returncode == 130, said
+    assert not list(tmp_path.glob("supervised/*/lock.*")) and "The same command continues" in said
+
+    process = begin(tmp_path, *words)
+    said = process.communicate(timeout=400)[0]
+    assert process.returncode == 1, said
+    runs = json.loads((tmp_path / "sweeps" / "grid" / "comparison.json").read_text())["runs"]
+    assert [run["state"] for run in runs] == ["failed", "finished", "finished"], said
+    assert runs[0]["reason"].startswith("recipe.batch_size=15 does not divide into 2 device(s)")
+    assert all(0 <= run["results"]["top1"] <= 1 for run in runs[1:])
+
+    process = begin(tmp_path, *words)
+    said = process.communicate(timeout=200)[0]
+    assert said.count("finished before") == 2
