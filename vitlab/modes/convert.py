@@ -1,4 +1,4 @@
-"""``mode=convert``: TinyViT's official store of labels to ours, or ours to it."""
+"""``mode=convert``: stored labels and reinforcements from the papers' official files to ours, and back."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ def answer(composed: Composed) -> int:
     from vitlab.modes.verify import find_store
 
     options = composed.config.method
+    if options.name == "reinforce":
+        return _reinforcements(composed)
     config, folder, _ = find_store(composed)
     target = getattr(options, "convert_to", None)
     if target is None:
@@ -52,4 +54,41 @@ def answer(composed: Composed) -> int:
     print(f"{into}: {kind}, {found.epochs} epochs, {found.records:,} records", end="")
     print(f"; {found.duplicates:,} duplicates across ranks" if found.duplicates else "", end="")
     print(f"; {found.extra:,} records of images that the data set lacks were left out" if found.extra else "")
+    return 0
+
+
+def _reinforcements(composed: Composed) -> int:
+    """A released set (folder or .tar.gz) to our packed store, or a store that was packed from one back to its files."""
+    from vitlab.data.build import open_splits
+    from vitlab.data.sources import fingerprint
+    from vitlab.distill.formats.imagenet_plus import is_imagenet_plus
+    from vitlab.methods.reinforce.convert import pack, unpack
+    from vitlab.training.progress import Progress
+
+    config, options = composed.config, composed.config.method
+    if options.store is None or isinstance(options.store, list) or options.convert_to is None:
+        raise UserError(
+            "mode=convert takes one set of reinforcements and a place to write to.",
+            "Give method.store=FOLDER (or .tar.gz) and method.convert_to=FOLDER.",
+        )
+    source, into = Path(options.store).expanduser(), Path(options.convert_to).expanduser()
+    if not source.exists():
+        raise UserError(f"method.store={options.store}: there is no such folder or archive.")
+    with contextlib.ExitStack() as stack:
+        bar: list[Progress] = []
+
+        def tell(done: int, whole: int) -> None:
+            if not bar:
+                bar.append(stack.enter_context(Progress("convert", whole, unit="image")))
+            bar[0].update(done)
+
+        if source.is_file() or is_imagenet_plus(source):
+            images = open_splits(config.dataset, config.seed, config.debug.max_images)["train"]
+            found = pack(source, into, images.keys, len(images.classes), fingerprint(images), tell)
+            told = f"our store, {found.images:,} images, {found.samples} samples"
+        else:
+            if into.exists() and any(into.iterdir()):
+                raise UserError(f"method.convert_to={options.convert_to} is not empty.", "Name a new folder.")
+            told = f"as released, {unpack(source, into, tell):,} images"
+    print(f"{into}: {told}")
     return 0

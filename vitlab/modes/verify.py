@@ -67,7 +67,8 @@ def find_store(composed: Composed) -> tuple[Config, Path, Path | None]:
     given = getattr(composed.config.method, "store", None)
     if len(runs) == 1:
         run = runs[0][0]
-        folder = run.folder / "store" / "targets"
+        stage = "reinforce" if run.tree["method"]["name"] == "reinforce" else "store"  # type: ignore[index]
+        folder = run.folder / stage / "targets"
         if not folder.is_dir():
             raise UserError(f"{run.folder} has no stored targets.", "Name a run whose method stores them.")
         return config_of(run, composed), folder, run.folder / "teacher"
