@@ -9,6 +9,7 @@ from vitlab.files import write_json
 from vitlab.methods.base import Stage
 from vitlab.modes import benchmark, evaluate, export
 from vitlab.modes.subject import result_of, subjects_of
+from vitlab.report.card import write_card
 from vitlab.report.collect import collect
 from vitlab.report.compare import compare
 from vitlab.report.write import write_report
@@ -39,6 +40,7 @@ def close(run: Run, config: Config, stages: list[Stage], command: str) -> None:
         stop_if_asked()
     data = collect(run, stages, primary, command, notes)
     paths = write_report(run.folder, data)
+    write_card(run.folder, data)
     table = compare(data.rows, data.paper_rows, data.primary, data.dataset.synthetic).text()
     told = [table, "", f"report   {paths.html}", f"model    {run.folder / primary.name}"]
     told += [f"{one.format:<8} {run.folder / one.path}" for one in data.exports if one.format != "safetensors"]

@@ -213,6 +213,19 @@ class DebugConfig:
 
 
 @dataclass
+class PaperConfig:
+    """A published row that stands in the report beside the run's result; experiments give it."""
+
+    name: Optional[str] = None  # the row, e.g. TinyViT-5M, 300 epochs; null: none
+    source: str = ""  # where it stands, e.g. Wu et al. 2022, main table
+    dataset: str = "imagenet"  # shown only beside a run on it
+    top1: Optional[float] = None  # percent
+    top5: Optional[float] = None  # percent
+    params: Optional[float] = None  # millions
+    macs: Optional[float] = None  # thousand millions, one image
+
+
+@dataclass
 class BenchmarkConfig:
     """What mode=benchmark runs side by side."""
 
@@ -280,6 +293,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
+    paper: PaperConfig = field(default_factory=PaperConfig)
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
     explain: ExplainConfig = field(default_factory=ExplainConfig)

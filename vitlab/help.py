@@ -115,6 +115,12 @@ def head(path: Path) -> str:
     return ""
 
 
+def origin(path: Path) -> str:
+    """What a data set's file says behind ``# Origin:``: who made the data, and under which licence; "" if nothing."""
+    lines = (line.lstrip("#").strip() for line in path.read_text().splitlines() if line.startswith("#"))
+    return next((line.removeprefix("Origin:").strip() for line in lines if line.startswith("Origin:")), "")
+
+
 def answer_list(words: list[str]) -> str:
     """What ``mode=list`` prints: the groups, the choices of ``group=``, or the keys under ``key=``.
 

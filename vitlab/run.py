@@ -38,6 +38,7 @@ RESULT_FREE = frozenset(
         "sweep",  # how several runs are started
         *("hardware", "trainer", "logger", "evaluation", "export", "mode", "name", "output", "fresh", "local"),
         *("run", "input", "benchmark", "predict", "explain", "audit"),  # of the modes that look at what was trained
+        "paper",  # a published row to stand beside the result
     )
 )
 """Top-level keys and groups that cannot change what is learned; they may differ when a run continues."""

@@ -241,7 +241,7 @@ def draw(one: Measured) -> None:
 
 def describe_dataset(one: Measured) -> DatasetInfo:
     """The data that every number speaks about."""
-    from vitlab.help import conf_dir, head
+    from vitlab.help import conf_dir, head, origin
     from vitlab.report.data import DatasetInfo
 
     config, data = one.subject.config, one.data
@@ -249,6 +249,7 @@ def describe_dataset(one: Measured) -> DatasetInfo:
     return DatasetInfo(
         name=config.dataset.name,
         description=head(path) if path.exists() else "",
+        origin=f"Origin: {told}" if path.exists() and (told := origin(path)) else "",
         train=data.sizes["train"],
         test=data.sizes["test"],
         split=data.split_names["test"],

@@ -9,6 +9,7 @@ from typing import Any
 
 from vitlab.files import read_json
 from vitlab.measure.classification import Evaluation
+from vitlab.measure.interleave import Timing
 from vitlab.methods.base import Stage, find_method
 from vitlab.recorder import read_rows
 from vitlab.report.compare import file_size
@@ -18,9 +19,12 @@ from vitlab.report.data import (
     Example,
     ExportFile,
     Latency,
+    Memory,
     ModelRow,
+    PaperRow,
     ReportData,
     StageRow,
+    comparison,
     curves_of,
 )
 from vitlab.run import Run
@@ -52,6 +56,9 @@ def collect(run: Run, stages: Sequence[Stage], primary: Stage, command: str, not
         dataset=dataset,
         rows=rows,
         primary=primary.title,
+        paper_rows=paper_rows(run, primary.title),
+        comparisons=[comparison(one) for one in _maybe(folder / "evaluation" / "comparisons.json")],
+        timings=_timings(folder / "benchmark" / "benchmark.json", rows),
         stages=[_stage(run, stage) for stage in stages],
         curves=curves_of(read_rows(folder / "metrics.jsonl"), {stage.name: stage.title for stage in stages}),
         examples=[Example(**one) for one in read_json(folder / "evaluation" / "mistakes.json")],
@@ -60,6 +67,41 @@ def collect(run: Run, stages: Sequence[Stage], primary: Stage, command: str, not
         config=(folder / "config.yaml").read_text(),
         notes=list(notes),
     )
+
+
+def training_command(run: Run) -> str:
+    """The last command that trained the run (others, such as mode=evaluate, are noted in the same file)."""
+    typed = [json.loads(line)["command"] for line in (run.folder / "commands.jsonl").read_text().splitlines()]
+    return str([one for one in typed if " mode=" not in one or " mode=train" in one][-1])
+
+
+def paper_rows(run: Run, beside: str) -> list[PaperRow]:
+    """The published row that the run's experiment gives, where the run was on that data and was not cut short."""
+    told, debug = _dict(run.tree.get("paper", {})), _dict(run.tree["debug"])
+    cut = any(debug.get(name) is not None for name in ("max_steps", "max_images", "max_slots"))
+    if not told.get("name") or cut or _dict(run.tree["dataset"])["name"] != told["dataset"]:
+        return []
+    metrics = {name: told[name] / 100 for name in ("top1", "top5") if told.get(name) is not None}
+    cost = Cost(
+        params=round(told["params"] * 1e6) if told.get("params") else None,
+        macs=round(told["macs"] * 1e9) if told.get("macs") else None,
+    )
+    return [PaperRow(str(told["name"]), str(told["source"]), beside, metrics, cost)]
+
+
+def _maybe(path: Path) -> list[Any]:
+    return list(read_json(path)) if path.exists() else []
+
+
+def _timings(path: Path, rows: Sequence[ModelRow]) -> list[Timing]:
+    """What mode=benchmark timed of these models, under their names here."""
+    if not path.exists():
+        return []
+    names = {row.stage: row.name for row in rows}
+    found = [{**one, "name": names[one["name"]]} for one in read_json(path)["timings"] if one["name"] in names]
+    for one in found:
+        del one["images_per_second"]
+    return [Timing(**one) for one in found]
 
 
 def _row(run: Run, stage: Stage, costs: dict[str, Any]) -> ModelRow:
@@ -76,6 +118,7 @@ def _row(run: Run, stage: Stage, costs: dict[str, Any]) -> ModelRow:
             macs=cost["macs"],
             bytes=cost["bytes"],
             latency=[Latency(one["batch"], one["median_ms"], one["p10_ms"], one["p90_ms"]) for one in cost["latency"]],
+            memory=[Memory(**one) for one in cost.get("memory", [])],
             device=f"{cost['device']}, {cost['threads']} thread(s)",
         ),
         folder=stage.name,

@@ -9,6 +9,7 @@ is marked when that would be all of them.
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -104,6 +105,10 @@ def _latency(batch: int) -> Callable[[dict[str, float], Cost], float | None]:
     return value
 
 
+def _memory(batch: int) -> Callable[[dict[str, float], Cost], float | None]:
+    return lambda metrics, cost: next((float(each.bytes) for each in cost.memory if each.batch == batch), None)
+
+
 def _spread(batch: int) -> Callable[[Cost], tuple[float, float] | None]:
     def value(cost: Cost) -> tuple[float, float] | None:
         found = cost.at(batch)
@@ -128,6 +133,21 @@ def columns_for(rows: Sequence[ModelRow | PaperRow], top_k: int = 5) -> list[Col
         )
         for b in batches
     ]
+    held = Counter(each.batch for row in rows for each in row.cost.memory)
+    most = max(held, key=lambda batch: (held[batch], batch), default=None)  # the batch that most rows share
+    memory = (
+        []
+        if most is None
+        else [
+            Column(
+                f"Memory, batch {most}",
+                _memory(most),
+                file_size,
+                -1,
+                f"held by a forward pass of {most} image(s) at its worst moment, without the weights",
+            )
+        ]
+    )
     every = [
         Column("Top-1 %", _metric("top1"), percent, +1, "images whose label has the largest logit"),
         Column(f"Top-{top_k} %", _metric("top5"), percent, +1, f"label among the {top_k} largest logits"),
@@ -136,6 +156,7 @@ def columns_for(rows: Sequence[ModelRow | PaperRow], top_k: int = 5) -> list[Col
         Column("Params", lambda m, c: c.params, si, -1, "trainable numbers"),
         Column("MACs", lambda m, c: c.macs, si, -1, "multiply-adds for one image"),
         *latency,
+        *memory,
         Column("Weights", lambda m, c: c.bytes, file_size, -1, "size of the weights on disk"),
     ]
     return [column for column in every if any(column.value(row.metrics, row.cost) is not None for row in rows)]

@@ -65,8 +65,8 @@ class Cost:
     macs: int | None = None  # multiply-adds of one image, one multiply-add counted as 1
     bytes: int | None = None  # weights on disk
     latency: list[Latency] = field(default_factory=list)
-    memory: list[Memory] = field(default_factory=list)
     device: str = ""  # what the latency was measured on, e.g. "CPU, 2 threads"
+    memory: list[Memory] = field(default_factory=list)
 
     def at(self, batch: int) -> Latency | None:
         """The latency measured at this batch size."""

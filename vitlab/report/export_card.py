@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from vitlab.models.artifact import ModelMeta
+if TYPE_CHECKING:
+    from vitlab.models.artifact import ModelMeta
 
 SHOWN = 20  # classes that the card lists before it counts the rest
 
@@ -25,12 +27,15 @@ class Facts:
     repository: str = "USER/NAME"  # on the hub
     imports: str | None = None  # module that timm needs first
     extra: tuple[str, ...] = ()  # further sentences
+    code: str = ""  # Python that uses the model where it lies; "": from the hub, with timm
+    intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)  # of the metrics, 95 %
+    origin: str = ""  # who made the data, and under which licence, as far as it is stated
 
 
 def model_card(meta: ModelMeta, facts: Facts) -> str:
     """README.md of the hub layout: YAML head for the hub, then prose for people."""
     head: dict[str, object] = {
-        "library_name": "timm",
+        "library_name": "vitlab" if facts.code else "timm",
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "timm", "vitlab", *([meta.method] if meta.method else [])],
     }
@@ -52,7 +57,7 @@ def model_card(meta: ModelMeta, facts: Facts) -> str:
         "## Use",
         _code(facts),
         f"Input: RGB, {meta.size} × {meta.size} px, scaled to [0, 1], minus {_list(meta.mean)}, divided by "
-        f"{_list(meta.std)}. The order of the logits is `label_names` in config.json.",
+        f"{_list(meta.std)}." + ("" if facts.code else " The order of the logits is `label_names` in config.json."),
         "## Measured",
         _measured(facts),
         "## Origin and licence",
@@ -64,6 +69,8 @@ def model_card(meta: ModelMeta, facts: Facts) -> str:
 
 
 def _code(facts: Facts) -> str:
+    if facts.code:
+        return f"```python\n{facts.code.rstrip()}\n```"
     first = f"import {facts.imports}  # registers the architecture with timm\n" if facts.imports else ""
     return (
         f"```python\nimport timm\n{first}\n"
@@ -85,11 +92,26 @@ def _measured(facts: Facts) -> str:
         "ece": ("Expected calibration error %", 100.0),
         "brier": ("Brier score", 1.0),
     }
-    rows = [(name, scale * facts.metrics[key]) for key, (name, scale) in known.items() if key in facts.metrics]
+    rows = [
+        (name, f"{scale * facts.metrics[key]:.4g}", _interval(facts, key, scale))
+        for key, (name, scale) in known.items()
+        if key in facts.metrics
+    ]
     head = f"On {facts.images:,} images of the {facts.split} split of {facts.dataset}"
     head += " (synthetic data: the numbers say nothing about photographs)" if facts.synthetic else ""
-    table = "\n".join(["| Measure | Value |", "| --- | ---: |", *(f"| {name} | {value:.4g} |" for name, value in rows)])
+    table = "\n".join(
+        [
+            "| Measure | Value |",
+            "| --- | ---: |",
+            *(f"| {name} | {value}{interval} |" for name, value, interval in rows),
+        ]
+    )
     return f"{head}:\n\n{table}"
+
+
+def _interval(facts: Facts, key: str, scale: float) -> str:
+    ends = facts.intervals.get(key)
+    return f" ({scale * ends[0]:.4g} to {scale * ends[1]:.4g}, 95 %)" if ends else ""
 
 
 def _origin(meta: ModelMeta, facts: Facts) -> str:
@@ -99,8 +121,9 @@ def _origin(meta: ModelMeta, facts: Facts) -> str:
         if meta.licence
         else ("; their licence is not known to vitlab: ask whoever published them." if meta.origin else ".")
     )
-    data = f" Data: {facts.described or facts.dataset}." if facts.dataset else ""
-    return f"{start}{licence}{data} The licence of the data is that of their publisher and is not checked here."
+    data = f" Data: {(facts.described or facts.dataset).rstrip('.')}." if facts.dataset else ""
+    origin = f" {facts.origin.rstrip('.')}." if facts.origin else ""
+    return f"{start}{licence}{data}{origin} The licence of the data is that of their publisher and is not checked here."
 
 
 def _limits(meta: ModelMeta, facts: Facts) -> list[str]:

@@ -12,9 +12,11 @@ from markupsafe import Markup
 
 from vitlab import __version__
 from vitlab.measure.classification import ClassScore, Evaluation, wilson
+from vitlab.measure.resample import Comparison
 from vitlab.report import style
 from vitlab.report.compare import DASH, SYNTHETIC, compare, duration, file_size, milliseconds, percent, si
 from vitlab.report.data import ModelRow, ReportData
+from vitlab.report.plain import CHANCE, p_value, span
 
 CLASSES_SHOWN = 100  # rows of the per-class table; the rest is in report.json
 PAIRS_SHOWN = 10
@@ -58,7 +60,9 @@ def tiles(data: ReportData) -> list[Tile]:
         lo, hi = interval(found)
         images = f"{lo:.1f} to {hi:.1f} (95 % interval), {found.n:,} images"
         out.append(Tile("Top-1 accuracy", percent(found.top1), "%", images))
-        out.append(Tile("Calibration error", percent(found.ece), "%", f"ECE of {found.bins} bins; NLL {found.nll:.3f}"))
+        after = f", {percent(found.temperature.ece)} % with temperature" if found.temperature is not None else ""
+        detail = f"ECE of {found.bins} bins{after}; NLL {found.nll:.3f}"
+        out.append(Tile("Calibration error", percent(found.ece), "%", detail))
     elif "top1" in row.metrics:
         out.append(Tile("Top-1 accuracy", percent(row.metrics["top1"]), "%", ""))
     if row.cost.params is not None:
@@ -90,7 +94,9 @@ def findings(data: ReportData) -> list[str]:
         word = "above that of" if points > 0 else "below that of"
         place = f"{abs(points):.2f} points {word}" if f"{abs(points):.2f}" != "0.00" else "level with that of"
         shares = _shares(main, row) if row.role == "teacher" else ""
-        out.append(f"top-1 is {place} {row.name} ({percent(row.metrics['top1'])} %){shares}.{_chance(main, row)}")
+        paired = next((one for one in data.comparisons if {one.first, one.second} == {main.name, row.name}), None)
+        chance = _chance(main, row) if paired is None else _paired(paired)
+        out.append(f"top-1 is {place} {row.name} ({percent(row.metrics['top1'])} %){shares}.{chance}")
     found = main.evaluation
     if found is not None:
         gap = 100 * (found.mean_confidence - found.top1)
@@ -99,6 +105,12 @@ def findings(data: ReportData) -> list[str]:
         out.append(
             f"mean confidence {percent(found.mean_confidence)} % where {percent(found.top1)} % are right: {verdict}."
         )
+        fitted = found.temperature
+        if fitted is not None:
+            out.append(
+                f"dividing the logits by {fitted.value:.3g} changes the calibration error from {percent(found.ece)} to "
+                f"{percent(fitted.ece)} % (temperature scaling, fitted on the {fitted.fitted_on})."
+            )
     return [sentence[0].upper() + sentence[1:] for sentence in out]
 
 
@@ -118,6 +130,13 @@ def _shares(main: ModelRow, row: ModelRow) -> str:
         if own and other
     ]
     return f", with {' and '.join(parts)}" if parts else ""
+
+
+def _paired(one: Comparison) -> str:
+    """What McNemar's test says of two models on the same images."""
+    verdict = "the difference may be chance" if one.p_value >= CHANCE else "that is more than chance explains"
+    alone = f"{one.only_first:,} images are right for {one.first} alone, {one.only_second:,} for {one.second} alone"
+    return f" {alone} (McNemar p = {p_value(one.p_value)}): {verdict}."
 
 
 def _chance(main: ModelRow, row: ModelRow) -> str:
@@ -199,6 +218,9 @@ def render(data: ReportData, pictures: Sequence[Picture]) -> tuple[str, str]:
         "load_code": data.load_code or load_code(data),
         "facts": facts(data.environment),
         "seconds": _whole([stage.seconds for stage in data.stages]),
+        "calibrated": [row for row in data.rows if row.evaluation is not None and row.evaluation.calibrations],
+        "span": span,
+        "p_value": p_value,
         "SYNTHETIC": SYNTHETIC,
         "DASH": DASH,
         "light": style.LIGHT,

@@ -29,6 +29,7 @@ from vitlab.report.data import (
     StageRow,
     curves_of,
 )
+from vitlab.report.timings import latency_bars
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -148,6 +149,19 @@ def drawings(data: ReportData) -> list[Drawing]:
                 f"Latency of a batch of {batch}",
                 "Median of one forward pass; the line spans 10 to 90 % of the repetitions.",
                 lambda theme, batch=batch: plots.latency(rows, theme, slots, batch),  # type: ignore[misc]
+            )
+        )
+    titles = {row.name: row.name for row in rows}
+    backends = len({one.backend for one in data.timings}) > 1
+    for batch in sorted({one.batch for one in data.timings}) if backends else []:
+        here = [one for one in data.timings if one.batch == batch and one.name in titles]
+        out.append(
+            Drawing(
+                "cost",
+                f"backends-{batch}",
+                f"Backends, a batch of {batch}",
+                "Every round timed each bar once, in random order; the line spans 10 to 90 % of the rounds.",
+                lambda theme, here=here: latency_bars(here, titles, theme) if here else None,  # type: ignore[misc]
             )
         )
     out.append(
