@@ -140,7 +140,7 @@ def main() -> None:
     for kind in KINDS:
         ratio = statistics.median(a / b for a, b in zip(times[kind], times["labels"], strict=True))
         middle = statistics.median(times[kind])
-        print(f"{kind:<8} {middle:7.3f} CPU s an epoch of 512 views   {ratio:6.3f} x labels (median of {rounds} rounds)")
+        print(f"{kind:<8} {middle:7.3f} CPU s an epoch   {ratio:6.3f} x labels (median of {rounds} rounds)")
     print(f"online over stored: {statistics.median(times['online']) / statistics.median(times['stored']):.2f}")
 
 
