@@ -107,9 +107,11 @@ CROPS = ("auto", "center", "squash")
 
 
 class EvalView:
-    """The view of evaluation. ``center``: short side to int(size / crop_pct), then a centre crop. ``squash``: both sides
-    resized to ``size``, nothing is cut. ``auto``: squash where crop_pct is 1 or more, else center; this is the official
-    TinyViT's way (0.875 at 224 px, 1 at 384 and 512). timm's record of a model says which of the two its numbers used.
+    """The view of evaluation: a test image as ``crop`` says.
+
+    ``center``: short side to int(size / crop_pct), then a centre crop. ``squash``: both sides resized to ``size``,
+    nothing is cut. ``auto``: squash where crop_pct is 1 or more, else center; this is the official TinyViT's way
+    (0.875 at 224 px, 1 at 384 and 512). timm's record of a model says which of the two its numbers used.
     """
 
     def __init__(
