@@ -48,8 +48,8 @@ def test_everything_at_once_continues_bit_for_bit(tmp_path: Path) -> None:
 
 def test_micro_batches_add_up_to_the_batch(tmp_path: Path) -> None:
     """Four micro-batches of 4 = one batch of 16, for a network whose output does not depend on the batch."""
-    model = ("model=deit_tiny", "model.pretrained=false", "model.args.embed_dim=32", "model.args.depth=1")
-    model = (*model, "model.args.num_heads=2", "model.args.patch_size=8", "recipe.optimizer=sgd")
+    sizes = ("model.args.embed_dim=32", "model.args.depth=1", "model.args.num_heads=2", "model.args.patch_size=8")
+    model = ("model=deit_tiny", "model.pretrained=false", *sizes, "recipe.optimizer=sgd")
     for name, parts in (("whole", 1), ("parts", 4)):
         assert tell(tmp_path / name, *PLAIN, *model, f"recipe.accumulate={parts}") == 0
     whole, parts_ = weights(the_run(tmp_path / "whole")), weights(the_run(tmp_path / "parts"))
@@ -57,14 +57,19 @@ def test_micro_batches_add_up_to_the_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(whole[name], parts_[name], rtol=0, atol=1e-6)
 
 
+def sgd(network: torch.nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(network.parameters())
+
+
 def test_weight_average_follows_the_student_and_is_the_result() -> None:
     """After the first step the average is the student; then average = decay * average + (1 - decay) * student."""
     student = torch.nn.Linear(1, 1, bias=False)
-    learner = Learner(student, objectives.label_cross_entropy, Schedule("constant", 1.0, 3), torch.optim.SGD, ema=0.75)
+    learner = Learner(student, objectives.label_cross_entropy, Schedule("constant", 1.0, 3), sgd, ema=0.75)
     for value in (1.0, 5.0, 3.0):
         student.weight.data.fill_(value)
         learner.after_step()
-    assert float(learner.result.weight) == 0.75 * (0.75 * 1.0 + 0.25 * 5.0) + 0.25 * 3.0
+    assert isinstance(learner.result, torch.nn.Linear)
+    assert learner.result.weight.item() == 0.75 * (0.75 * 1.0 + 0.25 * 5.0) + 0.25 * 3.0
     assert learner.result is not student
 
 
@@ -73,7 +78,7 @@ def test_teacher_is_in_no_checkpoint() -> None:
     network = torch.nn.Linear(1, 1)
     teacher = OnlineTeacher(torch.nn.Linear(3, 3), [0.5] * 3, [0.5] * 3, 8, [0.5] * 3, [0.5] * 3)
     schedule = Schedule("constant", 1.0, 1)
-    learner = Learner(network, objectives.distillation, schedule, torch.optim.SGD, teacher=teacher)
+    learner = Learner(network, objectives.distillation, schedule, sgd, teacher=teacher)
     assert set(learner.state_dict()) == {"student.weight", "student.bias"}
     assert len(list(learner.parameters())) == 2
 

@@ -64,7 +64,7 @@ def from_wandb(run: Path) -> Found:
 
 def wandb_records(run: Path) -> list[Any]:
     """The offline file holds protocol buffers in LevelDB's log format: blocks of fragments with 7-byte heads."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # made by protobuf at import
 
     (file,) = run.glob("wandb/offline-run-*/*.wandb")
     data, at, records, whole = file.read_bytes(), 7, [], b""
