@@ -218,7 +218,9 @@ class PaperConfig:
 
     name: Optional[str] = None  # the row, e.g. TinyViT-5M, 300 epochs; null: none
     source: str = ""  # where it stands, e.g. Wu et al. 2022, main table
-    dataset: str = "imagenet"  # shown only beside a run on it
+    dataset: str = "imagenet"  # shown only beside a run on it,
+    model: str = ""  # of this network (model.name),
+    size: int = 224  # at this size in pixels
     top1: Optional[float] = None  # percent
     top5: Optional[float] = None  # percent
     params: Optional[float] = None  # millions

@@ -135,3 +135,19 @@ def test_classes_in_another_order_or_fewer_are_found_by_name() -> None:
     np.testing.assert_array_equal(class_numbers(["b", "a"], ["a", "b", "c"], "m"), [1, 0])
     with pytest.raises(UserError, match="does not know 1 of the 2 classes of the data, the first is 'z'"):
         class_numbers(["a", "z"], ["a", "b"], "m")
+
+
+@pytest.mark.parametrize(("classes", "code", "words"), [(10, 0, "resnet"), (7, 2, "are of other classes than the 10")])
+def test_a_checkpoint_from_elsewhere(
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], classes: int, code: int, words: str
+) -> None:
+    """Weights without a description: the data set typed beside them says what their logits mean, if it can."""
+    import timm
+    import torch
+
+    torch.save({"state_dict": timm.create_model("test_resnet", num_classes=classes).state_dict()}, tmp_path / "w.pth")
+    model = ("model.name=test_resnet", f"model.checkpoint={tmp_path / 'w.pth'}")
+    data = ("dataset=digits", "debug.max_images=40", "evaluation.resamples=0")
+    assert ask(output, "mode=evaluate", *model, *data) == code
+    said = capsys.readouterr()
+    assert words in " ".join((said.out + said.err).split())

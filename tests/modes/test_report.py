@@ -135,6 +135,8 @@ def test_a_report_needs_no_torch(run: Path, output: Path) -> None:
         ([], ("TinyViT-5M", 0.791, 5_400_000)),
         (["dataset=digits"], None),
         (["debug=smoke"], None),
+        (["model=deit_tiny"], None),
+        (["dataset.size=192"], None),
     ],
 )
 def test_the_papers_row_stands_only_beside_its_own_data(

@@ -79,7 +79,9 @@ def paper_rows(run: Run, beside: str) -> list[PaperRow]:
     """The published row that the run's experiment gives, where the run was on that data and was not cut short."""
     told, debug = _dict(run.tree.get("paper", {})), _dict(run.tree["debug"])
     cut = any(debug.get(name) is not None for name in ("max_steps", "max_images", "max_slots"))
-    if not told.get("name") or cut or _dict(run.tree["dataset"])["name"] != told["dataset"]:
+    data, model = _dict(run.tree["dataset"]), _dict(run.tree["model"])
+    same = (data["name"], model["name"], data["size"]) == (told.get("dataset"), told.get("model"), told.get("size"))
+    if not told.get("name") or cut or not same:
         return []
     metrics = {name: told[name] / 100 for name in ("top1", "top5") if told.get(name) is not None}
     cost = Cost(
