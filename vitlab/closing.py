@@ -25,6 +25,11 @@ def close(run: Run, config: Config, stages: list[Stage], command: str) -> None:
         for stage in stages
         if stage.makes == "model" and stage not in measured
     ]
+    if not measured:
+        told = [f"{stage.makes:<12} {run.folder / stage.name}" for stage in stages]
+        run.finish({"table": "\n".join(told)})
+        print("\n" + "\n".join(told))
+        return
     primary = result_of(measured)
     subjects = subjects_of(run, config, measured)
     if not run.is_done("evaluation"):

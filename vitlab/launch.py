@@ -46,7 +46,7 @@ def start(composed: Composed) -> int:
     if run.state == "finished":
         print(plan(run, config, composed.choices))
         print(run.read_finished()["table"])
-        print(f"\nThis run is finished: {run.folder / 'report.html'}. fresh=true starts it once more.")
+        print(f"\nThis run is finished: {run.folder}. fresh=true starts it once more.")
         return 0
     run.lock(command)
     try:

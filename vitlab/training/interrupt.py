@@ -80,4 +80,4 @@ def stop() -> None:
     Raises:
         Interrupted: always.
     """
-    raise Interrupted("Stopped; everything is saved.")
+    raise Interrupted("Stopped; everything is saved. The same command continues.")

@@ -179,7 +179,9 @@ class Shell:
 
 
 @pytest.mark.parametrize(
-    "thing", [Shell(), np.zeros(3), torch.zeros(2), {1, 2}.__class__, np.datetime64("2020"), print], ids=repr
+    "thing",
+    [Shell(), np.zeros(3), torch.zeros(2), {1, 2}.__class__, np.datetime64("2020"), print],
+    ids=["call", "array", "tensor", "class", "date", "function"],
 )
 def test_anything_else_is_refused(tmp_path: Path, thing: object) -> None:
     buffer = io.BytesIO()
