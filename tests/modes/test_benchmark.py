@@ -68,7 +68,7 @@ def test_pictures_and_the_landscape_of_all_runs(run: Path, output: Path, told: d
 
 def test_counting_alone_keeps_the_times_of_before(run: Path, output: Path, told: dict) -> None:  # type: ignore[type-arg]
     before = json.loads((run / "benchmark" / "done.json").read_text())["costs"]
-    assert ask(output, "mode=benchmark", f"run={run}", "evaluation.latency=false") == 0
+    assert ask(output, "mode=benchmark", f"run={run}", SPEC[0], "evaluation.latency=false") == 0
     assert json.loads((run / "benchmark" / "done.json").read_text())["costs"] == before
 
 
