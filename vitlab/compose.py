@@ -82,7 +82,7 @@ def load(overrides: list[str]) -> Composed:
     except yaml.YAMLError as error:
         raise yaml_error(error, conf) from error
     except HydraException as error:
-        raise defaults_error(error, conf) from error
+        raise defaults_error(error, conf, overrides) from error
     choices = {
         group: choice
         for group, choice in defaults.overrides.known_choices.items()
@@ -147,7 +147,7 @@ def _explained(error: Exception, typed: dict[str, str], files: Files, known: dic
         what = f"{line}: '{value}'{kind}" if value else f"{line}: nothing stands right of the equals sign."
         return UserError(what, takes(field) if field else "")
     return file_error(cause if isinstance(cause, Exception) else error, files, known) or defaults_error(
-        error, conf_dir()
+        error, conf_dir(), list(typed.values())
     )
 
 

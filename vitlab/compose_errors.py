@@ -7,7 +7,7 @@ positions of their keys, and the one to blame is looked for.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,12 +151,13 @@ def missing_file(missing: str, conf: Path) -> UserError:
     )
 
 
-def defaults_error(error: Exception, conf: Path) -> UserError:
-    """A defaults list that Hydra refuses."""
+def defaults_error(error: Exception, conf: Path, typed: Sequence[str]) -> UserError:
+    """A defaults list that Hydra refuses; ``typed`` are the words at the prompt, which are looked at first."""
     text = " ".join(line.strip() for line in str(error).split("\n") if line.strip())
     if found := re.match(r"(In '.*?': )?Could not override '(.+?)'", text):
         group, _, mount = found[2].partition("@")
-        if place := _search(conf, rf"override\s+/?{re.escape(found[2])}:"):
+        place = _search(conf, rf"override\s+/?{re.escape(found[2])}:")
+        if place and not any(word.startswith(f"{found[2]}=") for word in typed):
             near = nearest(group, GROUPS)
             cure = f"Did you mean /{near}?" if near else f"The groups are: {', '.join(GROUPS)}."
             return UserError(f"{place}: there is no '{found[2]}' to override.", cure)

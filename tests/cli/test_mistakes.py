@@ -88,7 +88,7 @@ CASES: list[tuple[str, list[str]]] = [
     # a group that no stage reads, a key of another method
     ("method=supervised teacher=clip_vit_l14", ["no stage of method=supervised reads teacher", "method=tinyvit"]),
     ("method=supervised teacher.temperature=2", ["no stage of method=supervised reads teacher"]),
-    ("method=supervised method.topk=3", ["It belongs to method=tinyvit"]),
+    ("method=supervised method.topk=3", ["It belongs to method=reinforce and method=tinyvit"]),
     # missing data
     ("dataset=cifar10", ["cifar10", "dataset.root", "VITLAB_DATA"]),
     ("dataset=folder dataset.root=/nonexistent", ["/nonexistent", "dataset.root"]),
