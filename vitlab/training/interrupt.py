@@ -6,11 +6,12 @@ import signal
 import sys
 import time
 from types import FrameType
-
-import torch
+from typing import TYPE_CHECKING
 
 from vitlab.errors import Interrupted
-from vitlab.training.devices import summed
+
+if TYPE_CHECKING:
+    import torch
 
 SAME = 1.0
 """Seconds within which a second signal is the first one told twice: a terminal and its parent both deliver it."""
@@ -65,6 +66,10 @@ def asked_anywhere(device: torch.device) -> bool:
 
     A signal reaches the processes at different moments, and whoever stopped alone would leave the others waiting.
     """
+    import torch  # here: designing a network listens to signals too, and needs no torch
+
+    from vitlab.training.devices import summed
+
     return bool(summed(torch.tensor(float(asked())), device) > 0)
 
 
