@@ -79,7 +79,8 @@ def test_keys_are_explained(key: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert shown.meaning in said or shown.key in said
 
 
-def test_keys_show_the_values_in_force(capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_show_the_values_in_force(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "110")  # a narrow terminal folds the meanings
     assert main(["mode=list", "key=recipe", "recipe.lr=0.125"]) == 0
     assert re.search(r"recipe\.lr +number +0\.125 +peak learning rate", capsys.readouterr().out)
     assert main(["mode=list", "key=method", "method=supervised"]) == 0
