@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -311,7 +312,12 @@ class TargetStore:
         if size != self.spec.slot_bytes:
             raise RuntimeError(f"{path} has {size} bytes, expected {self.spec.slot_bytes}: it is cut short or foreign")
         shape = (self.spec.images, self.spec.record.itemsize)
-        self._raw[slot] = np.asarray(np.memmap(path, np.uint8, "r", shape=shape))
+        with open(path, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # Images come in shuffled order: reading ahead (by megabytes, on some disks) would fetch what nobody asked for.
+        if hasattr(mmap, "MADV_RANDOM"):
+            mapped.madvise(mmap.MADV_RANDOM)
+        self._raw[slot] = np.frombuffer(mapped, np.uint8).reshape(shape)
 
     def _column(self, raw: NDArray[np.uint8], name: str) -> NDArray[Any]:
         """One field of raw records as [B, n], in a layout that torch can take."""
