@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from vitlab.config import Config
 from vitlab.files import write_json
-from vitlab.methods.base import Stage
+from vitlab.methods.base import Stage, find_method
 from vitlab.modes import benchmark, evaluate, export
 from vitlab.modes.subject import result_of, subjects_of
 from vitlab.report.card import write_card
@@ -43,7 +43,8 @@ def close(run: Run, config: Config, stages: list[Stage], command: str) -> None:
         result = next(one for one in subjects if one.stage is primary)
         run.mark_done("export", export.export_subject(result, run.stage_folder("export")))
         stop_if_asked()
-    data = collect(run, stages, primary, command, notes)
+    method = find_method(config.method.name).__name__
+    data = collect(run, method, stages, primary, command, notes)
     paths = write_report(run.folder, data)
     write_card(run.folder, data)
     table = compare(data.rows, data.paper_rows, data.primary, data.dataset.synthetic).text()

@@ -100,7 +100,7 @@ def evaluate(subjects: Sequence[Subject], pictures: bool = False) -> list[Measur
         metrics = dict(told) if isinstance(told, dict) else {}
         metrics |= {one.subject.artifact.name: one.evaluation.metrics() for one in found if one.subject.artifact}
         if all(stage.name in metrics for stage in stages):
-            run.mark_done("evaluation", {"metrics": metrics})
+            run.mark_done("evaluation", {"metrics": metrics, "result": result_of(stages).name})
     else:
         about(found[-1], folder_of(subjects[0]))
     return found

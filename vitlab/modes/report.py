@@ -69,7 +69,8 @@ def of_run(run: Run, composed: Composed) -> ReportData:
             raise UserError(f"{run.folder} has no {step} yet.", f"Do that first: mode={mode} run={run.folder}.")
     from vitlab.methods.base import find_method
 
-    every = find_method(config.method.name).stages(config)
+    method = find_method(config.method.name)
+    every = method.stages(config)
     done = [stage for stage in every if run.is_done(stage.name)]
     notes = [
         f"The {stage.title} was loaded, not trained here, and is not in the table."
@@ -79,7 +80,7 @@ def of_run(run: Run, composed: Composed) -> ReportData:
     if run.state != "finished":
         left = [stage.name for stage in every if stage not in done]
         notes.append(f"The run is not finished: {', '.join(left) or 'its exports and report'} are still to come.")
-    return collect(run, done, result_of(stages), training_command(run), notes)
+    return collect(run, method.__name__, done, result_of(stages), training_command(run), notes)
 
 
 def short_names(runs: Sequence[Run]) -> list[str]:

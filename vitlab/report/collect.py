@@ -10,7 +10,6 @@ from typing import Any
 from vitlab.files import read_json
 from vitlab.measure.classification import Evaluation
 from vitlab.measure.interleave import Timing
-from vitlab.methods.base import Stage, find_method
 from vitlab.recorder import read_rows
 from vitlab.report.compare import file_size
 from vitlab.report.data import (
@@ -28,13 +27,17 @@ from vitlab.report.data import (
     curves_of,
 )
 from vitlab.run import Run
+from vitlab.stage import Stage
 
 
-def collect(run: Run, stages: Sequence[Stage], primary: Stage, command: str, notes: Sequence[str]) -> ReportData:
+def collect(
+    run: Run, method: str, stages: Sequence[Stage], primary: Stage, command: str, notes: Sequence[str]
+) -> ReportData:
     """Everything that the report of a finished run says.
 
     Args:
         run: its folder holds ``evaluation/`` and ``benchmark/``.
+        method: as the title calls it.
         stages: of the method, in order.
         primary: the stage whose model the run is about.
         command: exactly what was typed.
@@ -48,7 +51,7 @@ def collect(run: Run, stages: Sequence[Stage], primary: Stage, command: str, not
     few = _dict(tree["dataset"])["labels_per_class"]
     told = f"{dataset.train:,} training images" + (f" ({few} of each class)" if few else "")
     return ReportData(
-        title=f"{find_method(str(_dict(tree['method'])['name'])).__name__} on {dataset.name}",
+        title=f"{method} on {dataset.name}",
         summary=_summary(rows, primary.title, told, dataset),
         command=command,
         run=str(folder),

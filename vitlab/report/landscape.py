@@ -62,10 +62,11 @@ def _point(run: Run) -> Point | None:
     if not (run.is_done("evaluation") and run.is_done("benchmark")):
         return None
     benchmark = run.read_done("benchmark")
-    metrics, costs = run.read_done("evaluation")["metrics"], benchmark["costs"]
+    evaluation = run.read_done("evaluation")
+    metrics, costs = evaluation["metrics"], benchmark["costs"]
     dataset: dict[str, Any] = read_json(run.folder / "evaluation" / "dataset.json")
     assert isinstance(metrics, dict) and isinstance(costs, dict)
-    stage = _result(run, list(metrics))
+    stage = str(evaluation["result"])
     cost = costs.get(stage)
     if cost is None or not cost["latency"]:
         return None
@@ -87,17 +88,6 @@ def _point(run: Run) -> Point | None:
         median_ms=float(least["median_ms"]),
         session=str(benchmark.get("session", benchmark["time"])),
     )
-
-
-def _result(run: Run, stages: list[str]) -> str:
-    """The stage that the run is about: its last student's."""
-    from vitlab.methods.base import find_method
-
-    method = run.tree["method"]
-    assert isinstance(method, dict)
-    told = [one.__stage__ for one in vars(find_method(str(method["name"]))).values() if hasattr(one, "__stage__")]
-    students = [one.name for one in told if one.name in stages and one.role == "student"]
-    return (students or stages)[-1]
 
 
 def write_landscape(output: Path) -> list[Path]:

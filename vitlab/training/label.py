@@ -14,7 +14,7 @@ from vitlab.distill.sparse import SparseTarget, sparsify
 from vitlab.distill.store import TargetStore
 from vitlab.distill.store_spec import StoreSpec, keys_digest
 from vitlab.distill.teachers import Ensemble, OnlineTeacher
-from vitlab.methods.base import Context
+from vitlab.stage import Context
 from vitlab.training.assemble import epochs_of, make_data, shortened, whole_steps
 from vitlab.training.devices import barrier, device_of, rank, world
 from vitlab.training.interrupt import asked, asked_anywhere, stop

@@ -11,9 +11,9 @@ from vitlab.data.module import VisionData
 from vitlab.distill.teachers import Ensemble, OnlineTeacher
 from vitlab.errors import UserError
 from vitlab.files import read_json, write_json
-from vitlab.methods.base import Context
 from vitlab.models.artifact import load_model, read_meta
 from vitlab.models.build import build_model, normalisation
+from vitlab.stage import Context
 from vitlab.training.assemble import make_data
 
 TEACHER_FILE = "teacher.json"

@@ -12,9 +12,9 @@ from torch import nn
 from vitlab.config import Config, ModelConfig, RecipeConfig
 from vitlab.data.module import VisionData
 from vitlab.distill.teachers import StoredTeacher
-from vitlab.methods.base import Context
 from vitlab.models.artifact import ModelMeta, load_model, read_meta, save_model
 from vitlab.models.build import architecture, build_model, normalisation
+from vitlab.stage import Context
 from vitlab.training.assemble import Reinforced, make_data, make_optimizer, shortened, whole_steps
 from vitlab.training.devices import device_of, world
 from vitlab.training.fit import fit

@@ -1,0 +1,108 @@
+"""A stage of a method, and what it may know of the run around it.
+
+Light, as the command line reads stages to print a plan; and below ``methods/``, as training is handed a context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from vitlab.config import Config
+
+if TYPE_CHECKING:
+    from vitlab.recorder import Recorder
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a method: artifacts in, one artifact out."""
+
+    name: str
+    needs: tuple[str, ...]  # stages whose artifacts are read, where those stages run
+    reads: tuple[str, ...]  # config groups that are read
+    makes: str  # "model", "store", "architecture"
+    title: str  # how the report calls the artifact
+    role: str  # of a model: "teacher", "student" or "baseline"; the last student is the method's result
+    when: Callable[[Config], bool] | None  # None: always
+
+    def runs(self, config: Config) -> bool:
+        """Whether this stage is part of the story under ``config``."""
+        return self.when is None or self.when(config)
+
+
+Function = TypeVar("Function", bound=Callable[..., "dict[str, object]"])
+
+
+def stage(
+    *,
+    needs: tuple[str, ...] = (),
+    reads: tuple[str, ...] = (),
+    makes: str = "model",
+    title: str = "",
+    role: str = "student",
+    when: Callable[[Config], bool] | None = None,
+) -> Callable[[Function], Function]:
+    """Mark a function ``(self, context) -> record`` of a :class:`Method` as a stage.
+
+    The function writes its artifact into ``context.folder``, finds the artifacts that it needs with
+    ``context.artifact(stage)``, and returns what its marker records (steps, seconds, sizes). It may be killed at any
+    moment and is then called again on the same folder.
+    """
+
+    def mark(function: Function) -> Function:
+        name = function.__name__
+        function.__stage__ = Stage(name, needs, reads, makes, title or name, role, when)  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+class Context:
+    """What a stage may know of the run around it.
+
+    Attributes:
+        config: the whole tree.
+        stage: this stage.
+        folder: where its artifact goes; what an earlier, killed session left is still there.
+        recorder: of ``metrics.jsonl``; None on ranks other than 0.
+        whole: in a rehearsal (mode=check) the configuration of the real thing, while ``config`` is cut to a few
+            images: the stage does a few batches and returns the sizes and seconds of the whole. Else None.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        stage: Stage,
+        folders: Mapping[str, Path],
+        recorder: Recorder | None,
+        whole: Config | None = None,
+    ) -> None:
+        self.config = config
+        self.stage = stage
+        self.folder = folders[stage.name]
+        self.recorder = recorder
+        self.whole = whole
+        self._folders = folders
+
+    @property
+    def trial(self) -> bool:
+        """Whether this is a rehearsal."""
+        return self.whole is not None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes (rank 0)."""
+        return self.recorder is not None
+
+    def artifact(self, stage: str) -> Path:
+        """Folder of the artifact that ``stage`` made.
+
+        Raises:
+            RuntimeError: if the stage was not declared in ``needs``, or does not run.
+        """
+        if stage not in self.stage.needs or stage not in self._folders:
+            raise RuntimeError(f"stage '{self.stage.name}' reads the artifact of '{stage}', which it does not need")
+        return self._folders[stage]
