@@ -24,6 +24,9 @@ READS: dict[str, frozenset[str]] = {
     "report": FRAME | {"run"},
     "verify": FRAME | STORE | {"evaluation"},
     "convert": FRAME | STORE,
+    "stats": FRAME | STORE,
+    "merge": FRAME | STORE,
+    "subset": FRAME | STORE,
     "contract": FRAME | {"method", "model", "dataset", "recipe", "experiment", "debug", "name", "fresh"},
     "throughput": FRAME | SUBJECT,
 }

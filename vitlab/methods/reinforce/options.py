@@ -38,7 +38,7 @@ class ReinforceOptions:
     group: int = MISSING  # views that the teacher labels at once; decides the last bits, so it belongs to the result
     precision: str = MISSING  # of the teacher while it labels: fp32, bf16 or fp16
     store: Any = None  # train from these reinforcements, a folder or a list of released ones; no teacher is made
-    convert_to: str | None = None  # mode=convert: folder to write method.store to, from released files or back
+    convert_to: str | None = None  # mode=convert, merge, subset: folder to write to
     p: float = MISSING  # share of stored views in training; the others are the recipe's, with the label as target
     sampling: str = MISSING  # uniform: a random sample each time; cycle: sample = epoch mod NS
     densify: str = MISSING  # the K probabilities over all classes: smooth (the rest spread evenly) or zeros

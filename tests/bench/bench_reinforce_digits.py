@@ -1,0 +1,183 @@
+"""What stored views are worth where labels are few: labels alone, the teacher at every step, NS = 1, 10, 50 samples.
+
+Real digits, ten labelled images of each class, three seeds, equally many steps. The teacher learns from the same
+hundred images. "stored" students see views of the same crops as the other students; the last row's stored views have
+RandAugment and erasing besides (the default of method=reinforce). Corrupted: mean top-1 over some of ImageNet-C's
+corruptions, made on the fly. Run as a script; it prints the table and what follows from it, and writes both to a
+Markdown file when one is named: ``bench_reinforce_digits.py [EPOCHS] [FILE]``. What was run before is not run again:
+the runs lie in ``outputs/reinforce_digits``.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vitlab.cli import main as vitlab
+from vitlab.compose import load as compose
+from vitlab.data.build import open_splits
+from vitlab.distill.views import EvalView
+from vitlab.files import read_json
+from vitlab.measure.corruptions import corrupt
+from vitlab.models.artifact import load_model, read_meta
+
+SEEDS = (0, 1, 2)
+SAMPLES = (1, 10, 50)
+CORRUPTED = tuple(
+    (name, severity)
+    for name in ("gaussian_noise", "defocus_blur", "fog", "contrast", "elastic_transform", "pixelate")
+    for severity in (2, 4)
+)
+COMMON = (
+    "experiment=reinforce_digits", "hardware=cpu", "hardware.threads=1", "evaluation.latency=false",
+    "evaluation.resamples=0", "export=none",
+)  # fmt: skip
+ROWS = (
+    "labels alone",
+    "teacher asked at every step",
+    *(f"stored, NS={samples}" for samples in SAMPLES),
+    f"stored, NS={SAMPLES[-1]}, with RandAugment and erasing",
+    "the teacher itself",
+)
+COLUMNS = {"top1": "Top-1 %", "ece": "ECE %", "corrupted": "Top-1 % corrupted", "corrupted_ece": "ECE % corrupted"}
+
+Metrics = dict[str, float]
+
+
+def measure(
+    output: Path, seeds: Sequence[int], words: Sequence[str], taught: Sequence[str]
+) -> dict[str, list[Metrics]]:
+    """Run what is not there yet; for each row its metrics, one a seed. ``taught``: words for the teacher's training.
+
+    Raises:
+        RuntimeError: a command failed.
+    """
+    found: dict[str, list[Metrics]] = {name: [] for name in ROWS}
+    for seed in seeds:
+        first = story(output, f"stored-{seed}", seed, *words, *taught, "method.views.variant=rrc")
+        models = {ROWS[0]: first / "erm", ROWS[1]: first / "kd", ROWS[4]: first / "train", ROWS[6]: first / "teacher"}
+        for row, samples in zip(ROWS[2:4], SAMPLES, strict=False):
+            store = output / f"store-{seed}-{samples}"
+            source = f"method.store={first}/reinforce/targets"
+            parts = (source, f"method.samples={samples}", f"method.convert_to={store}")
+            call("mode=subset", "method=reinforce", "dataset=digits", *parts)
+            models[row] = story(output, f"ns{samples}-{seed}", seed, *words, *ALONE, f"method.store={store}") / "train"
+        teacher = ("teacher.train=false", f"teacher.members.0.checkpoint={first}/teacher")
+        strong = story(output, f"randaug-{seed}", seed, *words, *ALONE, *teacher)
+        models[ROWS[5]] = strong / "train"
+        images = corruptions(first, seed)
+        for row, folder in models.items():
+            told = read_json(folder.parent / "evaluation" / "done.json")["metrics"][folder.name]
+            found[row].append({"top1": told["top1"], "ece": told["ece"], **robustness(folder, *images)})
+    return found
+
+
+ALONE = ("method.erm=false", "method.kd=false")
+
+
+def call(*words: str) -> None:
+    if vitlab(list(words)) != 0:
+        raise RuntimeError(f"failed: {' '.join(words)}")
+
+
+def story(output: Path, name: str, seed: int, *words: str) -> Path:
+    """One run; its folder."""
+    call(*COMMON, *words, f"seed={seed}", f"name={name}", f"output={output}")
+    (run,) = output.glob(f"reinforce/{name}-*/finished.json")
+    return run.parent
+
+
+def corruptions(run: Path, seed: int) -> tuple[torch.Tensor, np.ndarray]:
+    """The corrupted test images [M, 3, S, S], normalised as the students want them, and their labels [M]."""
+    meta = read_meta(run / "train")
+    view = EvalView(meta.size, meta.crop_pct, meta.mean, meta.std, meta.interpolation)
+    config = compose([*COMMON, f"seed={seed}"]).config
+    source = open_splits(config.dataset, seed, config.debug.max_images)["test"]
+    pictures = [source[i] for i in range(len(source))]
+    views = [
+        view(corrupt(picture, name, severity, seed=index))
+        for name, severity in CORRUPTED
+        for index, (picture, _) in enumerate(pictures)
+    ]
+    return torch.stack(views), np.array([label for _, label in pictures] * len(CORRUPTED))
+
+
+def robustness(model: Path, images: torch.Tensor, labels: np.ndarray) -> Metrics:
+    """Mean accuracy over the corruptions, and the calibration error over all their images."""
+    from vitlab.measure.classification import evaluate_logits
+
+    network = load_model(model).eval()
+    with torch.inference_mode():
+        logits = torch.cat([network(part) for part in images.split(256)]).numpy()
+    scores = evaluate_logits(logits, labels, read_meta(model).classes)
+    return {"corrupted": scores.top1, "corrupted_ece": scores.ece}
+
+
+def table(found: dict[str, list[Metrics]]) -> str:
+    """Markdown: mean and, behind ±, the sample standard deviation over the seeds."""
+    lines = ["| Student | " + " | ".join(COLUMNS.values()) + " |", "| --- |" + " ---: |" * len(COLUMNS)]
+    for name, rows in found.items():
+        cells = []
+        for key in COLUMNS:
+            mean, spread = moments(rows, key)
+            cells.append(f"{mean:.2f} ± {spread:.2f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def moments(rows: Sequence[Metrics], key: str) -> tuple[float, float]:
+    values = [100 * row[key] for row in rows]
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def paired(found: dict[str, list[Metrics]], one: str, other: str, key: str) -> str:
+    """The difference of two rows, seed by seed: it counts where it exceeds twice its standard error."""
+    gaps = [100 * (a[key] - b[key]) for a, b in zip(found[one], found[other], strict=True)]
+    mean = statistics.mean(gaps)
+    error = statistics.stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else float("inf")
+    verdict = "not told apart" if abs(mean) <= 2 * error else ("higher" if mean > 0 else "lower")
+    return f"{COLUMNS[key]} {mean:+.2f} ({verdict})"
+
+
+def conclusions(found: dict[str, list[Metrics]]) -> str:
+    """What the table shows, as a list; every word of it follows from the numbers."""
+    pairs = [
+        (ROWS[4], ROWS[0]),
+        (ROWS[4], ROWS[1]),
+        (ROWS[4], ROWS[3]),
+        (ROWS[3], ROWS[2]),
+        (ROWS[5], ROWS[4]),
+        (ROWS[5], ROWS[0]),
+    ]
+    return "".join(
+        f"- {one} against {other}: {'; '.join(paired(found, one, other, key) for key in COLUMNS)}.\n"
+        for one, other in pairs
+    )
+
+
+def test_every_row_is_there(tmp_path: Path) -> None:
+    short = ("debug.max_images=48", "debug.max_steps=2", "debug.max_slots=12", "recipe.batch_size=16")
+    found = measure(tmp_path, (0,), (*short, "dataset.labels_per_class=null"), ("teacher.recipe.batch_size=16",))
+    assert list(found) == list(ROWS) and all(len(rows) == 1 for rows in found.values())
+    assert table(found).count("\n") == 2 + len(ROWS) and "not told apart" in conclusions(found)
+
+
+def main() -> None:
+    """Run and print."""
+    epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 100
+    words = [f"recipe.duration={epochs}ep", "recipe.batch_size=50", "recipe.validate_every=1000ep"]
+    taught = [f"teacher.{word}" for word in words]
+    found = measure(Path("outputs/reinforce_digits"), SEEDS, words, taught)
+    text = f"{table(found)}\n{conclusions(found)}"
+    print(text)
+    if len(sys.argv) > 2:
+        Path(sys.argv[2]).write_text(text)
+
+
+if __name__ == "__main__":
+    main()
