@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
@@ -14,17 +11,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from vitlab.closing import close
 from vitlab.config import Config
 from vitlab.errors import UserError
 from vitlab.methods.base import Context, Method, Stage, find_method
 from vitlab.recorder import Recorder
 from vitlab.run import Run
 from vitlab.training.assemble import check_batches, recipes_of
-from vitlab.training.devices import barrier, device_of, rank, world
+from vitlab.training.devices import barrier, device_of, rank, settle
 from vitlab.training.fit import CHECKPOINT
 from vitlab.training.interrupt import asked_anywhere, listen, stop
 from vitlab.training.loggers import copied
-from vitlab.training.progress import clock
+from vitlab.training.progress import clock, say
 
 
 def work(run: Run, config: Config, command: str) -> None:
@@ -37,8 +35,6 @@ def work(run: Run, config: Config, command: str) -> None:
     listen()
     settle(config)
     stages = tell_all(run, config)
-    from vitlab.closing import close
-
     close(run, config, stages, command)
 
 
@@ -62,8 +58,6 @@ def work_in_turn(run: Run, config: Config, command: str) -> None:
     barrier()
     dist.destroy_process_group()
     if leads:
-        from vitlab.closing import close
-
         close(run, config, stages, command)
 
 
@@ -109,16 +103,6 @@ def tell(method: Method, stage: Stage, context: Context) -> dict[str, object]:
         ) from error
 
 
-def settle(config: Config) -> None:
-    """Process-wide switches that hardware= decides; warnings of ours reach the prompt."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    if config.hardware.threads is not None:
-        torch.set_num_threads(config.hardware.threads)
-    elif world() > 1 and device_of(config).type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world()))
-    torch.set_float32_matmul_precision("high")
-
-
 def rehearse(folder: Path, config: Config) -> str:
     """mode=check: a batch or three of every stage in ``folder``; a table of sizes and how long the whole will take.
 
@@ -161,7 +145,3 @@ def _seconds(record: dict[str, object]) -> float:
 def _sizes(record: dict[str, Any]) -> str:
     """The counts of a stage's record in words: 259,000 params, 420 steps."""
     return ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in record.items() if isinstance(value, int))
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -52,7 +52,7 @@ def answer(composed: Composed) -> int:
                 f"pip install {' '.join(absent)}, or leave {backend} out.",
             )
     subjects = _subjects(composed)
-    from vitlab.work import settle
+    from vitlab.training.devices import settle
 
     settle(config)
     found, timings = measure(subjects, config.benchmark.backends, config.trainer.accelerator)

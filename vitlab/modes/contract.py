@@ -55,9 +55,9 @@ def search(config: Config, folder: Path) -> str:
     from vitlab.methods.tinyvit.contract import Journal, Limits, contract
     from vitlab.methods.tinyvit.families import Args, family_of
     from vitlab.models.build import architecture, build_model
-    from vitlab.training.devices import device_of
+    from vitlab.training.devices import device_of, settle
     from vitlab.training.interrupt import listen, stop_if_asked
-    from vitlab.work import say, settle
+    from vitlab.training.progress import say
 
     listen()
     settle(config)

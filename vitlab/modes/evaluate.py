@@ -61,7 +61,7 @@ def answer(composed: Composed) -> int:
                 f"mode=evaluate needs images with labels, and {subject.title} belongs to no data set.",
                 "Say on which: dataset=NAME (mode=list group=dataset).",
             )
-    from vitlab.work import settle
+    from vitlab.training.devices import settle
 
     settle(composed.config)
     found: list[Measured] = []

@@ -50,7 +50,7 @@ def answer(composed: Composed) -> int:
     subject = find_subject(composed)
     spec = composed.config.explain
     pictures = expand(composed.config.input) if composed.config.input is not None else None
-    from vitlab.work import settle
+    from vitlab.training.devices import settle
 
     settle(composed.config)
     images, bad = _from_files(subject, list(pictures)) if pictures is not None else (_from_data(subject), 0)

@@ -33,7 +33,7 @@ def answer(composed: Composed) -> int:
     if not config.export.formats:
         raise UserError("export.formats names no format.", "Give some: export.formats=[onnx,timm].")
     subject = find_subject(composed)
-    from vitlab.work import settle
+    from vitlab.training.devices import settle
 
     settle(config)
     folder = subject.folder / "export" if subject.run is not None else subject.folder

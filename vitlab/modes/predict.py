@@ -58,7 +58,7 @@ def answer(composed: Composed) -> int:
     subject = find_subject(composed)
     names = expand(config.input)
     paths = itertools.chain([next(names)], names)  # the first mistake is answered before anything heavy is loaded
-    from vitlab.work import settle
+    from vitlab.training.devices import settle
 
     settle(config)
     scale = temperature(subject) if config.predict.calibrated else None

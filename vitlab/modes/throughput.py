@@ -16,7 +16,7 @@ def answer(composed: Composed) -> int:
     config = composed.config
     subjects = find_subjects(composed, trained=False)
     from vitlab.measure.throughput import AUTOCAST, measure_throughput
-    from vitlab.work import settle
+    from vitlab.training.devices import settle
 
     settle(config)
     batch = max(config.evaluation.latency_batches, default=1)

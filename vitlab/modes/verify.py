@@ -20,8 +20,8 @@ def answer(composed: Composed) -> int:
     from vitlab.distill.formats.tinyvit_v0 import V0Store, is_v0
     from vitlab.distill.store import TargetStore
     from vitlab.distill.store_spec import BLOCK
+    from vitlab.training.devices import settle
     from vitlab.training.progress import Progress
-    from vitlab.work import settle
 
     settle(config)
     source = open_splits(config.dataset, config.seed, config.debug.max_images)["train"]

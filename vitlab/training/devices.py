@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import torch
@@ -49,3 +50,13 @@ def device_of(config: Config) -> torch.device:
     if wanted in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def settle(config: Config) -> None:
+    """Process-wide switches that hardware= decides; warnings of ours reach the prompt."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    if config.hardware.threads is not None:
+        torch.set_num_threads(config.hardware.threads)
+    elif world() > 1 and device_of(config).type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world()))
+    torch.set_float32_matmul_precision("high")

@@ -86,3 +86,8 @@ def clock(seconds: float) -> str:
 
 def _show(values: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+def say(text: str) -> None:
+    """A line for the person at the prompt, beside the progress."""
+    print(text, file=sys.stderr, flush=True)
