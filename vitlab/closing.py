@@ -8,7 +8,8 @@ from vitlab.config import Config
 from vitlab.files import write_json
 from vitlab.methods.base import Stage, find_method
 from vitlab.modes import benchmark, evaluate, export
-from vitlab.modes.subject import result_of, subjects_of
+from vitlab.modes.named import result_of
+from vitlab.modes.subject import subjects_of
 from vitlab.report.card import write_card
 from vitlab.report.collect import collect
 from vitlab.report.compare import compare

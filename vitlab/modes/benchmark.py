@@ -23,7 +23,8 @@ from vitlab.environment import now
 from vitlab.errors import UserError
 from vitlab.files import atomic_write, write_json
 from vitlab.help import choices, conf_dir
-from vitlab.modes.subject import Subject, find_subject, find_subjects, writing
+from vitlab.modes.named import writing
+from vitlab.modes.subject import Subject, find_subject, find_subjects
 from vitlab.run import Run
 
 if TYPE_CHECKING:

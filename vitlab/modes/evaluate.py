@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 from vitlab.compose import Composed
 from vitlab.errors import UserError
 from vitlab.files import atomic_write, read_json, write_json
-from vitlab.modes.subject import Subject, find_subjects, models_of, result_of, writing
+from vitlab.modes.named import models_of, result_of, writing
+from vitlab.modes.subject import Subject, find_subjects
 from vitlab.run import Run
 
 if TYPE_CHECKING:

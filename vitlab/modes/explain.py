@@ -12,8 +12,9 @@ from vitlab.compose import Composed
 from vitlab.errors import UserError, nearest
 from vitlab.files import atomic_write, write_json
 from vitlab.modes.inputs import expand, read_all
+from vitlab.modes.named import writing
 from vitlab.modes.predict import readable, temperature, view_of
-from vitlab.modes.subject import Subject, find_subject, writing
+from vitlab.modes.subject import Subject, find_subject
 
 if TYPE_CHECKING:
     import torch

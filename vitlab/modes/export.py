@@ -11,8 +11,9 @@ from vitlab.errors import UserError
 from vitlab.files import read_json
 from vitlab.help import conf_dir, head
 from vitlab.modes.evaluate import class_numbers
+from vitlab.modes.named import writing
 from vitlab.modes.predict import view_of
-from vitlab.modes.subject import Subject, find_subject, writing
+from vitlab.modes.subject import Subject, find_subject
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,7 +69,7 @@ def export_subject(subject: Subject, folder: Path) -> dict[str, Any]:
 
 def is_result(subject: Subject) -> bool:
     """Whether the subject is what its run is about."""
-    from vitlab.modes.subject import models_of, result_of
+    from vitlab.modes.named import models_of, result_of
 
     assert subject.run is not None
     return subject.stage == result_of(models_of(subject.run, subject.config))

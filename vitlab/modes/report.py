@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vitlab.compose import Composed
 from vitlab.errors import UserError
-from vitlab.modes.subject import command_of, config_of, find_runs, models_of, result_of, writing
+from vitlab.modes.named import command_of, config_of, find_runs, models_of, result_of, writing
 from vitlab.report.card import write_card
 from vitlab.report.collect import collect, training_command
 from vitlab.report.compare import compare

@@ -61,7 +61,7 @@ def find_store(composed: Composed) -> tuple[Config, Path, Path | None]:
     Raises:
         UserError: neither ``run=`` nor ``method.store=`` names a store.
     """
-    from vitlab.modes.subject import config_of, find_runs
+    from vitlab.modes.named import config_of, find_runs
 
     runs = find_runs(composed)
     given = getattr(composed.config.method, "store", None)
