@@ -16,7 +16,7 @@ from vitlab.measure.resample import Comparison
 from vitlab.report import style
 from vitlab.report.compare import DASH, SYNTHETIC, compare, duration, file_size, milliseconds, percent, si
 from vitlab.report.data import ModelRow, ReportData
-from vitlab.report.plain import CHANCE, p_value, span
+from vitlab.report.plain import CHANCE, count, p_value, span
 
 CLASSES_SHOWN = 100  # rows of the per-class table; the rest is in report.json
 PAIRS_SHOWN = 10
@@ -95,7 +95,7 @@ def findings(data: ReportData) -> list[str]:
         place = f"{abs(points):.2f} points {word}" if f"{abs(points):.2f}" != "0.00" else "level with that of"
         shares = _shares(main, row) if row.role == "teacher" else ""
         paired = next((one for one in data.comparisons if {one.first, one.second} == {main.name, row.name}), None)
-        chance = _chance(main, row) if paired is None else _paired(paired)
+        chance = _chance(main, row) if paired is None else _paired(paired, main.name, row.name)
         out.append(f"top-1 is {place} {row.name} ({percent(row.metrics['top1'])} %){shares}.{chance}")
     found = main.evaluation
     if found is not None:
@@ -132,11 +132,12 @@ def _shares(main: ModelRow, row: ModelRow) -> str:
     return f", with {' and '.join(parts)}" if parts else ""
 
 
-def _paired(one: Comparison) -> str:
+def _paired(one: Comparison, main: str, other: str) -> str:
     """What McNemar's test says of two models on the same images."""
     verdict = "the difference may be chance" if one.p_value >= CHANCE else "that is more than chance explains"
-    alone = f"{one.only_first:,} images are right for {one.first} alone, {one.only_second:,} for {one.second} alone"
-    return f" {alone} (McNemar p = {p_value(one.p_value)}): {verdict}."
+    own, others = (one.only_first, one.only_second) if one.first == main else (one.only_second, one.only_first)
+    where = f"It is right where {other} is not on {count(own, 'image')}, and the other way round on {others:,}"
+    return f" {where} (McNemar p = {p_value(one.p_value)}): {verdict}."
 
 
 def _chance(main: ModelRow, row: ModelRow) -> str:

@@ -29,9 +29,14 @@ def told(one: Comparison) -> str:
     """What a comparison of two models on the same images says, in one sentence that claims no more."""
     top1 = one.differences["top1"]
     points = f"{100 * top1.value:+.2f} points of top-1 ({100 * top1.lo:+.2f} to {100 * top1.hi:+.2f})"
-    counts = f"right alone: {one.second} {one.only_second:,}, {one.first} {one.only_first:,}"
+    counts = f"right where the other is not: {one.only_second:,} against {one.only_first:,}"
     verdict = "the difference may be chance" if one.p_value >= CHANCE else "more than chance explains"
     return f"{one.second} against {one.first}: {points}; {counts}; McNemar p = {p_value(one.p_value)}, {verdict}."
+
+
+def count(number: int, what: str) -> str:
+    """``1 image``, ``1,347 images``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def p_value(value: float) -> str:
