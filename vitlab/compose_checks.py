@@ -210,7 +210,7 @@ def _dataset(config: Config, where: Where, read: bool) -> None:
         _at_least("dataset.labels_per_class", dataset.labels_per_class, 1, where)
     _one_of("dataset.crop", dataset.crop, CROPS, where)
     _within("dataset.crop_pct", dataset.crop_pct, 0, 1, where, open_low=True)
-    _within("dataset.val_fraction", dataset.val_fraction, 0, 1, where, open_low=True, open_high=True)
+    _within("dataset.val_fraction", dataset.val_fraction, 0, 1, where, open_high=True)
     _at_least("dataset.length", dataset.length, 1, where)
     _at_least("dataset.num_classes", dataset.num_classes, 2, where)
     if dataset.name in EMBEDDED or not read:

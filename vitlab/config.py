@@ -81,7 +81,7 @@ class DatasetConfig:
     download: bool = False  # fetch with torchvision if missing
     csv: Optional[str] = None  # folder only: CSV with columns path,label[,split][,group]
     leave_out: Optional[str] = None  # folder only: text file of images to leave out, one path a line
-    val_fraction: float = 0.2  # folder only: held out (stratified) when there is no val or test split
+    val_fraction: float = 0.0  # share of every class of train held out as val where there is no val split; 0: none
     length: int = 256  # fake only: training images (a quarter as many for testing)
     num_classes: int = 10  # fake only
 

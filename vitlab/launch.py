@@ -17,7 +17,7 @@ from vitlab.config import Config
 from vitlab.environment import environment
 from vitlab.errors import UserError
 from vitlab.methods.base import find_method
-from vitlab.modes import READS
+from vitlab.modes import ALONE, READS
 from vitlab.processes import known_count
 from vitlab.run import Run
 
@@ -31,6 +31,9 @@ def start(composed: Composed) -> int:
     """
     config = composed.config
     if config.mode in READS:
+        if config.mode in ALONE and (several := known_count(config)) != 1:
+            whole = "all GPUs" if several is None else f"{several} devices"
+            print(f"devices  one, not {whole}: mode={config.mode} is one process's work", file=sys.stderr)
         answer: Callable[[Composed], int] = importlib.import_module(f"vitlab.modes.{config.mode}").answer
         return answer(composed)
     method = find_method(config.method.name)
@@ -93,8 +96,17 @@ def find_run(composed: Composed) -> Run:
 
 
 def check(run: Run, config: Config, composed: Composed) -> int:
-    """mode=check: the plan, then one batch of every stage in a folder that is thrown away, sizes and estimates."""
+    """mode=check: the plan, a look at a folder of the user's own, then one batch of every stage in a folder that is
+    thrown away, sizes and estimates.
+
+    Raises:
+        UserError: the data cannot be trained on.
+    """
     print(plan(run, config, composed.choices), flush=True)
+    if looks_at_data(config):
+        from vitlab.modes.audit import before_check
+
+        before_check(config)
     from vitlab.work import rehearse
 
     with tempfile.TemporaryDirectory(prefix="vitlab-check-") as folder:
@@ -103,17 +115,21 @@ def check(run: Run, config: Config, composed: Composed) -> int:
 
 
 def look_at_data(run: Run, config: Config) -> None:
-    """A folder of the user's own is audited before it is trained on, where some stage reads it.
+    """A folder of the user's own is audited before it is trained on.
 
     Raises:
         UserError: the data cannot be trained on.
     """
-    if config.dataset.name == "folder" and config.audit.before_training:
-        if "dataset" not in find_method(config.method.name).reads(config):
-            return
+    if looks_at_data(config):
         from vitlab.modes.audit import before_training
 
         before_training(config, run)
+
+
+def looks_at_data(config: Config) -> bool:
+    """Whether the data are a folder of the user's own that some stage reads."""
+    folder = config.dataset.name == "folder" and config.audit.before_training
+    return folder and "dataset" in find_method(config.method.name).reads(config)
 
 
 def plan(run: Run, config: Config, choices: dict[str, str | None]) -> str:

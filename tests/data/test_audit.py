@@ -28,7 +28,8 @@ MakeImages = Callable[..., Path]
 
 
 def config(root: Path | None, **more: object) -> DatasetConfig:
-    return DatasetConfig(name="folder", root=None if root is None else str(root), **more)  # type: ignore[arg-type]
+    keys = {"val_fraction": 0.2} | more  # as conf/dataset/folder.yaml has it
+    return DatasetConfig(name="folder", root=None if root is None else str(root), **keys)  # type: ignore[arg-type]
 
 
 def scene(seed: int, side: int = 120) -> Image.Image:
@@ -200,7 +201,7 @@ def test_the_split_is_written_and_reads_back(make_images: MakeImages, tmp_path: 
     root = make_images(*(f"{name}/{i}.png" for name in ("a", "b, c") for i in range(10)))
     cfg = config(root, val_fraction=0.3)
     result, splits = audit(cfg)
-    assert "30% of every class held out" in result.split
+    assert "30 % of every class held out" in result.split
     paths = write_audit(tmp_path / "out", result, splits)
     assert [path.name for path in paths][:2] == ["audit.json", "split.csv"]
     frozen, made = folder(config(root, csv=str(tmp_path / "out/split.csv"))), folder(cfg)

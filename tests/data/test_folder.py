@@ -20,7 +20,8 @@ MakeImages = Callable[..., Path]
 
 
 def config(root: Path | str | None, **more: object) -> DatasetConfig:
-    return DatasetConfig(name="folder", root=None if root is None else str(root), **more)  # type: ignore[arg-type]
+    keys = {"val_fraction": 0.2} | more  # as conf/dataset/folder.yaml has it
+    return DatasetConfig(name="folder", root=None if root is None else str(root), **keys)  # type: ignore[arg-type]
 
 
 def class_folders(prefix: str = "", count: int = 10) -> list[str]:
@@ -56,7 +57,7 @@ def test_keys_are_paths_and_images_are_read(make_images: MakeImages) -> None:
     [
         (("train", "val", "test"), {"train": "train", "val": "val", "test": "test"}),
         (("train", "validation"), {"train": "train", "val": "val", "test": "val"}),
-        (("Train", "test"), {"train": "train", "val": "test", "test": "test"}),
+        (("Train", "test"), {"train": "train", "val": "val", "test": "test"}),
         (("train",), {"train": "train", "val": "val", "test": "val"}),
     ],
 )
@@ -65,6 +66,18 @@ def test_split_folders(make_images: MakeImages, folders: tuple[str, ...], real: 
     splits = open_splits(config(root), seed=0)
     assert {name: source.split_name for name, source in splits.items()} == real
     assert describe(config(root))["split_names"] == real
+
+
+def test_what_is_missing_of_the_splits_is_made_and_said(make_images: MakeImages) -> None:
+    root = make_images(*class_folders("train/"), *class_folders("test/", 4))
+    splits = open_splits(config(root), 0)
+    assert {name: len(source) for name, source in splits.items()} == {"train": 16, "val": 4, "test": 8}
+    assert [getattr(splits[name], "held_out", None) for name in ("train", "val", "test")] == [False, True, False]
+    assert all(key.startswith("train/") for key in [*splits["train"].keys, *splits["val"].keys])
+    whole = open_splits(config(root, val_fraction=0.0), 0)
+    assert (len(whole["train"]), whole["val"].split_name) == (20, "test")
+    given = open_splits(config(make_images(*(f"{s}/{p}" for s in ("train", "val") for p in class_folders()))), 0)
+    assert not getattr(given["val"], "held_out", None)
 
 
 def test_a_class_may_be_called_train(make_images: MakeImages) -> None:

@@ -216,7 +216,9 @@ def test_a_bad_image_is_named_without_a_stack_trace(make_images: MakeImages, wor
     root = make_images(*(f"{name}/{i}.png" for name in ("cat", "dog") for i in range(10)))
     bad = next(path for path in root.rglob("*.png") if path.name == "3.png")
     bad.write_bytes(b"not a picture")
-    data = make(dataset=DatasetConfig(name="folder", root=str(root), size=16), batch_size=4, workers=workers)
+    data = make(
+        dataset=DatasetConfig(name="folder", root=str(root), size=16, val_fraction=0.2), batch_size=4, workers=workers
+    )
     with pytest.raises(UserError) as caught:
         for loader in (data.train_loader(0, 4), data.val_dataloader()):
             list(loader)
@@ -228,7 +230,7 @@ def test_workers_are_started_where_images_must_be_decoded(
 ) -> None:
     assert make(workers=None).workers == 0
     root = make_images(*(f"{name}/{i}.png" for name in ("cat", "dog") for i in range(10)))
-    files = make(dataset=DatasetConfig(name="folder", root=str(root), size=16)).train_source
+    files = make(dataset=DatasetConfig(name="folder", root=str(root), size=16, val_fraction=0.2)).train_source
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert default_workers(files) == 7

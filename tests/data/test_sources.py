@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from vitlab.config import DatasetConfig
+from vitlab.data.build import SOURCES, open_splits
+from vitlab.data.embedded import fake
 from vitlab.data.sources import (
     Arrays,
     MapStyle,
+    Source,
     Strings,
     class_rank,
     fingerprint,
@@ -120,3 +125,42 @@ def test_any_map_style_data_set_becomes_a_source() -> None:
     assert fingerprint(known) != fingerprint(shells)
     with pytest.raises(ValueError, match="must match"):
         MapStyle(Shells(), ["cowrie", "limpet"], labels=[0, 1])
+
+
+def digits_with(**more: Any) -> DatasetConfig:
+    return DatasetConfig(name="digits", size=32, **more)
+
+
+def test_a_part_of_train_is_held_out_and_never_trained_on() -> None:
+    """``dataset.val_fraction`` of a built-in set: of every class, for every seed; to a store, other data."""
+    whole = open_splits(digits_with(), 0)
+    assert whole["val"] is whole["test"]
+    for fraction in (0.1, 0.25):
+        splits = open_splits(digits_with(val_fraction=fraction), 0)
+        train, val = splits["train"], splits["val"]
+        assert sorted([*train.keys, *val.keys]) == sorted(whole["train"].keys)
+        assert (val.split_name, splits["test"].split_name) == ("val", "test")
+        assert fingerprint(splits["test"]) == fingerprint(whole["test"])
+        assert fingerprint(train) != fingerprint(whole["train"])
+        counts = [np.bincount(labels_of(part), minlength=10) for part in (val, whole["train"])]
+        assert counts[0].tolist() == [round(fraction * n) for n in counts[1].tolist()]
+        again = open_splits(digits_with(val_fraction=fraction, labels_per_class=7), 3)
+        assert list(again["val"].keys) == list(val.keys)
+        assert len(again["train"]) == 70 and set(again["train"].keys) < set(train.keys)
+        image, label = val[3]
+        where = list(whole["train"].keys).index(val.keys[3])
+        assert label == whole["train"][where][1] and image.tobytes() == whole["train"][where][0].tobytes()
+
+
+def test_a_set_that_is_measured_on_val_keeps_it_and_one_with_both_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(*names: str) -> dict[str, Source]:
+        cfg = DatasetConfig(name="x", size=8, val_fraction=0.5)
+        monkeypatch.setitem(SOURCES, "x", lambda cfg: {name: fake(cfg)["train"] for name in names})
+        return open_splits(cfg, 0)
+
+    splits = opened("train", "val")
+    assert len(splits["test"]) == 256 and len(splits["val"]) + len(splits["train"]) == 256
+    with pytest.raises(UserError, match=r"val_fraction=0\.5: x has a val split of its own"):
+        opened("train", "val", "test")
+    with pytest.raises(UserError, match="neither a val nor a test split"):
+        opened("train")

@@ -1,4 +1,4 @@
-"""Temperature scaling: the minimum is the minimum, accuracy stays, halves do not see themselves."""
+"""Temperature scaling: the minimum is the minimum, accuracy stays."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.metrics import log_loss
 
 from vitlab.measure.classification import evaluate_logits
-from vitlab.measure.temperature import cross_fitted, fit_temperature, halves
+from vitlab.measure.temperature import fit_temperature
 
 
 def overconfident(n: int = 4000, size: int = 7, factor: float = 3.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -60,19 +60,3 @@ def test_only_mistakes_flatten_to_the_bound() -> None:
 def test_refuses_what_does_not_fit(logits: np.ndarray, label: np.ndarray) -> None:
     with pytest.raises(ValueError, match="must be"):
         fit_temperature(logits, label)
-
-
-def test_halves_are_even_in_every_class_and_always_the_same() -> None:
-    label = np.random.default_rng(1).integers(0, 5, 501)
-    first = halves(label)
-    assert np.array_equal(first, halves(label))
-    for c in range(5):
-        inside = int(first[label == c].sum())
-        assert abs(2 * inside - int((label == c).sum())) <= 1
-
-
-def test_each_half_is_scaled_by_the_other() -> None:
-    logits, label = overconfident(600)
-    first = halves(label)
-    scaled = cross_fitted(logits, label)
-    np.testing.assert_allclose(scaled[first], logits[first] / fit_temperature(logits[~first], label[~first]))

@@ -49,7 +49,14 @@ def test_audit_at_the_prompt(photos: Path, tmp_path: Path, capsys: pytest.Captur
 
 def test_a_training_looks_first(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("dataset=folder", f"dataset.root={photos}", *TINY)
+    assert ask(tmp_path / "out", *words, "mode=check") == 2  # and a dry run before it
+    said = " ".join(capsys.readouterr().err.split())
+    assert "cannot be trained on: 1 file cannot be read as an image: a/broken.png" in said
+    (looked,) = (tmp_path / "out/audit").iterdir()
+    assert f"dataset.leave_out={looked}/unreadable.txt" in said and not (tmp_path / "out/supervised").exists()
+    seen = (looked / "cache.sqlite").stat().st_mtime_ns
     assert ask(tmp_path / "out", *words) == 2
+    assert (looked / "cache.sqlite").stat().st_mtime_ns == seen  # what mode=check saw is not looked at again
     said = " ".join(capsys.readouterr().err.split())
     assert "cannot be trained on: 1 file cannot be read as an image: a/broken.png" in said
     (run,) = (tmp_path / "out/supervised").iterdir()

@@ -9,13 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.metrics import accuracy_score, log_loss
 
 from tests.modes.conftest import ask, train
 from vitlab.errors import UserError
+from vitlab.files import sha256
 from vitlab.measure.classification import Evaluation
 from vitlab.measure.resample import mcnemar
+from vitlab.models.artifact import ModelMeta, read_meta
 from vitlab.modes.evaluate import class_numbers
 
 
@@ -32,8 +35,8 @@ def said(run: Path, output: Path) -> str:
 
 @pytest.fixture(scope="module")
 def other(output: Path, run: Path) -> Path:
-    """A second run: fewer steps, so a worse model."""
-    return train(output, "debug.max_steps=12")
+    """A second run: fewer steps, so a worse model, and a fifth of every class held out of its training."""
+    return train(output, "debug.max_steps=12", "dataset.val_fraction=0.2")
 
 
 def test_the_files_agree_with_scikit_learn(run: Path, said: str) -> None:
@@ -50,12 +53,75 @@ def test_the_files_agree_with_scikit_learn(run: Path, said: str) -> None:
     assert found.view in said
 
 
-def test_the_temperature_is_cross_fitted_where_there_is_no_validation_split(run: Path, said: str) -> None:
+def test_no_temperature_is_fitted_without_a_validation_split(run: Path, said: str) -> None:
     found = Evaluation.from_dict(json.loads((run / "evaluation" / "train.json").read_text()))
-    assert found.temperature is not None
-    assert found.temperature.fitted_on == "halves of the test split, each measured with the other's"
+    assert found.temperature is None
+    assert said.count("temperature") == 1
+    assert f"no temperature is fitted: {found.no_temperature}" in said
+    assert "digits has no validation split" in said and "dataset.val_fraction=0.1" in said
+
+
+def test_a_temperature_is_fitted_on_images_held_out_of_train(
+    other: Path, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On all that was held out and nothing else: its value is that of the model's answers to those images."""
+    from vitlab.config import DatasetConfig
+    from vitlab.data.build import open_splits
+    from vitlab.distill.views import EvalView
+    from vitlab.measure.temperature import fit_temperature
+    from vitlab.models.artifact import load_model
+
+    assert ask(output, "mode=evaluate", f"run={other}", "evaluation.resamples=0") == 0
+    found = Evaluation.from_dict(json.loads((other / "evaluation" / "train.json").read_text()))
+    assert found.temperature is not None and found.no_temperature == ""
+    assert found.temperature.fitted_on == "200 images held out of train"
     assert found.temperature.nll < found.nll
-    assert f"at temperature {found.temperature.value:.3g}" in said
+    said = capsys.readouterr().out
+    assert f"at temperature {found.temperature.value:.3g}" in said and "(fitted on the 200 images held out" in said
+    model = load_model(other / "train")
+    meta = model.meta
+    assert isinstance(meta, ModelMeta)
+    cfg = DatasetConfig(name="digits", size=32, mean=meta.mean, std=meta.std, val_fraction=0.2)
+    splits = open_splits(cfg, 0, 200)
+    assert not set(splits["val"].keys) & {*splits["train"].keys, *splits["test"].keys}
+    view = EvalView(meta.size, meta.crop_pct, meta.mean, meta.std, meta.interpolation, meta.crop)
+    pairs = [splits["val"][i] for i in range(len(splits["val"]))]
+    with torch.no_grad():
+        logits = model(torch.stack([view(image) for image, _ in pairs])).numpy()
+    assert found.temperature.value == pytest.approx(fit_temperature(logits, [label for _, label in pairs]), rel=1e-3)
+
+
+def test_images_that_a_run_was_trained_on_are_not_held_out_afterwards(
+    run: Path, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ask(output, "mode=evaluate", f"run={run}", "dataset.val_fraction=0.2") == 2
+    assert "was trained with 0, so it has seen images" in " ".join(capsys.readouterr().err.split())
+    words = (f"model.checkpoint={run / 'train'}", "dataset=digits", "dataset.val_fraction=0.2", "debug.max_images=40")
+    assert ask(output, "mode=evaluate", *words, "evaluation.resamples=0") == 0
+    assert "held out of train, and train may have been trained on them" in capsys.readouterr().out
+
+
+def test_the_figures_stand_in_the_models_own_description(run: Path, said: str) -> None:
+    found = Evaluation.from_dict(json.loads((run / "evaluation" / "train.json").read_text()))
+    meta = read_meta(run / "train")
+    assert {name: meta.metrics[name] for name in found.metrics()} == found.metrics()
+    known = {name: meta.metrics[name] for name in ("dataset", "split", "images", "synthetic")}
+    assert known == {"dataset": "digits", "split": "test", "images": 200, "synthetic": False}
+    assert meta.metrics["date"] >= json.loads((run / "run.json").read_text())["created"]
+    assert meta.sha256 == sha256(run / "train" / "model.safetensors")
+
+
+def test_several_devices_measure_every_image_once(
+    run: Path, said: str, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seven does not divide 200: a set dealt out to seven processes in equal parts would have doubles."""
+    before = (run / "evaluation" / "train.json").read_bytes()
+    words = (f"run={run}", "evaluation.resamples=200", "trainer.devices=7")
+    assert ask(output, "mode=evaluate", *words) == 0
+    assert "one, not 7 devices: mode=evaluate is one process's work" in capsys.readouterr().err
+    assert (run / "evaluation" / "train.json").read_bytes() == before
+    index = np.load(run / "evaluation" / "train.npz")["index"]
+    assert sorted(index.tolist()) == list(range(200))
 
 
 def test_the_class_table_and_pictures(run: Path, said: str) -> None:
@@ -97,11 +163,12 @@ def test_two_runs_are_compared_on_the_same_images(
 
 
 def test_other_images_go_beside_the_runs_own_record(run: Path, output: Path) -> None:
-    before = (run / "evaluation" / "train.json").read_bytes()
+    files = (run / "evaluation" / "train.json", run / "train" / "model.json")
+    before = [file.read_bytes() for file in files]
     assert ask(output, "mode=evaluate", f"run={run}", "debug.max_images=50", "evaluation.resamples=20") == 0
     (folder,) = run.glob("evaluation-digits-*")
     assert json.loads((folder / "train.json").read_text())["n"] == 50
-    assert (run / "evaluation" / "train.json").read_bytes() == before
+    assert [file.read_bytes() for file in files] == before
 
 
 def test_different_images_do_not_compare(run: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,7 +58,7 @@ def test_json_lines_of_a_folder(output: Path, run: Path, photos: Path, capsys: p
     code = ask(output, "mode=predict", f"run={run}", f"input={photos}", *words)
     said = capsys.readouterr()
     rows = lines(said.out)
-    assert code == 0 and "probabilities as the network gives them" in said.err
+    assert code == 0 and said.err.endswith("probabilities  as the network gives them\n")
     paths = sorted(photos.glob("*/[0-9]*.png"))
     assert [row["path"] for row in rows] == [str(path) for path in paths]
     prob = expected(run, paths)
@@ -76,11 +76,11 @@ def test_calibrated_probabilities(output: Path, run: Path, photos: Path, capsys:
     """The temperature that mode=evaluate wrote for this model divides the logits."""
     path = run / "evaluation/train.json"
     stored = read_json(path)
-    write_json(path, {**stored, "temperature": {"value": 2.5}})
+    write_json(path, {**stored, "temperature": {"value": 2.5, "fitted_on": "val split, 40 images"}})
     try:
         ask(output, "mode=predict", f"run={run}", f"input={photos}/a/00.png", "predict.format=jsonl")
         said = capsys.readouterr()
-        assert "calibrated, logits divided by 2.5" in said.err
+        assert "calibrated: logits divided by 2.5, fitted on the val split, 40 images" in said.err
         own = expected(run, [photos / "a/00.png"], 2.5)[0]
         assert lines(said.out)[0]["probability"] == pytest.approx(float(own.max()), abs=1e-5)
     finally:
@@ -102,7 +102,9 @@ def test_bad_files_are_named_counted_and_told_by_the_exit_code(
 
 def test_table_of_a_glob(output: Path, run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ask(output, "mode=predict", f"run={run}", f"input={photos}/*/0[57].png") == 0
-    rows = capsys.readouterr().out.splitlines()
+    said = capsys.readouterr()
+    assert "no temperature was fitted: digits has no validation split" in said.err
+    rows = said.out.splitlines()
     assert [Path(row.split()[0]).name for row in rows] == ["05.png", "07.png"] and all(" %" in row for row in rows)
 
 

@@ -22,7 +22,7 @@ from vitlab.run import Run
 @pytest.fixture(scope="module")
 def other(run: Path, output: Path) -> Path:
     """A second run on the same images: fewer steps."""
-    return train(output, "debug.max_steps=12")
+    return train(output, "debug.max_steps=12", "dataset.val_fraction=0.2")
 
 
 def words_of(page: Path) -> str:
@@ -43,9 +43,11 @@ def test_a_page_is_written_anew_and_says_what_was_evaluated_since(run: Path, out
     assert ask(output, "mode=report", f"run={run}") == 0
     assert (run / "report.html").stat().st_mtime_ns > before
     found = ReportData.load(run / "report.json").main.evaluation
-    assert found is not None and found.bins == 12 and found.temperature is not None
+    assert found is not None and found.bins == 12 and found.temperature is None
     said = words_of(run / "report.html")
-    assert f"ECE of 12 bins, {100 * found.temperature.ece:.2f} % with temperature" in said
+    for page in (said, (run / "report.md").read_text()):
+        assert "No temperature was fitted: digits has no validation split" in page
+    assert "ECE of 12 bins; NLL" in said
     assert "The view that is measured: resized to 32 × 32, nothing cut, bicubic." in said
     assert "Alpaydin" in said, "origin of the data"
 
@@ -95,6 +97,8 @@ def test_several_runs_stand_side_by_side(
     assert comparison.differences["top1"].value == pytest.approx(single[1]["top1"] - single[0]["top1"])
     assert "debug.max_steps:" in data.config and f"{other.name}: 12" in data.config
     assert "dataset.name" not in data.config, "only what differs"
+    fitted = data.rows[1].evaluation.temperature if data.rows[1].evaluation else None
+    assert fitted is not None and f"{100 * fitted.ece:.2f}" in words_of(folder / "report.html")
     assert len(data.curves) == 2
     said = words_of(folder / "report.html")
     assert "On the same images" in said

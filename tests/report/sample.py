@@ -72,7 +72,7 @@ def make(synthetic: bool = False) -> ReportData:
             if step % 10 == 0:
                 record.append({"stage": stage, "step": step, "val_top1": goal * step / 40})
     rows[1].evaluation = evaluation(1, 3.2)
-    rows[1].evaluation.temperature = Temperature(1.23, "halves of the test split", 0.0123, 0.2, 0.4, 0.3)
+    rows[1].evaluation.temperature = Temperature(1.23, "val split, 450 images", 0.0123, 0.2, 0.4, 0.3)
     rows[1].evaluation.view = "short side 36, centre crop 32 × 32 (crop 0.875), bicubic"
     rows[1].cost.memory = [Memory(32, 524_288)]
     pixels = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)

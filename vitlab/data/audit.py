@@ -19,7 +19,7 @@ from statistics import median
 from vitlab.config import DatasetConfig
 from vitlab.data.audit_duplicates import look_alikes, same_bytes
 from vitlab.data.audit_files import Look, look_at_all
-from vitlab.data.folder import Found, Row, find, split_rows
+from vitlab.data.folder import Found, Row, find, made_here, split_rows
 from vitlab.errors import UserError
 from vitlab.files import atomic_write, write_json
 
@@ -194,10 +194,11 @@ def audit(
 
 
 def _how(cfg: DatasetConfig, found: Found) -> str:
-    if set(found.rows) != {"train"}:
+    if not made_here(cfg, found):
         return GIVEN
     grouped = any(row.group for row in found.rows["train"])
-    return f"{cfg.val_fraction:.0%} of every class held out by a hash, {'whole groups' if grouped else 'stratified'}"
+    whole = "every class" if set(found.rows) == {"train"} else "every class of train"
+    return f"{100 * cfg.val_fraction:g} % of {whole} held out by a hash, {'whole groups' if grouped else 'stratified'}"
 
 
 def _duplicates(rows: Sequence[Row], looks: dict[str, Look], where: dict[str, tuple[str, str]]) -> list[Duplicate]:

@@ -24,7 +24,7 @@ from typing import Any
 
 from vitlab.config import DatasetConfig
 from vitlab.data import embedded, folder, torchvision_sets
-from vitlab.data.sources import Source, limit, per_class_subset
+from vitlab.data.sources import Source, hold_out, limit, per_class_subset
 from vitlab.errors import UserError, nearest
 
 SPLITS = ("train", "val", "test")
@@ -45,12 +45,16 @@ SOURCES: dict[str, Callable[[DatasetConfig], dict[str, Source]]] = {
 def open_splits(cfg: DatasetConfig, seed: int, max_images: int | None = None) -> dict[str, Source]:
     """Sources of ``train``, ``val`` and ``test``, listing the files once.
 
-    Where a set has no ``val``, ``test`` stands in for it, and the other way round; ``source.split_name`` says which it
-    is. ``dataset.labels_per_class`` thins out ``train`` only; ``max_images`` cuts every split. Both choose by a hash of
-    (``seed``, key) within each class.
+    Where a set has no ``val``, ``dataset.val_fraction`` of ``train`` is held out as such; with a fraction of 0 ``test``
+    stands in for it. A set without ``test`` is measured on its ``val``, and keeps doing so when a part of ``train`` is
+    held out. ``source.split_name`` says which split it really is.
+
+    ``dataset.labels_per_class`` thins out what is left of ``train``; ``max_images`` cuts every split. Both choose by a
+    hash of (``seed``, key) within each class.
 
     Raises:
-        UserError: if the name is unknown, the data are missing, or a split that is needed is empty or absent.
+        UserError: if the name is unknown, the data are missing, a split that is needed is empty or absent, or a part of
+            ``train`` is to be held out of a set that has both ``val`` and ``test``.
     """
     if cfg.name not in SOURCES:
         close = nearest(cfg.name, SOURCES)
@@ -64,6 +68,14 @@ def open_splits(cfg: DatasetConfig, seed: int, max_images: int | None = None) ->
             f"Data set '{cfg.name}' has no train split, only {', '.join(sorted(found)) or 'nothing'}.",
             "Put the training images in train/, or give the data without split folders.",
         )
+    if cfg.val_fraction and cfg.name != "folder":  # a folder holds out its own part, whole groups together
+        if {"val", "test"} <= set(found):
+            raise UserError(
+                f"dataset.val_fraction={cfg.val_fraction:g}: {cfg.name} has a val split of its own.", "Leave it out."
+            )
+        if measured := found.get("test", found.get("val")):
+            train, val = hold_out(found["train"], cfg.val_fraction)
+            found = {"train": train, "val": val, "test": measured}
     held = found.get("val", found.get("test"))
     if held is None:
         raise UserError(

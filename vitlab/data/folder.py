@@ -204,7 +204,7 @@ def folder(cfg: DatasetConfig) -> dict[str, Source]:
     """The data set in ``dataset.root``: a CSV if ``dataset.csv`` is given, else class folders.
 
     Class folders may lie in ``train``, ``val`` and ``test`` sub-folders (``val`` and ``test`` each optional). Without
-    ``val`` and ``test``, ``dataset.val_fraction`` of each class is held out, chosen by a hash of the paths: the same
+    ``val``, ``dataset.val_fraction`` of each class of ``train`` is held out, chosen by a hash of the paths: the same
     images for every run and every seed, so that no run trains on what another is measured on. Where a CSV has a column
     ``group``, whole groups are held out (:func:`vitlab.data.split.held_out_groups`).
 
@@ -281,12 +281,12 @@ def read_csv(cfg: DatasetConfig) -> Found:
 
 
 def split_rows(cfg: DatasetConfig, found: Found) -> dict[str, list[Row]]:
-    """The rows by split; ``dataset.val_fraction`` of them held out as ``val`` where ``train`` stands alone.
+    """The rows by split; where there is no ``val``, ``dataset.val_fraction`` of ``train`` is held out as such.
 
     Raises:
-        UserError: ``val_fraction`` is no share.
+        UserError: ``val_fraction`` is no share, or none where ``train`` stands alone.
     """
-    if set(found.rows) != {"train"}:
+    if not made_here(cfg, found):
         return found.rows
     if not 0 < cfg.val_fraction < 1:
         raise UserError(
@@ -303,7 +303,13 @@ def split_rows(cfg: DatasetConfig, found: Found) -> dict[str, list[Row]]:
     return {
         "train": [row for row, out in zip(part, held, strict=True) if not out],
         "val": [row for row, out in zip(part, held, strict=True) if out],
+        **{split: rows for split, rows in found.rows.items() if split != "train"},
     }
+
+
+def made_here(cfg: DatasetConfig, found: Found) -> bool:
+    """Whether ``val`` is held out of ``train`` by us: there is none, and one is asked for or nothing else measures."""
+    return "train" in found.rows and "val" not in found.rows and ("test" not in found.rows or cfg.val_fraction != 0)
 
 
 def _sources(cfg: DatasetConfig, found: Found) -> dict[str, Source]:
@@ -324,5 +330,6 @@ def _sources(cfg: DatasetConfig, found: Found) -> dict[str, Source]:
             continue  # nothing could be held out; open_splits says what is missing
         source = Files(found.root, [row.path for row in part], [number[row.label] for row in part], classes, split)
         source.ignored = found.ignored
+        source.held_out = split == "val" and made_here(cfg, found)
         sources[split] = source
     return sources

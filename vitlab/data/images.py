@@ -96,6 +96,7 @@ class Files:
         self.split_name = split_name
         self.upright = upright
         self.ignored: dict[str, int] = {}  # files passed over while listing, by kind
+        self.held_out = False  # taken from the training images, not a split that the set came with
         if len(self.keys) != len(self.labels):
             raise ValueError(f"{len(self.keys)} paths and {len(self.labels)} labels")
 

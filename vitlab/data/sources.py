@@ -156,6 +156,7 @@ class Subset:
         self.labels = None if source.labels is None else source.labels[self.indices]
         self.split_name = source.split_name
         self.in_memory = source.in_memory
+        self.held_out: bool = getattr(source, "held_out", False)  # see hold_out
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -227,6 +228,25 @@ def limit(source: Source, n: int, seed: int) -> Source:
     labels = labels_of(source)
     turn = np.lexsort((labels, class_rank(source.keys, labels, seed)))
     return Subset(source, np.sort(turn[:n]))
+
+
+def hold_out(train: Source, fraction: float) -> tuple[Source, Source]:
+    """``train`` without ``fraction`` of every class, and that part, called ``val`` and marked ``held_out``.
+
+    The choice is that of :func:`held_out`: the same images for every run and every seed, so that no run trains on what
+    another is calibrated on.
+
+    Raises:
+        UserError: no class has an image to spare.
+    """
+    held = held_out(train.keys, labels_of(train), fraction)
+    if not held.any():
+        raise UserError(
+            f"dataset.val_fraction={fraction:g}: no class has an image to spare.", "Give dataset.val_fraction=0."
+        )
+    val = Subset(train, np.flatnonzero(held))
+    val.split_name, val.held_out = "val", True
+    return Subset(train, np.flatnonzero(~held)), val
 
 
 def held_out(keys: Sequence[str], labels: Labels, fraction: float, seed: int = 0) -> npt.NDArray[np.bool_]:

@@ -75,7 +75,8 @@ class Evaluation:
     counts: list[list[int]]  # non-zero entries of the confusion matrix: [label, predicted, images]
     calibrations: list[list[float]] = field(default_factory=list)  # [bins, ece, max_ece] for CALIBRATION_BINS
     intervals: dict[str, list[float]] = field(default_factory=dict)  # metric: [lo, hi] of the bootstrap, 95 %
-    temperature: Temperature | None = None  # fitted, and what it makes of these images
+    temperature: Temperature | None = None  # fitted on validation images, and what it makes of these
+    no_temperature: str = ""  # why none could be fitted, and what helps
     view: str = ""  # how the images were cut and scaled, in words
 
     @property

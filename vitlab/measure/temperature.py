@@ -20,7 +20,7 @@ class Temperature:
     """The fitted number, what it was fitted on, and what it makes of the measured images."""
 
     value: float  # logits are divided by it; above 1: the network was too sure
-    fitted_on: str  # "val, 5000 images"; or the two halves of the measured split, each by the other's T
+    fitted_on: str  # validation images, never the measured ones: "val split, 5,000 images"
     ece: float  # of the measured images after scaling, same bins as before
     max_ece: float
     nll: float
@@ -60,30 +60,3 @@ def _expected(scores: NDArray[np.float64], inverse: float) -> float:
     """Mean over images of the logit that softmax(inverse · logits) expects."""
     power = np.exp(inverse * scores)
     return float(((power * scores).sum(axis=1) / power.sum(axis=1)).mean())
-
-
-def halves(label: ArrayLike, seed: int = 0) -> NDArray[np.bool_]:
-    """A split of [N] images into two halves, each class halved too; a pure function of the labels and the seed."""
-    own = np.asarray(label)
-    order = np.random.default_rng(seed).permutation(len(own))
-    order = order[np.argsort(own[order], kind="stable")]
-    first = np.zeros(len(own), bool)
-    first[order[::2]] = True
-    return first
-
-
-def cross_fitted(logits: ArrayLike, label: ArrayLike) -> NDArray[np.float64]:
-    """Logits [N, C] of a set, those of each half divided by the temperature of the other half: what scaling is worth
-    where there are no other images to fit it on.
-
-    Raises:
-        ValueError: for fewer than two images.
-    """
-    scores, own = np.asarray(logits, np.float64), np.asarray(label)
-    if len(own) < 2:
-        raise ValueError(f"two halves need two images, not {len(own)}")
-    first = halves(own)
-    scaled = np.empty_like(scores)
-    for part in (first, ~first):
-        scaled[part] = scores[part] / fit_temperature(scores[~part], own[~part])
-    return scaled

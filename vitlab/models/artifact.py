@@ -43,7 +43,7 @@ class ModelMeta:
     origin: str = ""  # where the weights started, e.g. timm's tag or a file's name; empty: from scratch
     licence: str = ""  # of the weights it started from
     method: str = ""  # what trained it
-    metrics: dict[str, float] = field(default_factory=dict)  # measured on the test split
+    metrics: dict[str, Any] = field(default_factory=dict)  # measured: figures, and dataset, split, images, date
     vitlab: str = __version__  # the version that wrote it
     sha256: str = ""  # of model.safetensors; filled in when saved
 
@@ -67,6 +67,12 @@ def save_model(folder: Path, model: nn.Module, meta: ModelMeta) -> ModelMeta:
     atomic_write(folder / WEIGHTS_FILE, weights)
     write_json(folder / META_FILE, {"format": FORMAT, **dataclasses.asdict(meta)})
     return meta
+
+
+def note_metrics(folder: Path, metrics: dict[str, Any]) -> None:
+    """Put ``metrics`` into ``model.json`` of a model folder, in one step; nothing else of it changes."""
+    path = folder / META_FILE
+    write_json(path, {**read_json(path), "metrics": metrics})
 
 
 def read_meta(folder: Path) -> ModelMeta:

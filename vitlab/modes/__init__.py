@@ -33,6 +33,11 @@ READS: dict[str, frozenset[str]] = {
 """Mode to the groups and top-level keys that it reads. The other modes (train, check, list) have no file here."""
 
 
+ALONE = frozenset({"evaluate", "benchmark", "predict", "explain", "export", "verify", "contract", "throughput"})
+"""Modes that work on one device even where ``trainer.devices`` names several: every image is seen once, and times are
+those of one device."""
+
+
 def reads(mode: str, run: object, chosen: set[str]) -> set[str]:
     """What ``mode`` reads, nothing for a mode that follows a method. ``chosen``: groups and keys typed at the prompt.
 

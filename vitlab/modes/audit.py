@@ -64,7 +64,20 @@ def before_training(config: Config, run: Run) -> None:
         UserError: the data cannot be trained on.
     """
     folder = run.stage_folder("audit")
-    result = look(config, audit_folder(Path(config.output), config.dataset), folder)
+    _judge(look(config, audit_folder(Path(config.output), config.dataset), folder), folder)
+
+
+def before_check(config: Config) -> None:
+    """The same look before mode=check; its answers go where those of mode=audit lie, as there may be no run yet.
+
+    Raises:
+        UserError: the data cannot be trained on.
+    """
+    folder = audit_folder(Path(config.output), config.dataset)
+    _judge(look(config, folder, folder), folder)
+
+
+def _judge(result: Audit, folder: Path) -> None:
     refuse_faults(result, folder)
     for line in result.doubts:
         print(f"data     {line}", file=sys.stderr)

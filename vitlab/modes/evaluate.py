@@ -10,47 +10,26 @@ training.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlab.compose import Composed
 from vitlab.errors import UserError
-from vitlab.files import atomic_write, read_json, write_json
+from vitlab.files import atomic_write, write_json
+from vitlab.modes.evaluated import Measured, about, draw, folder_of, note_in_model, write
 from vitlab.modes.named import models_of, result_of, writing
 from vitlab.modes.subject import Subject, find_subjects
-from vitlab.run import Run
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from vitlab.data.module import VisionData
-    from vitlab.measure.classification import Evaluation
     from vitlab.measure.resample import Comparison
-    from vitlab.report.data import DatasetInfo, Example
-
-EXAMPLES = 24  # worst mistakes that are shown
-ASIDE = ("root", "download")  # keys of dataset. that do not change the images
-
-
-@dataclass
-class Measured:
-    """One model's answers on the measured images."""
-
-    subject: Subject
-    evaluation: Evaluation
-    logits: NDArray[np.float32]  # [N, C]
-    label: NDArray[np.int64]  # [N], numbers of the model's classes
-    images: str  # fingerprint of the measured images and their labels
-    data: VisionData
-    index: NDArray[np.int64]  # [N] into the test split
+    from vitlab.measure.temperature import Temperature
 
 
 def answer(composed: Composed) -> int:
@@ -89,6 +68,7 @@ def evaluate(subjects: Sequence[Subject], pictures: bool = False) -> list[Measur
     found = [measure(subject) for subject in subjects]
     for one in found:
         write(one)
+        note_in_model(one)
         if pictures:
             draw(one)
     run = subjects[0].run
@@ -133,7 +113,9 @@ def measure(subject: Subject) -> Measured:
         found.intervals = {k: list(v) for k, v in bootstrap(scores, spec.bins, spec.resamples).items()}
     one = Measured(subject, found, logits, label, fingerprint(data.sources["test"]), data, index)
     if spec.temperature:
-        found.temperature = _temperature(one, network, number)
+        found.no_temperature = why_no_temperature(one)
+        if not found.no_temperature:
+            found.temperature = _temperature(one, network, number)
     return one
 
 
@@ -157,137 +139,37 @@ def class_numbers(data: Sequence[str], model: Sequence[str], title: str) -> NDAr
     return np.array([place[name] for name in data], np.int64)
 
 
-def _temperature(one: Measured, network: Any, number: NDArray[np.int64]) -> Any:
-    """Fitted on the validation split where there is one beside the measured one; else on two halves, each for the
-    other, and for later use on all."""
+def why_no_temperature(one: Measured) -> str:
+    """Why there are no images to fit a temperature on, neither measured nor trained on; "" if there are."""
+    from vitlab.data.sources import fingerprint
+
+    val, name, run = one.data.sources["val"], one.subject.config.dataset.name, one.subject.run
+    if fingerprint(val) == one.images:
+        cure = "a training with dataset.val_fraction=0.1 keeps one"
+        if name == "folder" or run is None:
+            cure = "data with both a val and a test split have one"
+        return f"{name} has no validation split beside the measured one ({cure})"
+    if run is None and getattr(val, "held_out", False):
+        return f"the validation images are held out of train, and {one.subject.title} may have been trained on them"
+    return ""
+
+
+def _temperature(one: Measured, network: Any, number: NDArray[np.int64]) -> Temperature:
+    """Fitted on the validation split."""
     from vitlab.measure.classification import evaluate_scores, predict, score
-    from vitlab.measure.temperature import Temperature, cross_fitted, fit_temperature
+    from vitlab.measure.temperature import Temperature, fit_temperature
+    from vitlab.training.progress import Progress
 
     data, spec = one.data, one.subject.config.evaluation
-    if data.split_names["val"] != data.split_names["test"]:
-        logits, label, _ = (x.numpy() for x in predict(network, data.val_dataloader(), one.subject.device))
-        value = fit_temperature(logits, number[label])
-        scaled, told = one.logits / value, f"{data.split_names['val']} split, {len(label):,} images"
-    elif len(one.label) < 2:
-        return None
-    else:
-        value, scaled = fit_temperature(one.logits, one.label), cross_fitted(one.logits, one.label)
-        told = f"halves of the {data.split_names['test']} split, each measured with the other's"
-    after = evaluate_scores(score(scaled, one.label), one.label, one.evaluation.classes, spec.bins)
+    with Progress(f"temperature of {one.subject.name}", data.sizes["val"], unit="image") as progress:
+        tensors = predict(network, data.val_dataloader(), one.subject.device, progress.update)
+    logits, label, _ = (x.numpy() for x in tensors)
+    value = fit_temperature(logits, number[label])
+    after = evaluate_scores(score(one.logits / value, one.label), one.label, one.evaluation.classes, spec.bins)
+    told = f"{data.split_names['val']} split, {len(label):,} images"
+    if getattr(data.sources["val"], "held_out", False):
+        told = f"{len(label):,} images held out of train"
     return Temperature(value, told, after.ece, after.max_ece, after.nll, after.brier)
-
-
-# -------------------------------------------------------------------------------------------------------------- files
-
-
-def folder_of(subject: Subject) -> Path:
-    """Where the files go: ``evaluation/`` of the run, or beside it when the prompt asks for other images."""
-    if subject.run is None:
-        return subject.folder
-    tree = subject.run.tree
-    other: dict[str, object] = {}
-    for group in ("dataset", "debug"):
-        stored, asked = tree[group], asdict(getattr(subject.config, group))
-        assert isinstance(stored, dict)
-        other |= {f"{group}.{key}": asked[key] for key in stored if key not in ASIDE and asked.get(key) != stored[key]}
-    if not other:
-        return subject.folder / "evaluation"
-    digest = hashlib.sha256(json.dumps(other, sort_keys=True).encode()).hexdigest()[:8]
-    return subject.folder / f"evaluation-{subject.config.dataset.name}-{digest}"
-
-
-def _stem(subject: Subject) -> str:
-    return subject.artifact.name if subject.run is not None and subject.artifact is not None else "model"
-
-
-def write(one: Measured) -> None:
-    """``<model>.json`` (the numbers), ``.npz`` (logits, label, index) and ``-classes.csv``."""
-    import numpy as np
-
-    folder, stem = folder_of(one.subject), _stem(one.subject)
-    write_json(folder / f"{stem}.json", one.evaluation.to_dict())
-    buffer = io.BytesIO()
-    np.savez(buffer, logits=one.logits, label=one.label, index=one.index)
-    atomic_write(folder / f"{stem}.npz", buffer.getvalue())
-    text = io.StringIO()
-    table = csv.writer(text)
-    table.writerow(["class", "images", "predicted", "recall", "precision", "f1", "most often taken for"])
-    for c in one.evaluation.per_class:
-        table.writerow([c.name, c.n, c.predicted, c.recall, c.precision, c.f1, c.confused_with])
-    atomic_write(folder / f"{stem}-classes.csv", text.getvalue())
-
-
-def about(one: Measured, folder: Path) -> None:
-    """What a report needs beside the numbers: the worst mistakes of this model, and the data in words."""
-    write_json(folder / "mistakes.json", [asdict(each) for each in worst_mistakes(one)])
-    write_json(folder / "dataset.json", asdict(describe_dataset(one)))
-
-
-def draw(one: Measured) -> None:
-    """The reliability diagram, the confusion matrix and the worst mistakes as PNG."""
-    from vitlab.report import plots, style
-
-    folder, stem, theme = folder_of(one.subject), _stem(one.subject), style.LIGHT
-    with style.themed(theme):
-        for name, figure in (
-            ("reliability", plots.reliability(one.subject.title, one.evaluation, theme, 0)),
-            ("confusion", plots.confusion(one.evaluation, theme)),
-            ("mistakes", plots.mistakes(worst_mistakes(one), theme)),
-        ):
-            if figure is not None:
-                if one.subject.config.dataset.name == "fake":
-                    style.mark_synthetic(figure, theme)
-                atomic_write(folder / f"{stem}-{name}.png", style.png(figure))
-
-
-def describe_dataset(one: Measured) -> DatasetInfo:
-    """The data that every number speaks about."""
-    from vitlab.help import conf_dir, head, origin
-    from vitlab.report.data import DatasetInfo
-
-    config, data = one.subject.config, one.data
-    path = conf_dir() / "dataset" / f"{config.dataset.name}.yaml"
-    return DatasetInfo(
-        name=config.dataset.name,
-        description=head(path) if path.exists() else "",
-        origin=f"Origin: {told}" if path.exists() and (told := origin(path)) else "",
-        train=data.sizes["train"],
-        test=data.sizes["test"],
-        split=data.split_names["test"],
-        classes=list(data.classes),
-        size=data.eval_view.size,
-        synthetic=config.dataset.name == "fake",
-        fingerprint=data.fingerprint,
-    )
-
-
-def worst_mistakes(one: Measured) -> list[Example]:
-    """The images that were called by a wrong name with the most confidence, worst first."""
-    import numpy as np
-
-    from vitlab.report.data import Example
-
-    logits, label, source, classes = one.logits, one.label, one.data.sources["test"], one.evaluation.classes
-    shifted = np.exp(logits - logits.max(1, keepdims=True))
-    prob = shifted / shifted.sum(1, keepdims=True)
-    predicted = logits.argmax(1)
-    wrong = np.flatnonzero(predicted != label)
-    wrong = wrong[np.argsort(-prob[wrong, predicted[wrong]], kind="stable")][:EXAMPLES]
-    examples = []
-    for row in wrong:
-        image, _ = source[int(one.index[row])]
-        image.thumbnail((160, 160))
-        examples.append(
-            Example.of(
-                np.asarray(image.convert("RGB")),
-                classes[label[row]],
-                classes[predicted[row]],
-                float(prob[row, predicted[row]]),
-                float(prob[row, label[row]]),
-                str(source.keys[int(one.index[row])]),
-            )
-        )
-    return examples
 
 
 # --------------------------------------------------------------------------------------------------------- comparison
@@ -372,8 +254,10 @@ def summary(found: Sequence[Measured], comparisons: Sequence[Comparison]) -> str
         if t is not None:
             lines.append(
                 f"{one.subject.title}: at temperature {t.value:.3g} ECE {percent(t.ece)} %, NLL {t.nll:.3f}, Brier "
-                f"{t.brier:.3f} (fitted on {t.fitted_on})"
+                f"{t.brier:.3f} (fitted on the {t.fitted_on})"
             )
+    for why in dict.fromkeys(one.evaluation.no_temperature for one in found if one.evaluation.no_temperature):
+        lines.append(f"no temperature is fitted: {why}")
     main = found[-1] if len({one.subject.run for one in found}) == 1 else found[0]
     weak = [
         f"{c.name} {percent(c.recall, 1)} %"
@@ -385,9 +269,3 @@ def summary(found: Sequence[Measured], comparisons: Sequence[Comparison]) -> str
     lines += [f"most frequent mistakes: {', '.join(pairs)}"] if pairs else []
     lines += ["", *(told(one) for one in comparisons)] if comparisons else []
     return "\n".join(lines)
-
-
-def stored_comparisons(run: Run) -> list[dict[str, Any]]:
-    """What an earlier mode=evaluate of this run found; none where it was not asked."""
-    path = run.folder / "evaluation" / "comparisons.json"
-    return list(read_json(path)) if path.exists() else []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vitlab.compose import Composed
 from vitlab.errors import UserError
 from vitlab.files import read_json
-from vitlab.help import conf_dir, head
+from vitlab.help import conf_dir, head, origin
 from vitlab.modes.evaluate import class_numbers
 from vitlab.modes.named import writing
 from vitlab.modes.predict import view_of
@@ -109,6 +109,7 @@ def facts_of(subject: Subject) -> Facts:
         facts.dataset, facts.synthetic = subject.config.dataset.name, subject.config.dataset.name == "fake"
         described = conf_dir() / "dataset" / f"{facts.dataset}.yaml"
         facts.described = head(described).rstrip(".") if described.is_file() else ""
+        facts.origin = f"Origin: {made}" if described.is_file() and (made := origin(described)) else ""
     if subject.run is None or subject.artifact is None:
         return facts
     facts.title = f"{subject.run.name}: {subject.title}"
@@ -119,6 +120,7 @@ def facts_of(subject: Subject) -> Facts:
         facts.metrics = {
             name: float(value) for name, value in stored.items() if isinstance(value, (int, float)) and name != "n"
         }
+        facts.intervals = stored.get("intervals") or {}
         if fitted := stored.get("temperature"):
             facts.extra = (
                 f"Its probabilities are calibrated by dividing the logits by {fitted['value']:.3g} (fitted on the "

@@ -68,6 +68,7 @@ def config_of(run: Run, composed: Composed) -> Config:
             "Use the version that made the run (environment.jsonl says which).",
         ) from error
     assert isinstance(config, Config)
+    trained = config.dataset
     config = replace(config, **{key: getattr(asked, key) for key in (*SHARED, "explain")})
     for group in ("dataset", "debug"):
         if any(word.startswith(f"{group}=") for word in composed.overrides):
@@ -75,6 +76,12 @@ def config_of(run: Run, composed: Composed) -> Config:
         else:
             values = {key: getattr(getattr(asked, group), key) for key in typed_keys(composed, group)}
             config = replace(config, **{group: replace(getattr(config, group), **values)})
+    if config.dataset.name == trained.name and config.dataset.val_fraction != trained.val_fraction:
+        raise UserError(
+            f"dataset.val_fraction={config.dataset.val_fraction:g}: {run.name} was trained with "
+            f"{trained.val_fraction:g}, so it has seen images that this would hold out, or the other way round.",
+            "Leave it out, or train with it: then it belongs into the command of the training.",
+        )
     return config
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from vitlab.compose import Composed
 from vitlab.config import PredictConfig
@@ -62,10 +62,8 @@ def answer(composed: Composed) -> int:
 
     settle(config)
     scale = temperature(subject) if config.predict.calibrated else None
-    told = f"calibrated, logits divided by {scale:.3g}" if scale else "as the network gives them"
-    if scale is None and config.predict.calibrated and subject.run is not None:
-        told += "; mode=evaluate fits a temperature"
-    print(f"model    {subject.artifact or subject.title}\nprobabilities {told}", file=sys.stderr)
+    print(f"model          {subject.artifact or subject.title}", file=sys.stderr)
+    print(f"probabilities  {_told(subject, scale)}", file=sys.stderr)
     total = bad = 0
     used: set[Path] = set()  # a second picture called cat becomes cat-17.png
     with _target(config.predict) as file:
@@ -91,12 +89,29 @@ def answer(composed: Composed) -> int:
 
 
 def temperature(subject: Subject) -> float | None:
-    """The temperature that mode=evaluate fitted for this model; None where there is none."""
-    if subject.run is None or subject.artifact is None:
-        return None
-    path = subject.run.folder / "evaluation" / f"{subject.artifact.name}.json"
-    fitted = read_json(path).get("temperature") if path.is_file() else None
+    """The temperature that the evaluation of its run fitted for this model; None where there is none."""
+    fitted = _evaluated(subject).get("temperature")
     return float(fitted["value"]) if fitted else None
+
+
+def _evaluated(subject: Subject) -> dict[str, Any]:
+    """What the evaluation of its run wrote of this model; nothing for one without."""
+    if subject.run is None or subject.artifact is None:
+        return {}
+    path = subject.run.folder / "evaluation" / f"{subject.artifact.name}.json"
+    return dict(read_json(path)) if path.is_file() else {}
+
+
+def _told(subject: Subject, scale: float | None) -> str:
+    """Whether probabilities are calibrated, and by what; or why they are not."""
+    if scale is not None:
+        fitted = _evaluated(subject)["temperature"].get("fitted_on")
+        return f"calibrated: logits divided by {scale:.3g}" + (f", fitted on the {fitted}" if fitted else "")
+    if not subject.config.predict.calibrated or subject.run is None:
+        return "as the network gives them"
+    evaluated = _evaluated(subject)
+    why = evaluated.get("no_temperature") or ("mode=evaluate fits one" if not evaluated else "")
+    return "as the network gives them" + (f"; no temperature was fitted: {why}" if why else "")
 
 
 def view_of(meta: ModelMeta) -> EvalView:
