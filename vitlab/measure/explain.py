@@ -153,16 +153,17 @@ def token_grid(model: nn.Module, tokens: int) -> tuple[int, int, int]:
     """
     prefix = int(getattr(model, "num_prefix_tokens", 0))
     grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
-    for before in (prefix, 0):  # some networks (CaiT) add their class token only after the blocks
+    for before in (prefix, 0):  # some networks (CaiT, XCiT) add their class token only after the blocks
         if grid is not None and grid[0] * grid[1] == tokens - before:
             return before, int(grid[0]), int(grid[1])
-    side = math.isqrt(max(tokens - prefix, 0))
-    if side * side != tokens - prefix or side == 0:
-        raise UserError(
-            f"{type(model).__name__} has {tokens} tokens here, {prefix} of them not of the image: no square grid.",
-            _LAYER_CURE,
-        )
-    return prefix, side, side
+    for before in (prefix, 0):
+        side = math.isqrt(max(tokens - before, 0))
+        if side > 0 and side * side == tokens - before:
+            return before, side, side
+    raise UserError(
+        f"{type(model).__name__} has {tokens} tokens here, {prefix} of them not of the image: no square grid.",
+        _LAYER_CURE,
+    )
 
 
 def enlarge(maps: Tensor, height: int, width: int) -> Tensor:

@@ -60,6 +60,8 @@ def attention_rollout(model: nn.Module, image: Tensor) -> Tensor:
     layers = catch_attention(model, image)
     if not layers:
         raise UserError(f"Rollout: {type(model).__name__} has no attention.", _CURE)
+    if any(layer.grid is None and len(layer.weight) != len(image) for layer in layers):
+        raise UserError(f"Rollout: {type(model).__name__} attends inside windows of another kind.", _CURE)
     if all(layer.grid is None for layer in layers):
         return _roll_tokens(model, [layer.weight for layer in layers])
     if any(layer.grid is None for layer in layers):
@@ -76,7 +78,7 @@ def catch_attention(model: nn.Module, image: Tensor) -> list[Attention]:
     Raises:
         UserError: attention that is not between the tokens of one sequence.
     """
-    catcher = _Catcher()
+    catcher = _Catcher(type(model).__name__)
     handles = [
         module.register_forward_pre_hook(catcher.enter) for module in model.modules() if isinstance(module, WINDOWED)
     ]
@@ -95,8 +97,9 @@ def catch_attention(model: nn.Module, image: Tensor) -> list[Attention]:
 class _Catcher(TorchFunctionMode):
     """Sees every torch function that the network calls; keeps the weights of attention [B, heads, N, N]."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
+        self.name = name  # of the network, for messages
         self.layers: list[Attention] = []
         self.block: tuple[nn.Module, tuple[int, int]] | None = None
 
@@ -145,7 +148,8 @@ class _Catcher(TorchFunctionMode):
     def _keep(self, weight: Tensor) -> None:
         if weight.ndim != 4 or weight.shape[2] != weight.shape[3]:
             raise UserError(
-                f"Rollout: attention {tuple(weight.shape)} is not between the tokens of one image.",
+                f"Rollout: an attention of {self.name} is not between the tokens of one image (its weights are "
+                f"{' × '.join(map(str, weight.shape))}).",
                 _CURE,
             )
         mean = weight.detach().float().mean(1)
