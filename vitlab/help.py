@@ -29,7 +29,7 @@ GROUPS = {
 MODES = {
     "train": "every stage of the method, then evaluation, exports and report (the default)",
     "evaluate": "accuracy, calibration, intervals of a run, or of model= on dataset=; run=[A,B]",
-    "benchmark": "parameters, multiply-adds, latency, throughput and memory, models side by side",
+    "benchmark": "parameters, multiply-adds, latency, memory side by side; run='*' draws all runs",
     "predict": "name what is on pictures: run=FOLDER input=cat.jpg",
     "explain": "where a model looks: run=FOLDER input=cat.jpg",
     "export": "a model as files for others: run=FOLDER export.formats=[onnx]",

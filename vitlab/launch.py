@@ -156,7 +156,9 @@ def _detail(group: str, config: Config) -> str:
         case "dataset":
             few = config.dataset.labels_per_class
             where = f" in {config.dataset.root}" if config.dataset.root else ""
-            return f"{config.dataset.size} px{where}" + (f", {few} labels per class" if few else "")
+            kept = 0.0 if config.dataset.name == "folder" else config.dataset.val_fraction
+            told = [f"{config.dataset.size} px{where}", *([f"{few} labels per class"] if few else [])]
+            return ", ".join([*told, *([f"{100 * kept:g} % of train held out for validation"] if kept else [])])
         case "model":
             return config.model.name + (", pretrained" if config.model.pretrained else "")
         case "teacher":

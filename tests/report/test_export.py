@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import base64
 import json
 import sys
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -225,6 +229,46 @@ def test_an_upload_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
         push(tmp_path, "me/x")
     with pytest.raises(UserError, match=r"export\.push=no name: the upload failed \(HFValidationError"):
         push(tmp_path, "no name")
+
+
+def test_an_upload_arrives_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's own client against a server of three answers on this machine: what it is sent is what lies there."""
+    for name, content in (("README.md", b"# x"), ("config.json", b"{}"), ("model.safetensors", bytes(range(256)))):
+        (tmp_path / name).write_bytes(content)
+    asked: dict[str, bytes] = {}
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            path = self.path.partition("?")[0]
+            asked[path] = body = self.rfile.read(int(self.headers["Content-Length"]))
+            answer: dict[str, Any] = {"url": f"{address}/me/x"}
+            if "/preupload/" in path:
+                names = [one["path"] for one in json.loads(body)["files"]]
+                answer = {"files": [{"path": one, "uploadMode": "regular", "shouldIgnore": False} for one in names]}
+            elif "/commit/" in path:
+                answer = {"success": True, "commitOid": "0" * 40, "commitUrl": f"{address}/me/x/commit/0"}
+            content = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        assert push(tmp_path, "me/x") == f"{address}/me/x"
+        server.shutdown()
+    made = json.loads(asked["/api/repos/create"])
+    assert (
+        made.get("visibility", "private" if made.get("private") else "public") == "private"
+    )
+    lines = [json.loads(line)["value"] for line in asked["/api/models/me/x/commit/main"].splitlines()]
+    files = {one["path"]: base64.b64decode(one["content"]) for one in lines if "content" in one}
+    assert files == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
 
 def test_the_network_is_left_as_it_was(exported: list[Exported], model: nn.Module) -> None:
