@@ -9,6 +9,7 @@ from vitlab.files import write_json
 from vitlab.methods.base import Stage, find_method
 from vitlab.modes import benchmark, evaluate, export
 from vitlab.modes.named import result_of
+from vitlab.modes.robustness import probe
 from vitlab.modes.subject import subjects_of
 from vitlab.report.card import write_card
 from vitlab.report.collect import collect
@@ -37,6 +38,7 @@ def close(run: Run, config: Config, stages: list[Stage], command: str) -> None:
         found = evaluate.evaluate(subjects)
         write_json(run.folder / "evaluation" / "comparisons.json", [asdict(one) for one in evaluate.compare(found)])
         stop_if_asked()
+    probed = probe(subjects)
     if not run.is_done("benchmark"):
         run.mark_done("benchmark", {"costs": benchmark.costs(subjects)})
         stop_if_asked()
@@ -49,7 +51,8 @@ def close(run: Run, config: Config, stages: list[Stage], command: str) -> None:
     paths = write_report(run.folder, data)
     write_card(run.folder, data)
     table = compare(data.rows, data.paper_rows, data.primary, data.dataset.synthetic).text()
-    told = [table, "", f"report   {paths.html}", f"model    {run.folder / primary.name}"]
+    told = [table, ""] + ([probed, ""] if probed else [])
+    told += [f"report   {paths.html}", f"model    {run.folder / primary.name}"]
     told += [f"{one.format:<8} {run.folder / one.path}" for one in data.exports if one.format != "safetensors"]
     run.finish({"table": "\n".join(told)})
     print("\n" + "\n".join(told))

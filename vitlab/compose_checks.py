@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from vitlab.config import GROUPS, MODES, Config, ModelConfig, RecipeConfig, to_steps
-from vitlab.data.roots import data_roots, missing
+from vitlab.data.roots import data_roots, missing, shifted_root
 from vitlab.errors import UserError, nearest
+from vitlab.measure.kinds import CORRUPTIONS, FAMILIES, SHIFTED
 from vitlab.methods.base import Method, find_method, method_names
 from vitlab.modes import FRAME, READS
 from vitlab.schema import DURATIONS
@@ -265,6 +266,18 @@ def _rest(config: Config, where: Where) -> None:
     _at_least("evaluation.latency_repeats", config.evaluation.latency_repeats, 1, where)
     for size in config.evaluation.latency_batches:
         _at_least("evaluation.latency_batches", size, 1, where)
+    for one in config.evaluation.corruptions:
+        _one_of("evaluation.corruptions", one, ("all", *FAMILIES, *CORRUPTIONS), where)
+    for level in config.evaluation.severities:
+        _within("evaluation.severities", level, 1, 5, where)
+    if not config.evaluation.severities:
+        raise UserError(f"{where('evaluation.severities')}: no severity is given.", "Give some of 1 to 5: [1,3,5].")
+    for one in config.evaluation.shifted:
+        _one_of("evaluation.shifted", one, ("all", *SHIFTED), where)
+    if config.evaluation.shifted:
+        shifted_root(config.evaluation.shifted_root)
+    if config.evaluation.robust_images is not None:
+        _at_least("evaluation.robust_images", config.evaluation.robust_images, 1, where)
     for one in config.benchmark.backends:
         _one_of("benchmark.backends", one, BACKENDS, where)
     for one in config.export.formats:

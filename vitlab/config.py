@@ -194,6 +194,11 @@ class EvaluationConfig:
     latency: bool = True  # measure seconds per batch
     latency_batches: list[int] = field(default_factory=lambda: [1, 32])  # batch sizes that are timed
     latency_repeats: int = 30  # timed batches of each size
+    corruptions: list[str] = field(default_factory=list)  # of ImageNet-C, made on the fly: names, families, all
+    severities: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5])  # of the corruptions
+    shifted: list[str] = field(default_factory=list)  # val v2 v2_threshold v2_top a r sketch objectnet c, or all
+    shifted_root: Optional[str] = None  # folder that holds the shifted sets; null: $VITLAB_DATA
+    robust_images: Optional[int] = None  # at most so many of a corruption or shifted set, classes in turn; null: all
 
 
 @dataclass

@@ -77,9 +77,10 @@ def _obey(parent: int) -> None:
     os._exit(0)
 
 
-def default_workers(source: Source) -> int:
-    """One process per free core of this rank's share, one core left to the main process; none for data in memory."""
-    if source.in_memory:
+def default_workers(source: Source, costly: bool = False) -> int:
+    """One process per free core of this rank's share, one core left to the main process; none for data in memory,
+    unless much is done to the images (``costly``)."""
+    if source.in_memory and not costly:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1)

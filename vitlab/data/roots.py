@@ -1,4 +1,4 @@
-"""Where a data set lies: ``dataset.root``, else ``$VITLAB_DATA``."""
+"""Where data lie: ``dataset.root`` or ``evaluation.shifted_root``, else ``$VITLAB_DATA``."""
 
 from __future__ import annotations
 
@@ -33,3 +33,22 @@ def missing(cfg: DatasetConfig, expected: str, downloadable: bool = False) -> Us
     if downloadable:
         ways.append("add dataset.download=true to fetch it there")
     return UserError(f"Data set '{cfg.name}' was not found: expected {expected} in {places}.", ", or ".join(ways) + ".")
+
+
+def shifted_root(given: str | None) -> Path:
+    """``evaluation.shifted_root``, or ``$VITLAB_DATA``.
+
+    Raises:
+        UserError: neither is given, or there is no such folder.
+    """
+    place = given or os.environ.get("VITLAB_DATA")
+    if not place:
+        raise UserError(
+            "evaluation.shifted needs the folder that holds the shifted sets, and neither evaluation.shifted_root nor "
+            "VITLAB_DATA is set.",
+            "Give evaluation.shifted_root=PATH.",
+        )
+    root = Path(place).expanduser()
+    if not root.is_dir():
+        raise UserError(f"evaluation.shifted_root={root} is not a folder.", "Give the folder that holds the sets.")
+    return root

@@ -194,7 +194,7 @@ def imagenet(cfg: DatasetConfig) -> dict[str, Source]:
     if (root / "val").is_dir():
         within = full_classes(root, root / "val")
         if not within:
-            sources["val"] = _flat_val(root, classes)
+            sources["val"] = flat_val(root, classes)
         elif sorted(within) != classes:
             odd = sorted(set(within) ^ set(classes))
             raise UserError(
@@ -212,7 +212,7 @@ def _by_class(root: Path, listing: dict[str, list[str]], classes: list[str], spl
     return Files(root, paths, labels, classes, split, upright=False)
 
 
-def _flat_val(root: Path, classes: list[str]) -> Files:
+def flat_val(root: Path, classes: list[str]) -> Files:
     """Validation images in one folder, labelled by the devkit: line n of the ground truth is image n's ILSVRC id."""
     data = root / "ILSVRC2012_devkit_t12" / "data"
     truth = data / "ILSVRC2012_validation_ground_truth.txt"

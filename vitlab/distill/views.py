@@ -145,18 +145,20 @@ class EvalView:
 
     def __call__(self, image: Image.Image, out: Tensor | None = None) -> Tensor:
         """The view [3, S, S] float32 of an RGB ``image``, written into ``out`` where given."""
+        return self.normalise(self.cut(image), out)
+
+    def cut(self, image: Image.Image) -> Image.Image:
+        """The pixels that the network sees of an RGB ``image``, S x S."""
         size = self.size
         if self.squash:
-            if image.size != (size, size):
-                image = image.resize((size, size), self.resampling)
-            return self.normalise(image, out)
+            return image if image.size == (size, size) else image.resize((size, size), self.resampling)
         width, height = image.size
         short = int(size / self.crop_pct)
         wanted = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
         if image.size != wanted:
             image = image.resize(wanted, self.resampling)
         left, top = round((wanted[0] - size) / 2), round((wanted[1] - size) / 2)
-        return self.normalise(image.crop((left, top, left + size, top + size)), out)
+        return image.crop((left, top, left + size, top + size))
 
 
 def scale_box(box: tuple[int, int, int, int], grid: int, size: int) -> tuple[int, int, int, int]:

@@ -17,17 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vitlab.measure.kinds import CORRUPTIONS, SEVERITIES
+
 Pixels = NDArray[np.float64]
 """[H, W, 3] in [0, 1]."""
 
-FAMILIES = {
-    "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
-    "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
-    "weather": ("snow", "frost", "fog", "brightness"),
-    "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
-}
-CORRUPTIONS = tuple(name for names in FAMILIES.values() for name in names)
-SEVERITIES = (1, 2, 3, 4, 5)
 REFERENCE = 224
 """Short side for which the strengths were published."""
 
@@ -219,16 +213,27 @@ def _smooth(x: Pixels, sigma: float) -> Pixels:
 def _streaked(x: Pixels, length: float, degrees: float) -> Pixels:
     """Blurred along a line of ``length`` pixels."""
     dy, dx = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
-    rows, columns = np.mgrid[: x.shape[0], : x.shape[1]]
+    rows, columns = np.arange(x.shape[0]), np.arange(x.shape[1])
     steps = np.linspace(-length / 2, length / 2, max(3, math.ceil(length) + 1))
-    return np.mean([_sampled(x, rows + t * dy, columns + t * dx) for t in steps], 0)
+    return sum((_on_grid(x, rows + t * dy, columns + t * dx) for t in steps), np.zeros_like(x)) / len(steps)
 
 
 def _magnified(x: Pixels, zoom: float) -> Pixels:
     """The middle, enlarged to the whole."""
+    rows, columns = np.arange(x.shape[0]), np.arange(x.shape[1])
     middle = (x.shape[0] - 1) / 2, (x.shape[1] - 1) / 2
-    rows, columns = np.mgrid[: x.shape[0], : x.shape[1]]
-    return _sampled(x, (rows - middle[0]) / zoom + middle[0], (columns - middle[1]) / zoom + middle[1])
+    return _on_grid(x, (rows - middle[0]) / zoom + middle[0], (columns - middle[1]) / zoom + middle[1])
+
+
+def _on_grid(x: Pixels, rows: NDArray[np.float64], columns: NDArray[np.float64]) -> Pixels:
+    """As :func:`_sampled` where every row of places has the same columns: first along one axis, then the other."""
+    for axis, places in ((0, rows), (1, columns)):
+        last = x.shape[axis] - 1
+        places = np.clip(places, 0, last)
+        low = np.floor(places).astype(int)
+        share = (places - low).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+        x = x.take(low, axis) * (1 - share) + x.take(np.minimum(low + 1, last), axis) * share
+    return x
 
 
 def _sampled(x: Pixels, rows: NDArray[np.float64], columns: NDArray[np.float64]) -> Pixels:

@@ -22,6 +22,7 @@ from vitlab.errors import UserError
 from vitlab.files import atomic_write, write_json
 from vitlab.modes.evaluated import Measured, about, draw, folder_of, note_in_model, write
 from vitlab.modes.named import models_of, result_of, writing
+from vitlab.modes.robustness import probe
 from vitlab.modes.subject import Subject, find_subjects
 
 if TYPE_CHECKING:
@@ -45,12 +46,15 @@ def answer(composed: Composed) -> int:
 
     settle(composed.config)
     found: list[Measured] = []
-    for run, group in groupby(subjects, key=lambda one: one.run):
+    probed: list[str] = []
+    for run, models in groupby(subjects, key=lambda one: one.run):
+        group = list(models)
         with writing(run, composed):
-            found += evaluate(list(group), pictures=True)
+            found += evaluate(group, pictures=True)
+            probed.append(probe(group))
     same_images(found)
     comparisons = compare(found)
-    print(summary(found, comparisons))
+    print("\n\n".join(filter(None, [summary(found, comparisons), *probed])))
     folder = keep(found, comparisons, Path(composed.config.output))
     print(
         "\n" + "\n".join(f"written  {one}" for one in dict.fromkeys([*(folder_of(m.subject) for m in found), folder]))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vitlab.files import read_json
 from vitlab.measure.classification import Evaluation
 from vitlab.measure.interleave import Timing
+from vitlab.measure.robustness import Robustness, Shifted
 from vitlab.recorder import read_rows
 from vitlab.report.compare import file_size
 from vitlab.report.data import (
@@ -129,7 +130,21 @@ def _row(run: Run, stage: Stage, costs: dict[str, Any]) -> ModelRow:
         folder=stage.name,
         architecture=model["name"],
         steps=record.get("steps"),  # type: ignore[arg-type]  # an int, written by the stage
+        robust=_measured(run, stage, "robust", model, Robustness),
+        shifted=_measured(run, stage, "shifted", model, Shifted),
     )
+
+
+Kind = TypeVar("Kind", Robustness, Shifted)
+
+
+def _measured(run: Run, stage: Stage, kind: str, model: dict[str, Any], read: type[Kind]) -> Kind | None:
+    """What an evaluation found of these weights under corruptions or on shifted sets; None where it was not asked."""
+    path = run.folder / "evaluation" / f"{stage.name}-{kind}.json"
+    if not path.exists():
+        return None
+    found = read.from_dict(read_json(path))
+    return found if found.model == model["sha256"] else None
 
 
 def _summary(rows: Sequence[ModelRow], primary: str, told: str, dataset: DatasetInfo) -> str:

@@ -21,6 +21,7 @@ from vitlab.files import read_json, write_json
 from vitlab.measure.classification import Evaluation
 from vitlab.measure.interleave import Timing
 from vitlab.measure.resample import Comparison, Difference
+from vitlab.measure.robustness import Robustness, Shifted
 
 
 @dataclass
@@ -86,6 +87,8 @@ class ModelRow:
     folder: str = ""  # model artifact
     architecture: str = ""  # timm name
     steps: int | None = None  # optimiser steps it was trained for
+    robust: Robustness | None = None  # under corruptions made on the fly
+    shifted: Shifted | None = None  # on the shifted ImageNet sets
 
     def __post_init__(self) -> None:
         if self.evaluation is not None:
@@ -243,6 +246,8 @@ class ReportData:
                     **row,
                     "cost": _cost(row["cost"]),
                     "evaluation": None if row["evaluation"] is None else Evaluation.from_dict(row["evaluation"]),
+                    "robust": Robustness.from_dict(row["robust"]) if row.get("robust") else None,
+                    "shifted": Shifted.from_dict(row["shifted"]) if row.get("shifted") else None,
                 }
             )
             for row in value["rows"]

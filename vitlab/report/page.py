@@ -13,7 +13,7 @@ from markupsafe import Markup
 from vitlab import __version__
 from vitlab.measure.classification import ClassScore, Evaluation, wilson
 from vitlab.measure.resample import Comparison
-from vitlab.report import style
+from vitlab.report import robust, style
 from vitlab.report.compare import DASH, SYNTHETIC, compare, duration, file_size, milliseconds, percent, si
 from vitlab.report.data import ModelRow, ReportData
 from vitlab.report.plain import CHANCE, count, p_value, span
@@ -36,7 +36,7 @@ class Tile:
 class Picture:
     """A figure as it stands on the page."""
 
-    section: str  # compare | curves | reliability | confusion | cost | mistakes
+    section: str  # compare | curves | reliability | robust | shifted | confusion | cost | mistakes
     file: str  # relative to the report's folder
     title: str
     caption: str
@@ -220,6 +220,7 @@ def render(data: ReportData, pictures: Sequence[Picture]) -> tuple[str, str]:
         "facts": facts(data.environment),
         "seconds": _whole([stage.seconds for stage in data.stages]),
         "calibrated": [row for row in data.rows if row.evaluation is not None and row.evaluation.calibrations],
+        "robust": robust.section(data.rows),
         "span": span,
         "p_value": p_value,
         "SYNTHETIC": SYNTHETIC,

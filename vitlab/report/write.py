@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitlab.files import atomic_write
-from vitlab.report import curves, page, plots, style
+from vitlab.report import curves, page, plots, robust_plots, style
 from vitlab.report.data import (
     Cost,
     Curve,
@@ -29,6 +29,7 @@ from vitlab.report.data import (
     StageRow,
     curves_of,
 )
+from vitlab.report.robust import of_rows
 from vitlab.report.timings import latency_bars
 
 if TYPE_CHECKING:
@@ -139,6 +140,36 @@ def drawings(data: ReportData) -> list[Drawing]:
                 "Rows are labels, columns predictions, both coloured by their share of the row: blue what is right, "
                 "orange what is wrong, each on its own scale.",
                 lambda theme: plots.confusion(found, theme),
+            )
+        )
+    robust, shifted = of_rows(rows), [(row.name, row.shifted) for row in rows if row.shifted is not None]
+    if robust:
+        out.append(
+            Drawing(
+                "robust",
+                "corruptions",
+                "Top-1 under each corruption",
+                "Mean over the severities; further out is better. Dashed rings: the same images, not corrupted.",
+                lambda theme: robust_plots.radar(robust, theme, slots),
+            )
+        )
+        out.append(
+            Drawing(
+                "robust",
+                "severities",
+                "Top-1 and calibration error by severity",
+                "Means over the corruptions; severity 0 is the image as it is.",
+                lambda theme: robust_plots.by_severity(robust, theme, slots),
+            )
+        )
+    if shifted:
+        out.append(
+            Drawing(
+                "shifted",
+                "shifted",
+                "Top-1 on shifted sets",
+                "The answer is the largest of all logits.",
+                lambda theme: robust_plots.shifted_bars(shifted, theme, slots),
             )
         )
     for batch in sorted({each.batch for row in rows for each in row.cost.latency}):

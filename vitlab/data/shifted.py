@@ -1,0 +1,203 @@
+"""ImageNet's validation images and the sets that shift away from them, each read as it is downloaded.
+
+=============  =============================================  ========================================================
+name           folder below the root                          what is in it
+=============  =============================================  ========================================================
+val            val (also in imagenet/)                        ``<wnid>/``, or flat with the devkit beside it
+v2             imagenetv2-matched-frequency-format-val        ``0/`` to ``999/``: numbers of classes
+v2_threshold   imagenetv2-threshold0.7-format-val             the same
+v2_top         imagenetv2-top-images-format-val               the same
+a              imagenet-a                                     ``<wnid>/`` of 200 classes
+r              imagenet-r                                     ``<wnid>/`` of 200 classes
+sketch         sketch (or ImageNet-Sketch)                    ``<wnid>/`` of 1,000 classes
+objectnet      objectnet-1.0                                  ``images/<folder>/`` and ``mappings/``; 113 classes count
+c              imagenet-c, or its families as unpacked        ``[<family>/]<corruption>/<severity>/<wnid>/``
+=============  =============================================  ========================================================
+
+Labels are WordNet ids, so that a network is asked by the names of its classes and not by their numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vitlab.data.folder import full_classes
+from vitlab.data.images import Files
+from vitlab.data.torchvision_sets import flat_val
+from vitlab.errors import UserError
+from vitlab.measure.kinds import FAMILIES, SEVERITIES
+
+BORDER = 2  # pixels around every image of ObjectNet, red so that they are recognised in training data
+
+
+@dataclass
+class ShiftedImages:
+    """A set that was found.
+
+    Attributes:
+        source: images; a label is a number into ``accepted``.
+        accepted: for each class of the set, the WordNet ids that are right answers.
+        whole: images of the published set, to tell an incomplete one.
+    """
+
+    name: str
+    title: str
+    source: Files
+    accepted: list[tuple[str, ...]]
+    whole: int
+
+
+@functools.cache
+def wordnet_ids() -> tuple[str, ...]:
+    """The 1,000 classes of ImageNet-1k in the order of the usual heads, which is that of the ids."""
+    from timm.data import ImageNetInfo
+
+    return tuple(ImageNetInfo("imagenet-1k").label_names())
+
+
+def find_set(root: Path, name: str) -> ShiftedImages | None:
+    """One of :data:`SETS` (but ``c``: see :func:`find_corrupted`) below ``root``; None where its folder is not there.
+
+    Raises:
+        UserError: the folder is there and is not laid out as the set is.
+    """
+    title, folders, whole, read = SETS[name]
+    for folder in folders:
+        if (root / folder).is_dir():
+            source, accepted = read(root / folder)
+            return ShiftedImages(name, title, source, accepted, whole)
+    return None
+
+
+def _by_wordnet(folder: Path) -> tuple[Files, list[tuple[str, ...]]]:
+    listing = full_classes(folder, folder)
+    known = set(wordnet_ids())
+    strange = sorted(set(listing) - known)
+    if strange or not listing:
+        raise UserError(
+            f"{folder} holds {f'a folder {strange[0]}, which' if strange else 'no class folder that'} is named like a "
+            "class of ImageNet-1k (n01440764, ...).",
+            "Unpack the archive there again.",
+        )
+    return _files(folder, listing), [(name,) for name in sorted(listing)]
+
+
+def _by_number(folder: Path) -> tuple[Files, list[tuple[str, ...]]]:
+    """ImageNetV2. Its folders are numbers, and sorting their names as text (0, 1, 10, 100, ...) would mix them up."""
+    listing = full_classes(folder, folder)
+    strange = sorted(name for name in listing if not name.isdecimal() or int(name) >= len(wordnet_ids()))
+    if strange or not listing:
+        raise UserError(
+            f"{folder} holds {f'a folder {strange[0]}' if strange else 'no class folder'}; ImageNetV2 has 0 to 999.",
+            "Unpack the archive there again.",
+        )
+    named = {wordnet_ids()[int(name)]: paths for name, paths in listing.items()}
+    return _files(folder, named), [(name,) for name in sorted(named)]
+
+
+def _val(folder: Path) -> tuple[Files, list[tuple[str, ...]]]:
+    if full_classes(folder, folder):
+        return _by_wordnet(folder)
+    return flat_val(folder.parent, list(wordnet_ids())), [(name,) for name in wordnet_ids()]
+
+
+class Framed(Files):
+    """Images in a frame that is cut off first."""
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """Decode image ``index``, without its frame."""
+        image, label = super().__getitem__(index)
+        return image.crop((BORDER, BORDER, image.width - BORDER, image.height - BORDER)), label
+
+
+def _objectnet(folder: Path) -> tuple[Files, list[tuple[str, ...]]]:
+    """Its own mappings say which of its 313 classes are classes of ImageNet: one of them may be several of those."""
+    mappings = folder / "mappings"
+    try:
+        titles: dict[str, str] = json.loads((mappings / "folder_to_objectnet_label.json").read_text())
+        overlap: dict[str, str] = json.loads((mappings / "objectnet_to_imagenet_1k.json").read_text())
+        line_of: dict[str, int] = json.loads((mappings / "pytorch_to_imagenet_2012_id.json").read_text())
+        lines = (mappings / "imagenet_to_label_2012_v2").read_text().splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"ObjectNet's mappings cannot be read: {error}.", "Unpack objectnet-1.0 again.") from None
+    number_at = {int(line): int(number) for number, line in line_of.items()}
+    number_of = {text.strip(): number_at.get(line) for line, text in enumerate(lines)}
+    accepted: dict[str, tuple[str, ...]] = {}
+    for name, title in titles.items():
+        if title in overlap:
+            numbers = [number_of.get(text.strip()) for text in overlap[title].split("; ")]
+            if None in numbers:
+                raise UserError(f"ObjectNet's mappings do not place its class {title}.", "Unpack objectnet-1.0 again.")
+            accepted[name] = tuple(wordnet_ids()[number] for number in numbers if number is not None)
+    listing = {name: paths for name, paths in full_classes(folder, folder / "images").items() if name in accepted}
+    if not listing:
+        raise UserError(
+            f"{folder / 'images'} holds no folder that ObjectNet's mappings name.", "Unpack objectnet-1.0 again."
+        )
+    plain = _files(folder, listing)
+    source = Framed(folder, list(plain.keys), plain.labels, plain.classes, "test", upright=False)
+    return source, [accepted[name] for name in sorted(listing)]
+
+
+def _files(root: Path, listing: dict[str, list[str]]) -> Files:
+    classes = sorted(listing)
+    paths = [path for name in classes for path in listing[name]]
+    labels = np.repeat(np.arange(len(classes)), [len(listing[name]) for name in classes])
+    return Files(root, paths, labels, classes, "test", upright=False)
+
+
+Reader = Callable[[Path], tuple[Files, list[tuple[str, ...]]]]
+
+SETS: dict[str, tuple[str, Sequence[str], int, Reader]] = {
+    "val": ("ImageNet val", ("val", "imagenet/val", "ILSVRC2012/val"), 50_000, _val),
+    "v2": (
+        "ImageNetV2 matched frequency",
+        ("imagenetv2-matched-frequency-format-val", "imagenetv2-matched-frequency"),
+        10_000,
+        _by_number,
+    ),
+    "v2_threshold": (
+        "ImageNetV2 threshold 0.7",
+        ("imagenetv2-threshold0.7-format-val", "imagenetv2-threshold0.7"),
+        10_000,
+        _by_number,
+    ),
+    "v2_top": (
+        "ImageNetV2 top images",
+        ("imagenetv2-top-images-format-val", "imagenetv2-topimages-format-val", "imagenetv2-top-images"),
+        10_000,
+        _by_number,
+    ),
+    "a": ("ImageNet-A", ("imagenet-a",), 7_500, _by_wordnet),
+    "r": ("ImageNet-R", ("imagenet-r",), 30_000, _by_wordnet),
+    "sketch": ("ImageNet-Sketch", ("sketch", "imagenet-sketch", "ImageNet-Sketch"), 50_889, _by_wordnet),
+    "objectnet": ("ObjectNet", ("objectnet-1.0",), 18_574, _objectnet),
+}
+"""Name to title, folders below the root, images of the whole set, and how it is read."""
+
+CORRUPTED = "ImageNet-C"
+
+
+def find_corrupted(root: Path) -> dict[tuple[str, int], ShiftedImages]:
+    """What is there of ImageNet-C: (corruption, severity) to its images. Its archives are one a family, and may be
+    unpacked with or without a folder for each."""
+    homes = [root / name for name in ("imagenet-c", "ImageNet-C", "imagenet_c", "ImageNetC")] + [root]
+    found = {}
+    for family, names in FAMILIES.items():
+        for name in names:
+            places = [home / part / name for home in homes for part in ("", family)]
+            place = next((one for one in places if one.is_dir()), None)
+            for severity in SEVERITIES if place is not None else ():
+                folder = place / str(severity) if place is not None else root
+                if folder.is_dir():
+                    source, accepted = _by_wordnet(folder)
+                    title = f"{CORRUPTED} {name} {severity}"
+                    found[name, severity] = ShiftedImages("c", title, source, accepted, 50_000)
+    return found

@@ -1,0 +1,203 @@
+"""What evaluation=robust adds to every evaluation: the same test images under the corruptions of ImageNet-C.
+
+    python -m vitlab evaluation=robust                                          closes the training
+    python -m vitlab mode=evaluate run=RUN evaluation=robust evaluation.robust_images=500
+
+Beside the other files of an evaluation: ``<model>-robust.json`` and ``.csv``. They are written as each corruption is
+done, and carry the fingerprint of weights and images: what they hold already is not measured again.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from vitlab.config import EvaluationConfig
+from vitlab.files import atomic_write, read_json, write_json
+from vitlab.measure.kinds import CORRUPTIONS, FAMILIES
+from vitlab.modes.evaluated import folder_of, stem_of
+from vitlab.modes.subject import Subject
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from vitlab.data.batch import Batch
+    from vitlab.measure.robustness import Robustness
+
+
+def probe(subjects: Sequence[Subject]) -> str:
+    """Measure what the subjects' configuration asks for beyond their test images; what the prompt is told of it.
+
+    Args:
+        subjects: models of one run, or one that no run made, all evaluated: their ``<model>.npz`` is there.
+
+    Raises:
+        UserError: a shifted set is not laid out as published, or of other classes than the model's.
+        Interrupted: somebody asked to stop; what is measured is on disk.
+    """
+    spec, told = subjects[0].config.evaluation, []
+    if spec.corruptions:
+        from vitlab.report.robust import robust_text
+
+        found = under_corruptions(subjects)
+        told.append(robust_text([(one.title, state) for one, state in zip(subjects, found, strict=True)]))
+    if spec.shifted:
+        from vitlab.modes.shifted import on_shifted_sets
+        from vitlab.report.robust import shifted_text
+
+        told.append(shifted_text([(one.title, on_shifted_sets(one)) for one in subjects]))
+    return "\n\n".join(told)
+
+
+def corruptions_of(asked: Sequence[str]) -> list[str]:
+    """The corruptions that names, families and ``all`` mean, in the paper's order."""
+    meant = {name for word in asked for name in (CORRUPTIONS if word == "all" else FAMILIES.get(word, (word,)))}
+    return [name for name in CORRUPTIONS if name in meant]
+
+
+def under_corruptions(subjects: Sequence[Subject]) -> list[Robustness]:
+    """Every model under every corruption; those that see the same view are asked together, so that a corrupted image
+    is made once for all of them."""
+    groups: dict[str, list[Subject]] = {}
+    for one in subjects:
+        meta = one.meta
+        same = (meta.size, meta.crop_pct, meta.crop, meta.interpolation, list(meta.mean), list(meta.std))
+        groups.setdefault(json.dumps(same), []).append(one)
+    found: dict[str, Robustness] = {}
+    for group in groups.values():
+        states = [_begun(one) for one in group]
+        _finish(group, states)
+        found.update(zip((one.name for one in group), states, strict=True))
+    return [_asked_for(found[one.name], one.config.evaluation) for one in subjects]
+
+
+def _begun(subject: Subject) -> Robustness:
+    """What is known of a model already, or a new record with its answers to the same images without corruption."""
+    import numpy as np
+
+    from vitlab.data.sources import Subset, fingerprint, limit
+    from vitlab.measure.robustness import Robustness, Tally
+
+    data, spec = subject.data, subject.config.evaluation
+    whole = data.sources["test"]
+    part = limit(whole, spec.robust_images or len(whole), subject.config.seed)
+    folder, stem = folder_of(subject), stem_of(subject)
+    kept = np.load(folder / f"{stem}.npz", allow_pickle=False)
+    chosen = np.isin(kept["index"], part.indices) if part is not whole and isinstance(part, Subset) else slice(None)
+    clean = Tally()
+    clean.add(kept["logits"][chosen], kept["label"][chosen])
+    state = Robustness(
+        model=weights_of(subject),
+        images=fingerprint(part),
+        view=str(data.eval_view),
+        seed=subject.config.seed,
+        bins=spec.bins,
+        whole=len(whole),
+        alexnet=subject.config.dataset.name == "imagenet",
+        clean=clean.cell("none", bins=spec.bins),
+    )
+    path = folder / f"{stem}-robust.json"
+    known = Robustness.from_dict(read_json(path)) if path.exists() else state
+    if replace(known, cells=[], clean=None) == replace(state, clean=None):
+        state.cells = known.cells
+    return state
+
+
+def _finish(group: Sequence[Subject], states: Sequence[Robustness]) -> None:
+    """Measure what a state lacks, a corruption in all its severities at a time."""
+    from vitlab.data.corrupted import STRIDE, CorruptedViews
+    from vitlab.data.loader import Loader, default_workers
+    from vitlab.data.sources import limit
+    from vitlab.measure.robustness import Tally
+    from vitlab.modes.evaluate import class_numbers
+    from vitlab.training.interrupt import stop_if_asked
+    from vitlab.training.progress import Progress
+
+    config, data, device = group[0].config, group[0].data, group[0].device
+    spec, whole = config.evaluation, data.sources["test"]
+    lacking = {
+        name: [level for level in sorted(set(spec.severities)) if any(one.at(name, level) is None for one in states)]
+        for name in corruptions_of(spec.corruptions)
+    }
+    lacking = {name: levels for name, levels in lacking.items() if levels}
+    if not lacking:
+        return
+    source = limit(whole, spec.robust_images or len(whole), config.seed)
+    step = max(1, spec.batch_size // max(map(len, lacking.values())))
+    starts = range(0, len(source), step)
+    batches = [
+        [(index, c) for index in range(start, min(start + step, len(source)))]
+        for c in range(len(lacking))
+        for start in starts
+    ]
+    workers = config.hardware.workers
+    views = CorruptedViews(source, data.eval_view, list(lacking), list(lacking.values()), config.seed)
+    loader = iter(Loader(views, batches, default_workers(source, costly=True) if workers is None else workers))
+    networks = [one.network().to(device) for one in group]
+    numbers = [class_numbers(data.classes, one.meta.classes, one.title) for one in group]
+    total = len(source) * sum(map(len, lacking.values()))
+    with Progress(f"corrupted for {', '.join(one.name for one in group)}", total, unit="image") as progress:
+        for c, (name, levels) in enumerate(lacking.items()):
+            tallies = [Tally() for _ in group]
+            for _ in starts:
+                batch = next(loader)
+                for network, tally, number in zip(networks, tallies, numbers, strict=True):
+                    tally.add(answers(network, batch, device), number[batch.label.numpy()], batch.slot.numpy())
+                progress.update(progress.done + len(batch))
+                stop_if_asked()
+            for one, state, tally in zip(group, states, tallies, strict=True):
+                state.cells = [cell for cell in state.cells if (cell.name, cell.severity) not in _cells(name, levels)]
+                state.cells += [tally.cell(name, level, state.bins, STRIDE * c + level) for level in levels]
+                folder, stem = folder_of(one), stem_of(one)
+                write_json(folder / f"{stem}-robust.json", state.to_dict())
+                atomic_write(folder / f"{stem}-robust.csv", as_csv(state))
+
+
+def _cells(name: str, levels: Sequence[int]) -> set[tuple[str, int]]:
+    return {(name, level) for level in levels}
+
+
+def _asked_for(state: Robustness, spec: EvaluationConfig) -> Robustness:
+    """``state`` with the cells of this command alone; the file keeps all."""
+    names = corruptions_of(spec.corruptions)
+    return replace(state, cells=[one for one in state.cells if one.name in names and one.severity in spec.severities])
+
+
+def answers(network: torch.nn.Module, batch: Batch, device: torch.device) -> NDArray[np.float32]:
+    """Logits [B, C] of a network in eval mode."""
+    import torch
+
+    with torch.inference_mode():
+        logits: torch.Tensor = network(batch.image.to(device, non_blocking=True))
+    return logits.float().cpu().numpy()
+
+
+def weights_of(subject: Subject) -> str:
+    """SHA-256 of a model's weights: what a measurement of it belongs to."""
+    if subject.meta.sha256:
+        return subject.meta.sha256
+    digest = hashlib.sha256()
+    for name, value in sorted(subject.network().state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def as_csv(state: Robustness) -> str:
+    """A row for each corruption and severity."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    metrics = ("n", "top1", "top5", "nll", "brier", "ece", "max_ece", "mean_confidence")
+    table.writerow(["corruption", "severity", *metrics])
+    order: dict[str, Any] = {name: place for place, name in enumerate(("none", *CORRUPTIONS))}
+    every = [state.clean, *state.cells] if state.clean is not None else state.cells
+    for one in sorted(every, key=lambda one: (order[one.name], one.severity)):
+        table.writerow([one.name, one.severity, *(getattr(one, metric) for metric in metrics)])
+    return text.getvalue()
