@@ -22,9 +22,10 @@ from vitlab.distill.views import EvalView
 from vitlab.errors import Interrupted
 from vitlab.measure.corruptions import corrupt
 from vitlab.measure.robustness import Robustness, Shifted
+from vitlab.models.artifact import ModelMeta
 from vitlab.modes import robustness
 
-WORDS = ("evaluation=robust", "evaluation.corruptions=[noise,contrast]", "evaluation.severities=[1,4]")
+WORDS: tuple[str, ...] = ("evaluation=robust", "evaluation.corruptions=[noise,contrast]", "evaluation.severities=[1,4]")
 WORDS += ("evaluation.robust_images=40", "evaluation.resamples=0", "evaluation.latency=false")
 
 
@@ -66,7 +67,8 @@ def test_a_cell_is_what_a_hand_finds(robust: Path) -> None:
     part = limit(limit(source, 200, 0), 40, 0)
     model = vitlab.load_model(robust / "train")
     meta = model.meta
-    view = EvalView(meta.size, meta.crop_pct, meta.mean, meta.std, meta.interpolation, meta.crop)  # type: ignore[union-attr,arg-type]
+    assert isinstance(meta, ModelMeta)
+    view = EvalView(meta.size, meta.crop_pct, meta.mean, meta.std, meta.interpolation, meta.crop)
     rows, plain, labels = [], [], []
     for i in range(len(part)):
         image, label = part[i]
@@ -190,7 +192,13 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def classifier(output: Path, imagenet: Path) -> Path:
     """A run on it."""
-    words = ("dataset=imagenet", f"dataset.root={imagenet}", "dataset.size=32", "model=resnet18", "recipe=digits")
+    words: tuple[str, ...] = (
+        "dataset=imagenet",
+        f"dataset.root={imagenet}",
+        "dataset.size=32",
+        "model=resnet18",
+        "recipe=digits",
+    )
     words += ("model.name=test_resnet", "recipe.batch_size=8", "debug.max_steps=4", "evaluation=imagenet_shift")
     return train(output, *words, f"evaluation.shifted_root={imagenet}", "evaluation.resamples=0")
 
@@ -225,12 +233,13 @@ def test_the_sets_that_are_there(classifier: Path, imagenet: Path, output: Path,
 def test_answers_among_all_classes_and_among_those_of_the_set(classifier: Path, imagenet: Path) -> None:
     model = vitlab.load_model(classifier / "train")
     meta = model.meta
-    view = EvalView(meta.size, meta.crop_pct, meta.mean, meta.std, meta.interpolation, meta.crop)  # type: ignore[union-attr,arg-type]
+    assert isinstance(meta, ModelMeta)
+    view = EvalView(meta.size, meta.crop_pct, meta.mean, meta.std, meta.interpolation, meta.crop)
     found = Shifted.from_dict(json.loads((classifier / "evaluation" / "train-shifted.json").read_text()))
     paths = sorted((imagenet / "imagenet-a").glob("*/*.jpg"))
     with torch.inference_mode():
         logits = model(torch.stack([view(Image.open(path).convert("RGB")) for path in paths]))
-    label = torch.tensor([meta.classes.index(path.parent.name) for path in paths])  # type: ignore[union-attr]
+    label = torch.tensor([meta.classes.index(path.parent.name) for path in paths])
     a = found.sets[2]
     assert a.restricted is not None
     assert a.full.top1 == pytest.approx((logits.argmax(1) == label).float().mean().item())
