@@ -15,7 +15,9 @@ import pytest
 
 from vitlab.compose import load
 from vitlab.errors import UserError
-from vitlab.sweep import expand, visible_gpus, wanted_gpus
+from vitlab.run import is_locked, own
+from vitlab.sweep import expand, read
+from vitlab.sweep_jobs import visible_gpus, wanted_gpus
 from vitlab.sweep_table import Job, grouped, results, write_comparison
 
 SMALL = (
@@ -30,7 +32,7 @@ def test_the_grid_is_hydras_and_each_job_its_own_run() -> None:
     assert len({job.run for job in jobs}) == 4
     assert all("method=supervised" in job.words and "sweep.jobs=2" not in job.words for job in jobs)
     assert [one.config.recipe.lr for one in composed] == [1e-3, 3e-3] * 2
-    assert composed[0].config.sweep.jobs == 2
+    assert read(["seed=0,1", "sweep.jobs=2"])[2].config.sweep.jobs == 2
 
 
 def test_one_mistaken_job_stops_the_sweep_before_it_starts() -> None:
@@ -44,6 +46,28 @@ def test_jobs_at_once_share_the_gpus_that_may_be_seen(monkeypatch: pytest.Monkey
     assert gpus == ["3", "5"]
     wanted = {name: wanted_gpus(load([f"hardware={name}"]), gpus) for name in ("auto", "cpu", "ddp_cpu", "gpu", "ddp")}
     assert wanted == {"auto": 1, "cpu": 0, "ddp_cpu": 0, "gpu": 1, "ddp": 2}
+
+
+def test_ways_to_run_one_training_are_runs_of_their_own() -> None:
+    jobs, _ = expand(["method=supervised", "hardware=cpu,ddp_cpu", "seed=0,1"])
+    assert len({job.run for job in jobs}) == 4
+    assert [job.words[-1] for job in jobs[::2]] == [f"name=digits-tiny_vit_digits-{way}" for way in ("cpu", "ddp_cpu")]
+
+
+def test_a_configuration_may_say_what_is_swept_and_the_prompt_is_stronger() -> None:
+    _, swept, _ = read(["method=supervised", "seed=3", 'sweep.over=["seed=0,1,2","recipe.lr=1e-3,2e-3"]'])
+    assert [str(one.input_line) for one in swept] == ["recipe.lr=1e-3,2e-3"]
+    with pytest.raises(UserError, match="sweep=optuna"):
+        expand(["method=supervised", "recipe.lr=interval(1e-3,1e-2)"])
+
+
+def test_one_sweep_at_a_time(tmp_path: Path) -> None:
+    assert not is_locked(tmp_path)
+    with own(tmp_path, "Wait."):
+        assert is_locked(tmp_path)
+        with pytest.raises(UserError, match=r"worked on by process \d+.*Wait"), own(tmp_path, "Wait."):
+            pass
+    assert not is_locked(tmp_path)
 
 
 def measured(folder: Path, number: int, lr: str, seed: str, top1: float) -> Job:
@@ -91,25 +115,34 @@ def begin(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_a_sweep_is_stopped_continued_and_outlives_a_failed_job(tmp_path: Path) -> None:
-    words = ("hardware=ddp_cpu", "recipe.batch_size=15,16,32", "sweep.jobs=2")
+def test_a_sweep_is_killed_continued_and_outlives_a_failed_job(tmp_path: Path) -> None:
+    """One process and two in one sweep, two jobs at once; a batch that two processes cannot share fails alone."""
+    words = ("hardware=cpu,ddp_cpu", "recipe.batch_size=15,16", "sweep.jobs=2")
     process = begin(tmp_path, *words)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 200
     while not list(tmp_path.glob("supervised/*/train")) and time.monotonic() < deadline:
         time.sleep(0.05)
+    process.kill()
+    process.communicate(timeout=60)
+
+    process = begin(tmp_path, *words)
+    time.sleep(1)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=200)[0]
     assert process.returncode == 130, said
-    assert not list(tmp_path.glob("supervised/*/lock.*")) and "The same command continues" in said
+    assert "The same command continues" in said
 
     process = begin(tmp_path, *words)
-    said = process.communicate(timeout=400)[0]
+    said = process.communicate(timeout=500)[0]
     assert process.returncode == 1, said
     runs = json.loads((tmp_path / "sweeps" / "grid" / "comparison.json").read_text())["runs"]
-    assert [run["state"] for run in runs] == ["failed", "finished", "finished"], said
-    assert runs[0]["reason"].startswith("recipe.batch_size=15 does not divide into 2 device(s)")
-    assert all(0 <= run["results"]["top1"] <= 1 for run in runs[1:])
+    assert [run["state"] for run in runs] == ["finished", "finished", "failed", "finished"], said
+    assert runs[2]["reason"].startswith("recipe.batch_size=15 does not divide into 2 device(s)")
+    assert all(0 <= run["results"]["top1"] <= 1 for run in runs if run["results"])
+    assert runs[1]["run"].startswith(str(tmp_path / "supervised" / "digits-tiny_vit_digits-cpu-"))
+    for run in runs[0], runs[1], runs[3]:
+        assert Path(run["run"], "metrics.jsonl").read_text().count('"val_top1"') == 1
 
     process = begin(tmp_path, *words)
     said = process.communicate(timeout=200)[0]
-    assert said.count("finished before") == 2
+    assert said.count("finished before") == 3

@@ -30,18 +30,21 @@ LOGGERS = ("local", "csv", "tensorboard", "wandb")
 BACKENDS = ("eager", "compile", "onnxruntime", "openvino")
 FORMATS = ("safetensors", "timm", "hub", "onnx", "onnx_int8", "torch_export")
 MAPS = ("gradcam", "rollout")
+SAMPLERS = ("grid", "tpe", "random", "nsga2")
+PRUNERS = ("median", "halving")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 
 PACKAGES = {
     "tensorboard": ("tensorboard",),
+    "optuna": ("optuna",),
     "wandb": ("wandb",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "onnx_int8": ("onnx", "onnxruntime", "onnxscript"),
 }
 """Packages that a choice needs."""
 
-EXTRAS = ("tensorboard",)
+EXTRAS = ("tensorboard", "optuna")
 """Those of them that are extras of vitlab's, not always installed with it."""
 
 Where = Callable[[str], str]
@@ -258,6 +261,7 @@ def _rest(config: Config, where: Where) -> None:
     _at_least("sweep.jobs", config.sweep.jobs, 1, where)
     if config.sweep.name is not None and not re.fullmatch(r"\w[\w.+-]*", config.sweep.name):
         raise UserError(f"{where('sweep.name')}: this cannot name a folder.", "Use letters, digits, '-', '_' and '.'.")
+    _sweep(config, where)
     _one_of("logger.name", config.logger.name, LOGGERS, where)
     _at_least("logger.every", config.logger.every, 1, where)
     _at_least("evaluation.batch_size", config.evaluation.batch_size, 1, where)
@@ -296,7 +300,10 @@ def _rest(config: Config, where: Where) -> None:
         value = getattr(config.debug, name)
         if value is not None:
             _at_least(f"debug.{name}", value, 1, where)
-    for choice, key in ((config.logger.name, "logger"), *((one, "export.formats") for one in config.export.formats)):
+    needed = [(config.logger.name, "logger"), *((one, "export.formats") for one in config.export.formats)]
+    if config.sweep.sampler != "grid":
+        needed.append(("optuna", "sweep"))
+    for choice, key in needed:
         for package in PACKAGES.get(choice, ()):
             if importlib.util.find_spec(package) is None:
                 extra = f'pip install "vitlab[{choice}]"' if choice in EXTRAS else f"pip install {package}"
@@ -304,6 +311,24 @@ def _rest(config: Config, where: Where) -> None:
                     f"{where(key)}: {choice} needs the package {package}, which is not installed.",
                     f"Install it ({extra}), or choose without it.",
                 )
+
+
+def _sweep(config: Config, where: Where) -> None:
+    sweep = config.sweep
+    _one_of("sweep.sampler", sweep.sampler, SAMPLERS, where)
+    _at_least("sweep.trials", sweep.trials, 1, where)
+    _at_least("sweep.startup", sweep.startup, 0, where)
+    objectives = [*sweep.maximize, *sweep.minimize]
+    for one in objectives:
+        if objectives.count(one) > 1:
+            raise UserError(f"{where('sweep.minimize')}: {one} is given twice.", "Leave it out once.")
+    if sweep.prune is not None:
+        _one_of("sweep.prune", sweep.prune, PRUNERS, where)
+        if len(objectives) > 1:
+            raise UserError(
+                f"{where('sweep.prune')}: a trial of several metrics is not bad before all of them are known.",
+                "Give sweep.prune=null, or one metric.",
+            )
 
 
 # ------------------------------------------------------------------------------------------------------------- rules

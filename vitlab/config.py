@@ -26,6 +26,7 @@ GROUPS = (
     "evaluation",
     "export",
     "debug",
+    "sweep",
     "experiment",
 )
 """Config groups, in the order in which ``--help`` shows them."""
@@ -267,10 +268,17 @@ class ExplainConfig:
 
 @dataclass
 class SweepConfig:
-    """Several runs of one command: -m and key=a,b."""
+    """Several runs of one command: -m and key=a,b; with sweep=optuna also key=interval(a,b)."""
 
     jobs: int = 1  # runs at once
     name: Optional[str] = None  # folder of the comparison below OUTPUT/sweeps; null: from the runs
+    over: list[str] = field(default_factory=list)  # swept keys as words of the prompt, e.g. ["seed=0,1,2"]
+    sampler: str = "grid"  # grid: every combination; a search: tpe | random | nsga2
+    trials: int = 1  # search: runs to finish or prune, earlier sessions counted
+    startup: int = 0  # search: trials drawn at random, and not pruned, before it learns from them
+    maximize: list[str] = field(default_factory=list)  # search: metrics of the report or the record; [val_top1] ...
+    minimize: list[str] = field(default_factory=list)  # ... where neither is given; two: the Pareto front
+    prune: Optional[str] = None  # search for one metric: end bad trials early, by median | halving; null: never
 
 
 @dataclass

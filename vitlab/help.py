@@ -22,6 +22,7 @@ GROUPS = {
     "evaluation": "what is measured at the end",
     "export": "the files that others can load",
     "debug": "shortcuts, to see every stage pass quickly",
+    "sweep": "several runs of one command, after -m",
     "experiment": "whole set-ups in one word",
 }
 """The config groups and what each one decides."""

@@ -38,10 +38,8 @@ def start(composed: Composed) -> int:
         return answer(composed)
     method = find_method(config.method.name)
     method.check(config)
-    if "sweep" in {word.partition(".")[0] for word in composed.overrides}:
-        raise UserError(
-            "sweep.jobs and sweep.name belong to several runs.", "Put -m first, and give a key several values."
-        )
+    if any(word.startswith(("sweep.", "sweep=")) for word in composed.overrides):
+        raise UserError("sweep and its keys belong to several runs.", "Put -m first, and give a key several values.")
     command = shlex.join(["python", "-m", "vitlab", *composed.overrides])
     run = find_run(composed)
     if config.mode == "check":

@@ -16,13 +16,14 @@ No torch here: the command line asks for a run's state before anything heavy is 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vitlab.environment import now
@@ -263,7 +264,40 @@ def _forget_locks() -> None:
 os.register_at_fork(after_in_child=_forget_locks)
 
 
-def _acquire(path: Path, folder: Path) -> int:
+@contextlib.contextmanager
+def own(folder: Path, cure: str) -> Iterator[None]:
+    """Own a folder that several commands may write into, for as long as the block lasts.
+
+    Raises:
+        UserError: another process owns it; ``cure`` is what to do then.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = _acquire(folder / "lock", folder, cure)
+    try:
+        yield
+    finally:
+        _HELD.discard(descriptor)
+        os.close(descriptor)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether some process works in a run's folder just now."""
+    try:
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _acquire(
+    path: Path, folder: Path, cure: str = "Wait for it or stop it; fresh=true starts a run of its own."
+) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -276,7 +310,7 @@ def _acquire(path: Path, folder: Path) -> int:
             ) from error
         raise UserError(
             f"{folder} is being worked on by {owner.strip() or 'a process that has just started'}.",
-            "Wait for it or stop it; fresh=true starts a run of its own.",
+            cure,
         ) from None
     _HELD.add(descriptor)
     os.ftruncate(descriptor, 0)

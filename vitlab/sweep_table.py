@@ -7,7 +7,7 @@ import io
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,10 @@ class Job:
     words: list[str]  # its own command line
     values: dict[str, str]  # the swept keys
     run: Path
-    state: str = "waiting"  # waiting | finished | stopped | failed
+    state: str = "waiting"  # waiting | finished | pruned | stopped | failed
     reason: str = ""
     seconds: float | None = None  # of this session
+    extra: dict[str, float] = field(default_factory=dict)  # what a search was for
 
 
 @dataclass
@@ -82,15 +83,25 @@ def grouped(jobs: Sequence[Job]) -> list[Group]:
     return groups
 
 
-def write_comparison(folder: Path, jobs: Sequence[Job], command: str) -> str:
-    """Write ``comparison.md``, ``.csv``, ``.json`` and ``.png`` into ``folder``; the table for the prompt."""
+def write_comparison(
+    folder: Path, jobs: Sequence[Job], command: str, *, about: str = "", show: Sequence[str] = ()
+) -> str:
+    """Write ``comparison.md``, ``.csv``, ``.json`` and ``.png`` into ``folder``; the table for the prompt.
+
+    Args:
+        about: of a search, what it found, as Markdown with its own pictures; the runs are then no groups.
+        show: names of results that stand in the tables before the usual ones.
+    """
     from vitlab.report.plain import text_table
 
-    found = [results(job) for job in jobs]
-    groups = grouped(jobs)
+    found = [results(job) | job.extra for job in jobs]
+    groups = [] if about else grouped(jobs)
     rows = [_row(job, one) for job, one in zip(jobs, found, strict=True)]
-    shown = [column for column in SHOWN if any(column[0] in one for one in found)]
-    keys = list(jobs[0].values)
+    known = {name: (title, format) for name, title, format in SHOWN}
+    first = [(name, *known.get(name, (name, lambda value: f"{value:.4g}"))) for name in show]
+    shown = [*first, *(column for column in SHOWN if column[0] not in show)]
+    shown = [column for column in shown if any(column[0] in one for one in found)]
+    keys = list(jobs[0].values) if jobs else []
     table = [[*keys, "State", *(title for _, title, _ in shown)]]
     for job, one in zip(jobs, found, strict=True):
         cells = [show(one[name]) if name in one else "–" for name, _, show in shown]
@@ -105,7 +116,7 @@ def write_comparison(folder: Path, jobs: Sequence[Job], command: str) -> str:
         ]
         seeds.append([*group.values.values(), str(group.runs), *cells])
     many = "seed" in keys and any(group.runs > 1 for group in groups)
-    parts = [f"# {folder.name}", f"`{command}`", _markdown(table)]
+    parts = [f"# {folder.name}", f"`{command}`", *([about] if about else []), _markdown(table)]
     if many:
         parts += ["Mean ± standard deviation over seeds:", _markdown(seeds)]
     failed = [job for job in jobs if job.state == "failed"]
