@@ -8,6 +8,7 @@ from vitlab.config import Config
 from vitlab.files import write_json
 from vitlab.methods.base import Stage, find_method
 from vitlab.modes import benchmark, evaluate, export
+from vitlab.modes.logged import log_models
 from vitlab.modes.named import result_of
 from vitlab.modes.robustness import probe
 from vitlab.modes.subject import subjects_of
@@ -50,6 +51,7 @@ def close(run: Run, config: Config, stages: list[Stage], command: str) -> None:
     data = collect(run, method, stages, primary, command, notes)
     paths = write_report(run.folder, data)
     write_card(run.folder, data)
+    log_models(run, config, subjects, data.rows)
     table = compare(data.rows, data.paper_rows, data.primary, data.dataset.synthetic).text()
     told = [table, ""] + ([probed, ""] if probed else [])
     told += [f"report   {paths.html}", f"model    {run.folder / primary.name}"]

@@ -264,6 +264,8 @@ def _rest(config: Config, where: Where) -> None:
     _sweep(config, where)
     _one_of("logger.name", config.logger.name, LOGGERS, where)
     _at_least("logger.every", config.logger.every, 1, where)
+    _at_least("logger.predictions", config.logger.predictions, 0, where)
+    _at_least("logger.upload_mb", config.logger.upload_mb, 0, where)
     _at_least("evaluation.batch_size", config.evaluation.batch_size, 1, where)
     _at_least("evaluation.bins", config.evaluation.bins, 1, where)
     _at_least("evaluation.resamples", config.evaluation.resamples, 0, where)

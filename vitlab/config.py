@@ -182,6 +182,8 @@ class LoggerConfig:
     project: str = "vitlab"  # wandb only
     offline: Optional[bool] = None  # wandb; null: offline when there is no key
     tags: list[str] = field(default_factory=list)  # wandb only
+    predictions: int = 64  # wandb only: test images in the table of predictions of each model
+    upload_mb: int = 256  # wandb only: artifacts above this many MiB are named by their place, not uploaded
 
 
 @dataclass

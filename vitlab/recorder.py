@@ -14,6 +14,9 @@ from vitlab.files import atomic_write
 Value = float | int | str | bool | None
 Row = dict[str, Value]
 
+PROGRESS_ONLY = ("stage", "step", "time")
+"""What every row has, and is no measurement."""
+
 _SPELT = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -105,6 +108,18 @@ def read_rows(path: Path) -> list[Row]:
         }
         for line in whole.splitlines()
     ]
+
+
+def numbers(row: Row) -> dict[str, float]:
+    """What of a row can be drawn: its finite numbers, without the bookkeeping."""
+    return {
+        name: float(value)
+        for name, value in row.items()
+        if name not in PROGRESS_ONLY
+        and isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+    }
 
 
 def append_line(path: Path, record: Mapping[str, object]) -> None:

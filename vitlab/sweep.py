@@ -84,6 +84,8 @@ def read(words: Sequence[str]) -> tuple[list[str], list[Override], Composed]:
         UserError: nothing is to be swept, a key is given twice, or the example is mistaken.
     """
     plain, swept = _told_apart(words)
+    if not any(word.startswith(("sweep=", "sweep.sampler=", "experiment=")) for word in words):
+        _refuse_ranges(swept)
     first = load([*plain, *(example(one) for one in swept)])
     typed = {one.get_key_element() for one in swept} | {word.partition("=")[0] for word in plain}
     stray, over = _told_apart(first.config.sweep.over)
@@ -116,6 +118,15 @@ def _told_apart(words: Sequence[str]) -> tuple[list[str], list[Override]]:
     return plain, swept
 
 
+def _refuse_ranges(swept: Sequence[Override]) -> None:
+    for one in swept:
+        if not one.is_discrete_sweep():
+            raise UserError(
+                f"{one.input_line}: a grid takes values one by one.",
+                "Write a,b,c, choice(a,b) or range(1,4); or search in it: sweep=optuna.",
+            )
+
+
 def example(swept: Override) -> str:
     """The word that gives a swept key its first value."""
     return f"{swept.get_key_element()}={values_of(swept)[0]}"
@@ -144,12 +155,8 @@ def multiply(plain: Sequence[str], swept: Sequence[Override]) -> tuple[list[Job]
     Raises:
         UserError: an interval has no values to count, two jobs are the same run, or a job is mistaken.
     """
+    _refuse_ranges(swept)
     for one in swept:
-        if not one.is_discrete_sweep():
-            raise UserError(
-                f"{one.input_line}: a grid takes values one by one.",
-                "Write a,b,c, choice(a,b) or range(1,4); or search in it: sweep=optuna.",
-            )
         values_of(one)
     # Two ways to run one training would be one run: each way gets a name of its own.
     ways = [one.get_key_element() for one in swept if top(one.get_key_element()) in RESULT_FREE - {"name", "output"}]

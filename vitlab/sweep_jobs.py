@@ -23,9 +23,7 @@ from vitlab.compose import Composed
 from vitlab.processes import known_count
 from vitlab.run import is_locked
 from vitlab.sweep_table import Job
-
-SWEEP_NAME = "VITLAB_SWEEP"
-"""Environment variable by which a job's loggers know the sweep that it belongs to."""
+from vitlab.training.wandb_logger import SWEEP_NAME
 
 PATIENCE = 120.0
 """Seconds that a job waits for an earlier, killed sweep's process that is still saving the same run."""

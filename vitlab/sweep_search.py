@@ -28,7 +28,7 @@ from vitlab.config import SweepConfig
 from vitlab.errors import Interrupted, UserError
 from vitlab.launch import find_run
 from vitlab.methods.base import find_method
-from vitlab.modes.subject import result_of
+from vitlab.modes.named import result_of
 from vitlab.recorder import Row, read_rows
 from vitlab.run import own
 from vitlab.schema import fields, find

@@ -77,7 +77,7 @@ def tell_all(run: Run, config: Config) -> list[Stage]:
             say(f"\n[{number}/{len(stages)}] {stage.name}: {stage.title}")
         run.stage_folder(stage.name)
         if leads or stage.makes != "architecture":  # a design is one process's work
-            with copied(config, run, stage.name, recorder) if recorder is not None else nullcontext():
+            with copied(config, run, stages, stage, recorder) if recorder is not None else nullcontext():
                 record = tell(method, stage, Context(config, stage, folders, recorder))
         barrier()
         if leads:

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.contract.story import tell, the_run
-from vitlab.recorder import Row, read_rows
-from vitlab.training.loggers import numbers
+from tests.contract.story import at, tell, the_run
+from vitlab.recorder import Recorder, Row, numbers, read_rows
 
 WORDS = ("method=supervised", "export=none", "evaluation=quick")
 
 
-@pytest.fixture(scope="module", params=["csv", "tensorboard", "wandb"])
+@pytest.fixture(scope="module", params=["csv", "tensorboard"])
 def logged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A small run under each logger."""
     output = tmp_path_factory.mktemp(request.param)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("WANDB_API_KEY", raising=False)
-        assert tell(output, *WORDS, f"logger={request.param}") == 0
+    assert tell(output, *WORDS, f"logger={request.param}") == 0
     return str(request.param), the_run(output)
 
 
@@ -30,10 +28,20 @@ def test_copy_holds_every_number_of_the_record(logged: tuple[str, Path]) -> None
     logger, run = logged
     rows = [row for row in read_rows(run / "metrics.jsonl") if row["stage"] == "train"]
     assert len(rows) > 5
-    copied = {"csv": from_csv, "tensorboard": from_tensorboard, "wandb": from_wandb}[logger](run)
+    agree(rows, {"csv": from_csv, "tensorboard": from_tensorboard}[logger](run))
+
+
+def agree(rows: list[Row], copied: dict[tuple[str, int], float]) -> None:
     for row in rows:
         for name, value in numbers(row).items():
             assert copied[name, int(str(row["step"]))] == pytest.approx(value, rel=1e-6), (name, row)
+
+
+def test_wandb_holds_every_number_of_the_record(distilled: Path) -> None:
+    for job in ("teacher", "pretrain", "labels"):
+        rows = [row for row in read_rows(distilled / "metrics.jsonl") if row["stage"] == job]
+        assert len(rows) > 5
+        agree(rows, from_wandb(distilled, job))
 
 
 Found = dict[tuple[str, int], float]
@@ -49,45 +57,130 @@ def from_tensorboard(run: Path) -> Found:
 
     events = EventAccumulator(str(run / "tensorboard" / "train"))
     events.Reload()
+    assert events.Tags()["images"] == ["views"]
     return {(tag, e.step): e.value for tag in events.Tags()["scalars"] for e in events.Scalars(tag)}
 
 
-def from_wandb(run: Path) -> Found:
-    """The offline file, as `wandb sync` reads it."""
+def from_wandb(run: Path, job: str) -> Found:
+    """The offline files, as `wandb sync` reads them."""
     found: Found = {}
-    for record in wandb_records(run):
+    for record in wandb_records(run, job):
         row: dict[str, Any] = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
         if "step" in row:
             found |= {(name, int(row["step"])): value for name, value in row.items() if isinstance(value, (int, float))}
     return found
 
 
-def wandb_records(run: Path) -> list[Any]:
-    """The offline file holds protocol buffers in LevelDB's log format: blocks of fragments with 7-byte heads."""
+def wandb_records(run: Path, job: str = "train") -> list[Any]:
+    """The offline file of a job holds protocol buffers in LevelDB's log format: blocks of fragments with 7-byte heads.
+    Of a job that was continued there are several files, in order."""
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # made by protobuf at import
 
-    (file,) = run.glob("wandb/offline-run-*/*.wandb")
-    data, at, records, whole = file.read_bytes(), 7, [], b""
-    while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:  # what is left of the block is too short for a head
-            at += 32768 - at % 32768
-            continue
-        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-        whole += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # a full record, or the last part of one
-            records.append(Record.FromString(whole))
-            whole = b""
+    number = (run / "wandb" / f"{job}.id").read_text()
+    records = []
+    for file in sorted(run.glob(f"wandb/offline-run-*-{number}/*.wandb")):
+        data, at, whole = file.read_bytes(), 7, b""
+        while at + 7 <= len(data):
+            if 32768 - at % 32768 < 7:  # what is left of the block is too short for a head
+                at += 32768 - at % 32768
+                continue
+            length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+            whole += data[at + 7 : at + 7 + length]
+            at += 7 + length
+            if kind in (1, 4):  # a full record, or the last part of one
+                records.append(Record.FromString(whole))
+                whole = b""
     return records
 
 
-def test_wandb_groups_the_stages_of_a_run(logged: tuple[str, Path]) -> None:
-    logger, run = logged
-    if logger != "wandb":
-        pytest.skip("about W&B only")
-    (record,) = [one.run for one in wandb_records(run) if one.WhichOneof("record_type") == "run"][:1]
-    assert (record.run_group, record.job_type) == (run.name, "train")
-    assert record.run_id == (run / "wandb" / "train.id").read_text()
+def of_kind(records: list[Any], kind: str) -> list[Any]:
+    return [getattr(one, kind) for one in records if one.WhichOneof("record_type") == kind]
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job of a sweep under W&B without a key: teacher, store and students, stopped and continued while one learns."""
+    output = tmp_path_factory.mktemp("wandb")
+    words = ("method=tinyvit", "export=none", "evaluation=quick", "logger=wandb", "logger.predictions=9")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("WANDB_API_KEY", raising=False)
+        patch.setenv("VITLAB_SWEEP", "grid-1")
+
+        def in_the_student(self: Recorder, **row: Any) -> bool:
+            return row["stage"] == "pretrain" and row["step"] == 6
+
+        with at(Recorder, "write", in_the_student, signal.SIGTERM):
+            assert tell(output, *words) == 130
+        assert tell(output, *words) == 0
+    return the_run(output)
+
+
+def test_wandb_has_a_job_for_each_stage_under_one_group(distilled: Path) -> None:
+    for job in ("teacher", "store", "pretrain", "labels"):
+        records = wandb_records(distilled, job)
+        record = of_kind(records, "run")[0]
+        assert (record.run_group, record.job_type) == (distilled.name, job)
+        config = {item.key: json.loads(item.value_json) for item in record.config.update}
+        assert config["recipe"]["batch_size"] == 16 and config["method"]["name"] == "tinyvit"
+        assert config["sweep"] == "grid-1" and "grid-1" in record.tags
+        assert of_kind(records, "exit")[-1].exit_code == 0, "finished after its stage"
+        if job != "store":
+            keys = {"/".join(i.nested_key) or i.key for one in of_kind(records, "history") for i in one.item}
+            assert {"loss", "lr", "val_top1", "views/path"} <= keys
+            views = list(distilled.glob(f"wandb/*-{record.run_id}/files/media/images/views_*.png"))
+            assert {one.read_bytes() for one in views} == {(distilled / job / "views.png").read_bytes()}
+
+
+def test_a_continued_job_keeps_its_id_and_its_steps(distilled: Path) -> None:
+    records = wandb_records(distilled, "pretrain")
+    assert len(list(distilled.glob(f"wandb/offline-run-*-{of_kind(records, 'run')[0].run_id}"))) == 2
+    assert [one.exit_code for one in of_kind(records, "exit")] == [1, 0], "stopped, then finished"
+    steps = [one.step.num for one in of_kind(records, "history")]
+    assert steps == sorted(steps) and set(steps) == {3, 5, 6, 9, 10, 11}, "W&B's steps are those of the training"
+
+
+def test_what_a_job_made_is_what_the_next_one_used(distilled: Path) -> None:
+    made: dict[str, tuple[str, str]] = {}  # stage -> name and digest
+    used: dict[str, set[tuple[str, str]]] = {}
+    for job in ("teacher", "store", "pretrain", "labels", "evaluation-pretrain"):
+        for one in of_kind(wandb_records(distilled, job), "artifact"):
+            if one.type == "run_table":
+                continue
+            if one.use_after_commit:
+                used.setdefault(job, set()).add((one.name, one.digest))
+            else:
+                assert one.type == ("store" if job == "store" else "model")
+                made[job] = (one.name, one.digest)
+    assert set(made) == {"teacher", "store", "pretrain", "labels"}
+    assert used["store"] == {made["teacher"]} and made["store"] in used["pretrain"]
+    assert used["evaluation-pretrain"] == {made["pretrain"]}
+
+
+def test_a_measured_model_has_numbers_tables_and_pictures(distilled: Path) -> None:
+    records = wandb_records(distilled, "evaluation-pretrain")
+    record = of_kind(records, "run")[0]
+    assert (record.run_group, record.job_type) == (distilled.name, "evaluation")
+    summary = {i.key: json.loads(i.value_json) for one in of_kind(records, "summary") for i in one.update}
+    told = json.loads((distilled / "evaluation" / "pretrain.json").read_text())
+    assert summary["top1"] == told["top1"] and summary["ece"] == told["ece"] and summary["params"] > 1e5
+    media = next(distilled.glob(f"wandb/*-{record.run_id}/files/media"))
+
+    def table(name: str) -> list[dict[str, Any]]:
+        (path,) = media.glob(f"table/{name}_*.table.json")
+        found = json.loads(path.read_text())
+        return [dict(zip(found["columns"], row, strict=True)) for row in found["data"]]
+
+    predictions = table("predictions")
+    assert len(predictions) == 9
+    tables = {one.name.rpartition("-")[2]: one.manifest for one in of_kind(records, "artifact") if "table" in one.type}
+    images = [one for one in tables["predictions"].contents if one.path.endswith(".png")]
+    assert len(images) == 9 and all(distilled in Path(one.local_path).parents for one in images)
+    assert all(row["right"] == (row["label"] == row["predicted"]) for row in predictions)
+    assert sum(row["images"] for row in table("confusion")) == told["n"]
+    assert sum(row["images"] for row in table("reliability")) == told["n"]
+    assert {path.name.partition("_")[0] for path in (media / "images" / "pictures").iterdir()} == {
+        *("reliability", "confusion", "views")
+    }
 
 
 def test_what_is_not_a_finite_number_is_not_drawn() -> None:

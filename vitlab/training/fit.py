@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import lightning as L
@@ -67,6 +67,7 @@ def fit(
     recorder: Recorder | None,
     validation: Iterable[Batch] | None,
     rehearse: int | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> float:
     """Train ``learner`` to the end of its schedule, from the checkpoint in ``folder`` if there is one.
 
@@ -76,6 +77,7 @@ def fit(
 
     Args:
         rehearse: take three steps, validate on nothing, and return an estimate for so many steps.
+        callbacks: look on beside the books.
 
     Returns:
         Seconds of training, earlier sessions included.
@@ -109,7 +111,7 @@ def fit(
             return float(state["callbacks"][keeper.state_key]["seconds"])
         loader = data.train_loader(start=batches, stop=total * recipe.accumulate)
         watch = Stopwatch()
-        trainer = make_trainer(config, recipe.accumulate, [watch, keeper] if trial else [keeper])
+        trainer = make_trainer(config, recipe.accumulate, [watch, keeper] if trial else [*callbacks, keeper])
         resume = str(checkpoint) if checkpoint.exists() else None
         trainer.fit(learner, loader, ckpt_path=resume, weights_only=True)
         return watch.estimate(rehearse * recipe.accumulate) if rehearse is not None else keeper.elapsed()

@@ -7,25 +7,22 @@ the run as a group with one job a stage; a continued stage goes on under the id 
 from __future__ import annotations
 
 import csv
-import math
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from vitlab.config import Config
 from vitlab.errors import UserError
 from vitlab.files import atomic_write
-from vitlab.recorder import Recorder, Row, read_rows
+from vitlab.recorder import Recorder, Row, numbers, read_rows
 from vitlab.run import Run
-
-PROGRESS_ONLY = ("stage", "step", "time")
+from vitlab.stage import Stage
+from vitlab.training.wandb_logger import VIEWS, stage_job
 
 
 @contextmanager
-def copied(config: Config, run: Run, stage: str, recorder: Recorder) -> Iterator[None]:
-    """While ``stage`` runs, the logger that ``logger=`` names hears every row of it.
+def copied(config: Config, run: Run, stages: Sequence[Stage], stage: Stage, recorder: Recorder) -> Iterator[None]:
+    """While ``stage`` (of ``stages``) runs, the logger that ``logger=`` names hears every row of it.
 
     Raises:
         UserError: the logger's package is not installed.
@@ -37,10 +34,10 @@ def copied(config: Config, run: Run, stage: str, recorder: Recorder) -> Iterator
             finally:
                 write_csv(run.folder)
         case "tensorboard":
-            with _tensorboard(run, stage, recorder):
+            with _tensorboard(run, stage.name, recorder):
                 yield
         case "wandb":
-            with _wandb(config, run, stage, recorder):
+            with stage_job(config, run, stages, stage, recorder):
                 yield
         case _:
             yield
@@ -65,11 +62,20 @@ def _tensorboard(run: Run, stage: str, recorder: Recorder) -> Iterator[None]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError("logger=tensorboard needs a package.", "pip install 'vitlab[tensorboard]'.") from None
+    import numpy as np
+    from PIL import Image
+
     last = max((int(str(row["step"])) for row in recorder.read() if row["stage"] == stage), default=-1)
     # Steps after the checkpoint were written by the killed session and will come again: they are purged.
     writer = SummaryWriter(run.folder / "tensorboard" / stage, purge_step=last + 1)
 
+    sent = False
+
     def hear(row: Row) -> None:
+        nonlocal sent
+        if not sent and (run.folder / stage / VIEWS).exists():
+            writer.add_image("views", np.asarray(Image.open(run.folder / stage / VIEWS)), dataformats="HWC")
+            sent = True
         for name, value in numbers(row).items():
             writer.add_scalar(name, value, int(str(row["step"])))
 
@@ -79,68 +85,3 @@ def _tensorboard(run: Run, stage: str, recorder: Recorder) -> Iterator[None]:
     finally:
         recorder.listeners.remove(hear)
         writer.close()
-
-
-@contextmanager
-def _wandb(config: Config, run: Run, stage: str, recorder: Recorder) -> Iterator[None]:
-    import wandb
-
-    offline = config.logger.offline
-    if offline is None:
-        offline = not (os.environ.get("WANDB_API_KEY") or _has_key())
-    job = wandb.init(
-        project=config.logger.project,
-        group=run.name,
-        job_type=stage,
-        name=f"{run.name}/{stage}",
-        id=_wandb_id(run, stage),
-        resume="allow",
-        dir=str(run.folder),
-        config=dict(run.tree),
-        tags=config.logger.tags,
-        mode="offline" if offline else "online",
-        settings=wandb.Settings(silent=True),
-    )
-    job.define_metric("step")
-    job.define_metric("*", step_metric="step")
-
-    def hear(row: Row) -> None:
-        job.log({"step": row["step"], **numbers(row)})
-
-    recorder.listeners.append(hear)
-    try:
-        yield
-    finally:
-        recorder.listeners.remove(hear)
-        job.finish()
-
-
-def numbers(row: Row) -> dict[str, float]:
-    """What of a row can be drawn: its finite numbers, without the bookkeeping."""
-    return {
-        name: float(value)
-        for name, value in row.items()
-        if name not in PROGRESS_ONLY
-        and isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-    }
-
-
-def _wandb_id(run: Run, stage: str) -> str:
-    path = run.folder / "wandb" / f"{stage}.id"
-    if not path.exists():
-        import secrets
-
-        atomic_write(path, secrets.token_hex(4))
-    return path.read_text()
-
-
-def _has_key() -> bool:
-    import netrc
-
-    try:
-        found: Any = netrc.netrc().authenticators("api.wandb.ai")
-    except (FileNotFoundError, netrc.NetrcParseError):
-        return False
-    return found is not None

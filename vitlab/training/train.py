@@ -17,6 +17,7 @@ from vitlab.models.build import architecture, build_model, normalisation
 from vitlab.stage import Context
 from vitlab.training.assemble import Reinforced, make_data, make_optimizer, shortened, whole_steps
 from vitlab.training.devices import device_of, world
+from vitlab.training.first_views import FirstViews
 from vitlab.training.fit import fit
 from vitlab.training.learner import AskTeacher, Learner
 from vitlab.training.objectives import Objective
@@ -80,6 +81,7 @@ def train(
         recorder=context.recorder,
         validation=data.val_dataloader(),
         rehearse=steps if context.whole is not None else None,
+        callbacks=[FirstViews(context.folder / "views.png", mean, std)] if context.leads else [],
     )
     meta = describe_model(config, model, data, mean, std, start)
     if context.leads:

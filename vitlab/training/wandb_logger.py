@@ -1,0 +1,211 @@
+"""Weights & Biases: a run is a group, each of its stages and each of its measured models a job of it.
+
+=====================  =========================================================================================
+a stage                config (the whole tree, ``role``, ``sweep``), the record by ``step``, ``views``: the first
+                       training batch as the network sees it; the artifact that it made, and those that it used
+a model (evaluation)   summary: top1, nll, ece ..., params, macs, bytes, ``latency_ms_1`` ...; tables ``predictions``,
+                       ``confusion`` and ``reliability`` with their pictures; the model it speaks about
+=====================  =========================================================================================
+
+The step of W&B is ours, so that a continued job, which has the id of the first, goes on in the same curves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitlab.config import Config
+from vitlab.files import atomic_write, read_json
+from vitlab.recorder import Recorder, Row, numbers
+from vitlab.run import Run
+from vitlab.stage import Stage
+
+if TYPE_CHECKING:
+    import wandb
+    from PIL.Image import Image
+
+    from vitlab.measure.classification import Evaluation
+
+SWEEP_NAME = "VITLAB_SWEEP"
+"""Environment variable by which a job of a sweep knows the sweep's name."""
+
+VIEWS = "views.png"
+"""What a training leaves of its first batch, in the stage's folder."""
+
+PASSING = ("done.json", "checkpoint.ckpt", VIEWS)
+"""Files of a stage that are not what it made."""
+
+
+@dataclass
+class Prediction:
+    """One test image and what a model says of it."""
+
+    key: str
+    image: Image
+    label: str
+    predicted: str
+    confidence: float
+
+
+@contextmanager
+def stage_job(config: Config, run: Run, stages: Sequence[Stage], stage: Stage, recorder: Recorder) -> Iterator[None]:
+    """While ``stage`` runs, W&B hears every row of the record; what the stage made follows when it ends well."""
+    import wandb
+
+    views = run.folder / stage.name / VIEWS
+    with _job(config, run, stage.name, stage.name, {"role": stage.role}) as job:
+        for one in stages:
+            if one.name in stage.needs:
+                _use(job, _artifact(run, one.name, config, one.makes))
+        sent = False
+
+        def hear(row: Row) -> None:
+            nonlocal sent
+            values: dict[str, Any] = {"step": row["step"], **numbers(row)}
+            if not sent and views.exists():
+                values["views"] = wandb.Image(str(views))
+                sent = True
+            job.log(values, step=int(str(row["step"])))
+
+        recorder.listeners.append(hear)
+        try:
+            yield
+        finally:
+            recorder.listeners.remove(hear)
+        if stage.makes != "report":
+            job.log_artifact(_artifact(run, stage.name, config, stage.makes))
+
+
+def model_job(
+    config: Config,
+    run: Run,
+    stage: str,
+    role: str,
+    found: Evaluation,
+    summary: Mapping[str, float],
+    predictions: Sequence[Prediction],
+    pictures: Mapping[str, Path],
+) -> None:
+    """What was measured of one model.
+
+    Args:
+        summary: single numbers, by the names that the README's dashboard reads.
+        predictions: test images that are shown.
+        pictures: PNG files by name.
+    """
+    import wandb
+
+    with _job(config, run, f"evaluation-{stage}", "evaluation", {"role": role, "stage": stage}) as job:
+        _use(job, _artifact(run, stage, config, "model"))
+        columns: list[str | int] = ["key", "image", "label", "predicted", "confidence", "right"]
+        rows = [
+            [p.key, wandb.Image(p.image), p.label, p.predicted, p.confidence, p.label == p.predicted]
+            for p in predictions
+        ]
+        names = found.classes
+        confusion = [[names[label], names[predicted], count] for label, predicted, count in found.counts]
+        bins = [[b.lo, b.hi, b.n, b.confidence, b.accuracy] for b in found.reliability if b.n]
+        job.log(
+            {
+                "predictions": wandb.Table(columns, rows),
+                "confusion": wandb.Table(["label", "predicted", "images"], confusion),
+                "reliability": wandb.Table(["from", "to", "images", "confidence", "accuracy"], bins),
+                **{f"pictures/{name}": wandb.Image(str(path)) for name, path in pictures.items()},
+            }
+        )
+        job.summary.update(dict(summary))
+
+
+@contextmanager
+def _job(config: Config, run: Run, name: str, kind: str, about: Mapping[str, str]) -> Iterator[wandb.Run]:
+    """A job of W&B under the id that the run keeps for it; finished when the block ends, in whatever way."""
+    import wandb
+
+    offline = config.logger.offline
+    if offline is None:
+        offline = not (os.environ.get("WANDB_API_KEY") or _has_key())
+    sweep = os.environ.get(SWEEP_NAME)
+    job = wandb.init(
+        project=config.logger.project,
+        group=run.name,
+        job_type=kind,
+        name=f"{run.name}/{name}",
+        id=_id(run, name),
+        resume="allow",
+        dir=str(run.folder),
+        config={**run.tree, **about, **({"sweep": sweep} if sweep else {})},
+        tags=[*config.logger.tags, *([sweep] if sweep else [])],
+        mode="offline" if offline else "online",
+        settings=wandb.Settings(silent=True, console="off"),
+    )
+    staging = os.environ.get("WANDB_DATA_DIR")
+    if staging is None:  # what waits to be uploaded belongs into the run's folder, not into the user's home
+        os.environ["WANDB_DATA_DIR"] = str((run.folder / "wandb").resolve())
+    failed = True
+    try:
+        job.define_metric("step")
+        job.define_metric("*", step_metric="step")
+        yield job
+        failed = False
+    finally:
+        job.finish(exit_code=int(failed))
+        if staging is None:
+            del os.environ["WANDB_DATA_DIR"]
+
+
+def _artifact(run: Run, stage: str, config: Config, kind: str) -> wandb.Artifact:
+    """The artifact of a stage: its files, or where there is too much of them, their place.
+
+    Two descriptions of the same files are one version in W&B, which is how a job that uses them meets the job that
+    made them.
+    """
+    import wandb
+
+    folder = run.folder / stage
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    files = [path for path in files if path.relative_to(folder).parts[0] not in (*PASSING, "profile")]
+    size = sum(path.stat().st_size for path in files)
+    name = re.sub(r"[^\w.-]", "-", f"{run.name}-{stage}")[:128]
+    made = wandb.Artifact(name, type=kind, metadata={"run": str(run.folder), "stage": stage, "bytes": size})
+    if size > config.logger.upload_mb * 2**20:
+        made.add_reference(folder.resolve().as_uri(), checksum=False)
+    else:
+        for path in files:
+            name = str(path.relative_to(folder))
+            if name == "model.json":  # it is given its metrics later, which make no other version of the model
+                with made.new_file(name) as file:
+                    json.dump({**read_json(path), "metrics": {}}, file, indent=2)
+            else:
+                made.add_file(str(path), name=name, policy="immutable", skip_cache=True)
+    return made
+
+
+def _use(job: wandb.Run, artifact: wandb.Artifact) -> None:
+    """Say that this job reads an artifact."""
+    # Run.use_artifact refuses to work offline, though all it does with files at hand is this.
+    job._log_artifact(artifact, use_after_commit=True)
+
+
+def _id(run: Run, name: str) -> str:
+    path = run.folder / "wandb" / f"{name}.id"
+    if not path.exists():
+        atomic_write(path, secrets.token_hex(4))
+    return path.read_text()
+
+
+def _has_key() -> bool:
+    import netrc
+
+    try:
+        found: Any = netrc.netrc().authenticators("api.wandb.ai")
+    except (FileNotFoundError, netrc.NetrcParseError):
+        return False
+    return found is not None
