@@ -93,8 +93,9 @@ def check_read(config: Config, method: type[Method], chosen: dict[str, str]) -> 
         readers = [one for one in method_names() if any(group in stage.reads for stage in _every_stage(one))]
         reads = sorted(set().union(*(stage.reads for stage in method.stages(config))))
         cure = f"Leave it out, or choose a method that does: {', '.join(f'method={one}' for one in readers)}."
+        told = f"; its stages read {', '.join(reads)}" if reads else ""
         raise UserError(
-            f"{word}: no stage of method={name} reads {group}; its stages read {', '.join(reads)}.",
+            f"{word}: no stage of method={name} reads {group}{told}.",
             cure if readers and name not in readers else "Leave it out.",
         )
 

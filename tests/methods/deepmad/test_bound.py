@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from vitlab.methods.deepmad import anneal
 from vitlab.methods.deepmad.bound import Relaxation, certify
@@ -22,8 +23,8 @@ TINY = Problem(
 )
 
 
-def best_of_all(problem: Problem) -> float:
-    """The best solution of a tiny problem, by looking at every structure."""
+def everything(problem: Problem) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+    """Scores and genes of all solutions of a tiny problem."""
     space = problem.space
     grid = range(1, space.out_max // 8 + 1)
     depths = [range(1, space.depth_at(j) + 1) for j in range(2)]
@@ -32,7 +33,13 @@ def best_of_all(problem: Problem) -> float:
     population = Population(problem)
     genes = genes[:, anneal.Moves(population).allowed(genes)]
     scores = population.evaluate(genes)
-    return float(np.where(population.excess(scores) <= 0, scores.score, -np.inf).max())
+    solution = population.excess(scores) <= 0
+    return scores.score[solution], genes[:, solution]
+
+
+def best_of_all(problem: Problem) -> float:
+    """The best solution of a tiny problem, by looking at every structure."""
+    return float(everything(problem)[0].max())
 
 
 @pytest.mark.parametrize("mode", ["corrected", "paper"])
@@ -57,12 +64,47 @@ def test_any_multipliers_give_a_bound() -> None:
     best, rng = best_of_all(TINY), np.random.default_rng(0)
     relaxation = Relaxation(TINY)
     root = relaxation.root((2.0, 3.0), best)
+    knowing = Relaxation(TINY, best * (1 - 1e-9))
+    tighter = 0
     for _ in range(30):
         prices = np.abs(rng.normal(size=5)) * best
         prices[3:] = rng.normal(size=2) * 20
         centre = rng.uniform(1, 4, 2)
         value, _, _ = relaxation._evaluate(root, prices, centre)
         assert value >= best
+        # Knowing that a score is reached tightens the bound of what is better.
+        tight, _, _ = knowing._evaluate(root, prices, centre)
+        assert best <= tight <= value
+        tighter += tight < value
+    assert tighter > 0
+
+
+def test_what_is_cut_off_is_not_better() -> None:
+    """The intervals shrink, and every structure that scores more than ``beat`` stays inside them."""
+    scores, genes = everything(TINY)
+    best = float(scores.max())
+    beat = float(np.sort(scores)[-40])
+    better = genes[:, scores > beat]
+    relaxation = Relaxation(TINY, beat)
+    bound, root = relaxation.bound(relaxation.root((1.0, 1.0), best), best)
+    assert bound >= best
+    trimmed = relaxation.trim(root)
+    assert trimmed is not None
+    assert trimmed.outs != root.outs
+    for (low, high), outs in zip(trimmed.outs, better[1:3], strict=True):
+        assert low <= outs.min() and outs.max() <= high
+    for (low, high), depths in zip(trimmed.depths, better[-2:], strict=True):
+        assert low <= depths.min() and depths.max() <= high
+    # Of a part with nothing better in it nothing is left, or the bound says so.
+    parts = relaxation.split(trimmed)
+    assert len(parts) == 2
+    for part in parts:
+        found, part = relaxation.bound(part, beat)
+        inside = np.ones(better.shape[1], bool)
+        for (low, high), row in zip((*part.outs, *part.depths), (*better[1:3], *better[-2:]), strict=True):
+            inside &= (low <= row) & (row <= high)
+        assert found > beat or not inside.any()
+        assert relaxation.trim(part) is not None or not inside.any()
 
 
 @pytest.mark.parametrize("mode", ["corrected", "paper"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 
 from vitlab.compose import load
 from vitlab.config import Config
@@ -53,6 +54,8 @@ def test_stages() -> None:
     assert names() == ["solve", "build"]
     assert names("method.train=true") == ["solve", "build", "train"]
     assert names("method.train=true", "method.baseline=true") == ["solve", "build", "handmade", "train"]
+    two = config("method.train=true", "method.baseline=true", "method.other.name=mobilenetv2_035", "model=resnet18")
+    assert [stage.title for stage in method.stages(two)][2:4] == ["hand-made resnet18", "hand-made mobilenetv2_035"]
     assert names("method.sweep=[1,2]") == ["solve", "build", "sweep"]
     assert "dataset" not in method.reads(config("method.resolution=64"))
     assert "dataset" in method.reads(config())
@@ -62,7 +65,8 @@ def test_stages() -> None:
 @pytest.mark.parametrize("space", ["resnet", "se"])
 def test_a_design_from_the_prompt(space: str, tmp_path: Path) -> None:
     more = ("method.space=se", "method.tail=64", "method.budget.rho=1.5", "method.strides=[1,2,2]")
-    asked = config("method.sweep=[0.9,1.2]", "method.certify=200ms", *(more if space == "se" else ()))
+    beside = ("method.beside.a.name=resnet10t", "method.other.name=resnet18")
+    asked = config("method.sweep=[0.9,1.2]", "method.certify=200ms", *beside, *(more if space == "se" else ()))
     records = tell(asked, tmp_path)
     solved = tmp_path / "solve"
     structure = Structure.load(solved / "structure.json")
@@ -76,7 +80,12 @@ def test_a_design_from_the_prompt(space: str, tmp_path: Path) -> None:
     assert (solved / "design.png").exists()
     assert "it is no accuracy" in (solved / "design.txt").read_text()
     points = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
-    assert [point["name"] for point in points] == ["x0.9", "x1.2"]
+    assert [point["name"] for point in points] == ["x0.9", "x1.2", "a", "resnet18"]
+    assert [point["designed"] for point in points] == [True, True, False, False]
+    alone = timm.create_model("resnet10t", num_classes=0)
+    assert points[2]["params"] == sum(one.numel() for one in alone.parameters())
+    table = (tmp_path / "sweep" / "sweep.md").read_text()
+    assert "designed x1.2" in table and "| resnet18" in table and "not an accuracy" in table
     assert points[0]["score"] < points[1]["score"]
     assert (tmp_path / "sweep" / "sweep.png").exists()
     if space == "resnet":
@@ -94,9 +103,9 @@ def test_solving_imports_no_torch(tmp_path: Path) -> None:
 import sys
 from vitlab.methods.deepmad.options import DeepMADOptions, BudgetOptions, problem_of
 from vitlab.methods.deepmad.solve import design_with
-for solver in ("anneal", "evolution"):
+for solver in ("anneal", "evolution", "milp"):
     options = DeepMADOptions(solver=solver, space="resnet", scoring="corrected", alpha_last=8.0, beta=10.0, stem_max=32,
-        time_limit="1min", chains=32, steps=60, evaluations=100, budget=BudgetOptions("0.1M", "8M", 0.5))
+        time_limit="3s", chains=32, steps=60, evaluations=100, budget=BudgetOptions("0.1M", "8M", 0.5))
     print(design_with(options, problem_of(options, 32), 0).score)
 assert not {"torch", "timm", "lightning"} & set(sys.modules)
 """
@@ -120,6 +129,7 @@ assert not {"torch", "timm", "lightning"} & set(sys.modules)
         (["method.tail=64"], "depthwise"),
         (["method.resolution=48"], "multiple of 32"),
         (["method.sweep=[0]"], "above 0"),
+        (["method.beside.a=resnet10t"], "method.beside.a is resnet10t"),
         (["method.structure=/nowhere/x.json"], "no file"),
         (["method.start=[[16],[32,8]]"], "superblocks"),
         (["method.count_head=true"], "method.classes"),

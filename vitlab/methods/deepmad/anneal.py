@@ -229,6 +229,7 @@ def anneal(search: Search, settings: AnnealSettings, seed: int, start: Genes | N
             if search.over:
                 search.notes.append(f"The time was over after {step:,} of {settings.steps:,} steps of the annealing.")
                 break
+    search.total = None  # how many moves the polish tries, nobody knows
     polish(search, population)
 
 

@@ -207,14 +207,19 @@ def measure(
     networks: list[Structure],
     say: Callable[[str], None],
     channels: tuple[int, ...] = CHANNELS,
+    affordable: Callable[[int, int], bool] = lambda weights, side: True,
 ) -> CostTable:
     """Time every layer that structures of ``space`` may need at ``resolution``, then whole ``networks`` as a check.
+
+    Layers beyond every budget are not timed: they are taken to cost so much more as they have more weights.
 
     Args:
         batch: images at a time.
         device: of torch, e.g. ``cpu`` or ``cuda``.
         networks: structures to compare prediction and truth on.
         channels: the grid.
+        affordable: whether a layer of so many weights and that output side may be part of a network; the smallest of
+            each kind are timed whatever it says.
         say: told how far it is.
     """
     import torch
@@ -232,7 +237,16 @@ def measure(
     table.stem[str(sides[0])] = [timed(ConvNorm(3, c, 3, 2, act=nn.ReLU), 3, 2 * sides[0]) for c in channels]
     for side in sorted({*sides, last, *((1,) if space.kind == "K1DWSEK1" else ())}):
         say(f"layers of {side} px")
-        table.pointwise[str(side)] = [[timed(ConvNorm(i, o, 1, act=act), i, side) for o in channels] for i in channels]
+        rows: list[list[float]] = []
+        table.pointwise[str(side)] = rows
+        for at, i in enumerate(channels):
+            row: list[float] = []
+            for o in channels:
+                if affordable(i * o, side) or (not row and not rows):
+                    row.append(timed(ConvNorm(i, o, 1, act=act), i, side))
+                else:
+                    row.append(row[-1] * o / channels[len(row) - 1] if row else rows[-1][0] * i / channels[at - 1])
+            rows.append(row)
     for side, stride in sorted({(s, t) for s, t in zip(sides, space.strides, strict=True)}):
         for pace, after in {(stride, side // stride), (1, side // stride)}:
             for kernel in space.kernels_at(side):
@@ -241,9 +255,14 @@ def measure(
                     continue
                 say(f"kernel {kernel}, stride {pace}, {after} px")
                 dense = space.kind == "K1KXK1"
-                table.spatial[key] = [
-                    timed(ConvNorm(c, c, kernel, pace, 1 if dense else c, act), c, after * pace) for c in channels
-                ]
+                times: list[float] = []
+                table.spatial[key] = times
+                for c in channels:
+                    if not times or affordable(kernel**2 * c * (c if dense else 1), after):
+                        layer = ConvNorm(c, c, kernel, pace, 1 if dense else c, act)
+                        times.append(timed(layer, c, after * pace))
+                    else:
+                        times.append(times[-1] * (c / channels[len(times) - 1]) ** (2 if dense else 1))
     ratios = []
     for structure in networks:
         truth = timed(DeepMAD(structure.to_list(), num_classes=0), 3, resolution)
@@ -253,6 +272,14 @@ def measure(
         table.scale = float(np.median(ratios))
         table.error = float(max(abs(table.scale / one - 1) for one in ratios))
     return table
+
+
+def whole_ms(network: nn.Module, resolution: int, table: CostTable) -> float:
+    """Measured milliseconds of a batch through ``network`` on the kind of device that ``table`` is of."""
+    import torch
+
+    device = "cpu" if table.device.startswith("cpu") else "cuda"
+    return _time(network.to(device).eval(), torch.randn(table.batch, 3, resolution, resolution, device=device))
 
 
 def _device_name(device: str) -> str:

@@ -2,17 +2,19 @@
 
 The story: *solve* finds the structure with the largest entropy within the budgets, without data, without a GPU and
 without torch; *build* makes the network and counts it once more by itself; *train* trains it on the labels.
-*handmade* trains the network of ``model=`` in the same way, *sweep* designs for a row of budgets. A larger score is a
+*handmade* and *other* train the networks of ``model=`` and ``method.other`` in the same way, *sweep* designs for a row
+of budgets. A larger score is a
 larger entropy; it is not a measured accuracy.
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 
 from vitlab.config import Config, ModelConfig
-from vitlab.methods.base import Context, Method, stage
+from vitlab.methods.base import Context, Method, Stage, stage
 from vitlab.methods.deepmad.options import DeepMADOptions, check
 
 
@@ -22,6 +24,10 @@ def trains(config: Config) -> bool:
 
 def trains_baseline(config: Config) -> bool:
     return bool(config.method.train and config.method.baseline)
+
+
+def trains_other(config: Config) -> bool:
+    return bool(config.method.train and config.method.other.name)
 
 
 class DeepMAD(Method):
@@ -34,6 +40,15 @@ class DeepMAD(Method):
     def check(cls, config: Config) -> None:
         """Refuse contradictions before anything runs."""
         check(config.method, config.dataset.size)
+
+    @classmethod
+    def stages(cls, config: Config) -> list[Stage]:
+        """The hand-made networks stand in the report under their own names."""
+        names = {"handmade": config.model.name, "other": config.method.other.name}
+        return [
+            replace(one, title=f"hand-made {names[one.name]}") if names.get(one.name) else one
+            for one in super().stages(config)
+        ]
 
     @classmethod
     def reads(cls, config: Config) -> set[str]:
@@ -70,17 +85,23 @@ class DeepMAD(Method):
 
     @stage(
         reads=("dataset", "model", "recipe", "task"),
-        title="hand-made network of model=",
+        title="hand-made network",
         role="baseline",
         when=trains_baseline,
     )
     def handmade(self, context: Context) -> dict[str, object]:
         """The comparison: a network that nobody designed for this budget, with the same recipe."""
-        from vitlab.training.objectives import label_cross_entropy
-        from vitlab.training.train import train
+        return self._train(context, self.config.model)
 
-        recipe = self.config.recipe
-        return train(context, self.config.model, recipe, partial(label_cross_entropy, smoothing=recipe.label_smoothing))
+    @stage(
+        reads=("dataset", "recipe", "task"),
+        title="another hand-made network",
+        role="baseline",
+        when=trains_other,
+    )
+    def other(self, context: Context) -> dict[str, object]:
+        """The comparison with a second one."""
+        return self._train(context, self.options.other)
 
     @stage(
         needs=("solve", "build"),
@@ -91,12 +112,16 @@ class DeepMAD(Method):
     def train(self, context: Context) -> dict[str, object]:
         """Ordinary classification (section 4): nothing here knows that the network was designed."""
         from vitlab.methods.deepmad.structure import Structure
-        from vitlab.training.objectives import label_cross_entropy
-        from vitlab.training.train import train
 
         structure = Structure.load(context.artifact("solve") / "structure.json")
         args: dict[str, object] = {"structure": structure.to_list()}
         if self.options.drop_path:
             args["drop_path_rate"] = self.options.drop_path
-        model, recipe = ModelConfig(name="deepmad", args=args), self.config.recipe
+        return self._train(context, ModelConfig(name="deepmad", args=args))
+
+    def _train(self, context: Context, model: ModelConfig) -> dict[str, object]:
+        from vitlab.training.objectives import label_cross_entropy
+        from vitlab.training.train import train
+
+        recipe = self.config.recipe
         return train(context, model, recipe, partial(label_cross_entropy, smoothing=recipe.label_smoothing))

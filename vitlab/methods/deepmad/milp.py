@@ -58,7 +58,7 @@ class MilpSettings:
         polish: add exhaustive moves of up to this many variables after each round; 0: none.
     """
 
-    seed: AnnealSettings = field(default_factory=lambda: AnnealSettings(chains=512, steps=3000))
+    seed: AnnealSettings = field(default_factory=lambda: AnnealSettings(chains=1024, steps=6000))
     spreads: tuple[Spread, ...] = (WIDE, MIDDLE, NEAR)
     round_seconds: float = 120.0
     edges: int = 500

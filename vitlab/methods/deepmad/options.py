@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
+from vitlab.config import ModelConfig
 from vitlab.errors import UserError, nearest
 from vitlab.methods.deepmad.evaluate import MODES, PENALTIES, Scoring
 from vitlab.methods.deepmad.problem import Budget, Problem, Space, count, depthwise_space, milliseconds, resnet_space
@@ -32,6 +33,11 @@ class BudgetOptions:
     flops: str | None = None  # multiply-adds and a little more (specification), e.g. 1.82G
     rho: float | None = None  # effectiveness, depth over average width: 0.3 for resnet, 0.5 for se
     latency: str | None = None  # of a batch, by the cost table, e.g. 5ms; needs method.costs
+
+
+def no_model() -> ModelConfig:
+    """Where no other network is asked for."""
+    return ModelConfig(name="")
 
 
 @dataclass
@@ -67,9 +73,11 @@ class DeepMADOptions:
     costs: str | None = None  # latency: measure, or a cost table (costs.json)
     cost_batch: int = 1  # latency: images at a time
     sweep: list[float] = field(default_factory=list)  # also design for the budgets times these: the Pareto front
+    beside: dict[str, Any] = field(default_factory=dict)  # with sweep: other networks to show, LABEL: {name, args}
     train: bool = True  # train the network; false: design and count only, no data
     drop_path: float = 0.0  # stochastic depth of the last unit
     baseline: bool = False  # train the network of model= with the same recipe, for comparison
+    other: ModelConfig = field(default_factory=no_model)  # train this one as well: its name, and args if need be
 
 
 def stages_of(strides: tuple[int, ...]) -> int:
@@ -162,6 +170,7 @@ def check(options: DeepMADOptions, size: int) -> None:
         text = getattr(options, key)
         if text not in ("0", "0s"):
             milliseconds(text, f"method.{key}")
+    beside_of(options)
     if any(factor <= 0 for factor in options.sweep):
         raise UserError(f"method.sweep={options.sweep}.", "Budgets are multiplied by these; give numbers above 0.")
     if options.budget.latency is not None and options.costs is None:
@@ -176,6 +185,18 @@ def check(options: DeepMADOptions, size: int) -> None:
         raise UserError("A design needs a budget.", "Give method.budget.params=0.3M or method.budget.flops=20M.")
     if options.start is not None:
         start_of(options, problem)
+
+
+def beside_of(options: DeepMADOptions) -> dict[str, ModelConfig]:
+    """The networks of ``method.beside`` by their labels."""
+    found = {}
+    for label, one in options.beside.items():
+        if not isinstance(one, dict) or "name" not in one or set(one) - {"name", "args"}:
+            raise UserError(
+                f"method.beside.{label} is {one}.", "Give timm's name, and arguments if need be: {name: resnet10t}."
+            )
+        found[label] = ModelConfig(name=str(one["name"]), args=dict(one.get("args") or {}))
+    return found
 
 
 def start_of(options: DeepMADOptions, problem: Problem) -> Structure | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vitlab.files import atomic_write
 from vitlab.methods.deepmad.evaluate import unit_params
@@ -116,27 +117,72 @@ def _box(at: float, width: float, height: float, colour: str, alpha: float):  # 
     return Rectangle((at, 0), width, height, facecolor=colour, alpha=alpha, edgecolor=colour, linewidth=0.8)
 
 
-def pareto_picture(points: Sequence[dict[str, object]], path: Path) -> None:
-    """Draw score over FLOPs, parameters and, where known, latency (PNG); points are rows of ``sweep.json``."""
+def points_table(points: Sequence[dict[str, Any]], rho: float | None) -> str:
+    """The rows of ``sweep.json`` in Markdown, readable at the prompt as well; networks beyond ``rho`` are named."""
+    from vitlab.report.compare import milliseconds, si
+
+    latency = any(point["latency_ms"] is not None for point in points)
+    rows = [("network", "score", "params", "FLOPs", "rho", *(("latency ms",) if latency else ()))]
+    for point in points:
+        cells = [
+            "-" if point[key] is None else show(point[key])
+            for key, show in (
+                ("score", lambda value: f"{value:,.0f}"),
+                ("params", si),
+                ("flops", si),
+                ("rho", lambda value: f"{value:.3f}"),
+                *((("latency_ms", milliseconds),) if latency else ()),
+            )
+        ]
+        rows.append((f"designed {point['name']}" if point["designed"] else point["name"], *cells))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "| "
+        + " | ".join(w.rjust(n) if at else w.ljust(n) for at, (w, n) in enumerate(zip(row, widths, strict=True)))
+        + " |"
+        for row in rows
+    ]
+    lines.insert(1, "|" + "|".join(f" {'-' * (n - 1)}{':' if at else '-'} " for at, n in enumerate(widths)) + "|")
+    notes = [f"{point['name']} has no score: {point['why']}." for point in points if point.get("why")]
+    beyond = [point["name"] for point in points if rho is not None and (point["rho"] or 0) > rho]
+    if beyond:
+        notes.append(f"Beyond the limit of rho, {rho:g}, and so no solutions of the programme: {', '.join(beyond)}.")
+    notes.append("A score is an entropy, not an accuracy: who scores more need not classify better.")
+    if latency:
+        notes.append("Latency: of designs by the cost table, of hand-made networks measured on the same device.")
+    return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def pareto_picture(points: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw score over FLOPs, parameters and, where known, latency (PNG); points are rows of ``sweep.json``.
+
+    Networks without a score are left out (the table names them).
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     from vitlab.report.compare import tick
     from vitlab.report.style import LIGHT, png, themed
 
+    points = [point for point in points if point["score"] is not None]
     costs = [("flops", "FLOPs"), ("params", "parameters")]
-    if all(point.get("latency_ms") is not None for point in points):
-        costs.append(("latency_ms", "latency (ms, cost table)"))
+    if all(point["latency_ms"] is not None for point in points):
+        costs.append(("latency_ms", "latency (ms)"))
+    designed = [point for point in points if point["designed"]]
+    others = [point for point in points if not point["designed"]]
     with themed(LIGHT):
-        drawing = Figure(figsize=(3.2 * len(costs) + 0.6, 3.0), layout="constrained")
+        drawing = Figure(figsize=(3.2 * len(costs) + 0.6, 3.2), layout="constrained")
         FigureCanvasAgg(drawing)
         panels = drawing.subplots(1, len(costs), sharey=True)
         for axes, (key, name) in zip(panels, costs, strict=True):
-            designed = sorted((p for p in points if p["designed"]), key=lambda p, key=key: float(str(p[key])))  # type: ignore[misc]
-            others = [point for point in points if not point["designed"]]
-            for some, colour, line in ((designed, LIGHT.series[0], "-"), (others, LIGHT.series[2], "")):
-                x, y = [float(str(p[key])) for p in some], [float(str(p["score"])) for p in some]
-                axes.plot(x, y, marker="o", markersize=4, linestyle=line, color=colour)
+            for some, label, colour, line in (
+                (sorted(designed, key=lambda p, key=key: float(p[key])), "designed", LIGHT.series[0], "-"),  # type: ignore[misc]
+                (others, "made by hand", LIGHT.series[2], ""),
+            ):
+                if not some:
+                    continue
+                x, y = [float(p[key]) for p in some], [float(p["score"]) for p in some]
+                axes.plot(x, y, marker="o", markersize=4, linestyle=line, color=colour, label=label)
                 for point, across, up in zip(some, x, y, strict=True):
                     axes.annotate(
                         str(point["name"]), (across, up), xytext=(4, -9), textcoords="offset points", fontsize=6.5
@@ -147,5 +193,7 @@ def pareto_picture(points: Sequence[dict[str, object]], path: Path) -> None:
             axes.xaxis.set_major_formatter(lambda value, _: tick(value))
             axes.xaxis.set_minor_formatter(lambda value, _: "")
         panels[0].set_ylabel("score (no accuracy)")
-        drawing.suptitle("designs within growing budgets", x=0.012, ha="left")
+        if others:
+            panels[0].legend(frameon=False, fontsize=7, loc="upper left")
+        drawing.suptitle("score over cost", x=0.012, ha="left")
         atomic_write(path, png(drawing))

@@ -40,9 +40,11 @@ def solve(context: Context, options: DeepMADOptions) -> dict[str, object]:
         design.notes = [f"The given structure is outside the programme: {one}." for one in over]
     else:
         if context.trial:
-            estimate = seconds(options.time_limit) + seconds(options.certify)
+            whole = options
             options = replace(options, solver="anneal", chains=256, steps=300, time_limit="20s", certify="0s")
         design = design_with(options, problem, seed, folder=context.folder, quiet=False)
+        if context.trial:
+            estimate = expected(whole, design.seconds / (256 * 300))
     design.structure.save(context.folder / STRUCTURE)
     save_design(context.folder / DESIGN, design)
     table = text_table(design.structure, problem.resolution)
@@ -92,6 +94,13 @@ def design_with(
     return design
 
 
+def expected(options: DeepMADOptions, each: float) -> float:
+    """Seconds of a design, of which the annealing takes ``each`` for one move; the others take the time they have."""
+    limit = seconds(options.time_limit) or float("inf")
+    moves = options.chains * options.steps if options.solver == "anneal" else float("inf")
+    return round(min(limit, each * moves) + seconds(options.certify), 1)
+
+
 def certificate(design: Design) -> str:
     """How good the design is known to be, and what the solver has to say."""
     lines = []
@@ -124,12 +133,17 @@ def cost_table(context: Context, options: DeepMADOptions) -> CostTable | None:
     wanted = context.config.trainer.accelerator
     device = "cuda" if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
     problem = problem_of(options, context.config.dataset.size, latency=False, classes=options.classes)
+    most = max([1.0, *options.sweep])
+    params, flops = problem.budget.params, problem.budget.flops
     table = measure(
         problem.space,
         problem.resolution,
         batch=options.cost_batch,
         device=device,
         networks=samples(problem, CHECKED),
+        affordable=lambda weights, side: (
+            (params is None or weights <= most * params) and (flops is None or weights * side**2 <= most * flops)
+        ),
         say=lambda text: print(f"measuring costs: {text}", flush=True),
     )
     table.save(kept)

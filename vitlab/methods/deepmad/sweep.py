@@ -1,21 +1,22 @@
-"""Designs within a row of budgets: the Pareto front of score, parameters, FLOPs and latency."""
+"""Designs within a row of budgets: the Pareto front of score, parameters, FLOPs and latency, beside hand-made nets."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from vitlab.files import write_json
+from vitlab.config import ModelConfig
+from vitlab.files import atomic_write, write_json
 from vitlab.methods.base import Context
 from vitlab.methods.deepmad.latency import CostTable
-from vitlab.methods.deepmad.options import DeepMADOptions, problem_of, seconds
+from vitlab.methods.deepmad.options import DeepMADOptions, beside_of, problem_of
 from vitlab.methods.deepmad.problem import Problem
 from vitlab.methods.deepmad.search import Design, load_design
-from vitlab.methods.deepmad.show import pareto_picture
-from vitlab.methods.deepmad.solve import class_count, design_with
+from vitlab.methods.deepmad.show import pareto_picture, points_table
+from vitlab.methods.deepmad.solve import class_count, design_with, expected
 
 
 def sweep(context: Context, options: DeepMADOptions) -> dict[str, object]:
-    """Design within every multiple of the budgets; leave ``sweep.json``, ``sweep.png`` and each design.
+    """Design within every multiple of the budgets; leave ``sweep.json``, ``.md``, ``.png`` and each design.
 
     A design that is there from an earlier session is not made again.
     """
@@ -39,11 +40,33 @@ def sweep(context: Context, options: DeepMADOptions) -> dict[str, object]:
             write_json(path, design.to_dict())
         spent_seconds += design.seconds
         points.append(point(f"x{times:g}", problem, design))
+    points += handmade(config.model, options, problem_of(options, config.dataset.size, classes=classes, costs=costs))
     write_json(context.folder / "sweep.json", points)
+    table = points_table(points, options.budget.rho)
+    atomic_write(context.folder / "sweep.md", table)
+    print(f"\n{table}")
     pareto_picture(points, context.folder / "sweep.png")
     if context.trial:
-        spent_seconds = len(options.sweep) * (seconds(options.time_limit) + seconds(options.certify))
+        tried = load_design(solved / "design.json")
+        spent_seconds = len(options.sweep) * expected(options, tried.seconds / max(1, tried.evaluations))
     return {"seconds": round(spent_seconds, 2), "designs": len(points)}
+
+
+def handmade(model: ModelConfig, options: DeepMADOptions, problem: Problem) -> list[dict[str, Any]]:
+    """Rows of the networks that nobody designed: those of ``method.beside``, and those that are trained."""
+    shown = beside_of(options)
+    if options.baseline:
+        shown.setdefault(model.name, model)
+    if options.other.name:
+        shown.setdefault(options.other.name, options.other)
+    if not shown:
+        return []
+    from vitlab.methods.deepmad.handmade import handmade_point
+
+    return [
+        handmade_point(name, one, problem.resolution, problem.scoring, problem.classes, problem.costs)
+        for name, one in shown.items()
+    ]
 
 
 def point(name: str, problem: Problem, design: Design) -> dict[str, Any]:
