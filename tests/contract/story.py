@@ -90,7 +90,9 @@ def content(run: Path) -> dict[str, bytes]:
     rows = []
     for line in (run / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
-        rows.append({name: value for name, value in row.items() if name not in ("time", "images_per_second")})
+        rows.append(
+            {name: value for name, value in row.items() if name not in ("time", "images_per_second", "data_ms")}
+        )
     return files | {"metrics": json.dumps(rows, indent=0).encode()}
 
 

@@ -96,7 +96,7 @@ def kill_one(process: subprocess.Popen[str], run: Path) -> None:
 
 def learned(run: Path) -> list[Row]:
     return [
-        {name: value for name, value in row.items() if name not in ("time", "images_per_second")}
+        {name: value for name, value in row.items() if name not in ("time", "images_per_second", "data_ms")}
         for row in read_rows(run / "metrics.jsonl")
     ]
 

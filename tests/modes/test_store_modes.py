@@ -12,10 +12,12 @@ import torch
 
 from tests.modes.conftest import ask
 from vitlab.compose import load
+from vitlab.data.build import open_splits
 from vitlab.distill.sparse import sparsify
 from vitlab.distill.store import TargetStore
 from vitlab.methods.tinyvit.check import compare
 from vitlab.models.artifact import load_model
+from vitlab.modes.contract import judging
 
 SMALL = (
     "method=tinyvit",
@@ -142,6 +144,7 @@ def test_contraction_at_the_prompt(tmp_path: Path, capsys: pytest.CaptureFixture
         "mode=contract", "dataset=digits", "debug=smoke", "debug.max_images=48", "recipe.batch_size=16",
         "method.contract.params=200e3", "method.contract.speed=0", "method.contract.steps=1",
         "method.contract.candidates=2", "method.contract.duration=2st", "method.contract.tolerance=0.1",
+        "method.contract.holdout=0.2",
     )  # fmt: skip
     assert ask(tmp_path, *words) == 0
     said = capsys.readouterr().out
@@ -151,6 +154,17 @@ def test_contraction_at_the_prompt(tmp_path: Path, capsys: pytest.CaptureFixture
     assert not list(found.parent.glob("candidates/*")), "networks of candidates are not kept"
     assert ask(tmp_path, *words) == 0
     assert capsys.readouterr().out == said, "a finished search is told again"
+
+
+def test_candidates_are_not_chosen_on_the_test_split() -> None:
+    """Section 7: 99 to 1 of the training images; a set with a validation split keeps it."""
+    dataset = load(["dataset=digits"]).config.dataset
+    whole, judged = open_splits(dataset, 0), open_splits(judging(dataset, 0, 0.01), 0)
+    train, val, test = (set(judged[split].keys) for split in ("train", "val", "test"))
+    assert not train & val and not val & test and train | val == set(whole["train"].keys)
+    assert test == set(whole["test"].keys) and len(val) == 10, "one image of each digit: the nearest to a hundredth"
+    apart = judging(dataset, 0, 0.2)
+    assert judging(apart, 0, 0.01) == apart
 
 
 def test_throughput_at_the_prompt(stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,7 +110,7 @@ def test_record_has_named_losses_rates_and_norms(tmp_path: Path) -> None:
     rows = [row for row in read_rows(the_run(tmp_path) / "metrics.jsonl") if "loss" in row]
     assert [row["step"] for row in rows] == [3, 6, 9, 11]
     for row in rows:
-        assert {"loss", "train_accuracy", "lr", "gradient_norm", "images_per_second"} <= row.keys()
+        assert {"loss", "train_accuracy", "lr", "gradient_norm", "images_per_second", "data_ms"} <= row.keys()
 
 
 def test_lower_precision_trains(tmp_path: Path) -> None:

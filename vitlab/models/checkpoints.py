@@ -23,6 +23,7 @@ from timm.models.tiny_vit import TinyVit
 from torch import Tensor, nn
 
 from vitlab.errors import UserError
+from vitlab.models.clip_weights import folded, has_classifier
 from vitlab.models.imagenet22k import CLASSES, map_rows
 from vitlab.models.tinyvit_weights import adapt
 
@@ -179,6 +180,8 @@ def load_weights(
     if isinstance(model, TinyVit):
         state = adapt(model, state, resize)
     adapted = any(name not in given or given[name].shape != value.shape for name, value in state.items())
+    if has_classifier(state) and (converted := _timm_filter(model, folded(state))) is not None:
+        state, adapted = converted | {"head.bias": state["head.bias"]}, True
     mapped = 0
     if rows is not None:
         tall = [name for name in head if name in state and state[name].shape[0] == CLASSES != len(rows)]

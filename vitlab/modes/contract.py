@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.compose import Composed
-from vitlab.config import Config, ModelConfig
+from vitlab.config import Config, DatasetConfig, ModelConfig
 from vitlab.environment import environment
 from vitlab.errors import UserError
 from vitlab.run import Run
@@ -88,6 +88,8 @@ def search(config: Config, folder: Path) -> str:
         return trained(config, candidate(args), folder)
 
     question = {"model": name, "args": config.model.args, "limits": asdict(limits), "proxy": options.proxy}
+    if options.proxy == "train":
+        question |= {"duration": options.duration, "holdout": options.holdout}
     journal = Journal(folder / "journal.jsonl", question)
     tell: Callable[[str], None] = say
     way = contract(family, limits, journal, throughput, score, tell)
@@ -102,15 +104,30 @@ def search(config: Config, folder: Path) -> str:
     return "\n".join(lines)
 
 
+def judging(dataset: DatasetConfig, seed: int, holdout: float) -> DatasetConfig:
+    """``dataset`` with ``holdout`` of every training class for validation, where it has no other split to choose by."""
+    from vitlab.data.build import open_splits
+
+    splits = open_splits(dataset, seed)
+    apart = splits["val"].split_name != splits["test"].split_name
+    return dataset if apart else replace(dataset, val_fraction=holdout)
+
+
 def trained(config: Config, model: ModelConfig, folder: Path) -> float:
-    """The proxy: top-1 on the validation split after a short training on the labels, killed and continued like any."""
+    """The proxy: top-1 after a short training on the labels, killed and continued like any.
+
+    Measured on a validation split, or where there is none on images held out of the training split: no candidate is
+    chosen by what the result will be measured on.
+    """
     from vitlab.methods.base import Context, Stage
     from vitlab.methods.tinyvit.contract import digest
     from vitlab.recorder import Recorder, read_rows
     from vitlab.training.objectives import label_cross_entropy
     from vitlab.training.train import train
 
-    recipe = replace(config.recipe, duration=config.method.contract.duration, warmup="10%", decay_at=[])
+    options = config.method.contract
+    config = replace(config, dataset=judging(config.dataset, config.seed, options.holdout))
+    recipe = replace(config.recipe, duration=options.duration, warmup="10%", decay_at=[])
     inside = folder / "candidates" / digest(model.args)
     inside.mkdir(parents=True, exist_ok=True)
     stage = Stage("candidate", (), (), "model", "candidate", "student", None)

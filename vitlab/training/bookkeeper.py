@@ -68,6 +68,8 @@ class Bookkeeper(Callback):
         self.begun = time.monotonic()
         self.marked = self.begun
         self.images = 0
+        self.waited = 0.0  # seconds since the last record in which there was no batch to train on
+        self.left = self.begun  # when the last batch was done with
 
     def elapsed(self) -> float:
         """Seconds spent on this training, over all sessions up to the last checkpoint."""
@@ -87,6 +89,12 @@ class Bookkeeper(Callback):
 
     def on_train_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
         listen_again()
+        self.left = time.monotonic()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, learner: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        self.waited += time.monotonic() - self.left
 
     def on_train_batch_end(
         self, trainer: L.Trainer, learner: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -94,8 +102,11 @@ class Bookkeeper(Callback):
         assert isinstance(learner, Learner)
         self._collect(outputs, batch, learner)
         learner.batches += 1
-        if learner.batches % self.accumulate:
-            return
+        if learner.batches % self.accumulate == 0:
+            self._after_step(trainer, learner)
+        self.left = time.monotonic()
+
+    def _after_step(self, trainer: L.Trainer, learner: Learner) -> None:
         learner.after_step()
         step = learner.step
         last = step >= self.total
@@ -153,17 +164,22 @@ class Bookkeeper(Callback):
         self.window, self.seen = [], []
         now = time.monotonic()
         rate = self.images * trainer.world_size / max(now - self.marked, 1e-9)
-        self.marked, self.images = now, 0
+        waited = self.waited / max(len(window), 1)
+        self.marked, self.images, self.waited = now, 0, 0.0
         norm = float(learner.gradient_norm) if learner.gradient_norm is not None else math.nan
         if self.recorder is not None:
             lr = learner.schedule(learner.step - 1)
+            scales = [group.get("lr_scale", 1.0) for group in trainer.optimizers[0].param_groups]
+            ends = {"lr_lowest": lr * min(scales)} if min(scales) < 1 else {}
             self.recorder.write(
                 stage=self.stage,
                 step=learner.step,
                 **{f"train_{name}" if name == "accuracy" else name: value for name, value in means.items()},
                 lr=lr,
+                **ends,
                 gradient_norm=norm,
                 images_per_second=round(rate, 1),
+                data_ms=round(1e3 * waited, 3),
             )
         self.progress.update(learner.step, means)
 

@@ -29,6 +29,12 @@ def makes_store(config: Config) -> bool:
     return makes_teacher(config) and not config.method.online
 
 
+def views_of(config: Config) -> int | None:
+    """Different views of every image where none are stored: as many as a store would hold; None: one for each epoch."""
+    wanted, most = config.method.epochs, config.debug.max_slots
+    return min(wanted, most) if wanted and most else wanted or most
+
+
 class TinyViT(Method):
     """Fast pretraining distillation."""
 
@@ -122,7 +128,7 @@ class TinyViT(Method):
         objective = partial(distillation, clamp_minor=options.clamp_minor)
         if options.online:
             teacher = context.artifact("teacher")
-            return train(context, config.model, config.recipe, objective, teacher=teacher, views=options.epochs)
+            return train(context, config.model, config.recipe, objective, teacher=teacher, views=views_of(config))
         store = Path(options.store) if options.store else context.artifact("store") / STORE
         return train(context, config.model, config.recipe, objective, store=store, exact=exact)
 
@@ -156,4 +162,4 @@ class TinyViT(Method):
 
         recipe = self.config.recipe
         objective = partial(label_cross_entropy, smoothing=recipe.label_smoothing)
-        return train(context, self.config.model, recipe, objective, views=self.options.epochs)
+        return train(context, self.config.model, recipe, objective, views=views_of(self.config))
