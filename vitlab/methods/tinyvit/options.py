@@ -21,7 +21,9 @@ class ContractOptions:
     candidates: int = MISSING  # of each step that are measured and scored, those nearest to the budget first
     proxy: str = MISSING  # train (recipe, cut to duration) | params (no training: the largest is the best)
     duration: str = MISSING  # of the proxy's training
-    holdout: float = MISSING  # share of every training class that judges it, unlearned, where there is no val split beside test
+    holdout: float = (
+        MISSING  # share of every training class that judges it, where a set has no val beside test
+    )
     batch_size: int = MISSING  # of the throughput
     seconds: float = MISSING  # throughput is measured for so long, after half as long a warm-up
 
