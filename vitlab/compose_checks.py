@@ -17,6 +17,7 @@ from vitlab.errors import UserError, nearest
 from vitlab.measure.kinds import CORRUPTIONS, FAMILIES, SHIFTED
 from vitlab.methods.base import Method, find_method, method_names
 from vitlab.modes import FRAME, READS
+from vitlab.run import model_folder
 from vitlab.schema import DURATIONS
 
 EMBEDDED = ("digits", "fake")
@@ -196,8 +197,10 @@ def _model(key: str, model: ModelConfig, where: Where) -> None:
     if model.checkpoint is not None and not Path(model.checkpoint).expanduser().exists():
         raise UserError(
             f"{where(f'{key}.checkpoint')}: there is no file or folder {model.checkpoint}.",
-            "Give the path of a .pth or .safetensors file, or of a vitlab model folder.",
+            "Give the path of a .pth or .safetensors file, of a vitlab model folder, or of a run.",
         )
+    if model.checkpoint is not None:
+        model_folder(Path(model.checkpoint).expanduser())
     for name in ("mean", "std"):
         value = getattr(model, name)
         if value is not None:

@@ -59,7 +59,7 @@ class ModelConfig:
 
     name: str = MISSING  # timm model name, e.g. tiny_vit_5m_224
     pretrained: bool = False  # timm's own weights (hub download)
-    checkpoint: Optional[str] = None  # .pth, .safetensors, or a vitlab model folder
+    checkpoint: Optional[str] = None  # .pth, .safetensors, a vitlab model folder, or a run: its result
     args: dict[str, Any] = field(default_factory=dict)  # keyword arguments of timm.create_model
     mean: Optional[list[float]] = None  # normalisation; null: the pretrained model's, else the dataset's
     std: Optional[list[float]] = None  # see mean

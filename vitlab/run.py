@@ -232,6 +232,25 @@ class Run:
         append_line(self.folder / "environment.jsonl", record)
 
 
+def model_folder(path: Path) -> Path:
+    """The model folder that ``path`` names: a run means the model that it is about; anything else is left as it is.
+
+    Raises:
+        UserError: a run whose models were not measured yet, so that its result is not known.
+    """
+    if not (path / "run.json").is_file():
+        return path
+    done = path / "evaluation" / "done.json"
+    result = read_json(done).get("result") if done.is_file() else None
+    if result is None or not (path / result / "model.json").is_file():
+        raise UserError(
+            f"{path} is a run without a result yet.",
+            "Let its training finish (the same command goes on), or name one of its models: RUN/STAGE.",
+        )
+    folder: Path = path / str(result)
+    return folder
+
+
 def differences(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str, tuple[str, str]]:
     """Dotted keys that can change the result and differ: key → (old, new) as JSON; "absent" where there is none."""
     before, after = _leaves(old), _leaves(new)

@@ -263,9 +263,7 @@ def test_an_upload_arrives_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert push(tmp_path, "me/x") == f"{address}/me/x"
         server.shutdown()
     made = json.loads(asked["/api/repos/create"])
-    assert (
-        made.get("visibility", "private" if made.get("private") else "public") == "private"
-    )
+    assert made.get("visibility", "private" if made.get("private") else "public") == "private"
     lines = [json.loads(line)["value"] for line in asked["/api/models/me/x/commit/main"].splitlines()]
     files = {one["path"]: base64.b64decode(one["content"]) for one in lines if "content" in one}
     assert files == {path.name: path.read_bytes() for path in tmp_path.iterdir()}

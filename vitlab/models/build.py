@@ -33,6 +33,7 @@ from vitlab.models.checkpoints import META_FILE, load_weights, read_weights, zer
 from vitlab.models.groups import parameter_groups
 from vitlab.models.imagenet22k import ABSENT, CLASSES, class_map, remap_head
 from vitlab.models.tinyvit_weights import RESIZES
+from vitlab.run import model_folder
 
 if TYPE_CHECKING:
     from vitlab.config import ModelConfig
@@ -84,7 +85,7 @@ def build_model(
                 *(cfg.name, known, num_classes, ", ".join(zero_head(model))),
             )
     elif pretrained and cfg.checkpoint is not None:
-        path = Path(cfg.checkpoint).expanduser()
+        path = model_folder(Path(cfg.checkpoint).expanduser())
         report = load_weights(
             model,
             read_weights(path),
@@ -146,7 +147,7 @@ def normalisation(
             )
         return tuple(cfg.mean), tuple(cfg.std)
     if cfg.checkpoint is not None:
-        folder = Path(cfg.checkpoint).expanduser()
+        folder = model_folder(Path(cfg.checkpoint).expanduser())
         if (folder / META_FILE).is_file():
             meta = read_meta(folder)
             return tuple(meta.mean), tuple(meta.std)

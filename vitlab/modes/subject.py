@@ -24,7 +24,7 @@ from vitlab.files import read_json
 from vitlab.methods.base import Stage
 from vitlab.modes.named import config_of, find_runs, known_runs, models_of, result_of, typed_keys
 from vitlab.prompt import listed
-from vitlab.run import Run
+from vitlab.run import Run, model_folder
 
 if TYPE_CHECKING:
     import torch
@@ -218,7 +218,7 @@ def _of_run(run: Run, stage: Stage, config: Config, typed: frozenset[str], prefi
 
 def _bare_subject(composed: Composed, trained: bool) -> Subject:
     config = composed.config
-    checkpoint = Path(config.model.checkpoint).expanduser() if config.model.checkpoint else None
+    checkpoint = model_folder(Path(config.model.checkpoint).expanduser()) if config.model.checkpoint else None
     if not {"model", "experiment"} & composed.chosen:
         raise UserError(f"mode={config.mode} needs a model.", f"{known_runs(composed, '')} Or give model=NAME.")
     if trained and checkpoint is None and not config.model.pretrained:

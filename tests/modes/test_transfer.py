@@ -1,0 +1,98 @@
+"""Transfer: a finished run is the start of another on other data, on labels alone and on reinforced data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.modes.conftest import ask, train
+from vitlab.compose import load
+from vitlab.config import Config
+from vitlab.errors import UserError
+from vitlab.methods.base import find_method
+from vitlab.models.build import build_model
+from vitlab.run import model_folder
+
+SETS = {"cifar100": 100, "flowers102": 102, "food101": 101}
+
+
+def started(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_a_run_is_the_start_of_another_on_other_classes(run: Path, output: Path) -> None:
+    """All but the head is taken over; after one step of a rate near nothing it is there still."""
+    words = ("dataset=fake", "dataset.num_classes=4", "dataset.length=64", f"model.checkpoint={run}", "name=moved")
+    words += ("recipe.warmup=0st", "recipe.warmup_lr=0", "recipe.min_lr=0", "recipe.lr=1e-12", "debug.max_steps=1")
+    moved = train(output, *words)
+    before, after = started(run / "train"), started(moved / "train")
+    same = [name for name, value in before.items() if "running" not in name and "num_batches" not in name]
+    other = [name for name in same if before[name].shape != after[name].shape]
+    assert other == ["head.fc.bias", "head.fc.weight"]
+    for name in set(same) - set(other):
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-9)
+    meta = json.loads((moved / "train" / "model.json").read_text())
+    assert meta["origin"] == str(run) and len(meta["classes"]) == 4
+    assert meta["mean"] == json.loads((run / "train" / "model.json").read_text())["mean"]
+
+
+def test_a_run_is_the_start_on_reinforced_data_too(run: Path, output: Path) -> None:
+    """The whole way to a "+" set: a teacher finetuned there, stored views, a student that starts from another run."""
+    words = ("method=reinforce", "dataset=digits", "debug=smoke", "debug.max_images=80", "method.samples=2")
+    words += (f"model.checkpoint={run}", "method.erm=false", "export=none", "evaluation.latency=false", "name=plus")
+    assert ask(output, *words) == 0
+    (folder,) = output.glob("reinforce/plus-*/train")
+    assert json.loads((folder / "model.json").read_text())["origin"] == str(run)
+    assert model_folder(folder.parent) == folder
+
+
+def test_a_run_is_a_model_to_evaluate(run: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (f"model.checkpoint={run}", "model=tiny_vit_digits", "dataset=digits", "debug.max_images=40")
+    assert ask(output, "mode=evaluate", *words, "evaluation.resamples=0") == 0
+    assert "40 images" in capsys.readouterr().out
+
+
+def test_a_run_without_a_result_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert model_folder(run) == run / "train"
+    assert model_folder(run / "train") == run / "train"
+    (tmp_path / "run.json").write_text((run / "run.json").read_text())
+    with pytest.raises(UserError, match="is a run without a result yet"):
+        model_folder(tmp_path)
+    assert ask(tmp_path, "method=supervised", f"model.checkpoint={tmp_path}") == 2
+    assert "without a result yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("kind", ["reinforce_{}", "transfer_{}", "transfer_{}_plus"])
+def test_the_papers_set_ups(name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They compose with the published recipe, their story is checked, and their networks are built."""
+    monkeypatch.setenv("VITLAB_DATA", str(tmp_path))
+    config: Config = load([f"experiment={kind.format(name)}"]).config
+    recipe, long = config.recipe, "10000ep" if name == "flowers102" else "1000ep"
+    assert config.dataset.name == name and config.dataset.size == 224
+    assert (recipe.duration, recipe.batch_size, recipe.weight_decay) == (long, 256, 5e-4)
+    assert recipe.optimizer_args == {"momentum": 0.9, "nesterov": False} and recipe.warmup == "0st"
+    assert recipe.lr == (0.2 if kind == "reinforce_{}" else 0.002)
+    assert (recipe.label_smoothing, recipe.augmentation.mixup, recipe.augmentation.cutmix) == (0.1, 0.2, 1.0)
+    find_method(config.method.name).check(config)
+    stages = [one.name for one in find_method(config.method.name).stages(config)]
+    if config.method.name == "supervised":
+        assert stages == ["train"]
+    else:
+        assert stages == ["teacher", "reinforce", "erm", "train"]
+        assert config.method.samples == (8000 if name == "flowers102" else 800) and config.method.topk == 10
+        assert (config.method.views.variant, config.method.views.pad) == ("randaug", 16 if name == "cifar100" else None)
+        teacher = config.teacher.recipe
+        assert teacher is not None and config.teacher.train
+        assert (teacher.lr, teacher.duration, teacher.augmentation.mixup) == (0.002, long, 1.0)
+        assert teacher.augmentation.crop_scale == recipe.augmentation.crop_scale
+    if kind != "reinforce_{}":
+        assert config.model.pretrained and config.paper.dataset == name and config.paper.top1 is not None
+        assert config.paper.model == config.model.name
+    with torch.device("meta"):
+        network = build_model(config.model, SETS[name], 224, pretrained=False)
+        assert network(torch.empty(1, 3, 224, 224)).shape == (1, SETS[name])
