@@ -122,6 +122,10 @@ def rehearse(folder: Path, config: Config) -> str:
     for stage in stages:
         folders[stage.name].mkdir()
         rows.append((stage.name, tell(method, stage, Context(method.config, stage, folders, recorder, whole=config))))
+    if config.evaluation.corruptions:
+        from vitlab.modes.robustness import estimate
+
+        rows.append(("corrupted", estimate(config)))
     total = sum(_seconds(record) for _, record in rows)
     where = "this machine" if devices == 1 else "one device of this machine"
     lines = ["", f"A few batches of every stage ran. On {where} the whole takes about"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -133,6 +134,12 @@ def test_the_prompt_and_the_pages_tell_it(robust: Path, output: Path, capsys: py
     for name in ("corruptions", "severities"):
         with Image.open(robust / "figures" / f"{name}.png") as picture:
             assert min(picture.size) > 400
+
+
+def test_a_check_counts_and_estimates_them(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("method=supervised", "dataset=digits", "debug.max_images=100")
+    assert ask(output, "mode=check", *words, *WORDS) == 0
+    assert re.search(r"corrupted +\d+ s +320 images\n", capsys.readouterr().out)
 
 
 def test_two_runs_side_by_side(robust: Path, output: Path) -> None:

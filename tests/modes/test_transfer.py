@@ -26,7 +26,13 @@ def started(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_a_run_is_the_start_of_another_on_other_classes(run: Path, output: Path) -> None:
     """All but the head is taken over; after one step of a rate near nothing it is there still."""
-    words = ("dataset=fake", "dataset.num_classes=4", "dataset.length=64", f"model.checkpoint={run}", "name=moved")
+    words: tuple[str, ...] = (
+        "dataset=fake",
+        "dataset.num_classes=4",
+        "dataset.length=64",
+        f"model.checkpoint={run}",
+        "name=moved",
+    )
     words += ("recipe.warmup=0st", "recipe.warmup_lr=0", "recipe.min_lr=0", "recipe.lr=1e-12", "debug.max_steps=1")
     moved = train(output, *words)
     before, after = started(run / "train"), started(moved / "train")
@@ -42,7 +48,13 @@ def test_a_run_is_the_start_of_another_on_other_classes(run: Path, output: Path)
 
 def test_a_run_is_the_start_on_reinforced_data_too(run: Path, output: Path) -> None:
     """The whole way to a "+" set: a teacher finetuned there, stored views, a student that starts from another run."""
-    words = ("method=reinforce", "dataset=digits", "debug=smoke", "debug.max_images=80", "method.samples=2")
+    words: tuple[str, ...] = (
+        "method=reinforce",
+        "dataset=digits",
+        "debug=smoke",
+        "debug.max_images=80",
+        "method.samples=2",
+    )
     words += (f"model.checkpoint={run}", "method.erm=false", "export=none", "evaluation.latency=false", "name=plus")
     assert ask(output, *words) == 0
     (folder,) = output.glob("reinforce/plus-*/train")

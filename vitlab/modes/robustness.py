@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vitlab.config import EvaluationConfig
+from vitlab.config import Config, EvaluationConfig
 from vitlab.files import atomic_write, read_json, write_json
 from vitlab.measure.kinds import CORRUPTIONS, FAMILIES
 from vitlab.modes.evaluated import folder_of, stem_of
@@ -54,6 +54,32 @@ def probe(subjects: Sequence[Subject]) -> str:
 
         told.append(shifted_text([(one.title, on_shifted_sets(one)) for one in subjects]))
     return "\n\n".join(told)
+
+
+def estimate(config: Config) -> dict[str, object]:
+    """How many corrupted images an evaluation has, and the seconds that it takes to make them, from one of each; the
+    networks that look at them come on top."""
+    import time
+
+    from vitlab.data.build import open_splits
+    from vitlab.data.loader import default_workers
+    from vitlab.distill.views import EvalView
+    from vitlab.measure.corruptions import corrupt
+
+    spec, data = config.evaluation, config.dataset
+    source = open_splits(data, config.seed, config.debug.max_images)["test"]
+    view = EvalView(data.size, data.crop_pct, data.mean, data.std, crop=data.crop)
+    image, names = view.cut(source[0][0]), corruptions_of(spec.corruptions)
+    for name in names:
+        corrupt(image, name, 1)  # the first time costs more
+    begun = time.perf_counter()
+    for name in names:
+        for level in set(spec.severities):
+            corrupt(image, name, level)
+    each = time.perf_counter() - begun
+    workers = default_workers(source, costly=True) if config.hardware.workers is None else config.hardware.workers
+    images = min(len(source), spec.robust_images or len(source))
+    return {"seconds": each * images / max(1, workers), "images": images * len(names) * len(set(spec.severities))}
 
 
 def corruptions_of(asked: Sequence[str]) -> list[str]:
