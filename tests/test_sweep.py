@@ -18,6 +18,7 @@ from vitlab.errors import UserError
 from vitlab.run import is_locked, own
 from vitlab.sweep import expand, read
 from vitlab.sweep_jobs import visible_gpus, wanted_gpus
+from vitlab.sweep_models import over_seeds, verdict
 from vitlab.sweep_table import Job, grouped, results, write_comparison
 
 SMALL = (
@@ -105,6 +106,21 @@ def test_mean_and_spread_over_seeds(tmp_path: Path) -> None:
         assert [row["top1"] for row in csv.DictReader(file)] == ["0.9", "0.94", "0.8", ""]
     assert [row["state"] for row in json.loads((tmp_path / "comparison.json").read_text())["runs"]][-1] == "failed"
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_model_over_seeds(tmp_path: Path) -> None:
+    """Who wins is said from paired differences: always two points ahead is a win, a level score none."""
+    jobs = [measured(tmp_path, number, "0.1", str(number), top1) for number, top1 in enumerate((0.97, 0.971, 0.969))]
+    for job in jobs:
+        del job.values["recipe.lr"]
+    told = write_comparison(tmp_path, jobs, "python -m vitlab -m seed=0,1,2")
+    assert "| teacher | 3 | 99.00 ± 0.00 |" in (tmp_path / "comparison.md").read_text()
+    assert "model is worse than teacher: -2.00 points of top-1 over 3 seeds (95 % interval -2.25 to -1.75)." in told
+    level = verdict("a", "b", [0.90, 0.92, 0.91], [0.91, 0.91, 0.91])
+    assert level.startswith("a does not win against b, nor lose: +0.00 points") and "chance" in level
+    assert verdict("a", "b", [0.92, 0.93], [0.91, 0.92]).startswith("a is better than b: +1.00")
+    one = json.loads((jobs[0].run / "report.json").read_text())
+    assert over_seeds([one]) == ([], [])
 
 
 def begin(folder: Path, *words: str) -> subprocess.Popen[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.files import atomic_write, read_json, write_json
+from vitlab.sweep_models import over_seeds
 
 SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("top1", "Top-1 %", lambda value: f"{100 * value:.2f}"),
@@ -119,6 +120,9 @@ def write_comparison(
     parts = [f"# {folder.name}", f"`{command}`", *([about] if about else []), _markdown(table)]
     if many:
         parts += ["Mean ± standard deviation over seeds:", _markdown(seeds)]
+    models, sentences = over_seeds(_same_but_seed(jobs)) if many else ([], [])
+    if models:
+        parts += ["Every model, mean ± standard deviation over seeds:", _markdown(models), "\n".join(sentences)]
     failed = [job for job in jobs if job.state == "failed"]
     if failed:
         parts.append(
@@ -133,8 +137,16 @@ def write_comparison(
     )
     _write_csv(folder / "comparison.csv", rows)
     told = text_table(table) + ("\n\nMean ± standard deviation over seeds\n" + text_table(seeds) if many else "")
+    told += f"\n\nEvery model, over seeds\n{text_table(models)}\n" + "\n".join(sentences) if models else ""
     told += "".join(f"\nrun {job.number} failed: {job.reason}" for job in failed)
     return told
+
+
+def _same_but_seed(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """The reports of finished jobs, where nothing but the seed was swept; else none."""
+    if any(set(job.values) != {"seed"} for job in jobs):
+        return []
+    return [read_json(job.run / "report.json") for job in jobs if results(job)]
 
 
 def _row(job: Job, found: dict[str, float]) -> dict[str, Any]:
