@@ -42,7 +42,7 @@ def collect(
         stages: of the method, in order.
         primary: the stage whose model the run is about.
         command: exactly what was typed.
-        notes: decisions worth telling, a sentence each.
+        notes: decisions worth telling, a sentence each; what the stages' records have under ``notes`` follows.
     """
     folder = run.folder
     dataset = DatasetInfo(**read_json(folder / "evaluation" / "dataset.json"))
@@ -69,7 +69,7 @@ def collect(
         exports=_exports(run),
         environment=json.loads((folder / "environment.jsonl").read_text().splitlines()[-1]),
         config=(folder / "config.yaml").read_text(),
-        notes=list(notes),
+        notes=[*notes, *(str(note) for stage in stages for note in _list(run.read_done(stage.name).get("notes")))],
     )
 
 
@@ -93,6 +93,10 @@ def paper_rows(run: Run, beside: str) -> list[PaperRow]:
         macs=round(told["macs"] * 1e9) if told.get("macs") else None,
     )
     return [PaperRow(str(told["name"]), str(told["source"]), beside, metrics, cost)]
+
+
+def _list(found: object) -> list[Any]:
+    return found if isinstance(found, list) else []
 
 
 def _maybe(path: Path) -> list[Any]:

@@ -88,8 +88,14 @@ def test_a_design_from_the_prompt(space: str, tmp_path: Path) -> None:
     assert "designed x1.2" in table and "| resnet18" in table and "not an accuracy" in table
     assert points[0]["score"] < points[1]["score"]
     assert (tmp_path / "sweep" / "sweep.png").exists()
+    told = " ".join(records["solve"]["notes"])
+    assert "it is no measured accuracy" in told
     if space == "resnet":
         assert records["solve"]["bound"] >= records["solve"]["score"]
+        assert "It is proven that no network" in told
+    else:
+        assert records["solve"]["bound"] is None
+        assert "no upper bound of the score is known for depthwise spaces" in told
     # A structure from a file is taken instead, and told where it lies outside the programme.
     given = config(
         f"method.structure={solved / 'structure.json'}", "method.budget.params=0.05M", *more[: 4 * (space == "se")]

@@ -34,6 +34,7 @@ def test_two_processes_design_once(tmp_path: Path) -> None:
     assert done.stdout.count("it is no accuracy") == 1
     trained = json.loads((run / "train" / "model.json").read_text())
     assert Structure.from_list(trained["args"]["structure"]) == design.structure
+    assert "it is no measured accuracy" in (run / "report.md").read_text()
     rows = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [row["step"] for row in rows if row["stage"] == "train" and "loss" in row]
     assert steps == sorted(set(steps))

@@ -450,7 +450,7 @@ def certify(
     In spaces that have no such bound a note says so.
     """
     if problem.space.kind != "K1KXK1":
-        design.notes.append("No upper bound is known for depthwise spaces.")
+        design.notes.append("No upper bound is known for depthwise spaces: method.certify proves nothing there.")
         return
     start = spoken = time.monotonic()
     relaxation = Relaxation(problem, design.score)

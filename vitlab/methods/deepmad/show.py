@@ -183,12 +183,14 @@ def pareto_picture(points: Sequence[dict[str, Any]], path: Path) -> None:
                     continue
                 x, y = [float(p[key]) for p in some], [float(p["score"]) for p in some]
                 axes.plot(x, y, marker="o", markersize=4, linestyle=line, color=colour, label=label)
+                # Names of designs stand right below their points, the others left above: they do not meet on the line.
+                place: dict[str, Any] = (
+                    {"xytext": (4, -9)} if some is not others else {"xytext": (-3, 5), "ha": "center"}
+                )
                 for point, across, up in zip(some, x, y, strict=True):
-                    axes.annotate(
-                        str(point["name"]), (across, up), xytext=(4, -9), textcoords="offset points", fontsize=6.5
-                    )
+                    axes.annotate(str(point["name"]), (across, up), textcoords="offset points", fontsize=6.5, **place)
             axes.set_xscale("log")
-            axes.margins(0.14)
+            axes.margins(0.2)
             axes.set_xlabel(name)
             axes.xaxis.set_major_formatter(lambda value, _: tick(value))
             axes.xaxis.set_minor_formatter(lambda value, _: "")

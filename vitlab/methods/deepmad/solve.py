@@ -62,7 +62,7 @@ def solve(context: Context, options: DeepMADOptions) -> dict[str, object]:
         "bound": design.bound,
         "gap": design.gap,
         "evaluations": design.evaluations,
-        "notes": design.notes,
+        "notes": [*meaning(problem, design, options), *design.notes],
     }
 
 
@@ -107,6 +107,27 @@ def certificate(design: Design) -> str:
     if design.bound is not None:
         lines.append(f"bound   {design.bound:,.2f}: no network of this space scores more; gap {design.gap:.2%}")
     return "\n".join([*lines, *design.notes])
+
+
+def meaning(problem: Problem, design: Design, options: DeepMADOptions) -> list[str]:
+    """What the score is and is not, for the report."""
+    found = problem.evaluate(design.structure)
+    told = [
+        f"The designed network scores {found.score:,.0f} (entropy {found.entropy:,.0f}, depth penalty "
+        f"{found.penalty:,.0f}) at an effectiveness rho of {found.rho:.3f}. The score is an upper bound of the entropy "
+        "that the network's features can carry, computed from widths, depths and sides alone; it is no measured "
+        "accuracy, and of two networks the one that scores more need not classify better."
+    ]
+    if design.bound is not None:
+        told.append(
+            f"It is proven that no network of this space and these budgets scores more than {design.bound:,.0f} "
+            f"({design.gap:.2%} above)."
+        )
+    elif problem.space.kind == "K1KXK1" and options.structure is None:
+        told.append("It is the best that was found; how much more is possible was not asked (method.certify=2min).")
+    elif options.structure is None:
+        told.append("It is the best that was found; no upper bound of the score is known for depthwise spaces.")
+    return told
 
 
 def title_of(problem: Problem, design: Design) -> str:
