@@ -97,6 +97,30 @@ def test_measured_tables(tmp_path: Path) -> None:
     table.save(tmp_path / "costs.json")
     assert CostTable.load(tmp_path / "costs.json") == table
     assert len(told) > 4
+    # Layers that no budget pays for are not timed: they cost as much more as they have more weights.
+    cheap = measure(
+        space,
+        32,
+        batch=1,
+        device="cpu",
+        networks=[],
+        say=told.append,
+        channels=(8, 32, 64),
+        affordable=lambda weights, side: weights <= 9 * 32**2,
+    )
+    assert cheap.spatial["3/1/8"][2] == pytest.approx(4 * cheap.spatial["3/1/8"][1])
+    none = measure(
+        space,
+        32,
+        batch=1,
+        device="cpu",
+        networks=[],
+        say=told.append,
+        channels=(8, 32, 64),
+        affordable=lambda weights, side: False,
+    )
+    rows = none.pointwise["8"]
+    assert rows[2][1] == pytest.approx(rows[0][0] * (64 / 8) * (32 / 8))
     with pytest.raises(UserError, match="3/1/16"):
         table.spatial_ms(np.array([8]), np.array([3]), 1, 16)
     with pytest.raises(UserError, match="no cost table"):
