@@ -194,6 +194,8 @@ def test_amounts() -> None:
         *(300_000, 1_820_000_000, 1_820_000_000, 12, 5000)
     ]
     assert [milliseconds(text, "k") for text in ("2.5ms", "0.5s", "5min", "10us")] == [2.5, 500.0, 300_000.0, 0.01]
+    with pytest.raises(UserError, match=r"Perhaps 0.3M"):
+        count("0.3", "method.x")
     for wrong in ("0.3X", "", "M", "-1M", "0"):
         with pytest.raises(UserError, match=r"method\.x"):
             count(wrong, "method.x")

@@ -269,7 +269,10 @@ def count(text: str, key: str) -> int:
     Raises:
         UserError: naming ``key``.
     """
-    return round(_amount(text, key, _COUNTS, "a number with k, M or G, such as 0.3M or 1.82G"))
+    amount = _amount(text, key, _COUNTS, "a number with k, M or G, such as 0.3M or 1.82G")
+    if amount < 1:
+        raise UserError(f"{key}={text} is less than one.", f"Perhaps {text}M or {text}G is meant.")
+    return round(amount)
 
 
 def milliseconds(text: str, key: str) -> float:
