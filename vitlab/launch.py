@@ -15,7 +15,7 @@ from pathlib import Path
 from vitlab.compose import Composed
 from vitlab.config import Config
 from vitlab.environment import environment
-from vitlab.errors import UserError
+from vitlab.errors import Interrupted, UserError
 from vitlab.methods.base import find_method
 from vitlab.modes import ALONE, READS
 from vitlab.processes import known_count
@@ -35,7 +35,12 @@ def start(composed: Composed) -> int:
             whole = "all GPUs" if several is None else f"{several} devices"
             print(f"devices  one, not {whole}: mode={config.mode} is one process's work", file=sys.stderr)
         answer: Callable[[Composed], int] = importlib.import_module(f"vitlab.modes.{config.mode}").answer
-        return answer(composed)
+        try:
+            return answer(composed)
+        except KeyboardInterrupt:  # what continues instead, such as mode=contract, listens for it
+            raise Interrupted(
+                "Interrupted; every file that was written is whole. The same command starts again."
+            ) from None
     method = find_method(config.method.name)
     method.check(config)
     if any(word.startswith(("sweep.", "sweep=")) for word in composed.overrides):

@@ -77,7 +77,13 @@ def test_a_temperature_is_fitted_on_images_held_out_of_train(
     assert found.temperature.fitted_on == "200 images held out of train"
     assert found.temperature.nll < found.nll
     said = capsys.readouterr().out
-    assert f"at temperature {found.temperature.value:.3g}" in said and "(fitted on the 200 images held out" in said
+    row = next(line.split() for line in said.splitlines() if f" {found.temperature.value:.3g} " in line)
+    assert row[-3:] == [
+        f"{100 * found.temperature.ece:.2f}",
+        f"{found.temperature.nll:.3f}",
+        f"{found.temperature.brier:.3f}",
+    ]
+    assert "\nfitted on the 200 images held out of train\n" in said
     model = load_model(other / "train")
     meta = model.meta
     assert isinstance(meta, ModelMeta)

@@ -186,6 +186,27 @@ def test_answers_do_not_wait_for_the_rest_of_a_list(photos: Path) -> None:
     assert isinstance(first[1], Image.Image) and len(asked) <= 5
 
 
+def test_an_interrupted_answer_leaves_no_file(
+    output: Path,
+    run: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Names(io.StringIO):
+        def __next__(self) -> str:  # Ctrl-C behind the third picture
+            if self.tell() >= 3 * len(f"{photos}/a/01.png\n"):
+                raise KeyboardInterrupt
+            return super().__next__()
+
+    monkeypatch.setattr("sys.stdin", Names(f"{photos}/a/01.png\n" * 9))
+    words = ("input=-", "evaluation.batch_size=1", f"predict.output={tmp_path}/answers.csv", "predict.format=csv")
+    assert ask(output, "mode=predict", f"run={run}", *words) == 130
+    assert "every file that was written is whole" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_expanded(photos: Path, tmp_path: Path) -> None:
     assert [Path(path).name for path in expand(str(photos / "a"))] == [f"{number:02d}.png" for number in range(6)]
     odd = tmp_path / "[x].png"  # a name that reads like a glob is the file where there is one

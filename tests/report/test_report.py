@@ -178,11 +178,14 @@ def test_headline_and_findings_are_the_data(data: ReportData, html: Page) -> Non
     assert "10.7 % of its parameters and 6.89 % of its multiply-adds" in said[0]
     assert said[0].endswith("the difference may be chance.")
     assert said[1].endswith(
-        "It is right where same student, labels alone is not on 41 images, and the other way round on 12 (McNemar p = "
-        "0.00034): that is more than chance explains."
+        "On 41 images it is right where same student, labels alone is wrong, and on 12 the other way round (McNemar "
+        "p = 0.00034): that is more than chance explains."
     )
     one = replace(data.comparisons[0], only_second=1, only_first=2)
-    assert "is not on 1 image, and the other way round on 2 (" in page.findings(replace(data, comparisons=[one]))[1]
+    assert (
+        " On 1 image it is right where same student, labels alone is wrong, and on 2 "
+        in page.findings(replace(data, comparisons=[one]))[1]
+    )
     assert said[3].startswith("Dividing the logits by 1.23 changes the calibration error")
     for sentence in said:
         assert sentence in html.text.replace("\u00a0", " ")

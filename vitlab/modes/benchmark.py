@@ -260,19 +260,19 @@ def keep(found: Sequence[Costed], timings: Sequence[Timing], said: str, output: 
 def summary(found: Sequence[Costed], timings: Sequence[Timing]) -> str:
     """What stands at the prompt."""
     from vitlab.environment import environment
-    from vitlab.report.compare import file_size, milliseconds, si
+    from vitlab.report.compare import count, file_size, milliseconds, si
     from vitlab.report.plain import text_table
 
     first = found[0].cost
     machine = environment("")
-    where = machine["cpu"] if first.device == "cpu" else first.device
-    threads = f", {first.threads} thread(s)" if first.device == "cpu" else ""
-    lines = [f"machine  {where}{threads}"]
+    where = f"{machine['cpu']}, {count(first.threads, 'thread')}" if first.device == "cpu" else first.device
+    lines = [f"machine  {where}"]
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     cores = int(str(machine["cores"]))
     if timings and busy > cores + 1:
         lines.append(
-            f"busy     load {busy:.1f} on {cores} core(s): milliseconds are too long, ratios hold (models take turns)"
+            f"busy     load {busy:.1f} on {count(cores, 'core')}: milliseconds are too long, ratios hold (models take "
+            "turns)"
         )
     memory = sorted({each.batch for one in found for each in one.cost.memory})
     rows = [["model", "px", "Params", "MACs", "Weights", *(f"Memory, batch {b}" for b in memory)]]

@@ -196,6 +196,16 @@ def same_images(found: Sequence[Measured]) -> None:
             )
 
 
+def main_of(found: Sequence[Measured]) -> Measured:
+    """What is talked about: of one run its last student, of several the first run's result."""
+    students = [one for one in found if one.subject.role == "student"]
+    return found[0] if _several(found) else (students or list(found))[-1]
+
+
+def _several(found: Sequence[Measured]) -> bool:
+    return len({one.subject.run.folder for one in found if one.subject.run is not None}) > 1
+
+
 def compare(found: Sequence[Measured]) -> list[Comparison]:
     """The result of a run against its other models, or the first run's result against the others'."""
     from vitlab.measure.classification import score
@@ -203,9 +213,7 @@ def compare(found: Sequence[Measured]) -> list[Comparison]:
 
     if len(found) < 2:
         return []
-    students = [one for one in found if one.subject.role == "student"]
-    several = len({one.subject.run.folder for one in found if one.subject.run is not None}) > 1
-    main = found[0] if several else (students or list(found))[-1]
+    main, several = main_of(found), _several(found)
     spec = main.subject.config.evaluation
     mine = score(main.logits, main.label)
     out = []
@@ -253,16 +261,16 @@ def summary(found: Sequence[Measured], comparisons: Sequence[Comparison]) -> str
         row = [one.subject.title, percent(e.top1), interval, percent(e.top5), f"{e.nll:.3f}", f"{e.brier:.3f}"]
         rows.append([*row, *(percent(ece) for _, ece, _ in e.calibrations), percent(e.max_ece)])
     lines += ["", text_table(rows)]
-    for one in found:
-        t = one.evaluation.temperature
-        if t is not None:
-            lines.append(
-                f"{one.subject.title}: at temperature {t.value:.3g} ECE {percent(t.ece)} %, NLL {t.nll:.3f}, Brier "
-                f"{t.brier:.3f} (fitted on the {t.fitted_on})"
-            )
+    fitted = [(one, t) for one in found if (t := one.evaluation.temperature) is not None]
+    if fitted:
+        rows = [["with its temperature", "logits /", f"ECE{first.evaluation.bins} %", "NLL", "Brier"]]
+        for one, t in fitted:
+            rows.append([one.subject.title, f"{t.value:.3g}", percent(t.ece), f"{t.nll:.3f}", f"{t.brier:.3f}"])
+        lines += ["", text_table(rows)]
+        lines += [f"fitted on the {told_on}" for told_on in dict.fromkeys(t.fitted_on for _, t in fitted)]
     for why in dict.fromkeys(one.evaluation.no_temperature for one in found if one.evaluation.no_temperature):
         lines.append(f"no temperature is fitted: {why}")
-    main = found[-1] if len({one.subject.run for one in found}) == 1 else found[0]
+    main = main_of(found)
     weak = [
         f"{c.name} {percent(c.recall, 1)} %"
         for c in weakest(main.evaluation)[:5]

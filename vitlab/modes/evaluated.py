@@ -124,6 +124,7 @@ def draw(one: Measured) -> None:
 
 def describe_dataset(one: Measured) -> DatasetInfo:
     """The data that every number speaks about."""
+    from vitlab.data.sources import fingerprint
     from vitlab.help import conf_dir, head, origin
     from vitlab.report.data import DatasetInfo
 
@@ -140,6 +141,7 @@ def describe_dataset(one: Measured) -> DatasetInfo:
         size=data.eval_view.size,
         synthetic=config.dataset.name == "fake",
         fingerprint=data.fingerprint,
+        val=data.sizes["val"] if fingerprint(data.sources["val"]) != one.images else 0,
     )
 
 

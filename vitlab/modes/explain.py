@@ -207,7 +207,7 @@ def _check(
             (part, correlation, list(enlarge(one, *side).cpu().numpy()))
             for part, correlation, one in zip(check.parts, check.correlation, check.maps, strict=True)
         ]
-        title = f"{TITLES[name]} as the weights are made random, from the head down"
+        title = f"{_named(name)} as the weights are made random, from the head down"
         with style.themed(style.LIGHT):
             drawing = maps.sanity_sheet([_pixels(subject, one) for one in few], steps, style.LIGHT, title)
             if subject.on_data and subject.config.dataset.name == "fake":
@@ -236,7 +236,7 @@ def _draw(subject: Subject, images: list[Seen], found: dict[str, Tensor], folder
     shown = []
     for position, one in enumerate(images):
         explained = subject.meta.classes[one.target]
-        told = [f"probability {one.probability:.1%}"]
+        told = [f"probability {100 * one.probability:.1f} %"]
         told += [f"label {clip(names.get(one.label, one.label), 20)}"] if one.label is not None else []
         told += (
             [f"Grad-CAM for {clip(names[explained], 14)}"] if explained != one.predicted and "gradcam" in found else []
@@ -258,6 +258,11 @@ def _draw(subject: Subject, images: list[Seen], found: dict[str, Tensor], folder
             if subject.on_data and subject.config.dataset.name == "fake":
                 style.mark_synthetic(drawing, style.LIGHT)
             atomic_write(folder / f"{name}.png", style.png(drawing))
+
+
+def _named(method: str) -> str:
+    """A method's name where a sentence begins."""
+    return TITLES[method][0].upper() + TITLES[method][1:]
 
 
 def _record(subject: Subject, images: list[Seen], checks: dict[str, Sanity], notes: list[str]) -> dict[str, object]:
@@ -291,13 +296,13 @@ def _tell(subject: Subject, images: list[Seen], checks: dict[str, Sanity], notes
     width = min(max(len(one.name) for one in images), 60)
     for number, one in enumerate(images, 1):
         label = f"   label {one.label}" if one.label is not None and one.label != one.predicted else ""
-        print(f"{number:>3}  {one.name[-60:]:<{width}}  {one.predicted}  {one.probability:.1%}{label}")
+        print(f"{number:>3}  {one.name[-60:]:<{width}}  {one.predicted}  {100 * one.probability:.1f} %{label}")
     for name, check in checks.items():
         verdict = "they depend on what was learned." if check.passed else "THEY HARDLY DEPEND on what was learned."
         if check.blank:
             verdict = f"BUT {check.blank} of {len(check.maps[0])} maps looked at are the same everywhere."
         print(
-            f"\n{TITLES[name]}: with random weights the maps correlate {check.correlation[-1]:.2f} with these (1: they "
+            f"\n{_named(name)}: with random weights the maps correlate {check.correlation[-1]:.2f} with these (1: they "
             f"would not depend on the weights at all); {verdict}"
         )
     for note in notes:

@@ -12,7 +12,7 @@ from vitlab.measure.classification import Evaluation
 from vitlab.measure.interleave import Timing
 from vitlab.measure.robustness import Robustness, Shifted
 from vitlab.recorder import read_rows
-from vitlab.report.compare import file_size
+from vitlab.report.compare import device, file_size, percent
 from vitlab.report.data import (
     Cost,
     DatasetInfo,
@@ -129,7 +129,7 @@ def _row(run: Run, stage: Stage, costs: dict[str, Any]) -> ModelRow:
             bytes=cost["bytes"],
             latency=[Latency(one["batch"], one["median_ms"], one["p10_ms"], one["p90_ms"]) for one in cost["latency"]],
             memory=[Memory(**one) for one in cost.get("memory", [])],
-            device=f"{cost['device']}, {cost['threads']} thread(s)",
+            device=device(str(cost["device"]), int(cost["threads"])),
         ),
         folder=stage.name,
         architecture=model["name"],
@@ -153,9 +153,9 @@ def _measured(run: Run, stage: Stage, kind: str, model: dict[str, Any], read: ty
 
 def _summary(rows: Sequence[ModelRow], primary: str, told: str, dataset: DatasetInfo) -> str:
     main = next(row for row in rows if row.name == primary)
-    text = f"{main.name[0].upper()}{main.name[1:]}: {main.metrics['top1']:.2%} top-1 on {dataset.test:,} images after "
-    text += f"learning from {told}"
-    others = [f"{row.name} {row.metrics['top1']:.2%}" for row in rows if row is not main]
+    text = f"{main.name[0].upper()}{main.name[1:]}: {percent(main.metrics['top1'])} % top-1 on {dataset.test:,} images "
+    text += f"after learning from {told}"
+    others = [f"{row.name} {percent(row.metrics['top1'])} %" for row in rows if row is not main]
     return text + (f"; {', '.join(others)}." if others else ".")
 
 

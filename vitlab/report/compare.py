@@ -62,6 +62,16 @@ def percent(share: float, digits: int = 2) -> str:
     return f"{100 * share:.{digits}f}"
 
 
+def count(number: int, what: str) -> str:
+    """``1 image``, ``1,347 images``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def device(name: str, threads: int) -> str:
+    """What times were measured on: ``CPU, 1 thread``, or the name of a GPU."""
+    return f"CPU, {count(threads, 'thread')}" if name == "cpu" else name
+
+
 def clip(text: str, length: int) -> str:
     """At most ``length`` characters, an ellipsis standing for what is cut."""
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
@@ -128,7 +138,7 @@ def columns_for(rows: Sequence[ModelRow | PaperRow], top_k: int = 5) -> list[Col
             _latency(b),
             milliseconds,
             -1,
-            f"median time of a forward pass of {b} image(s)",
+            f"median time of a forward pass of {count(b, 'image')}",
             _spread(b),
         )
         for b in batches
@@ -144,7 +154,7 @@ def columns_for(rows: Sequence[ModelRow | PaperRow], top_k: int = 5) -> list[Col
                 _memory(most),
                 file_size,
                 -1,
-                f"held by a forward pass of {most} image(s) at its worst moment, without the weights",
+                f"held by a forward pass of {count(most, 'image')} at its worst moment, without the weights",
             )
         ]
     )

@@ -38,6 +38,7 @@ class DatasetInfo:
     synthetic: bool = False  # made up by a program: said wherever a number is shown
     origin: str = ""  # where the data come from, and their licence
     fingerprint: str = ""
+    val: int = 0  # images in a validation split of its own; 0: there is none
 
 
 @dataclass

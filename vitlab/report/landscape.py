@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vitlab.errors import UserError
 from vitlab.files import atomic_write, read_json, write_json
 from vitlab.report import style
-from vitlab.report.compare import clip, milliseconds, si, tick
+from vitlab.report.compare import clip, count, device, milliseconds, si, tick
 from vitlab.report.curves import apart, line_share
 from vitlab.run import Run
 
@@ -83,7 +83,7 @@ def _point(run: Run) -> Point | None:
         top1=float(metrics[stage]["top1"]),
         params=int(cost["params"]),
         macs=int(cost["macs"]),
-        device=f"{cost['device']}, {cost['threads']} thread(s)",
+        device=device(str(cost["device"]), int(cost["threads"])),
         batch=int(least["batch"]),
         median_ms=float(least["median_ms"]),
         session=str(benchmark.get("session", benchmark["time"])),
@@ -137,7 +137,7 @@ def draw(points: list[Point], theme: style.Theme, elsewhere: int = 0) -> Figure:
     foot = f"area of a dot: parameters (the largest: {si(largest)})"
     sessions = len({one.session for one in points})
     foot += f"; times of {sessions} sessions, measured together they compare better" if sessions > 1 else ""
-    foot += f"; {elsewhere} run(s) timed elsewhere are not shown" if elsewhere else ""
+    foot += f"; not shown: {count(elsewhere, 'run')} timed elsewhere" if elsewhere else ""
     drawing.supxlabel(foot, fontsize=7.5, color=theme.quiet, x=0.012, ha="left")
     for i, method in enumerate(methods):
         drawing.text(

@@ -14,9 +14,9 @@ from vitlab import __version__
 from vitlab.measure.classification import ClassScore, Evaluation, wilson
 from vitlab.measure.resample import Comparison
 from vitlab.report import robust, style
-from vitlab.report.compare import DASH, SYNTHETIC, compare, duration, file_size, milliseconds, percent, si
+from vitlab.report.compare import DASH, SYNTHETIC, compare, count, duration, file_size, milliseconds, percent, si
 from vitlab.report.data import ModelRow, ReportData
-from vitlab.report.plain import CHANCE, count, p_value, span
+from vitlab.report.plain import CHANCE, p_value, span
 
 CLASSES_SHOWN = 100  # rows of the per-class table; the rest is in report.json
 PAIRS_SHOWN = 10
@@ -136,7 +136,7 @@ def _paired(one: Comparison, main: str, other: str) -> str:
     """What McNemar's test says of two models on the same images."""
     verdict = "the difference may be chance" if one.p_value >= CHANCE else "that is more than chance explains"
     own, others = (one.only_first, one.only_second) if one.first == main else (one.only_second, one.only_first)
-    where = f"It is right where {other} is not on {count(own, 'image')}, and the other way round on {others:,}"
+    where = f"On {count(own, 'image')} it is right where {other} is wrong, and on {others:,} the other way round"
     return f" {where} (McNemar p = {p_value(one.p_value)}): {verdict}."
 
 

@@ -34,11 +34,6 @@ def told(one: Comparison) -> str:
     return f"{one.second} against {one.first}: {points}; {counts}; McNemar p = {p_value(one.p_value)}, {verdict}."
 
 
-def count(number: int, what: str) -> str:
-    """``1 image``, ``1,347 images``."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
 def p_value(value: float) -> str:
     """Two significant digits, ``< 0.0001`` below that."""
     return "< 0.0001" if value < 1e-4 else f"{value:.2g}"

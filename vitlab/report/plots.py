@@ -237,7 +237,7 @@ def mistakes(examples: Sequence[Example], theme: Theme, columns: int = 6) -> Fig
             fontsize=7.5, color=theme.ink,
         )  # fmt: skip
         axes.text(
-            0.0, -0.2, f"→ {clip(example.predicted, 11)} {example.confidence:.0%}",
+            0.0, -0.2, f"→ {clip(example.predicted, 11)}, {100 * example.confidence:.0f} %",
             transform=axes.transAxes, va="top", fontsize=7.5, color=theme.wrong[1],
         )  # fmt: skip
     return drawing

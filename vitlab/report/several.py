@@ -14,6 +14,7 @@ from vitlab.errors import UserError
 from vitlab.files import read_json
 from vitlab.measure.classification import Scores, score
 from vitlab.measure.resample import Comparison, compare_models
+from vitlab.report.compare import percent
 from vitlab.report.data import Curve, ModelRow, ReportData, StageRow
 
 
@@ -64,7 +65,7 @@ def side_by_side(reports: Sequence[ReportData], names: Sequence[str], command: s
         first,
         title=f"{len(reports)} runs on {dataset.name}",
         summary=f"{len(reports)} runs on the same {dataset.test:,} images; the highest top-1 is that of {best.name}, "
-        f"{best.metrics['top1']:.2%}.",
+        f"{percent(best.metrics['top1'])} %.",
         command=command,
         rows=rows,
         primary=names[0],

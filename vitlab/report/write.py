@@ -79,6 +79,8 @@ class Drawing:
 
 def drawings(data: ReportData) -> list[Drawing]:
     """Every figure that this report may have; those without data draw None."""
+    val = data.dataset.val
+    validated = f"{val:,} validation images" if val else "evaluated split"
     rows, slots = data.rows, style.slots(data.rows, data.primary)
     stages = {row.stage: slots[row.name] for row in rows}
     out = [
@@ -100,7 +102,7 @@ def drawings(data: ReportData) -> list[Drawing]:
             "curves",
             "validation",
             "Validation top-1 during training",
-            "Measured on the evaluated split as training went; the axis does not begin at zero.",
+            f"Measured on the {validated} as training went; the axis does not begin at zero.",
             lambda theme: curves.accuracy(data.curves, theme, stages),
         ),
         Drawing(
