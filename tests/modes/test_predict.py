@@ -195,7 +195,7 @@ def test_an_interrupted_answer_leaves_no_file(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     class Names(io.StringIO):
-        def __next__(self) -> str:  # Ctrl-C behind the third picture
+        def __next__(self) -> str:  # type: ignore[override]  # Ctrl-C behind the third picture
             if self.tell() >= 3 * len(f"{photos}/a/01.png\n"):
                 raise KeyboardInterrupt
             return super().__next__()

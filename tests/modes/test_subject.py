@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from tests.modes.conftest import ask
 from vitlab.compose import load
 from vitlab.errors import UserError
+from vitlab.modes.named import config_of
 from vitlab.modes.subject import Subject, find_subject, find_subjects
 from vitlab.run import Run
 
@@ -121,3 +123,13 @@ def test_mistakes_are_answered_without_torch(output: Path) -> None:
     words = ["mode=evaluate", f"output={output}", "run=nothing"]
     done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["2", "False"]
+
+
+def test_an_option_that_the_method_has_had_only_since_takes_its_usual_value(output: Path) -> None:
+    """A run made before there was ``method.contract.seconds`` is read all the same."""
+    composed = load([f"output={output}", "method.contract.steps=7"])
+    tree = copy.deepcopy(composed.tree)
+    assert isinstance(tree["method"], dict)
+    del tree["method"]["contract"]["seconds"]
+    run = Run.open(output, "tinyvit", "old", composed.identity(), tree)
+    assert config_of(run, load(["mode=evaluate", f"output={output}"])).method == composed.config.method

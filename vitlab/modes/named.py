@@ -16,6 +16,7 @@ from pathlib import Path
 from vitlab.compose import Composed
 from vitlab.config import Config
 from vitlab.errors import UserError, nearest
+from vitlab.help import conf_dir
 from vitlab.methods.base import Stage, find_method
 from vitlab.prompt import listed
 from vitlab.run import Run
@@ -49,7 +50,8 @@ def find_runs(composed: Composed) -> list[tuple[Run, str | None]]:
 
 def config_of(run: Run, composed: Composed) -> Config:
     """The run's own configuration, with what the prompt may say anew: hardware, measuring, and typed keys of the data
-    set (``dataset.root`` of data that have moved; ``dataset=NAME`` for others).
+    set (``dataset.root`` of data that have moved; ``dataset=NAME`` for others). An option that its method has had only
+    since takes the usual value.
 
     Raises:
         UserError: the stored configuration is not one that this vitlab reads.
@@ -61,7 +63,8 @@ def config_of(run: Run, composed: Composed) -> Config:
     name = str(_dict(run.tree["method"])["name"])
     try:
         schema = OmegaConf.structured(Config(method=find_method(name).Options))
-        config = OmegaConf.to_object(OmegaConf.merge(schema, run.tree))
+        usual = {"method": OmegaConf.load(conf_dir() / "method" / f"{name}.yaml").get("method", {})}
+        config = OmegaConf.to_object(OmegaConf.merge(schema, usual, run.tree))
     except OmegaConfBaseException as error:
         raise UserError(
             f"The configuration of {run.folder} does not fit this vitlab: {str(error).splitlines()[0]}.",

@@ -154,7 +154,7 @@ def _panel(
 
     x, y = [one.median_ms for one in points], [100 * one.top1 for one in points]
     span = max(max(x) / min(x), 1.5)
-    room = max(max(y) - min(y), 0.5)
+    room = max(max(y) - min(y), 4.0)  # less would make chance look like a difference
     low, high = max(0.0, min(y) - 0.25 * room), min(max(y) + 0.25 * room, 100 + 0.08 * room)
     axes.set_title(title, loc="left", fontsize=8.5, color=theme.quiet)
     axes.set_xscale("log")
