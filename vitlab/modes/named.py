@@ -56,15 +56,17 @@ def config_of(run: Run, composed: Composed) -> Config:
     Raises:
         UserError: the stored configuration is not one that this vitlab reads.
     """
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     asked = composed.config
     name = str(_dict(run.tree["method"])["name"])
     try:
         schema = OmegaConf.structured(Config(method=find_method(name).Options))
-        usual = {"method": OmegaConf.load(conf_dir() / "method" / f"{name}.yaml").get("method", {})}
-        config = OmegaConf.to_object(OmegaConf.merge(schema, usual, run.tree))
+        usual = OmegaConf.load(conf_dir() / "method" / f"{name}.yaml")
+        assert isinstance(usual, DictConfig)
+        since = {"method": usual.get("method", {})}
+        config = OmegaConf.to_object(OmegaConf.merge(schema, since, run.tree))
     except OmegaConfBaseException as error:
         raise UserError(
             f"The configuration of {run.folder} does not fit this vitlab: {str(error).splitlines()[0]}.",
