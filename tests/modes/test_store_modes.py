@@ -134,6 +134,8 @@ def test_mistakes_are_answered(stored: Path, tmp_path: Path, capsys: pytest.Capt
         (["mode=contract", "method=supervised"], "mode=contract is TinyViT's"),
         (["mode=contract", "method.contract.proxy=guess"], "not train or params"),
         ([*longer, own, "method.replay=exact"], "2 stored views"),
+        (["method.distill=false", f"model.checkpoint={stored}/pretrain"], "method.finetune names no recipe"),
+        ([*SMALL, "teacher.train=false", "teacher.recipe=null"], "is a network without weights"),
     ):  # fmt: skip
         assert ask(tmp_path, *words) == 2, words
         assert said in capsys.readouterr().err.replace("\n", " "), words

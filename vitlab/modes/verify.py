@@ -68,7 +68,8 @@ def find_store(composed: Composed) -> tuple[Config, Path, Path | None]:
     if len(runs) == 1:
         run = runs[0][0]
         stage = "reinforce" if run.tree["method"]["name"] == "reinforce" else "store"  # type: ignore[index]
-        folder = run.folder / stage / "targets"
+        elsewhere = run.tree["method"].get("store_to")  # type: ignore[attr-defined]
+        folder = Path(elsewhere) if elsewhere else run.folder / stage / "targets"
         if not folder.is_dir():
             raise UserError(f"{run.folder} has no stored targets.", "Name a run whose method stores them.")
         return config_of(run, composed), folder, run.folder / "teacher"

@@ -169,8 +169,9 @@ class Bookkeeper(Callback):
         norm = float(learner.gradient_norm) if learner.gradient_norm is not None else math.nan
         if self.recorder is not None:
             lr = learner.schedule(learner.step - 1)
-            scales = [group.get("lr_scale", 1.0) for group in trainer.optimizers[0].param_groups]
-            ends = {"lr_lowest": lr * min(scales)} if min(scales) < 1 else {}
+            groups = trainer.optimizers[0].param_groups
+            layered = any(group.get("lr_scale", 1.0) < 1 for group in groups)
+            ends = {"lr_lowest": min(group["lr"] for group in groups)} if layered else {}
             self.recorder.write(
                 stage=self.stage,
                 step=learner.step,

@@ -14,6 +14,7 @@ from vitlab.distill.sparse import SparseTarget, sparsify
 from vitlab.distill.store import TargetStore
 from vitlab.distill.store_spec import StoreSpec, keys_digest
 from vitlab.distill.teachers import Ensemble, OnlineTeacher
+from vitlab.errors import UserError
 from vitlab.stage import Context
 from vitlab.training.assemble import epochs_of, make_data, shortened, whole_steps
 from vitlab.training.devices import barrier, device_of, rank, world
@@ -29,7 +30,13 @@ RECORDED = ("numpy", "Pillow", "torch", "torchvision", "timm")
 
 
 def label_views(
-    context: Context, artifact: Path, topk: int, prob_dtype: str, slots: int | None = None
+    context: Context,
+    artifact: Path,
+    topk: int,
+    prob_dtype: str,
+    slots: int | None = None,
+    into: Path | None = None,
+    only: range | None = None,
 ) -> dict[str, object]:
     """Have the teacher label every view of every training image, and seal the answers in ``context.folder``.
 
@@ -40,10 +47,12 @@ def label_views(
         topk: probabilities kept of each view; all of them where there are fewer classes.
         prob_dtype: f2, f4 or bf16.
         slots: views of each image; None: one for each epoch of ``config.recipe``.
+        into: folder of the store, which several runs may fill together; None: in the stage's own.
+        only: the slots that this run labels; None: all that are missing.
 
     Raises:
         Interrupted: somebody asked to stop; everything labelled is on disk.
-        UserError: the teacher knows other classes than the data, or changed.
+        UserError: the teacher knows other classes than the data, or changed; ``only`` reaches beyond the slots.
     """
     config = context.config
     recipe = shortened(config, config.recipe)
@@ -51,26 +60,33 @@ def label_views(
     wanted = slots
     slots = wanted or epochs_of(recipe, data)
     slots = min(slots, config.debug.max_slots or slots)
+    part = range(slots) if only is None or context.trial else only
+    if part.stop > slots:
+        raise UserError(f"method.store_views={[part.start, part.stop]}: the store has {slots} views of every image.")
     teacher = make_teacher(config, artifact, data).to(device_of(config))
+    folder = into if into is not None and not context.trial else context.folder / STORE
     spec = store_spec(config, data, teacher, min(topk, data.num_classes), prob_dtype, slots)
     if context.leads:
-        TargetStore.create(context.folder / STORE, spec, list(data.train_source.keys))
+        TargetStore.create(folder, spec, list(data.train_source.keys))
     barrier()
-    store = TargetStore.open(context.folder / STORE, allow_partial=True)
-    seconds = fill(context, store, data, teacher)
+    store = TargetStore.open(folder, allow_partial=True)
+    seconds = fill(context, store, data, teacher, part)
+    sealed = all(map(store.is_sealed, range(spec.slots)))
     if context.whole is not None:
         _, epochs, images = whole_steps(context.whole, context.whole.recipe)
         slots = min(wanted or epochs, context.whole.debug.max_slots or epochs)
-        seconds *= images * slots / spec.images
+        seconds *= images * slots / (spec.images * spec.slots)
         spec = replace(spec, images=images, slots=slots)
+        part = range(slots) if only is None else only
+        seconds *= len(part) / slots
     return {
         "seconds": round(seconds, 2),
-        "views": spec.images * spec.slots,
+        "views": spec.images * len(part),
         "images": spec.images,
         "slots": spec.slots,
         "probabilities_kept": spec.k,
         "bytes": spec.slot_bytes * spec.slots,
-        "fingerprint": store.fingerprint,
+        "fingerprint": store.fingerprint if sealed else "",  # other runs are still to fill their part
     }
 
 
@@ -96,19 +112,21 @@ def store_spec(
     )
 
 
-def fill(context: Context, store: TargetStore, data: VisionData, teacher: OnlineTeacher | Ensemble) -> float:
-    """Label what is missing, slot by slot, and seal every slot; the seconds it took.
+def fill(
+    context: Context, store: TargetStore, data: VisionData, teacher: OnlineTeacher | Ensemble, slots: range
+) -> float:
+    """Label what is missing of ``slots``, one by one, and seal each; the seconds it took.
 
     Every process writes the batches that are its own, under its own name; nobody waits for anybody before the seal.
     """
     spec, batch_size = store.spec, context.config.evaluation.batch_size
     device = device_of(context.config)
     begun = time.monotonic()
-    total = spec.images * spec.slots
-    done = sum(store.count(slot) for slot in range(spec.slots))
+    total = spec.images * len(slots)
+    done = sum(store.count(slot) for slot in slots)
     quiet = context.trial or not context.leads
     with Progress(context.stage.name, total, done=done, unit="view", quiet=quiet) as progress:
-        for slot in range(spec.slots):
+        for slot in slots:
             if store.is_sealed(slot):
                 continue
             batches = data.label_dataloader(slot, store.missing(slot), batch_size + batch_size % 2)

@@ -94,8 +94,15 @@ def _network(config: Config, spec: ModelConfig, classes: list[str]) -> nn.Module
     """A member whose head knows the classes.
 
     Raises:
-        UserError: its weights were for other classes, so that its new head, all zeros, says nothing.
+        UserError: it has no weights; they were for other classes, so that its new head, all zeros, says nothing.
     """
+    if not (spec.pretrained or spec.checkpoint):
+        place = next(i for i, member in enumerate(config.teacher.members) if member is spec)
+        raise UserError(
+            f"Teacher {spec.name} is a network without weights: what it says is noise.",
+            f"Give teacher.members.{place}.checkpoint=FILE or teacher.members.{place}.pretrained=true, or train it "
+            "first (teacher.train=true with a teacher.recipe).",
+        )
     network = build_model(spec, len(classes), config.dataset.size, classes)
     heads = [p for p in network.parameters() if p.ndim == 2 and p.shape[0] == len(classes)]
     if (spec.pretrained or spec.checkpoint) and heads and not bool(heads[-1].any()):

@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 from tests.contract.story import assert_same, at, tell, tell_and_kill, the_run
 from tests.modes.conftest import ask
 from vitlab.compose import load
+from vitlab.distill.store import TargetStore
 from vitlab.distill.store_writer import SlotWriter
 from vitlab.models.artifact import load_model, read_meta
 from vitlab.models.imagenet22k import CLASSES, synsets
@@ -64,6 +65,23 @@ def test_store_crash_resume_verify_pretrain_finetune_evaluate(
     capsys.readouterr()
     assert ask(killed, "mode=evaluate", f"run={run}") == 0
     assert "student, finetuned on labels" in capsys.readouterr().out
+
+
+def test_several_runs_fill_one_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run labels the second view of every image and stops; another labels the rest and trains from both."""
+    words = (*SMOKE, f"method.store_to={tmp_path / 'shared'}", "method.finetune=null")
+    assert tell(tmp_path / "part", *words, "method.store_views=[1,3]") == 2
+    assert "2 views of every image" in capsys.readouterr().err.replace("\n", " ")
+    assert tell(tmp_path / "part", *words, "method.store_views=[1,2]", "fresh=true") == 0
+    part = max((tmp_path / "part").glob("*/*/finished.json")).parent
+    assert not (part / "pretrain").exists()
+    assert [TargetStore.open(tmp_path / "shared", allow_partial=True).count(slot) for slot in (0, 1)] == [0, 80]
+    assert tell(tmp_path / "rest", *words) == 0
+    rest = the_run(tmp_path / "rest")
+    assert (rest / "pretrain" / "model.json").exists() and not (rest / "store" / "targets").exists()
+    capsys.readouterr()
+    assert ask(tmp_path, "mode=verify", f"run={rest}", "method.recheck=20") == 0
+    assert "80 images x 2 views" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

@@ -21,12 +21,22 @@ def distils(config: Config) -> bool:
     return bool(config.method.distill)
 
 
+def learns(config: Config) -> bool:
+    """Whether a student is trained; a run that stores its share of a store for others leaves that to them."""
+    return config.method.store_views is None
+
+
 def makes_teacher(config: Config) -> bool:
     return distils(config) and config.method.store is None
 
 
 def makes_store(config: Config) -> bool:
     return makes_teacher(config) and not config.method.online
+
+
+def finetunes(config: Config) -> bool:
+    """With neither a teacher nor a recipe to finetune with, it is the recipe that is missing: ``check`` says so."""
+    return learns(config) and (config.method.finetune is not None or not distils(config))
 
 
 def views_of(config: Config) -> int | None:
@@ -50,6 +60,14 @@ class TinyViT(Method):
                 "method.online=true asks the teacher at every step, method.store names stored labels.",
                 "Leave one of the two out.",
             )
+        if options.store_views is not None:
+            if len(options.store_views) != 2 or not 0 <= options.store_views[0] < options.store_views[1]:
+                raise UserError(f"method.store_views={options.store_views} is not [START, STOP], counted from 0.")
+            if options.store_to is None or not makes_store(config):
+                raise UserError(
+                    "method.store_views stores a part of the views for others to train from.",
+                    "Give method.store_to=FOLDER, the same in every run that fills it, and a teacher.",
+                )
         if options.replay not in ("cycle", "exact"):
             raise UserError(f"method.replay={options.replay} is not cycle or exact.")
         if not distils(config):
@@ -74,6 +92,9 @@ class TinyViT(Method):
         recipe = config.recipe
         if stage.name == "store":
             views = config.method.epochs
+            if config.method.store_views is not None:
+                first, stop = config.method.store_views
+                return f"views {first} to {stop - 1} of every image"
             return f"{views} views of every image" if views else "one view of every image for each epoch"
         if stage.name == "teacher":
             if not config.teacher.train or config.teacher.recipe is None:
@@ -109,13 +130,16 @@ class TinyViT(Method):
         from vitlab.training.label import label_views
 
         options = self.options
-        return label_views(context, context.artifact("teacher"), options.topk, options.prob_dtype, options.epochs)
+        into = Path(options.store_to) if options.store_to else None
+        only = range(*options.store_views) if options.store_views else None
+        teacher = context.artifact("teacher")
+        return label_views(context, teacher, options.topk, options.prob_dtype, options.epochs, into, only)
 
     @stage(
         needs=("teacher", "store"),
         reads=("dataset", "model", "recipe", "task"),
         title="student, teacher's labels",
-        when=distils,
+        when=lambda config: distils(config) and learns(config),
     )
     def pretrain(self, context: Context) -> dict[str, object]:
         """Train the student on the teacher's soft labels (Eq. 1), stored or asked for at every step."""
@@ -129,14 +153,15 @@ class TinyViT(Method):
         if options.online:
             teacher = context.artifact("teacher")
             return train(context, config.model, config.recipe, objective, teacher=teacher, views=views_of(config))
-        store = Path(options.store) if options.store else context.artifact("store") / STORE
+        given = options.store or options.store_to
+        store = Path(given) if given else context.artifact("store") / STORE
         return train(context, config.model, config.recipe, objective, store=store, exact=exact)
 
     @stage(
         needs=("pretrain",),
         reads=("dataset", "model", "task"),
         title="student, finetuned on labels",
-        when=lambda config: config.method.finetune is not None,
+        when=finetunes,
     )
     def finetune(self, context: Context) -> dict[str, object]:
         """Go on from the pretrained student, or from a checkpoint, on the labels of the data set."""
@@ -153,7 +178,7 @@ class TinyViT(Method):
         reads=("dataset", "model", "recipe", "task"),
         title="same student, labels alone",
         role="baseline",
-        when=lambda config: config.method.baseline and config.method.distill,
+        when=lambda config: config.method.baseline and config.method.distill and learns(config),
     )
     def labels(self, context: Context) -> dict[str, object]:
         """The comparison: the same student, views and number of steps, without a teacher."""

@@ -21,9 +21,7 @@ class ContractOptions:
     candidates: int = MISSING  # of each step that are measured and scored, those nearest to the budget first
     proxy: str = MISSING  # train (recipe, cut to duration) | params (no training: the largest is the best)
     duration: str = MISSING  # of the proxy's training
-    holdout: float = (
-        MISSING  # share of every training class that judges it, where a set has no val beside test
-    )
+    holdout: float = MISSING  # share of every training class that judges it, where a set has no val beside test
     batch_size: int = MISSING  # of the throughput
     seconds: float = MISSING  # throughput is measured for so long, after half as long a warm-up
 
@@ -40,6 +38,8 @@ class TinyViTOptions:
     online: bool = False  # ask the teacher at every step instead of storing its labels: same views, same targets
     distill: bool = True  # false: no teacher; finetune what model.checkpoint or model.pretrained gives
     store: str | None = None  # train from this sealed store, ours or TinyViT's official one; no teacher is made
+    store_to: str | None = None  # folder of the store, which several runs may fill together; null: inside the run
+    store_views: list[int] | None = None  # [START, STOP): store only these views of every image, and train nothing
     replay: str = "cycle"  # cycle: stored views come round again when epochs outnumber them; exact: epoch e reads e
     baseline: bool = True  # train the same student on labels alone, with equally many steps
     finetune: RecipeConfig | None = None  # train on the labels afterwards; null: no
