@@ -13,13 +13,15 @@ import torch
 from PIL import Image
 from sklearn.metrics import accuracy_score, log_loss
 
-from tests.modes.conftest import ask, train
+from tests.modes.conftest import QUIET, ask, train
+from vitlab.compose import load
 from vitlab.errors import UserError
-from vitlab.files import sha256
+from vitlab.files import sha256, write_json
 from vitlab.measure.classification import Evaluation
 from vitlab.measure.resample import mcnemar
 from vitlab.models.artifact import ModelMeta, read_meta
-from vitlab.modes.evaluate import class_numbers
+from vitlab.modes.evaluate import class_numbers, measure
+from vitlab.modes.subject import find_subject
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +107,19 @@ def test_images_that_a_run_was_trained_on_are_not_held_out_afterwards(
     words = (f"model.checkpoint={run / 'train'}", "dataset=digits", "dataset.val_fraction=0.2", "debug.max_images=40")
     assert ask(output, "mode=evaluate", *words, "evaluation.resamples=0") == 0
     assert "held out of train, and train may have been trained on them" in capsys.readouterr().out
+
+
+def test_a_run_of_other_training_images_gets_no_temperature(other: Path, output: Path) -> None:
+    """Such as one whose images were all trained on, when nothing was held out yet."""
+    done = other / "train" / "done.json"
+    before = done.read_bytes()
+    write_json(done, json.loads(before) | {"images": 160})
+    try:
+        one = measure(find_subject(load(["mode=evaluate", f"output={output}", f"run={other}", *QUIET])))
+    finally:
+        done.write_bytes(before)
+    assert one.evaluation.temperature is None
+    assert one.evaluation.no_temperature.endswith("was trained on 160 images, not on the 200 left")
 
 
 def test_the_figures_stand_in_the_models_own_description(run: Path, said: str) -> None:

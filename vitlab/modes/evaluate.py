@@ -153,8 +153,14 @@ def why_no_temperature(one: Measured) -> str:
         if name == "folder" or run is None:
             cure = "data with both a val and a test split have one"
         return f"{name} has no validation split beside the measured one ({cure})"
-    if run is None and getattr(val, "held_out", False):
+    if not getattr(val, "held_out", False):
+        return ""
+    if run is None:
         return f"the validation images are held out of train, and {one.subject.title} may have been trained on them"
+    if folder_of(one.subject) == run.folder / "evaluation" and one.subject.stage is not None:
+        images = run.read_done(one.subject.stage.name).get("images", one.data.sizes["train"])
+        if images != one.data.sizes["train"]:
+            return f"{one.subject.title} was trained on {images:,} images, not on the {one.data.sizes['train']:,} left"
     return ""
 
 
