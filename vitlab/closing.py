@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from vitlab.config import Config
-from vitlab.files import write_json
+from vitlab.files import read_json, write_json
 from vitlab.methods.base import Stage, find_method
 from vitlab.modes import benchmark, evaluate, export
 from vitlab.modes.logged import log_models
@@ -56,5 +56,8 @@ def close(run: Run, config: Config, stages: list[Stage], command: str) -> None:
     told = [table, ""] + ([probed, ""] if probed else [])
     told += [f"report   {paths.html}", f"model    {run.folder / primary.name}"]
     told += [f"{one.format:<8} {run.folder / one.path}" for one in data.exports if one.format != "safetensors"]
+    for stage in stages:  # debug=overfit
+        if (path := run.folder / stage.name / "overfit.json").exists():
+            told += ["", f"{stage.name}: {read_json(path)['verdict']}"]
     run.finish({"table": "\n".join(told)})
     print("\n" + "\n".join(told))

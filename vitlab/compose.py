@@ -31,6 +31,7 @@ from omegaconf.errors import (
 from vitlab.compose_checks import check, check_read
 from vitlab.compose_errors import Files, defaults_error, file_error, interpolation_error, missing_file, yaml_error
 from vitlab.config import GROUPS, Config
+from vitlab.debug import debugged
 from vitlab.errors import UserError
 from vitlab.help import conf_dir
 from vitlab.methods.base import find_method
@@ -119,6 +120,7 @@ def load(overrides: list[str]) -> Composed:
     check(config, where, read)
     check_read(config, method, chosen)
     changed = {key: value for key, value in after.items() if before.get(key, ...) != value}
+    config = debugged(config)
     return Composed(config, choices, set(chosen) & set(GROUPS), list(overrides), tree, changed, read)
 
 

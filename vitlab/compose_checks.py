@@ -302,7 +302,9 @@ def _rest(config: Config, where: Where) -> None:
     _at_least("explain.images", config.explain.images, 1, where)
     for one in config.explain.methods:
         _one_of("explain.methods", one, MAPS, where)
-    for name in ("max_steps", "max_images", "max_slots"):
+    if config.debug.overfit is not None:
+        _within("debug.overfit", config.debug.overfit, 0, math.inf, where, open_low=True)
+    for name in ("max_steps", "max_images", "max_slots", "profile"):
         value = getattr(config.debug, name)
         if value is not None:
             _at_least(f"debug.{name}", value, 1, where)

@@ -215,12 +215,14 @@ class ExportConfig:
 
 @dataclass
 class DebugConfig:
-    """Cuts, to see every stage pass quickly."""
+    """Cuts, to see every stage pass quickly, and questions to a training."""
 
-    name: str = "none"  # none | smoke
+    name: str = "none"  # none | smoke | profile | overfit
     max_steps: Optional[int] = None  # cut every training to this many steps
     max_images: Optional[int] = None  # cut every split to this many images
     max_slots: Optional[int] = None  # cut every store to this many views per image
+    profile: Optional[int] = None  # of every training, time so many steps and say where the time goes
+    overfit: Optional[float] = None  # learn the few images by heart; the loss this near the least possible: it can
 
 
 @dataclass

@@ -12,6 +12,7 @@ import time
 import traceback
 from pathlib import Path
 
+from vitlab.debug import debugged
 from vitlab.errors import Interrupted, UserError
 from vitlab.files import read_json
 from vitlab.processes import LAUNCH, Outcome, write_outcome
@@ -31,7 +32,7 @@ def main(run_folder: str, folder: str, parent: str) -> int:
     try:
         from vitlab.work import work_in_turn
 
-        work_in_turn(Run.at(Path(run_folder)), from_tree(launch["tree"]), launch["command"])
+        work_in_turn(Run.at(Path(run_folder)), debugged(from_tree(launch["tree"])), launch["command"])
     except UserError as error:
         write_outcome(talk, rank, Outcome("mistake", error.what, error.cure))
         return 2

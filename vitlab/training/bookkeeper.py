@@ -22,6 +22,7 @@ from vitlab.recorder import Recorder
 from vitlab.training.devices import summed, world
 from vitlab.training.interrupt import asked, asked_anywhere, listen_again, stop
 from vitlab.training.learner import Learner
+from vitlab.training.profile import charged
 from vitlab.training.progress import Progress
 
 
@@ -107,16 +108,19 @@ class Bookkeeper(Callback):
         self.left = time.monotonic()
 
     def _after_step(self, trainer: L.Trainer, learner: Learner) -> None:
-        learner.after_step()
+        with charged(trainer, "weight average"):
+            learner.after_step()
         step = learner.step
         last = step >= self.total
         if step % self.record_every == 0 or last:
             self._record(trainer, learner)
         if step % self.validate_every == 0 or last:
-            self._validate(trainer, learner)
+            with charged(trainer, "validation"):
+                self._validate(trainer, learner)
         stopping = not last and self._asked(trainer, step)
         if step % self.checkpoint_every == 0 or last or stopping:
-            self._checkpoint(trainer, learner)
+            with charged(trainer, "checkpoint"):
+                self._checkpoint(trainer, learner)
         if stopping:
             stop()
 

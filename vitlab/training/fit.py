@@ -11,20 +11,26 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.profilers import Profiler
 
 from vitlab.config import Config, RecipeConfig
 from vitlab.data.batch import Batch
 from vitlab.data.module import VisionData
 from vitlab.recorder import Recorder
 from vitlab.training.bookkeeper import Bookkeeper
+from vitlab.training.devices import device_of
 from vitlab.training.learner import Learner
+from vitlab.training.overfit import Overfit
+from vitlab.training.profile import StepProfiler
 from vitlab.training.progress import Progress
 from vitlab.training.schedule import duration_steps
 
 CHECKPOINT = "checkpoint.ckpt"
 
 
-def make_trainer(config: Config, accumulate: int = 1, callbacks: list[Callback] | None = None) -> L.Trainer:
+def make_trainer(
+    config: Config, accumulate: int = 1, callbacks: list[Callback] | None = None, profiler: Profiler | None = None
+) -> L.Trainer:
     """A Trainer that does what ``hardware=`` says and keeps no books of its own."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -45,6 +51,7 @@ def make_trainer(config: Config, accumulate: int = 1, callbacks: list[Callback] 
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=callbacks or [],
+        profiler=profiler,
     )
 
 
@@ -111,7 +118,13 @@ def fit(
             return float(state["callbacks"][keeper.state_key]["seconds"])
         loader = data.train_loader(start=batches, stop=total * recipe.accumulate)
         watch = Stopwatch()
-        trainer = make_trainer(config, recipe.accumulate, [watch, keeper] if trial else [*callbacks, keeper])
+        callbacks, profiler = list(callbacks), None
+        if config.debug.overfit is not None:
+            callbacks.append(Overfit(stage, folder, config.debug.overfit, data.num_classes))
+        if config.debug.profile is not None and recorder is not None and not trial:
+            left = total * recipe.accumulate - batches
+            profiler = StepProfiler(stage, folder / "profile", left, config.debug.profile, device_of(config))
+        trainer = make_trainer(config, recipe.accumulate, [watch, keeper] if trial else [*callbacks, keeper], profiler)
         resume = str(checkpoint) if checkpoint.exists() else None
         trainer.fit(learner, loader, ckpt_path=resume, weights_only=True)
         return watch.estimate(rehearse * recipe.accumulate) if rehearse is not None else keeper.elapsed()

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from vitlab.data.batch import Batch
 from vitlab.distill.sparse import SparseTarget
 from vitlab.training.objectives import Objective, accuracy
+from vitlab.training.profile import charged
 from vitlab.training.schedule import Schedule
 
 AskTeacher = Callable[[Batch], "SparseTarget | Tensor"]
@@ -105,7 +106,10 @@ class Learner(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One batch -> named losses; gradients flow from ``loss``."""
-        target = self.teacher(batch) if self.teacher is not None else None
+        target = None
+        if self.teacher is not None:
+            with charged(self.trainer, "teacher"):
+                target = self.teacher(batch)
         logits = self.forward_student(batch.image)
         losses = self.objective(logits, batch.label, target)
         with torch.no_grad():

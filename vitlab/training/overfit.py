@@ -1,0 +1,91 @@
+"""debug=overfit: whether a training can learn a few batches by heart, which every sound one can."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from vitlab.data.batch import Batch
+from vitlab.distill.sparse import SparseTarget, densify
+from vitlab.files import write_json
+from vitlab.training.learner import Learner
+from vitlab.training.progress import say
+
+CERTAIN = 30.0  # logit of a class that is as good as sure
+
+
+class Overfit(Callback):
+    """Follows how far the loss is above the smallest possible one, and gives a verdict at the end.
+
+    The smallest possible loss is that of a network which says exactly what its target says: 0 with hard labels, the
+    entropy of the teacher's words where a soft cross-entropy is minimised.
+
+    Args:
+        stage: as the verdict calls it.
+        folder: of the stage, for ``overfit.json``.
+        near: how close counts as learnt by heart, in the unit of the loss.
+        classes: of the data.
+    """
+
+    def __init__(self, stage: str, folder: Path, near: float, classes: int) -> None:
+        self.stage, self.folder, self.near, self.classes = stage, folder, near, classes
+        self.first: float | None = None
+        self.last = 0.0
+        self.reached: int | None = None  # step after which it stayed near
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"first": self.first, "last": self.last, "reached": self.reached}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.first, self.last, self.reached = (state_dict[name] for name in ("first", "last", "reached"))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, learner: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        assert isinstance(learner, Learner)
+        target = learner.teacher(batch) if learner.teacher is not None else None
+        with torch.no_grad():
+            logits = perfect(batch.label, target, self.classes)
+            self.last = float(outputs["loss"]) - float(learner.objective(logits, batch.label, target)["loss"])
+        if self.first is None:
+            self.first = self.last
+        if self.last > self.near:
+            self.reached = None
+        elif self.reached is None:
+            self.reached = learner.step + 1
+
+    def on_train_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        told = self.verdict()
+        first = None if self.first is None else round(self.first, 5)
+        write_json(
+            self.folder / "overfit.json",
+            {"verdict": told, "first": first, "last": round(self.last, 5), "near": self.near, "reached": self.reached},
+        )
+        say(f"{self.stage}: {told}")
+
+    def verdict(self) -> str:
+        """One sentence that says whether the training learnt its few images by heart, and else where to look."""
+        way = f"{self.first or 0:.3f} → {self.last:.4f} above the smallest possible loss"
+        if self.reached is not None:
+            return f"OVERFITS, as it should: {way}, within {self.near:g} from step {self.reached} on."
+        return (
+            f"DOES NOT OVERFIT: {way}, not within {self.near:g}. Look at recipe.lr (try ten times more and less), at "
+            "frozen or unused parts of the network, at its normalisation, and whether labels belong to their images; "
+            "or it needs more than debug.max_steps."
+        )
+
+
+def perfect(label: Tensor, target: SparseTarget | Tensor | None, classes: int) -> Tensor:
+    """Logits [B, C] whose softmax is the target, or without one the label (ids [B] or rows [B, C])."""
+    if target is None and label.ndim == 1:
+        return torch.nn.functional.one_hot(label, classes) * CERTAIN
+    wanted = label if target is None else target
+    dense = densify(wanted) if isinstance(wanted, SparseTarget) else wanted
+    return dense.float().clamp_min(1e-12).log()
