@@ -23,7 +23,7 @@ from vitlab.schema import DURATIONS
 EMBEDDED = ("digits", "fake")
 """Data sets that need no folder."""
 
-SCHEDULES = ("cosine", "linear", "step", "constant")
+SCHEDULES = ("cosine", "cosine_after", "linear", "step", "constant")
 ERASE_MODES = ("pixel", "rand", "const")
 CROPS = ("auto", "center", "squash")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")

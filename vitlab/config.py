@@ -116,7 +116,7 @@ class RecipeConfig:
     lr: float = MISSING  # peak learning rate at this batch size
     weight_decay: float = MISSING  # of weight matrices and kernels; never of norms, biases and position tables
     optimizer_args: dict[str, Any] = field(default_factory=dict)  # betas, eps, momentum, ...
-    schedule: str = "cosine"  # cosine | linear | step | constant
+    schedule: str = "cosine"  # cosine | cosine_after (the warm-up, counted from there) | linear | step | constant
     warmup: str = "0st"  # duration over which the learning rate rises from warmup_lr to lr
     warmup_lr: float = 0.0  # learning rate of the first step
     min_lr: float = 0.0  # learning rate of the last step
@@ -139,6 +139,7 @@ class TeacherConfig:
 
     members: list[ModelConfig] = field(default_factory=list)
     weights: Optional[list[float]] = None  # of the members; null: equal
+    sizes: Optional[list[int]] = None  # side of each member's input in pixels, views are resized; null: dataset.size
     temperature: float = 1.0  # the teacher's logits are divided by it
     train: bool = False  # train the (single) member on the data set first, with teacher.recipe
     recipe: Optional[RecipeConfig] = None  # how it is trained; choose with recipe@teacher.recipe=NAME

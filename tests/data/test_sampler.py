@@ -139,6 +139,22 @@ def test_cycle_comes_round_with_new_order() -> None:
     assert indices(epochs[0]) != indices(epochs[3])
 
 
+@pytest.mark.parametrize("samples", [1, 2, 12, 50])
+def test_permuted_slots_come_once_each_in_an_own_order(samples: int) -> None:
+    sampler = EpochSampler(400, 400, slots="permuted", num_slots=samples, seed=3)
+    seen = np.full((2 * samples, 400), -1)
+    for epoch in range(2 * samples):
+        index, slot = sampler.order(epoch)
+        seen[epoch, index] = slot
+    assert (np.sort(seen[:samples], axis=0) == np.arange(samples)[:, None]).all()
+    assert np.array_equal(seen[:samples], seen[samples:])
+    if samples > 2:
+        assert len({tuple(column) for column in seen[:samples].T}) > samples
+        assert np.bincount(seen[0], minlength=samples).max() < 400 / samples + 6 * (400 / samples) ** 0.5
+    other = EpochSampler(400, 400, slots="permuted", num_slots=samples, seed=4)
+    assert samples == 1 or not np.array_equal(other.order(0)[1], sampler.order(0)[1])
+
+
 def test_pairs_belong_to_the_slot() -> None:
     """A stored label of a mixed view is of one pair: whenever its slot comes round, that pair must meet again."""
     sampler = EpochSampler(51, 10, slots="cycle", num_slots=2, paired=True, seed=3)

@@ -22,7 +22,7 @@ from vitlab.distill.reinforce_draw import (
     middle,
     sample,
 )
-from vitlab.distill.reinforce_record import decode, encode, record_fields
+from vitlab.distill.reinforce_record import OddMagnitude, decode, encode, record_fields
 from vitlab.distill.store_spec import StoreSpec
 from vitlab.errors import UserError
 
@@ -213,3 +213,38 @@ def test_description_survives_json() -> None:
 def test_bad_values_name_their_key(name: str, value: object) -> None:
     with pytest.raises(UserError, match=f"method.views.{name}"):
         Reinforcement.from_dict({name: value})
+
+
+def test_a_partner_of_the_batch_is_a_neighbour() -> None:
+    spec = Reinforcement("mixing", partner="batch", partner_batch=4)
+    seen: dict[int, set[int]] = {image: set() for image in range(10)}
+    for image in seen:
+        for number in range(120):
+            mix = sample(spec, 0, image, number, 10, size_of).mix
+            if mix is not None and mix.partner is not None:
+                seen[image].add(mix.partner)
+    for image, partners in seen.items():
+        assert partners == set(range(image // 4 * 4, min(image // 4 * 4 + 4, 10)))  # itself included
+    assert spec.fingerprint() != Reinforcement("mixing").fingerprint()
+    assert "partner" not in Reinforcement("mixing").to_dict()  # stores made before keep their description
+
+
+def test_erasing_that_does_not_fit_is_none() -> None:
+    """The official code erases the whole view after ten tries."""
+    spec = Reinforcement("randaug", erase=1.0, erase_scale=(1.0, 1.0))
+    assert all(sample(spec, 0, image, 0, 9, size_of).erase is None for image in range(50))
+
+
+def test_odd_magnitudes_stand_in_a_side_table() -> None:
+    plain = Reinforcement("randaug")
+    odd = (("Rotate", 8.5), ("Solarize", 100.0), ("Rotate", -1.25))
+    spec = dataclasses.replace(plain, odd=odd)
+    draws = [
+        dataclasses.replace(sample(plain, 0, image, 0, 9, size_of), ops=ops)
+        for image, ops in enumerate([(odd[0], odd[1]), (odd[2], ("Rotate", -9.0)), (("Identity", 0.0), odd[2])])
+    ]
+    assert decode(spec, records(spec, draws)) == draws
+    assert Reinforcement.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    with pytest.raises(OddMagnitude) as told:
+        encode(plain, draws)
+    assert told.value.op == odd[0]

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from vitlab.distill.draw import Draw, Erase, Mix
-from vitlab.distill.ops import torchvision_op
-from vitlab.distill.views import View
+from vitlab.distill.ops import torchvision_op, torchvision_tensor_op
+from vitlab.distill.views import View, scale_box, to_tensor
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VIEW = View(224, MEAN, STD, interpolation="bilinear")
@@ -107,6 +107,70 @@ def test_ops(images: tuple[Image.Image, Image.Image], name: str, magnitude: floa
     flipped = images[0].crop((35, 20, 275, 200)).resize((224, 224), Image.Resampling.BILINEAR)
     flipped = flipped.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     assert np.asarray(torchvision_op(flipped, name, magnitude, 224)).sum(dtype=np.int64) == total
+
+
+@pytest.mark.parametrize(
+    ("name", "magnitude", "total"),
+    [
+        ("TranslateY", 30.45317268371582, 16_638_634),
+        ("Color", -0.26999998092651367, 19_079_124),
+        ("Rotate", 9.0, 17_919_533),
+        ("Solarize", 178.5, 11_520_847),
+        ("Posterize", 7.0, 19_101_348),
+        ("Equalize", 0.0, 19_190_173),
+        ("AutoContrast", 0.0, 19_126_357),
+        ("Contrast", 0.26999998092651367, 19_138_055),
+        ("Sharpness", -0.26999998092651367, 19_165_818),
+        ("ShearX", 0.09000000357627869, 18_330_076),
+        ("Brightness", 0.26999998092651367, 23_340_478),
+        ("Identity", 0.0, 19_176_607),
+    ],
+)
+def test_ops_on_tensors(images: tuple[Image.Image, Image.Image], name: str, magnitude: float, total: int) -> None:
+    flipped = images[0].crop((35, 20, 275, 200)).resize((224, 224), Image.Resampling.BILINEAR)
+    pixels = to_tensor(flipped.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    made = torchvision_tensor_op(pixels, name, magnitude, 224)
+    assert made.dtype == torch.uint8 and int(made.long().sum()) == total
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tensor_ops_are_torchvisions_own(images: tuple[Image.Image, Image.Image], name: str) -> None:
+    from torchvision.transforms import InterpolationMode, autoaugment
+
+    pixels = to_tensor(images[1].resize((224, 224)))
+    for magnitude in {"Posterize": (7.0, 4.0), "Solarize": (178.5, 10.0)}.get(name, (0.25, -0.25)):
+        scale = 60 if name.startswith(("Trans", "Rotate")) else 1
+        wanted = autoaugment._apply_op(pixels, name, magnitude * scale, InterpolationMode.NEAREST, None)
+        assert torch.equal(torchvision_tensor_op(pixels, name, magnitude * scale, 224), wanted)
+
+
+def test_backends_differ_by_little_and_only_in_randaugment(images: tuple[Image.Image, Image.Image]) -> None:
+    tensors = View(224, (0, 0, 0), (1, 1, 1), interpolation="bilinear", backend="tensor")
+    pil = View(224, (0, 0, 0), (1, 1, 1), interpolation="bilinear")
+    plain = one((20, 35, 180, 240), True, erase=(50, 60, 40, 80))
+    assert torch.equal(tensors(images[0], plain), pil(images[0], plain))
+    drawn = one((20, 35, 180, 240), True, ((8, 0.26999998092651367),), (50, 60, 40, 80))
+    gap = (tensors(images[0], drawn) - pil(images[0], drawn)).abs() * 255
+    assert 0 < gap.max() <= 1.001
+    with pytest.raises(ValueError, match="pil or tensor"):
+        View(224, MEAN, STD, backend="numpy")
+
+
+@pytest.mark.parametrize("backend", ["pil", "tensor"])
+@pytest.mark.parametrize("size", [192, 224, 256, 384])
+def test_other_sizes_on_both_backends(images: tuple[Image.Image, Image.Image], backend: str, size: int) -> None:
+    """The crop is exact at any size; what is counted on the 224 grid is scaled, and is itself at 224."""
+    view = View(size, (0, 0, 0), (1, 1, 1), interpolation="bilinear", backend=backend)
+    white = Image.new("RGB", (400, 300), (255, 255, 255))
+    moved = view(white, one((20, 35, 180, 240), False, ((3, 30.45317268371582),)))
+    assert int((moved[0] == 0).sum()) == round(30 * size / 224) * size
+    erased = view(white, one((20, 35, 180, 240), False, erase=(50, 60, 40, 80)))
+    black = (erased[0] == 0).nonzero()
+    assert black.amin(0).tolist() == [round(50 * size / 224), round(60 * size / 224)]
+    assert len(black) == round(40 * size / 224) * round(80 * size / 224)
+    assert scale_box((30, 40, 150, 200), 224, size) == tuple(round(v * size / 224) for v in (30, 40, 150, 200))
+    cropped = images[0].crop((35, 20, 275, 200)).resize((size, size), Image.Resampling.BILINEAR)
+    assert torch.equal((view(images[0], one((20, 35, 180, 240), False)) * 255).round().byte(), to_tensor(cropped))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -18,6 +18,18 @@ def test_tinyvit_worked_example() -> None:
     assert schedule(5000) == schedule(1000)
 
 
+def test_reinforcement_worked_example() -> None:
+    """Dataset Reinforcement: W = 6255 steps of warm-up of S = 187670, peak 0.4; the first step is the smallest."""
+    schedule = Schedule("cosine_after", 0.4, total=187670, warmup=6255)
+    expected = {
+        0: 0.000063949, 1: 0.000127898, 100: 0.006458833, 6254: 0.4, 50000: 0.345303445, 93835: 0.210823131,
+        150000: 0.041064489,
+    }  # fmt: skip
+    for step, rate in expected.items():
+        assert schedule(step) == pytest.approx(rate, abs=5e-10)
+    assert schedule(187669) == schedule(187800) == pytest.approx(0, abs=1e-12)
+
+
 @pytest.mark.parametrize(
     ("kind", "step", "rate"),
     [("linear", 0, 1.0), ("linear", 50, 0.55), ("linear", 100, 0.1), ("constant", 77, 1.0)],

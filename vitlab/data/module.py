@@ -36,6 +36,7 @@ class VisionData(L.LightningDataModule):
             augmentation. TinyViT's official store is served too (it does not say its augmentation).
         reinforcements: folders of stored reinforcements, whose views and targets replace the augmentation's; but a
             share ``plain_share`` of the views is the augmentation's, with the label for its target.
+            ``replay_backend``: pil, tensor (see :class:`~vitlab.distill.views.View`), or auto: the store's own.
         slots, num_slots: as in :class:`~vitlab.data.sampler.EpochSampler`; ``num_slots`` defaults to the store's.
         max_images: cut every split to so many images.
 
@@ -65,6 +66,7 @@ class VisionData(L.LightningDataModule):
         max_images: int | None = None,
         reinforcements: Sequence[Path] | None = None,
         plain_share: float = 0.0,
+        replay_backend: str = "auto",
     ) -> None:
         super().__init__()
         self.sources = open_splits(dataset, seed, max_images)
@@ -104,7 +106,10 @@ class VisionData(L.LightningDataModule):
         self.reinforcements = reinforcements
         if reinforcements is not None:
             same = {"data_fingerprint": self.fingerprint}
-            num_slots = open_reinforcements(reinforcements, len(self.train_source), self.num_classes, same).samples
+            found = open_reinforcements(reinforcements, len(self.train_source), self.num_classes, same)
+            num_slots = found.samples
+            replay_backend = found.backend if replay_backend == "auto" else replay_backend
+        self._backend = replay_backend
         self.train_sampler = EpochSampler(
             len(self.train_source),
             batch_size * world * accumulate,
@@ -159,24 +164,27 @@ class VisionData(L.LightningDataModule):
         )
         return Loader(self._train_views(None), sampler, self.workers)
 
-    def fresh_dataloader(self, views: Reinforcement, samples: range, missing: npt.ArrayLike, at_once: int) -> Loader:
+    def fresh_dataloader(
+        self, views: Reinforcement, samples: range, missing: npt.ArrayLike, at_once: int, backend: str = "pil"
+    ) -> Loader:
         """This rank's part of the blocks of ``at_once`` images that hold one of ``missing``, to be reinforced.
 
         Blocks are a fixed partition of the data: a view is labelled in the same company whoever does it, and when.
         """
         sampler = SlotSampler(len(self.train_source), at_once, samples.start, missing, rank=self.rank, world=self.world)
         blocks = [[index for index, _ in items] for items in sampler]
-        fresh = ReinforcingViews(self.train_source, views, self._replay_view(), self.seed, samples)
+        fresh = ReinforcingViews(self.train_source, views, self.replay_view(backend), self.seed, samples)
         return Loader(fresh, blocks, self.workers)
 
-    def _replay_view(self) -> View:
-        return View(self.view.size, self.mean, self.std, "bilinear")
+    def replay_view(self, backend: str) -> View:
+        """What makes stored views: they are resized bilinearly, as the teacher saw them."""
+        return View(self.view.size, self.mean, self.std, "bilinear", backend=backend)
 
     def _train_views(self, store: Path | None) -> TrainViews:
         views = TrainViews(self.train_source, self.augmentation, self.view, self.seed, self.num_classes, store)
         if self.reinforcements is None:
             return views
-        return ReinforcedViews(views, self.reinforcements, self._replay_view())
+        return ReinforcedViews(views, self.reinforcements, self.replay_view(self._backend))
 
     def _eval_loader(self, split: str) -> Loader:
         source = self.sources[split]

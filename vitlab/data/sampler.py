@@ -11,8 +11,9 @@ ranks see in a step is therefore what one rank alone sees in that step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from vitlab.errors import UserError
 
 Indices = npt.NDArray[np.int64]
 Item = tuple[int, int]
-SlotPolicy = Literal["epoch", "cycle", "uniform"]
+SlotPolicy = Literal["epoch", "cycle", "uniform", "permuted"]
 
 
 def permutation(length: int, seed: int, epoch: int) -> Indices:
@@ -49,6 +50,18 @@ def uniform_slots(index: Indices, seed: int, epoch: int, num_slots: int) -> Indi
     return slots
 
 
+def permuted_slots(index: Indices, seed: int, epoch: int, num_slots: int) -> Indices:
+    """``[B]`` a slot in [0, num_slots) for each index: place ``epoch mod num_slots`` of a permutation of its own.
+
+    The permutation is p -> (a p + b) mod num_slots, a among the numbers prime to num_slots and b drawn by a hash of
+    (seed, index): in ``num_slots`` epochs an image sees each of its slots once, and nothing is remembered.
+    """
+    units = np.array([a for a in range(num_slots) if math.gcd(a, num_slots) == 1] or [0])
+    step = units[uniform_slots(index, seed + (2 << 32), 0, len(units))]
+    slots: Indices = (uniform_slots(index, seed + (3 << 32), 0, num_slots) + step * (epoch % num_slots)) % num_slots
+    return slots
+
+
 class EpochSampler:
     """Training batches of one rank, as a batch sampler.
 
@@ -63,7 +76,7 @@ class EpochSampler:
         paired: keep the pairs (2t, 2t+1) that are mixed together; pairs are then a function of the slot, as stored
             labels of mixed views are of one pair only.
         slots: ``epoch``: slot = epoch; ``cycle``: epoch mod ``num_slots``; ``uniform``: a hash of
-            (seed, epoch, index).
+            (seed, epoch, index); ``permuted``: all in turn, in an order of the image's own.
         num_slots: views there are of each image; None: as many as epochs.
         plain_share: this share of the items, chosen by a hash of (seed, epoch, index), gets slot ``num_slots + epoch``
             instead: a view beside the stored ones.
@@ -93,8 +106,8 @@ class EpochSampler:
             raise ValueError("plain_share is a share in [0, 1], of unpaired views with num_slots")
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} of {world}")
-        if slots not in ("epoch", "cycle", "uniform"):
-            raise ValueError(f"slots='{slots}' is not one of epoch, cycle, uniform")
+        if slots not in (known := get_args(SlotPolicy)):
+            raise ValueError(f"slots='{slots}' is not one of {', '.join(known)}")
         if slots != "epoch" and not num_slots:
             raise ValueError(f"slots='{slots}' needs num_slots")
         parts = world * accumulate
@@ -110,7 +123,7 @@ class EpochSampler:
                 f"{batch_size // parts} images for each of {parts} parts, an odd number.",
                 f"Take a multiple of {2 * parts}.",
             )
-        if paired and slots == "uniform":
+        if paired and slots in ("uniform", "permuted"):
             raise UserError(
                 "Mixed views (mixup, cutmix) are stored for one pair in one slot; slots drawn for each image alone "
                 "would break the pairs.",
@@ -176,9 +189,10 @@ class EpochSampler:
         """
         slot = self.slot(epoch)
         index = self._rows(epoch, slot).reshape(-1, 2 if self.paired else 1)[self.rank :: self.world].ravel()
-        if self.slots == "uniform":
+        if self.slots in ("uniform", "permuted"):
             assert self.num_slots is not None  # checked in the constructor
-            return index, self._with_plain(index, uniform_slots(index, self.seed, epoch, self.num_slots), epoch)
+            choose = uniform_slots if self.slots == "uniform" else permuted_slots
+            return index, self._with_plain(index, choose(index, self.seed, epoch, self.num_slots), epoch)
         return index, self._with_plain(index, np.full(len(index), slot, dtype=np.int64), epoch)
 
     def _with_plain(self, index: Indices, slots: Indices, epoch: int) -> Indices:

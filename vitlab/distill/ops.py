@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
+from torch import Tensor
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -75,7 +76,7 @@ def torchvision_op(image: Image.Image, name: str, magnitude: float, grid: int) -
         return F.affine(image, 0.0, translate, 1.0, shear, center=[0, 0] if any(shear) else None)
 
     def pixels(side: int) -> int:
-        return int(magnitude) if side == grid else round(int(magnitude) * side / grid)
+        return _pixels(magnitude, side, grid)
 
     match name:
         case "Identity":
@@ -107,6 +108,54 @@ def torchvision_op(image: Image.Image, name: str, magnitude: float, grid: int) -
         case "Equalize":
             return ImageOps.equalize(image)
     raise ValueError(f"'{name}' is not an op of the torchvision set")
+
+
+def torchvision_tensor_op(image: Tensor, name: str, magnitude: float, grid: int) -> Tensor:
+    """The same op on a uint8 tensor [3, H, W], as the official code made the views that its teachers saw.
+
+    Rotate, Color, Contrast, Sharpness and AutoContrast differ from Pillow's in some pixels, mostly by one level.
+
+    Raises:
+        ValueError: for a name outside the set.
+    """
+    from torchvision.transforms import functional as F
+
+    height, width = image.shape[-2:]
+    match name:
+        case "Identity":
+            return image
+        case "ShearX":
+            return F.affine(image, 0.0, [0, 0], 1.0, [math.degrees(math.atan(magnitude)), 0.0], center=[0, 0])
+        case "ShearY":
+            return F.affine(image, 0.0, [0, 0], 1.0, [0.0, math.degrees(math.atan(magnitude))], center=[0, 0])
+        case "TranslateX":
+            return F.affine(image, 0.0, [_pixels(magnitude, width, grid), 0], 1.0, [0.0, 0.0])
+        case "TranslateY":
+            return F.affine(image, 0.0, [0, _pixels(magnitude, height, grid)], 1.0, [0.0, 0.0])
+        case "Rotate":
+            return F.rotate(image, magnitude)
+        case "Brightness":
+            return F.adjust_brightness(image, 1.0 + magnitude)
+        case "Color":
+            return F.adjust_saturation(image, 1.0 + magnitude)
+        case "Contrast":
+            return F.adjust_contrast(image, 1.0 + magnitude)
+        case "Sharpness":
+            return F.adjust_sharpness(image, 1.0 + magnitude)
+        case "Posterize":
+            return F.posterize(image, int(magnitude))
+        case "Solarize":
+            return F.solarize(image, magnitude)
+        case "AutoContrast":
+            return F.autocontrast(image)
+        case "Equalize":
+            return F.equalize(image)
+    raise ValueError(f"'{name}' is not an op of the torchvision set")
+
+
+def _pixels(magnitude: float, side: int, grid: int) -> int:
+    """A translation counted on a ``grid``-pixel side, in pixels of this one."""
+    return int(magnitude) if side == grid else round(int(magnitude) * side / grid)
 
 
 def jitter_op(image: Image.Image, name: str, factor: float) -> Image.Image:

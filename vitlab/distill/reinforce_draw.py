@@ -26,6 +26,7 @@ from vitlab.errors import UserError
 
 PROTOCOL = "reinforce-1"
 VARIANTS = ("rrc", "mixing", "randaug", "randaug_mixing", "center")
+PARTNERS = ("dataset", "batch")
 BINS = 31
 """Magnitudes that torchvision's RandAugment distinguishes."""
 
@@ -63,6 +64,9 @@ class Reinforcement:
     the 224 grid. ``ops`` and ``magnitude``: of RandAugment, the latter an index below 31. ``erase_scale`` and
     ``erase_ratio``: range of area and of height to width. ``mixup`` and ``cutmix``: probabilities, drawn independently;
     both mixing ratios come from Beta(1, 1). ``crop_pct``: side of the middle to the short side (center only).
+    ``partner``: of a mixed view, any image of the data set, or (``batch``, as in the official code) any of the
+    ``partner_batch`` neighbours that are loaded together; the image itself is one of them. ``odd``: signed arguments
+    of ops besides those of ``magnitude``, in records that came from elsewhere.
 
     Raises:
         UserError: for a value outside its range; the message names ``method.views.<name>``.
@@ -81,12 +85,18 @@ class Reinforcement:
     mixup: float = 0.5
     cutmix: float = 0.5
     crop_pct: float = 0.875
+    partner: str = "dataset"
+    partner_batch: int = 4
+    odd: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("crop_scale", "crop_ratio", "erase_scale", "erase_ratio"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, tuple(float(v) for v in value))
+        object.__setattr__(self, "odd", tuple((str(name), float(value)) for name, value in self.odd))
+        _check("partner", self.partner, self.partner in PARTNERS, " | ".join(PARTNERS))
+        _check("partner_batch", self.partner_batch, self.partner_batch >= 1, "1 or more")
         _check("variant", self.variant, self.variant in VARIANTS, " | ".join(VARIANTS))
         for name, top in (("crop_scale", 1.0), ("crop_ratio", math.inf), ("erase_scale", 1.0), ("erase_ratio", 1e9)):
             value = getattr(self, name)
@@ -113,8 +123,13 @@ class Reinforcement:
         return self.variant in ("randaug", "randaug_mixing")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form; :meth:`from_dict` gives an equal object back."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        """JSON-able form; :meth:`from_dict` gives an equal object back. What came later is left out where it is not
+        used: stores made before stay what they are."""
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        if self.partner == "dataset":
+            del values["partner"], values["partner_batch"]
+        values["odd"] = [list(one) for one in self.odd]
+        return values if self.odd else {k: v for k, v in values.items() if k != "odd"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Reinforcement:
@@ -161,8 +176,8 @@ def sample(
 ) -> Draw:
     """Sample ``number`` of ``image``: a function of its arguments alone.
 
-    The partner of a mixed view is any of the ``images``, itself included, with a draw of its own; ``size_of`` says how
-    large an image is and is asked only for those that are needed.
+    The partner of a mixed view is any of the ``images`` (or of its ``partner_batch``), itself included, with a draw of
+    its own; ``size_of`` says how large an image is and is asked only for those that are needed.
     """
     rng = generator(seed, image, number)
     own = _one(rng, spec, size_of(image))
@@ -175,7 +190,11 @@ def sample(
         row, column = (int(rng.random() * GRID) for _ in range(2))
     if ratio is None and cut is None:
         return own
-    partner = min(int(rng.random() * images), images - 1)
+    first, many = 0, images
+    if spec.partner == "batch":
+        first = image // spec.partner_batch * spec.partner_batch
+        many = min(spec.partner_batch, images - first)
+    partner = first + min(int(rng.random() * many), many - 1)
     box = None if cut is None else cutmix_box(cut, row, column)
     other = _one(rng, spec, size_of(partner))
     return dataclasses.replace(own, mix=Mix(ratio, box, GRID, partner, other, cut))

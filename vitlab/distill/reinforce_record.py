@@ -10,7 +10,7 @@ both                  the partner's ops and erase                               
 ====================  =================================================================  =====
 
 At K = 10 with four-byte probabilities 69 (rrc), 101 (mixing), 75 (randaug) and 113 bytes (both); 49, 81, 55 and 93
-with two-byte ones.
+with two-byte ones. An op whose argument is not the table's is a place in a side table (``Reinforcement.odd``).
 """
 
 from __future__ import annotations
@@ -28,6 +28,17 @@ from vitlab.distill.reinforce_draw import OPS, SIGNED, Reinforcement, magnitudes
 FLIP, PARTNER_FLIP, MIXED, MIXUP, CUTMIX, ERASE, PARTNER_ERASE = (1 << bit for bit in range(7))
 NO_OP = 255
 """Stands in ``ops`` where RandAugment was skipped."""
+ODD = 2 * len(OPS)
+"""``ops`` from here on count through ``Reinforcement.odd``: arguments that are not the table's."""
+
+
+class OddMagnitude(ValueError):
+    """An argument of an op that neither the table nor ``Reinforcement.odd`` has: ``op`` is (name, signed value)."""
+
+    def __init__(self, name: str, value: float, told: str) -> None:
+        super().__init__(told)
+        self.op = name, value
+
 
 Fields = tuple[tuple[str, str, int], ...]
 
@@ -122,7 +133,7 @@ def _encode_one(
         return
     if draw.ops and len(draw.ops) != spec.ops:
         raise ValueError(f"{spec.ops} ops are stored, not {len(draw.ops)}")
-    out[f"{of}ops"][row] = [_code(table, *op) for op in draw.ops] if draw.ops else NO_OP
+    out[f"{of}ops"][row] = [_code(spec, table, *op) for op in draw.ops] if draw.ops else NO_OP
     if draw.erase is not None:
         box = draw.erase
         if box.mode != "black":
@@ -141,7 +152,12 @@ def _decode_one(
 ) -> Draw:
     ops: tuple[tuple[str, float], ...] = ()
     if spec.augments and NO_OP not in (codes := columns[f"{of}ops"][row]):
-        ops = tuple((OPS[code >> 1], -table[code >> 1] if code & 1 else table[code >> 1]) for code in codes)
+        ops = tuple(
+            spec.odd[code - ODD]
+            if code >= ODD
+            else (OPS[code >> 1], -table[code >> 1] if code & 1 else table[code >> 1])
+            for code in codes
+        )
     crop = shift = None
     if spec.pad is not None:
         top, left = columns[f"{of}shift"][row]
@@ -155,17 +171,21 @@ def _decode_one(
     return Draw(crop=crop, shift=shift, flip=flip, ops=ops, erase=erase, op_set="torchvision")
 
 
-def _code(table: tuple[float, ...], name: str, value: float) -> int:
-    """2 op + sign.
+def _code(spec: Reinforcement, table: tuple[float, ...], name: str, value: float) -> int:
+    """2 op + sign, or :data:`ODD` + place among the odd ones.
 
     Raises:
-        ValueError: for a magnitude that is not the table's: it would not come back.
+        OddMagnitude: it would not come back.
     """
     number = OPS.index(name)
     negative = value < 0
-    if abs(value) != table[number] or (negative and number not in SIGNED):
-        raise ValueError(f"{name} by {value} is not magnitude {table[number]}, which the records hold")
-    return 2 * number + negative
+    if abs(value) == table[number] and (not negative or number in SIGNED):
+        return 2 * number + negative
+    if (name, value) in spec.odd:
+        return ODD + spec.odd.index((name, value))
+    raise OddMagnitude(
+        name, value, f"{name} by {value} is not magnitude {table[number]}, which the records hold, nor one beside it"
+    )
 
 
 def _small(values: Sequence[int], top: int) -> Sequence[int]:

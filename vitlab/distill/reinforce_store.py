@@ -27,6 +27,7 @@ class Reinforcements(Protocol):
     images: int
     samples: int
     classes: int
+    backend: str  # that the teacher's views were made with: pil or tensor
 
     def read(self, slot: ArrayLike, index: ArrayLike) -> tuple[list[Draw], SparseTarget]:
         """Draws and targets of these (sample, image) pairs, both integers [B]."""
@@ -47,6 +48,7 @@ class ReinforcedStore:
             )
         self.store = TargetStore.open(folder, expect)
         self.spec: StoreSpec = self.store.spec
+        self.backend = str(self.spec.teacher.get("backend", "pil"))
         self.views = Reinforcement.from_dict(self.spec.augmentation)
         self.images, self.samples, self.classes = self.spec.images, self.spec.slots, self.spec.classes
 

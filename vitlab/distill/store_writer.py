@@ -50,7 +50,7 @@ class SlotWriter:
             raise ValueError(f"a writer id is a number or a word, got {writer_id!r}")
         folder = slot_folder(store, slot)
         folder.mkdir(parents=True, exist_ok=True)
-        self._spec = spec
+        self.spec = spec
         self._slot = slot
         self._interval = interval
         self._bitmap = os.open(folder / f"done_{writer_id}.bits", os.O_RDWR | os.O_CREAT, 0o644)
@@ -86,11 +86,11 @@ class SlotWriter:
         """
         indices, seeds = _integers(index), None if seed is None else _integers(seed)
         self._check(indices, seeds, target, fields)
-        records = np.zeros(len(indices), self._spec.record)
+        records = np.zeros(len(indices), self.spec.record)
         if seeds is not None:
             records["seed"] = seeds
         records["index"] = target.index.cpu().numpy()
-        records["prob"] = _encode(target.prob, self._spec.prob)
+        records["prob"] = _encode(target.prob, self.spec.prob)
         for name, values in fields.items():
             records[name] = values
         new = np.flatnonzero(~read_bits(self._seen, indices))
@@ -128,7 +128,7 @@ class SlotWriter:
             return
         order = np.argsort(self._where[: self._filled])
         where, records = self._where[order], self._buffer[order]
-        size = self._spec.record.itemsize
+        size = self.spec.record.itemsize
         data = records.view(np.uint8).data
         starts = np.flatnonzero(np.diff(where, prepend=-2) != 1).tolist()
         for first, last in zip(starts, [*starts[1:], len(where)], strict=True):
@@ -159,7 +159,7 @@ class SlotWriter:
         target: SparseTarget,
         fields: dict[str, ArrayLike],
     ) -> None:
-        spec, rows = self._spec, len(target)
+        spec, rows = self.spec, len(target)
         if target.classes != spec.classes or target.prob.shape[1] != spec.k:
             given = f"{target.prob.shape[1]} of {target.classes}"
             raise ValueError(f"the store holds {spec.k} of {spec.classes} classes, the target {given}")

@@ -6,8 +6,9 @@ gradient buckets. Each member owns its normalisation and input size, so that a b
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from vitlab.distill.sparse import SparseTarget
 from vitlab.errors import UserError
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Views(Protocol):
@@ -43,7 +44,8 @@ class OnlineTeacher:
     ``mean`` and ``std``: what the network was trained with; ``batch_mean`` and ``batch_std``: what the batch is
     normalised with. Where they differ the image is brought from one to the other by one multiply-add; where they are
     equal it is left bit for bit. ``size``: the side the network wants; other views are resized (antialiased
-    ``interpolation``). ``precision``: fp32, bf16 or fp16 of the forward pass; the softmax is always float32.
+    ``interpolation``). ``precision`` of the forward pass: fp32, tf32 (fp32 whose products are rounded to 10 bits, on
+    GPUs that can), bf16 or fp16; the softmax is always float32.
     ``name``: for :meth:`describe`.
     """
 
@@ -84,7 +86,8 @@ class OnlineTeacher:
         with torch.no_grad():
             image = self.prepare(batch.image)
             kind = image.device.type
-            with torch.autocast(kind, dtype) if dtype is not None else torch.autocast(kind, enabled=False):
+            autocast = torch.autocast(kind, dtype) if dtype is not None else torch.autocast(kind, enabled=False)
+            with autocast, _rounded(kind, self.precision == "tf32"):
                 logits = self.model(image)
             with torch.autocast(kind, enabled=False):
                 return (logits.float() / self.temperature).softmax(1)
@@ -122,6 +125,22 @@ class OnlineTeacher:
             "temperature": self.temperature,
             "precision": self.precision,
         }
+
+
+@contextlib.contextmanager
+def _rounded(kind: str, allowed: bool) -> Iterator[None]:
+    """Whether products of float32 may be rounded (TF32); only a GPU asks."""
+    if kind != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 class Ensemble:

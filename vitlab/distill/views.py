@@ -14,7 +14,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vitlab.distill.draw import Draw, Erase, Mix
-from vitlab.distill.ops import RESAMPLING, Fill, jitter_op, timm_op, torchvision_op
+from vitlab.distill.ops import RESAMPLING, Fill, jitter_op, timm_op, torchvision_op, torchvision_tensor_op
+
+BACKENDS = ("pil", "tensor")
 
 
 class View:
@@ -22,6 +24,7 @@ class View:
 
     ``interpolation`` (nearest, bilinear, bicubic) resizes the crop, with antialiasing, and moves pixels in the
     geometric ops of timm's set; ``fill`` is the colour (0-255) that those leave behind, by default the mean's.
+    ``backend``: what torchvision's ops run on, PIL images or uint8 tensors; everything else is the same for both.
     """
 
     def __init__(
@@ -31,7 +34,11 @@ class View:
         std: Sequence[float],
         interpolation: str = "bicubic",
         fill: Fill | None = None,
+        backend: str = "pil",
     ) -> None:
+        if backend not in BACKENDS:
+            raise ValueError(f"the backend is {' or '.join(BACKENDS)}, got {backend!r}")
+        self.backend = backend
         self.size = size
         self.resampling = RESAMPLING[interpolation]
         self.normalise = _Normalise(mean, std)
@@ -58,14 +65,22 @@ class View:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if draw.vertical_flip:
             image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-        for name, argument in draw.ops:
-            if draw.op_set == "timm":
-                image = timm_op(image, name, argument, self.resampling, self.fill)
-            else:
-                image = torchvision_op(image, name, argument, draw.grid)
+        pixels: Tensor | None = None
+        if draw.ops and draw.op_set == "torchvision" and self.backend == "tensor":
+            pixels = to_tensor(image)
+            for name, argument in draw.ops:
+                pixels = torchvision_tensor_op(pixels, name, argument, draw.grid)
+            if draw.jitter:
+                raise ValueError("colour jitter does not follow torchvision's ops on tensors")
+        else:
+            for name, argument in draw.ops:
+                if draw.op_set == "timm":
+                    image = timm_op(image, name, argument, self.resampling, self.fill)
+                else:
+                    image = torchvision_op(image, name, argument, draw.grid)
         for name, factor in draw.jitter:
             image = jitter_op(image, name, factor)
-        view = self.normalise(image, out)
+        view = self.normalise(image if pixels is None else pixels, out)
         if draw.erase is not None:
             self._erase(view, draw.erase, draw.grid)
         return view
@@ -179,7 +194,7 @@ def mix_weight(mix: Mix, size: int) -> float:
 
 
 class _Normalise:
-    """RGB image to [3, H, W] float32, (v / 255 - mean) / std in the rounding steps of the usual pipeline."""
+    """An RGB image, or its levels, to [3, H, W] float32: (v / 255 - mean) / std in the usual rounding steps."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
@@ -188,12 +203,21 @@ class _Normalise:
         self.std = torch.tensor(list(std), dtype=torch.float32).reshape(3, 1, 1)
         self.black = (0 - self.mean) / self.std
 
-    def __call__(self, image: Image.Image, out: Tensor | None = None) -> Tensor:
-        if image.mode != "RGB":
-            raise ValueError(f"an RGB image is needed, got mode {image.mode}")
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    def __call__(self, image: Image.Image | Tensor, out: Tensor | None = None) -> Tensor:
+        pixels = image if isinstance(image, Tensor) else to_tensor(image)
         view = out.copy_(pixels) if out is not None else pixels.to(torch.float32, memory_format=torch.contiguous_format)
         return view.div_(255).sub_(self.mean).div_(self.std)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """An RGB image as uint8 [3, H, W].
+
+    Raises:
+        ValueError: for another mode.
+    """
+    if image.mode != "RGB":
+        raise ValueError(f"an RGB image is needed, got mode {image.mode}")
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _mean_colour(mean: Sequence[float]) -> Fill:

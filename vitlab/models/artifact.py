@@ -16,7 +16,8 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 
-import vitlab.models.deepmad  # noqa: F401  (registers its networks with timm: a run must reload without its method)
+import vitlab.models.deepmad
+import vitlab.models.resnext48  # noqa: F401  (likewise)
 from vitlab import __version__
 from vitlab.errors import UserError
 from vitlab.files import atomic_write, read_json, sha256, write_json

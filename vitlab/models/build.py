@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import timm
 from timm.layers.patch_embed import PatchEmbed
 from timm.models import (
+    get_deprecated_models,
+    get_pretrained_cfg,
     is_model,
     list_models,
     list_pretrained,
@@ -156,6 +158,22 @@ def normalisation(
         known = _trained_with(cfg.name)
         return tuple(known["mean"]), tuple(known["std"])
     return tuple(dataset_mean), tuple(dataset_std)
+
+
+def pretrained_source(name: str) -> str:
+    """Where timm has the weights of ``name`` from (hub or address): equal for two names of the same weights.
+
+    Raises:
+        UserError: unknown name.
+    """
+    _check_name(name)
+    source, _ = parse_model_name(name)
+    if source:
+        return name
+    modern = get_deprecated_models().get(name) or name
+    known = get_pretrained_cfg(modern)
+    found = None if known is None else known.hf_hub_id or known.url or known.file
+    return str(found or modern)
 
 
 _HUB_CURE = (

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vitlab.compose import Composed
 from vitlab.config import Config
 from vitlab.errors import UserError
+
+if TYPE_CHECKING:
+    from vitlab.distill.store_spec import StoreSpec
 
 
 def answer(composed: Composed) -> int:
@@ -50,7 +54,8 @@ def answer(composed: Composed) -> int:
     wanted = getattr(composed.config.method, "recheck", 0)
     sound = not problems
     if wanted and sound:
-        sound = _recheck(config, folder, artifact, spec.slots, wanted)
+        asked = composed.config.method if composed.config.method.name == config.method.name else config.method
+        sound = _recheck(config, folder, artifact, spec, wanted, getattr(asked, "backend", "auto"))
     print("sound" if sound else "NOT SOUND")
     return 0 if sound else 1
 
@@ -84,8 +89,10 @@ def find_store(composed: Composed) -> tuple[Config, Path, Path | None]:
     return composed.config, folder, None
 
 
-def _recheck(config: Config, folder: Path, artifact: Path | None, slots: int, records: int) -> bool:
-    from vitlab.methods.tinyvit.check import recheck
+def _recheck(config: Config, folder: Path, artifact: Path | None, spec: StoreSpec, records: int, backend: str) -> bool:
+    from vitlab.distill.teachers import Ensemble
+    from vitlab.methods.reinforce import check as reinforced
+    from vitlab.methods.tinyvit.check import Recheck, recheck
     from vitlab.training.assemble import make_data, shortened
     from vitlab.training.devices import device_of
     from vitlab.training.progress import Progress
@@ -100,17 +107,18 @@ def _recheck(config: Config, folder: Path, artifact: Path | None, slots: int, re
     data = make_data(config, recipe, *normalisation_of(config, artifact))
     device = device_of(config)
     teacher = make_teacher(config, artifact, data).to(device)
+    batch_size = config.evaluation.batch_size
     with Progress("recheck", records, unit="view") as progress:
-        found = recheck(
-            data,
-            folder,
-            teacher,
-            slots,
-            records,
-            device,
-            config.seed,
-            config.evaluation.batch_size,
-            lambda done, whole: progress.update(min(done, records)),
-        )
+
+        def tell(done: int, whole: int) -> None:
+            progress.update(min(done, records))
+
+        found: reinforced.Replayed | Recheck
+        if spec.seeded:
+            found = recheck(data, folder, teacher, spec.slots, records, device, config.seed, batch_size, tell)
+        else:
+            for member in teacher.members if isinstance(teacher, Ensemble) else [teacher]:
+                member.precision = config.method.precision
+            found = reinforced.recheck(data, folder, teacher, records, device, backend, config.seed, batch_size, tell)
     print(found)
     return found.sound

@@ -26,8 +26,9 @@ class Reinforced:
     """Which reinforcements a training replays, and how they are chosen."""
 
     folders: tuple[Path, ...]
-    sampling: SlotPolicy  # uniform or cycle
+    in_turn: bool  # the samples of an image, each once before one comes again; else any at random
     plain_share: float  # views of the recipe's own augmentation with their label, instead of stored ones
+    backend: str = "auto"  # pil, tensor, or auto: that of the store
 
 
 def shortened(config: Config, recipe: RecipeConfig) -> RecipeConfig:
@@ -69,7 +70,7 @@ def make_data(
         )
     slots: SlotPolicy = "cycle" if (views or store is not None) and not exact else "epoch"
     if reinforcements is not None:
-        slots = reinforcements.sampling
+        slots = "permuted" if reinforcements.in_turn else "uniform"
     data = VisionData(
         config.dataset,
         recipe.augmentation,
@@ -87,6 +88,7 @@ def make_data(
         num_slots=views,
         reinforcements=reinforcements.folders if reinforcements is not None else None,
         plain_share=reinforcements.plain_share if reinforcements is not None else 0.0,
+        replay_backend=reinforcements.backend if reinforcements is not None else "auto",
         max_images=config.debug.max_images,
     )
     stored = data.train_sampler.num_slots

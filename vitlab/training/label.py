@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vitlab.config import Config
+from vitlab.data.batch import Batch
+from vitlab.data.loader import Loader
 from vitlab.data.module import VisionData
+from vitlab.data.reinforced import FreshViews
 from vitlab.distill.draw import seeds_of
 from vitlab.distill.sparse import SparseTarget, sparsify
 from vitlab.distill.store import TargetStore
 from vitlab.distill.store_spec import StoreSpec, keys_digest
+from vitlab.distill.store_writer import SlotWriter
 from vitlab.distill.teachers import Ensemble, OnlineTeacher
 from vitlab.errors import UserError
 from vitlab.stage import Context
@@ -27,6 +37,11 @@ STORE = "targets"
 
 RECORDED = ("numpy", "Pillow", "torch", "torchvision", "timm")
 """Libraries whose version decides what a view looks like or what the teacher says; written into every store."""
+
+BUFFER = 4096
+"""Records that a writer of a slot holds back."""
+
+Batches = Callable[[range, NDArray[np.int64]], Iterable[Batch]]
 
 
 def label_views(
@@ -60,25 +75,58 @@ def label_views(
     wanted = slots
     slots = wanted or epochs_of(recipe, data)
     slots = min(slots, config.debug.max_slots or slots)
-    part = range(slots) if only is None or context.trial else only
-    if part.stop > slots:
-        raise UserError(f"method.store_views={[part.start, part.stop]}: the store has {slots} views of every image.")
+    if only is not None and not context.trial and only.stop > slots:
+        raise UserError(f"method.store_views={[only.start, only.stop]}: the store has {slots} views of every image.")
     teacher = make_teacher(config, artifact, data).to(device_of(config))
     folder = into if into is not None and not context.trial else context.folder / STORE
     spec = store_spec(config, data, teacher, min(topk, data.num_classes), prob_dtype, slots)
+    batch_size = config.evaluation.batch_size
+
+    def batches(wave: range, missing: NDArray[np.int64]) -> Loader:
+        return data.label_dataloader(wave.start, missing, batch_size + batch_size % 2)
+
+    return fill_store(context, folder, spec, data.train_source.keys, teacher, batches, wanted, only)
+
+
+def fill_store(
+    context: Context,
+    folder: Path,
+    spec: StoreSpec,
+    keys: Sequence[str],
+    teacher: OnlineTeacher | Ensemble,
+    batches: Batches,
+    slots: int | None,
+    only: range | None = None,
+    wave: int = 1,
+) -> dict[str, object]:
+    """Make the store of ``spec`` in ``folder``, or continue it; what the stage's marker records.
+
+    Args:
+        keys: of the images.
+        batches: for the slots of a wave and the images that one of them lacks, batches of views: of each image those
+            of all slots of the wave, one after the other.
+        slots: views of each image that the method asks for; None: one an epoch. A rehearsal tells of so many.
+        only: the slots that are filled, None: all; a rehearsal fills all that it has, and tells of these.
+        wave: slots that are filled together, so that an image is decoded once for all of them.
+
+    Raises:
+        Interrupted: somebody asked to stop; everything labelled is on disk.
+    """
     if context.leads:
-        TargetStore.create(folder, spec, list(data.train_source.keys))
+        TargetStore.create(folder, spec, list(keys))
     barrier()
     store = TargetStore.open(folder, allow_partial=True)
-    seconds = fill(context, store, data, teacher, part)
+    part = range(spec.slots) if only is None or context.trial else only
+    seconds = _fill(context, store, teacher, batches, part, wave)
     sealed = all(map(store.is_sealed, range(spec.slots)))
     if context.whole is not None:
         _, epochs, images = whole_steps(context.whole, context.whole.recipe)
-        slots = min(wanted or epochs, context.whole.debug.max_slots or epochs)
-        seconds *= images * slots / (spec.images * spec.slots)
-        spec = replace(spec, images=images, slots=slots)
-        part = range(slots) if only is None else only
-        seconds *= len(part) / slots
+        asked_for = slots or epochs
+        asked_for = min(asked_for, context.whole.debug.max_slots or asked_for)
+        seconds *= images * asked_for / (spec.images * spec.slots)
+        spec = replace(spec, images=images, slots=asked_for)
+        part = range(asked_for) if only is None else only
+        seconds *= len(part) / asked_for
     return {
         "seconds": round(seconds, 2),
         "views": spec.images * len(part),
@@ -112,30 +160,31 @@ def store_spec(
     )
 
 
-def fill(
-    context: Context, store: TargetStore, data: VisionData, teacher: OnlineTeacher | Ensemble, slots: range
+def _fill(
+    context: Context, store: TargetStore, teacher: OnlineTeacher | Ensemble, batches: Batches, slots: range, size: int
 ) -> float:
-    """Label what is missing of ``slots``, one by one, and seal each; the seconds it took.
+    """Label what is missing of ``slots``, ``size`` of them at a time, and seal each; the seconds it took.
 
     Every process writes the batches that are its own, under its own name; nobody waits for anybody before the seal.
     """
-    spec, batch_size = store.spec, context.config.evaluation.batch_size
-    device = device_of(context.config)
+    spec, device = store.spec, device_of(context.config)
     begun = time.monotonic()
     total = spec.images * len(slots)
     done = sum(store.count(slot) for slot in slots)
     quiet = context.trial or not context.leads
     with Progress(context.stage.name, total, done=done, unit="view", quiet=quiet) as progress:
-        for slot in slots:
-            if store.is_sealed(slot):
+        for first in range(slots.start, slots.stop, size):
+            wave = range(first, min(first + size, slots.stop))
+            unsealed = [slot for slot in wave if not store.is_sealed(slot)]
+            if not unsealed:
                 continue
-            batches = data.label_dataloader(slot, store.missing(slot), batch_size + batch_size % 2)
-            with store.writer(slot, rank()) as writer:
-                for batch in batches:
+            missing = reduce(np.union1d, [store.missing(slot) for slot in unsealed])
+            with ExitStack() as stack:
+                writers = {slot: stack.enter_context(store.writer(slot, rank(), BUFFER)) for slot in unsealed}
+                for batch in batches(wave, missing):
                     output = teacher(batch.to(device))
-                    target = output if isinstance(output, SparseTarget) else sparsify(output, spec.k)
-                    index = batch.index.numpy()
-                    new = writer.write(index, seeds_of(context.config.seed, batch.slot.numpy(), index), target)
+                    target = (output if isinstance(output, SparseTarget) else sparsify(output, spec.k)).to("cpu")
+                    new = sum(_write(writers[slot], batch, target, slot - first, len(wave)) for slot in unsealed)
                     progress.update(min(total, progress.done + new * world()))
                     if asked():
                         break
@@ -143,6 +192,18 @@ def fill(
                 stop()
             barrier()
             if context.leads:
-                store.seal(slot)
+                for slot in unsealed:
+                    store.seal(slot)
             barrier()
     return time.monotonic() - begun
+
+
+def _write(writer: SlotWriter, batch: Batch, target: SparseTarget, first: int, step: int) -> int:
+    """Every ``step``-th row of a labelled batch from ``first`` on, which are those of one slot."""
+    rows = slice(first, None, step)
+    part = SparseTarget(target.prob[rows], target.index[rows], target.classes)
+    index = batch.index[rows].cpu().numpy()
+    if isinstance(batch, FreshViews):
+        return writer.write(index, None, part, **{name: values[rows] for name, values in batch.fields.items()})
+    assert writer.spec.base_seed is not None  # views that were drawn here
+    return writer.write(index, seeds_of(writer.spec.base_seed, batch.slot[rows].cpu().numpy(), index), part)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from vitlab.config import RecipeConfig, to_steps
 from vitlab.errors import UserError
 
+KINDS = ("cosine", "cosine_after", "linear", "step", "constant")
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -17,6 +19,9 @@ class Schedule:
     the *cosine* is ``min_lr + (lr - min_lr)(1 + cos(pi t / T)) / 2``: it counts from 0, not from Tw, so there is a
     small drop at t = Tw (TinyViT, official code). *linear* falls straight to ``min_lr`` at T, counted likewise;
     *step* multiplies by ``decay_rate`` at each of ``decay_at``; *constant* stays. From T on: the value at T.
+
+    *cosine_after* is Dataset Reinforcement's (arXiv 2303.08983): ``lr (t + 1) / Tw`` below Tw, whatever ``warmup_lr``,
+    and then ``min_lr + (lr - min_lr)(1 + cos(pi (t - Tw + 1) / (T - Tw))) / 2``, which ends with the last step.
     """
 
     kind: str
@@ -35,10 +40,8 @@ class Schedule:
         Raises:
             UserError: if a duration is malformed, or warm-up is longer than the training.
         """
-        if recipe.schedule not in ("cosine", "linear", "step", "constant"):
-            raise UserError(
-                f"recipe.schedule={recipe.schedule} is not a schedule.", "Take cosine, linear, step or constant."
-            )
+        if recipe.schedule not in KINDS:
+            raise UserError(f"recipe.schedule={recipe.schedule} is not a schedule.", f"Take {' or '.join(KINDS)}.")
         total = duration_steps("recipe.duration", recipe.duration, steps_per_epoch)
         warmup = duration_steps("recipe.warmup", recipe.warmup, steps_per_epoch, total)
         if warmup > total:
@@ -61,6 +64,11 @@ class Schedule:
 
     def __call__(self, step: int) -> float:
         """Learning rate of the optimiser step with index ``step`` (0 for the first)."""
+        if self.kind == "cosine_after":
+            if step < self.warmup:
+                return self.lr * (step + 1) / self.warmup
+            share = (min(step, self.total - 1) - self.warmup + 1) / max(self.total - self.warmup, 1)
+            return self.min_lr + 0.5 * (self.lr - self.min_lr) * (1 + math.cos(math.pi * share))
         if step < self.warmup:
             return self.warmup_lr + step * (self.lr - self.warmup_lr) / self.warmup
         step = min(step, self.total)

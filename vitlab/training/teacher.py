@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
@@ -12,7 +13,7 @@ from vitlab.distill.teachers import Ensemble, OnlineTeacher
 from vitlab.errors import UserError
 from vitlab.files import read_json, write_json
 from vitlab.models.artifact import load_model, read_meta
-from vitlab.models.build import build_model, normalisation
+from vitlab.models.build import build_model, normalisation, pretrained_source
 from vitlab.stage import Context
 from vitlab.training.assemble import make_data
 
@@ -56,15 +57,22 @@ def make_teacher(config: Config, artifact: Path | None, data: VisionData) -> Onl
         return _online(
             config, data, read_meta(artifact).name, load_model(artifact), *normalisation_of(config, artifact)
         )
+    sizes = spec.sizes or [config.dataset.size] * len(spec.members)
+    if len(sizes) != len(spec.members) or min(sizes) < 1:
+        raise UserError(
+            f"teacher.sizes={sizes} does not fit {len(spec.members)} teacher.members.", "Give one side for each."
+        )
+    refuse_aliases(spec.members)
     members = [
         _online(
             config,
             data,
             member.name,
-            _network(config, member, data.classes),
+            _network(config, member, data.classes, size),
             *normalisation(member, config.dataset.mean, config.dataset.std),
+            size=size,
         )
-        for member in spec.members
+        for member, size in zip(spec.members, sizes, strict=True)
     ]
     teacher = members[0] if len(members) == 1 else Ensemble(members, spec.weights)
     if artifact is not None and (then := read_json(artifact / TEACHER_FILE)) != (now := teacher.describe()):
@@ -76,21 +84,48 @@ def make_teacher(config: Config, artifact: Path | None, data: VisionData) -> Onl
 
 
 def _online(
-    config: Config, data: VisionData, name: str, network: nn.Module, mean: Channels, std: Channels
+    config: Config,
+    data: VisionData,
+    name: str,
+    network: nn.Module,
+    mean: Channels,
+    std: Channels,
+    size: int | None = None,
 ) -> OnlineTeacher:
     return OnlineTeacher(
         network,
         name=name,
         mean=mean,
         std=std,
-        size=config.dataset.size,
+        size=size or config.dataset.size,
         batch_mean=data.mean,
         batch_std=data.std,
         temperature=config.teacher.temperature,
     )
 
 
-def _network(config: Config, spec: ModelConfig, classes: list[str]) -> nn.Module:
+def refuse_aliases(members: Sequence[ModelConfig]) -> None:
+    """Refuse an ensemble that would load one network twice under two names, before any weights are fetched.
+
+    timm answers four old names of the published ensemble with one and the same network and a warning.
+
+    Raises:
+        UserError: naming them.
+    """
+    found: dict[str, str] = {}
+    for one in members:
+        if not one.pretrained or one.checkpoint is not None:
+            continue
+        weights = pretrained_source(one.name)
+        if weights in found:
+            raise UserError(
+                f"teacher.members '{found[weights]}' and '{one.name}' stand for the same weights ({weights}).",
+                "Name each network once, with its tag: mode=list group=teacher shows an ensemble.",
+            )
+        found[weights] = one.name
+
+
+def _network(config: Config, spec: ModelConfig, classes: list[str], size: int) -> nn.Module:
     """A member whose head knows the classes.
 
     Raises:
@@ -103,7 +138,7 @@ def _network(config: Config, spec: ModelConfig, classes: list[str]) -> nn.Module
             f"Give teacher.members.{place}.checkpoint=FILE or teacher.members.{place}.pretrained=true, or train it "
             "first (teacher.train=true with a teacher.recipe).",
         )
-    network = build_model(spec, len(classes), config.dataset.size, classes)
+    network = build_model(spec, len(classes), size, classes)
     heads = [p for p in network.parameters() if p.ndim == 2 and p.shape[0] == len(classes)]
     if (spec.pretrained or spec.checkpoint) and heads and not bool(heads[-1].any()):
         raise UserError(

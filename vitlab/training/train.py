@@ -20,9 +20,9 @@ from vitlab.training.devices import device_of, world
 from vitlab.training.first_views import FirstViews
 from vitlab.training.fit import fit
 from vitlab.training.learner import AskTeacher, Learner
-from vitlab.training.objectives import Objective
+from vitlab.training.objectives import Objective, label_cross_entropy
 from vitlab.training.schedule import Schedule
-from vitlab.training.teacher import make_teacher
+from vitlab.training.teacher import adopt, make_teacher
 
 
 def train(
@@ -88,6 +88,17 @@ def train(
         save_model(context.folder, learner.result, meta)
     params = sum(p.numel() for p in network.parameters())
     return {"seconds": round(seconds, 2), "params": params, "images": images, "steps": steps}
+
+
+def train_teacher(context: Context) -> dict[str, object]:
+    """Train the teacher on the labels of the data set, with its own recipe, or adopt the one that is given; either way
+    it becomes an artifact."""
+    spec = context.config.teacher
+    if not spec.train:
+        return adopt(context)
+    assert spec.recipe is not None  # checked when the configuration was composed
+    objective = partial(label_cross_entropy, smoothing=spec.recipe.label_smoothing)
+    return train(context, spec.members[0], spec.recipe, objective)
 
 
 def make_network(config: Config, model: ModelConfig, data: VisionData, start: Path | None) -> nn.Module:

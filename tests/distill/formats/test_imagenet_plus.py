@@ -93,6 +93,24 @@ def test_an_archive_is_packed_without_unpacking_it(tmp_path: Path) -> None:
     assert TargetStore.open(tmp_path / "a").fingerprint == TargetStore.open(tmp_path / "b").fingerprint
 
 
+def test_magnitudes_outside_the_table_come_back(tmp_path: Path) -> None:
+    """Of a set made for another view size, say; found only in its last image, so that the packing starts anew."""
+    content = released(tmp_path / "set", "randaug_mixing")
+    image, samples = content[IMAGES - 1]
+    for one in samples:
+        mixed = one["params"][0] is not None
+        ops = [(3, -38.25), (10, 5.0)]
+        one["params"][3] = [ops, [(5, 9.5), (0, 0.0)]] if mixed else ops
+    save(tmp_path / "set" / f"{image}{SUFFIX}", content[image])
+    packed = pack(tmp_path / "set", tmp_path / "packed", KEYS, CLASSES, "data")
+    assert (("TranslateX", -38.25) in packed.views.odd) and (("Posterize", 5.0) in packed.views.odd)
+    assert TargetStore.open(tmp_path / "packed").verify() == []
+    unpack(tmp_path / "packed", tmp_path / "again")
+    for number in range(IMAGES):
+        assert load(tmp_path / "again" / f"{number}{SUFFIX}") == content[number]
+    assert pack(tmp_path / "set", tmp_path / "packed", KEYS, CLASSES, "data").views == packed.views
+
+
 def test_an_interrupted_conversion_goes_on(tmp_path: Path) -> None:
     released(tmp_path / "set", "rrc")
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.contract.story import SMALL, the_run
 from vitlab.cli import main
@@ -79,6 +81,66 @@ def test_contradictions_are_answered(word: str, told: str, tmp_path: Path, capsy
     assert tell(tmp_path, **dict(one.replace(".", "__").split("=") for one in word.split())) == 2
     assert told in capsys.readouterr().err
     assert not list(tmp_path.glob("*/*/run.json"))
+
+
+@pytest.mark.parametrize("variant", ["rrc", "mixing", "randaug", "center"])
+def test_every_variant_runs_also_with_two_classes(variant: str, tmp_path: Path) -> None:
+    """K is clipped to the number of classes; the fifth variant is that of the other tests."""
+    binary = {"dataset": "fake", "dataset__num_classes": "2", "dataset__size": "32", "recipe": "digits"}
+    binary |= {"model": "tiny_vit_digits", "teacher": "digits", "method__samples": "1" if variant == "center" else "50"}
+    assert tell(tmp_path, method__views__variant=variant, method__sampling="cycle", **binary) == 0
+    store = TargetStore.open(the_run(tmp_path) / "reinforce" / "targets")
+    assert (store.spec.k, store.spec.classes, store.spec.slots) == (2, 2, 1 if variant == "center" else 3)
+    assert store.verify() == []
+
+
+def test_the_teacher_says_again_what_is_stored(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Same backend: within rounding. The other backend makes other pixels, and the report says by how much."""
+    assert main(["mode=verify", f"run={run}", "method=reinforce", "method.recheck=60", "hardware=cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "60 views labelled anew: top-1 agreement 100.00%" in said and "(at most 1.0e-05)" in said
+    words = ("method.recheck=60", "method.backend=tensor", "hardware=cpu")
+    main(["mode=verify", f"run={run}", "method=reinforce", *words])
+    assert "(at most 1.1e-02)" in capsys.readouterr().out
+    from vitlab.models.artifact import load_model, read_meta, save_model
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    network = load_model(copy / "teacher")
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1.1)
+    save_model(copy / "teacher", network, read_meta(copy / "teacher"))
+    assert main(["mode=verify", f"run={copy}", "method=reinforce", "method.recheck=20", "hardware=cpu"]) == 1
+    assert "NOT SOUND" in capsys.readouterr().out
+
+
+def test_tensor_views_are_replayed_as_tensor_views(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tell(tmp_path, method__backend="tensor", method__precision="tf32") == 0
+    made = the_run(tmp_path)
+    assert TargetStore.open(made / "reinforce" / "targets").spec.teacher["backend"] == "tensor"
+    assert main(["mode=verify", f"run={made}", "method=reinforce", "method.recheck=60", "hardware=cpu"]) == 0
+    assert "top-1 agreement 100.00%" in capsys.readouterr().out
+
+
+def test_reinforced_training_takes_the_steps_of_plain_training_and_no_teacher(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vitlab.training.train as training
+    from vitlab.distill.teachers import OnlineTeacher
+
+    def never(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a teacher was made")
+
+    monkeypatch.setattr(training, "make_teacher", never)
+    monkeypatch.setattr(OnlineTeacher, "__init__", never)
+    store = str(run / "reinforce" / "targets")
+    words = {"method__store": store, "method__erm": "true", "debug__max_steps": "null", "recipe__duration": "2ep"}
+    assert tell(tmp_path, **words) == 0
+    plain, reinforced = (
+        json.loads((the_run(tmp_path) / stage / "done.json").read_text()) for stage in ("erm", "train")
+    )
+    assert plain["steps"] == reinforced["steps"] == 2 * (80 // 16) and plain["images"] == reinforced["images"] == 80
 
 
 def test_a_store_of_the_other_kind_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -234,9 +234,13 @@ class Pipeline:
 class ImagenetPlus:
     """A released set: a folder of files, or several whose samples are counted through.
 
+    The official code made the views on tensors and trains on PIL images, which is followed.
+
     Raises:
         UserError: there is no such set, files are missing, or the folders were not made alike.
     """
+
+    backend = "pil"
 
     def __init__(self, folders: Sequence[Path], classes: int) -> None:
         self.folders = [_root(folder) for folder in folders]

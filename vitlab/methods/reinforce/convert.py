@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import resource
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,14 @@ from vitlab.distill.formats.imagenet_plus import (
     save,
     stream,
 )
-from vitlab.distill.reinforce_draw import PROTOCOL
-from vitlab.distill.reinforce_record import encode, record_fields
+from vitlab.distill.reinforce_draw import OPS, PROTOCOL, SIGNED, Reinforcement, magnitudes
+from vitlab.distill.reinforce_record import NO_OP, ODD, OddMagnitude, encode, record_fields
 from vitlab.distill.reinforce_store import ReinforcedStore
 from vitlab.distill.sparse import SparseTarget
 from vitlab.distill.store import TargetStore
-from vitlab.distill.store_spec import StoreSpec, keys_digest
+from vitlab.distill.store_spec import SPEC, StoreSpec, keys_digest, refuse_foreign
 from vitlab.errors import UserError
+from vitlab.files import read_json
 
 Tell = Callable[[int, int], None]
 """Called with images done and images in all."""
@@ -44,14 +47,37 @@ def pack(
     """Convert a released set, unpacked or still a ``.tar.gz``, to our store without loss; killed, the same call
     continues (an archive is then read from its start again).
 
+    Where an op's magnitude is not the table's, all files are read once more to list those that there are.
+
     Args:
         keys, classes, data_fingerprint: of the training images that the set was made for.
 
     Raises:
         UserError: the set is of other images, or a parameter does not fit into a packed record.
     """
+    odd = Reinforcement.from_dict(read_json(into / SPEC)["augmentation"]).odd if (into / SPEC).is_file() else ()
+    try:
+        return _pack(released, into, keys, classes, data_fingerprint, tell, odd)
+    except OddMagnitude:
+        odd = _odd_magnitudes(released, classes)
+        if (into / SPEC).is_file():
+            refuse_foreign(into, StoreSpec.from_dict(read_json(into / SPEC)).slots)
+            shutil.rmtree(into)
+        return _pack(released, into, keys, classes, data_fingerprint, tell, odd)
+
+
+def _pack(
+    released: Path,
+    into: Path,
+    keys: Sequence[str],
+    classes: int,
+    data_fingerprint: str,
+    tell: Tell | None,
+    odd: tuple[tuple[str, float], ...],
+) -> ReinforcedStore:
     config, files = _open(released, classes)
     pipeline = Pipeline(config, str(released))
+    pipeline.views = replace(pipeline.views, odd=odd)
     store: TargetStore | None = None
     done = 0
     with ExitStack() as stack:
@@ -72,6 +98,8 @@ def pack(
                 writers = [stack.enter_context(store.writer(slot, buffer=256)) for slot in range(pipeline.samples)]
             try:
                 fields = encode(pipeline.views, [pipeline.draw(one["params"]) for one in samples])
+            except OddMagnitude:
+                raise
             except (ValueError, TypeError, LookupError) as error:
                 raise UserError(f"{released}: image {image} cannot be packed: {error}.") from error
             for slot, writer in enumerate(writers):
@@ -130,6 +158,32 @@ def _open(released: Path, classes: int) -> tuple[dict[str, Any], Iterator[tuple[
         raise UserError(f"{released} holds no {CONFIG}.", "Fetch the archive again.")
     files = ((int(name.removesuffix(SUFFIX)), thing) for name, thing in stream(released) if name != CONFIG)
     return config, files
+
+
+def _odd_magnitudes(released: Path, classes: int) -> tuple[tuple[str, float], ...]:
+    """The ops of all files whose argument the table does not have, sorted.
+
+    Raises:
+        UserError: more than a record can name.
+    """
+    config, files = _open(released, classes)
+    pipeline = Pipeline(config, str(released))
+    table = dict(zip(OPS, magnitudes(pipeline.views.magnitude), strict=True))
+    found: set[tuple[str, float]] = set()
+    for image, thing in files:
+        for one in check_samples(thing, image, pipeline, f"{released}: {image}{SUFFIX}"):
+            drawn = pipeline.draw(one["params"])
+            for part in (drawn, drawn.mix.draw if drawn.mix is not None else None):
+                for name, value in part.ops if part is not None else ():
+                    number = OPS.index(name)
+                    if abs(value) != table[name] or (value < 0 and number not in SIGNED):
+                        found.add((name, value))
+    if len(found) > NO_OP - ODD:
+        raise UserError(
+            f"{released} holds {len(found)} magnitudes that are not the table's; a record can name {NO_OP - ODD}.",
+            "Train from the released files: method.store takes them as they are.",
+        )
+    return tuple(sorted(found))
 
 
 def _spec(

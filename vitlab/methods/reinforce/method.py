@@ -12,14 +12,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from vitlab.config import Config
+from vitlab.config import Config, ModelConfig
 from vitlab.errors import UserError
 from vitlab.methods.base import Context, Method, Stage, recipe_length, stage
 from vitlab.methods.reinforce.options import ReinforceOptions
 
 CHOICES = {
     "prob_dtype": ("f4", "f2", "bf16"),
-    "precision": ("fp32", "bf16", "fp16"),
+    "precision": ("fp32", "tf32", "bf16", "fp16"),
+    "backend": ("auto", "pil", "tensor"),
     "sampling": ("uniform", "cycle"),
     "densify": ("smooth", "zeros"),
     "densify_compat": ("vitlab", "official"),
@@ -38,6 +39,17 @@ def stores(options: ReinforceOptions) -> tuple[Path, ...]:
     """The folders that ``method.store`` names."""
     given = options.store if isinstance(options.store, list) else [options.store]
     return tuple(Path(str(one)) for one in given if one is not None)
+
+
+def refuse_twins(members: list[ModelConfig]) -> None:
+    """Refuse an ensemble that names a network twice; what two names stand for, the teacher's stage finds out.
+
+    Raises:
+        UserError: naming them.
+    """
+    for number, one in enumerate(members):
+        if one in members[:number]:
+            raise UserError(f"teacher.members names {one.name} twice: that is no ensemble.", "Name each network once.")
 
 
 class Reinforce(Method):
@@ -68,6 +80,8 @@ class Reinforce(Method):
                 "Give method.p=1, or method.densify_compat=vitlab.",
             )
         Reinforcement(**vars(options.views))
+        if makes_teacher(config):
+            refuse_twins(config.teacher.members)
         for folder in stores(options):
             if not folder.is_dir():
                 raise UserError(
@@ -99,16 +113,9 @@ class Reinforce(Method):
     @stage(reads=("dataset", "teacher", "task"), title="teacher", role="teacher", when=makes_teacher)
     def teacher(self, context: Context) -> dict[str, object]:
         """Train the teacher on the data set (section 8: data sets that no strong teacher knows), or load it."""
-        from vitlab.training.objectives import label_cross_entropy
-        from vitlab.training.teacher import adopt
-        from vitlab.training.train import train
+        from vitlab.training.train import train_teacher
 
-        spec = self.config.teacher
-        if not spec.train:
-            return adopt(context)
-        assert spec.recipe is not None
-        objective = partial(label_cross_entropy, smoothing=spec.recipe.label_smoothing)
-        return train(context, spec.members[0], spec.recipe, objective)
+        return train_teacher(context)
 
     @stage(
         needs=("teacher",),
@@ -177,5 +184,5 @@ class Reinforce(Method):
             self.config.model,
             alone,
             partial(reinforced, densify=options.densify, compat=options.densify_compat),
-            reinforcements=Reinforced(folders, options.sampling, 1 - options.p),  # type: ignore[arg-type]  # checked
+            reinforcements=Reinforced(folders, options.sampling == "cycle", 1 - options.p, options.backend),
         )

@@ -107,16 +107,9 @@ class TinyViT(Method):
     @stage(reads=("dataset", "teacher", "task"), title="teacher", role="teacher", when=makes_teacher)
     def teacher(self, context: Context) -> dict[str, object]:
         """Train the teacher on the data set, or load it; either way it becomes an artifact."""
-        from vitlab.training.objectives import label_cross_entropy
-        from vitlab.training.teacher import adopt
-        from vitlab.training.train import train
+        from vitlab.training.train import train_teacher
 
-        spec = self.config.teacher
-        if not spec.train:
-            return adopt(context)
-        assert spec.recipe is not None
-        objective = partial(label_cross_entropy, smoothing=spec.recipe.label_smoothing)
-        return train(context, spec.members[0], spec.recipe, objective)
+        return train_teacher(context)
 
     @stage(
         needs=("teacher",),
