@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from vitlab.cli import main as vitlab
 from vitlab.files import read_json
 
@@ -73,6 +75,7 @@ def _mean(values: Sequence[float], how: str) -> str:
     return f"{statistics.mean(values):{how}} ± {spread:{how.removeprefix('+')}}"
 
 
+@pytest.mark.slow
 def test_every_variant_is_a_row(tmp_path: Path) -> None:
     short = ("debug=smoke", "debug.max_steps=2", "recipe.batch_size=16", "teacher.recipe.batch_size=16")
     found = measure(tmp_path, (0,), short)

@@ -128,13 +128,14 @@ def trained(config: Config, model: ModelConfig, folder: Path) -> float:
     options = config.method.contract
     config = replace(config, dataset=judging(config.dataset, config.seed, options.holdout))
     recipe = replace(config.recipe, duration=options.duration, warmup="10%", decay_at=[])
-    inside = folder / "candidates" / digest(model.args)
+    key = digest(model.args)
+    inside = folder / "candidates" / key
     inside.mkdir(parents=True, exist_ok=True)
-    stage = Stage("candidate", (), (), "model", "candidate", "student", None)
+    stage = Stage(f"candidate {key}", (), (), "model", "candidate", "student", None)
     recorder = Recorder(inside / "metrics.jsonl")
     try:
         objective = partial(label_cross_entropy, smoothing=recipe.label_smoothing)
-        train(Context(config, stage, {"candidate": inside}, recorder), model, recipe, objective)
+        train(Context(config, stage, {stage.name: inside}, recorder), model, recipe, objective)
     finally:
         recorder.close()
     rows: list[dict[str, Any]] = [dict(row) for row in read_rows(inside / "metrics.jsonl")]

@@ -50,18 +50,19 @@ def plot(rows: Sequence[Row], proxy: str) -> bytes:
             colour = LIGHT.series[(step - 1) % len(LIGHT.series)]
             x, y = [row.params / 1e6 for row in points], [unit * (row.score or 0.0) for row in points]
             axes.plot(x, y, "o", color=colour, markersize=5, alpha=0.75)
+            best = max(points, key=lambda row: row.score or 0.0)
             axes.annotate(
                 f"step {step}",
-                (min(x), max(y)),
-                xytext=(-6, 4),
+                (best.params / 1e6, unit * (best.score or 0.0)),
+                xytext=(0, 6),
                 textcoords="offset points",
-                ha="right",
+                ha="center",
                 fontsize=8,
                 color=colour,
             )
         way = [row for row in scored if row.verdict == "chosen"]
         axes.plot(
-            [row.params / 1e6 for row in way], [unit * (row.score or 0.0) for row in way], color=LIGHT.quiet, zorder=0
+            [row.params / 1e6 for row in way], [unit * (row.score or 0.0) for row in way], color=LIGHT.quiet, zorder=1.5
         )
         axes.margins(0.1, 0.15)
         axes.set_xlabel("parameters, millions")
