@@ -51,6 +51,7 @@ class Composed:
     overrides: list[str]  # the words at the prompt, as typed
     tree: dict[str, Any]  # the configuration as plain dicts, lists and scalars
     changed: dict[str, Any]  # leaves that differ from what the choices alone give, by dotted key
+    usual: dict[str, Any]  # what those leaves are without the change
     read: set[str]  # groups that some stage of the method, or the mode, reads
 
     def identity(self) -> dict[str, Any]:
@@ -121,7 +122,8 @@ def load(overrides: list[str]) -> Composed:
     check_read(config, method, chosen)
     changed = {key: value for key, value in after.items() if before.get(key, ...) != value}
     config = debugged(config)
-    return Composed(config, choices, set(chosen) & set(GROUPS), list(overrides), tree, changed, read)
+    usual_values = {key: before.get(key) for key in changed}
+    return Composed(config, choices, set(chosen) & set(GROUPS), list(overrides), tree, changed, usual_values, read)
 
 
 def _explained(error: Exception, typed: dict[str, str], files: Files, known: dict[str, Field]) -> UserError:

@@ -34,6 +34,7 @@ MAPS = ("gradcam", "rollout")
 SAMPLERS = ("grid", "tpe", "random", "nsga2")
 PRUNERS = ("median", "halving")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+STRATEGIES = ("auto", "ddp", "fsdp")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 
 PACKAGES = {
@@ -81,7 +82,7 @@ def check_read(config: Config, method: type[Method], chosen: dict[str, str]) -> 
     Raises:
         UserError: naming the methods, or the modes, that do read it.
     """
-    free = {"trainer", "mode", "seed", "name", "output", "fresh", "local", "paper", "audit", "sweep"}
+    free = {"trainer", "mode", "seed", "name", "output", "fresh", "local", "paper", "audit", "sweep", "slurm"}
     keys = frozenset().union(*READS.values()) - set(GROUPS) - free
     for group, word in chosen.items():
         if config.mode in READS or group in keys:
@@ -257,11 +258,21 @@ def _rest(config: Config, where: Where) -> None:
             "trainer.devices is a number of devices, a list of their numbers such as [0,1], or auto.",
         )
     _one_of("trainer.precision", config.trainer.precision, PRECISIONS, where)
+    _one_of("trainer.strategy", config.trainer.strategy, STRATEGIES, where)
     _at_least("trainer.num_nodes", config.trainer.num_nodes, 1, where)
     if config.hardware.workers is not None:
         _at_least("hardware.workers", config.hardware.workers, 0, where)
     if config.hardware.threads is not None:
         _at_least("hardware.threads", config.hardware.threads, 1, where)
+    _one_of("slurm.executor", config.slurm.executor, ("slurm", "local"), where)
+    for name in ("minutes", "cpus", "warning"):
+        _at_least(f"slurm.{name}", getattr(config.slurm, name), 1, where)
+    _at_least("slurm.requeues", config.slurm.requeues, 0, where)
+    if config.trainer.sync_batchnorm and config.trainer.accelerator in ("cpu", "mps"):
+        raise UserError(
+            f"{where('trainer.sync_batchnorm')}: torch synchronises BatchNorm's statistics on GPUs only.",
+            "Leave it out, or choose a network without batch statistics.",
+        )
     _at_least("sweep.jobs", config.sweep.jobs, 1, where)
     if config.sweep.name is not None and not re.fullmatch(r"\w[\w.+-]*", config.sweep.name):
         raise UserError(f"{where('sweep.name')}: this cannot name a folder.", "Use letters, digits, '-', '_' and '.'.")

@@ -156,7 +156,7 @@ class TaskConfig:
 class HardwareConfig:
     """How to run; never what comes out. The group also fills Lightning's ``trainer.*``."""
 
-    name: str = MISSING  # auto | cpu | gpu | mps | ddp | ddp_cpu
+    name: str = MISSING  # auto | cpu | gpu | mps | ddp | ddp_cpu | fsdp | slurm
     workers: Optional[int] = None  # loader processes per device; null: one per free core, none for data in memory
     threads: Optional[int] = None  # CPU threads of the main process; null: torch's choice
     compile: bool = False  # torch.compile the student
@@ -169,7 +169,7 @@ class TrainerConfig:
     accelerator: str = "auto"  # auto | cpu | gpu | mps
     devices: Any = 1  # how many, or which: 2, [0,1], auto; one process each
     num_nodes: int = 1  # machines
-    strategy: str = "auto"  # Lightning's name of how devices work together: auto, ddp
+    strategy: str = "auto"  # how devices work together: auto, ddp, fsdp (weights shared out)
     precision: str = "32-true"  # 32-true | bf16-mixed | 16-mixed
     sync_batchnorm: bool = False  # several GPUs: BatchNorm's statistics over the global batch
 
@@ -287,6 +287,23 @@ class SweepConfig:
 
 
 @dataclass
+class SlurmConfig:
+    """What hardware=slurm asks the queue for, beside trainer.devices and trainer.num_nodes."""
+
+    executor: str = "slurm"  # slurm, or local: a background job of this machine, to try it out
+    minutes: int = 1440  # longest time of the job; a run that is not through then is saved and queued anew
+    partition: Optional[str] = None  # of the cluster; null: its default
+    account: Optional[str] = None  # who pays
+    qos: Optional[str] = None  # quality of service
+    constraint: Optional[str] = None  # what the machines must have, e.g. a100
+    memory: Optional[int] = None  # gigabytes of each machine; null: the cluster's default
+    cpus: int = 8  # CPU cores for each device
+    warning: int = 120  # seconds before its end in which the job saves
+    requeues: int = 20  # times that a job whose time was up is queued anew
+    extra: dict[str, Any] = field(default_factory=dict)  # further options of sbatch, name to value
+
+
+@dataclass
 class AuditConfig:
     """The look at a folder of your own images."""
 
@@ -321,6 +338,7 @@ class Config:
     predict: PredictConfig = field(default_factory=PredictConfig)
     explain: ExplainConfig = field(default_factory=ExplainConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
 
 

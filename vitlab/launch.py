@@ -6,20 +6,23 @@ Nothing here imports torch before the plan is on the screen.
 from __future__ import annotations
 
 import importlib
+import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vitlab.compose import Composed
 from vitlab.config import Config
 from vitlab.environment import environment
 from vitlab.errors import Interrupted, UserError
-from vitlab.methods.base import find_method
+from vitlab.methods.base import find_method, recipes_of
 from vitlab.modes import ALONE, READS
+from vitlab.nodes import Place, Talk, place
 from vitlab.processes import known_count
 from vitlab.run import Run
+from vitlab.slurm import queued, submit
 
 
 def start(composed: Composed) -> int:
@@ -54,35 +57,103 @@ def start(composed: Composed) -> int:
         print(run.read_finished()["table"])
         print(f"\nThis run is finished: {run.folder}. fresh=true starts it once more.")
         return 0
+    check_division(config, known_count(config))
+    if queued(config):
+        print(plan(run, config, composed.choices, composed.usual), flush=True)
+        return submit(run, config, composed.overrides, command)
+    here = place(config)
+    if here.count > 1:  # read when torch is loaded: meeting takes many tries, each of which it would tell
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+    if here.leads:
+        return lead(run, composed, command)
+    return follow(here, config, composed.tree, command)
+
+
+def lead(run: Run, composed: Composed, command: str) -> int:
+    """Hold the run and do its work; the exit code. A start that fails leaves no run behind."""
+    config = composed.config
     run.lock(command)
+    begun = False
     try:
-        print(plan(run, config, composed.choices), flush=True)
+        print(plan(run, config, composed.choices, composed.usual), flush=True)
         run.note_environment(environment(command))
         look_at_data(run, config)
-
-        return go(run, config, composed.tree, command)
+        code = go(run, config, composed.tree, command)
+        begun = True
+        return code
+    except (Interrupted, KeyboardInterrupt):
+        begun = True
+        raise
     finally:
+        if not begun:
+            run.forget_if_empty()
         run.release()
+
+
+def follow(here: Place, config: Config, tree: dict[str, object], command: str) -> int:
+    """Another machine than the first: do its share of the run that the first one holds; the exit code."""
+    from vitlab.processes import count, work_together
+
+    processes = count(config)
+    print(f"{here.told(here.number)} waits for the first one at {here.host}:{here.port}", file=sys.stderr, flush=True)
+    run = Run.at(Talk(here).meet(tree))
+    return work_together(run, config, tree, command, processes, here)
 
 
 def go(run: Run, config: Config, tree: dict[str, object], command: str) -> int:
     """The work itself: here on one device, in a process for each of several; the exit code."""
-    from vitlab.processes import check_division, count, work_together
-    from vitlab.training.assemble import recipes_of
+    from vitlab.processes import count, work_together
 
-    if (processes := count(config)) == 1:
+    here = place(config)
+    if (processes := count(config)) * here.count == 1:
         from vitlab.work import work
 
         work(run, config, command)
         return 0
-    recipes = recipes_of(config, find_method(config.method.name).reads(config))
-    check_division(recipes, processes)
-    parts = ", ".join(
-        f"{key}.batch_size {one.batch_size} = {processes} × {one.batch_size // processes}"
-        for key, one in recipes.items()
-    )
-    print(f"{'devices':<8} {processes} processes on this machine; {parts}", flush=True)
-    return work_together(run, config, tree, command, processes)
+    check_division(config, processes)
+    print(batches(config, processes), flush=True)
+    return work_together(run, config, tree, command, processes, here)
+
+
+def check_division(config: Config, processes: int | None) -> None:
+    """Refuse a global batch that does not divide into equal parts, or into whole pairs where views are mixed.
+
+    Args:
+        processes: of each machine; None: not known before torch is asked.
+
+    Raises:
+        UserError: naming the key and the batches that would do.
+    """
+    if processes is None:
+        return
+    several = processes * config.trainer.num_nodes
+    for key, recipe in recipes_of(config, find_method(config.method.name).reads(config)).items():
+        mixes = recipe.augmentation.mixup > 0 or recipe.augmentation.cutmix > 0
+        parts = several * recipe.accumulate
+        whole = 2 * parts if mixes else parts
+        if recipe.batch_size % whole:
+            pairs = " × pairs that are mixed" if mixes and not recipe.batch_size % parts else ""
+            raise UserError(
+                f"{key}.batch_size={recipe.batch_size} does not divide into {several} device(s) × {key}.accumulate="
+                f"{recipe.accumulate}{pairs}.",
+                f"Take a multiple of {whole}; lr is meant for the whole batch, so scale it likewise.",
+            )
+
+
+def batches(config: Config, processes: int) -> str:
+    """The lines of the plan that say how the batches of all recipes lie on the devices."""
+    nodes = config.trainer.num_nodes
+    machines = f"{nodes} machines × " if nodes > 1 else ""
+    several, lines = nodes * processes, []
+    for key, one in recipes_of(config, find_method(config.method.name).reads(config)).items():
+        accumulated = f" × {one.accumulate} accumulated" if one.accumulate > 1 else ""
+        each = one.batch_size // (several * one.accumulate)
+        lines.append(
+            f"{key}.batch_size {one.batch_size} = {several} × {each}{accumulated}, {key}.lr {one.lr:g} as it is"
+        )
+    shared = ", weights shared out" if config.trainer.strategy == "fsdp" and several > 1 else ""
+    head = f"{'devices':<8} {machines}{processes} process{'es' if processes > 1 else ''}{shared}"
+    return "\n".join([head, *(f"{'':<8} {line}" for line in lines)])
 
 
 def find_run(composed: Composed) -> Run:
@@ -105,7 +176,8 @@ def check(run: Run, config: Config, composed: Composed) -> int:
     Raises:
         UserError: the data cannot be trained on.
     """
-    print(plan(run, config, composed.choices), flush=True)
+    print(plan(run, config, composed.choices, composed.usual), flush=True)
+    check_division(config, known_count(config))
     if looks_at_data(config):
         from vitlab.modes.audit import before_check
 
@@ -135,8 +207,12 @@ def looks_at_data(config: Config) -> bool:
     return folder and "dataset" in find_method(config.method.name).reads(config)
 
 
-def plan(run: Run, config: Config, choices: dict[str, str | None]) -> str:
-    """What will happen, for people: the run and its state, what goes in, the stages and which of them are done."""
+def plan(run: Run, config: Config, choices: dict[str, str | None], usual: Mapping[str, object] | None = None) -> str:
+    """What will happen, for people: the run and its state, what goes in, the stages and which of them are done.
+
+    Args:
+        usual: the values that changed keys have without the change.
+    """
     method = find_method(config.method.name)
     stages, reads = method.stages(config), method.reads(config)
     said = {"new": "new", "continued": "continued where it stopped", "finished": "finished"}[run.state]
@@ -145,6 +221,7 @@ def plan(run: Run, config: Config, choices: dict[str, str | None]) -> str:
         choice = choices.get(group)
         if group in reads and choice not in (None, "none"):
             lines.append(f"{group:<8} {choice:<24} {_detail(group, config)}".rstrip())
+    lines += _scaling(config, reads, usual or {})
     width = max(len(stage.name) for stage in stages)
     for number, stage in enumerate(stages, 1):
         state = "done" if run.is_done(stage.name) else method.length(stage, config)
@@ -152,6 +229,19 @@ def plan(run: Run, config: Config, choices: dict[str, str | None]) -> str:
         lines.append(f"{'stages' if number == 1 else '':<8} {number} {stage.name:<{width}}  {told}")
     lines.append(f"{'then':<8} evaluate, benchmark, export, report")
     return "\n".join(lines)
+
+
+def _scaling(config: Config, reads: set[str], usual: Mapping[str, object]) -> list[str]:
+    """A word on every learning rate that was chosen for another batch; nothing is scaled by itself."""
+    lines = []
+    for key, one in recipes_of(config, reads).items():
+        before = usual.get(f"{key}.batch_size")
+        if isinstance(before, int) and f"{key}.lr" not in usual:
+            lines.append(
+                f"{'':<8} {key}.batch_size {one.batch_size} instead of {before}; {key}.lr stays {one.lr:g} (in "
+                f"proportion {one.lr * one.batch_size / before:g})"
+            )
+    return lines
 
 
 def _detail(group: str, config: Config) -> str:

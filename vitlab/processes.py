@@ -1,7 +1,8 @@
-"""A run in several processes of this machine, one for each device: start them, pass signals on, tell how it ended.
+"""A run in several processes, one for each device of this machine: start them, pass signals on, tell how it ended.
 
 torch's elastic launcher starts ``python -m vitlab.worker`` for every rank. This process holds the run's lock and talks
-to the user; a worker leaves how it ended as a small file (:class:`Outcome`) in a folder that both know.
+to the user; a worker leaves how it ended as a small file (:class:`Outcome`) in a folder that both know. Several
+machines do so side by side (:mod:`vitlab.nodes`).
 """
 
 from __future__ import annotations
@@ -13,31 +14,22 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from uuid import uuid4
 
-from vitlab.config import Config, RecipeConfig
+from vitlab.config import Config
 from vitlab.errors import Interrupted, UserError
 from vitlab.files import read_json, write_json
+from vitlab.nodes import MEETING, Outcome, Place, Talk
 from vitlab.run import Run
+from vitlab.signals import Heard
 
 LAUNCH = "launch.json"
 """What the workers read, in the run's folder: the finished configuration and the command."""
 
 PATIENCE = 30
 """Seconds that processes get to end once one of them has failed."""
-
-
-@dataclass
-class Outcome:
-    """How a worker ended, if it could still say so."""
-
-    kind: str  # "mistake" (the user's), "stopped" (asked to), "failure" (ours)
-    text: str  # the paragraph, or the stack trace
-    cure: str = ""
-    time: float = 0.0
 
 
 def known_count(config: Config) -> int | None:
@@ -58,11 +50,6 @@ def count(config: Config) -> int:
 
     trainer = config.trainer
     here = torch.cuda.device_count()
-    if trainer.num_nodes > 1:
-        raise UserError(
-            f"trainer.num_nodes={trainer.num_nodes}: one command starts the processes of one machine.",
-            "Leave it at 1.",
-        )
     if trainer.accelerator == "gpu" and not here and not torch.backends.mps.is_available():
         raise UserError("There is no GPU here that torch can use.", "Choose hardware=cpu, or hardware=auto.")
     if trainer.accelerator == "mps" and not torch.backends.mps.is_available():
@@ -83,47 +70,57 @@ def count(config: Config) -> int:
     return known
 
 
-def check_division(recipes: dict[str, RecipeConfig], processes: int) -> None:
-    """Refuse a global batch that does not divide into equal parts.
-
-    Raises:
-        UserError: naming the key and the batches that would do.
-    """
-    for key, recipe in recipes.items():
-        if recipe.batch_size % (parts := processes * recipe.accumulate):
-            raise UserError(
-                f"{key}.batch_size={recipe.batch_size} does not divide into {processes} device(s) × {key}.accumulate="
-                f"{recipe.accumulate}.",
-                f"Take a multiple of {parts}; lr is meant for the whole batch, so scale it likewise.",
-            )
-
-
-def work_together(run: Run, config: Config, tree: dict[str, object], command: str, processes: int) -> int:
-    """The work of ``run`` in so many processes; the exit code (0, or 1 with the reason told).
+def work_together(
+    run: Run, config: Config, tree: dict[str, object], command: str, processes: int, here: Place | None = None
+) -> int:
+    """The work of ``run`` in so many processes of each machine; the exit code (0, or 1 with the reason told).
 
     Raises:
         UserError: a process met a mistake that the user can mend.
         Interrupted: stopped by a signal, everything saved.
     """
-    write_json(run.folder / LAUNCH, {"command": command, "tree": tree})
+    from vitlab.training.interrupt import SAVING
+
+    here = here or Place()
+    if here.leads:
+        write_json(run.folder / LAUNCH, {"command": command, "tree": tree})
+    talk = Talk(here) if here.count > 1 else None
+    if talk is not None and here.leads:
+        talk.hold(run.folder, tree)
     with tempfile.TemporaryDirectory(prefix="vitlab-") as name:
         folder = Path(name)
-        launch = _Launch(run.folder, folder, processes)
+        launch = _Launch(run.folder, folder, processes, here)
+        ranks = range(here.number * processes, (here.number + 1) * processes)
         launch.start()
-        with _PassOn(folder, processes) as signals:
+        if talk is not None:
+            talk.start()
+        with Heard(SAVING) as heard:
+            passed = 0
+            waiting = set(ranks)
             while launch.is_alive():
                 launch.join(0.1)
-                signals.deliver()
-        outcomes = {rank: one for rank in range(processes) if (one := read_outcome(folder, rank))}
-        return _told(launch, outcomes, processes, signals.times)
+                lost = talk is not None and talk.trouble is not None
+                asked = 2 if lost else min(len(heard.times), 2)
+                if asked > passed:
+                    passed, waiting = asked, set(ranks)
+                if passed:
+                    _deliver(folder, waiting, signal.SIGTERM if passed == 1 else signal.SIGKILL)
+        outcomes = {rank: one for rank in ranks if (one := read_outcome(folder, rank))}
+        ending = _ending(launch, outcomes, processes * here.count, len(heard.times))
+        if talk is not None:
+            if ending is not None and ending.kind == "failure":  # perhaps no more than the echo of another machine's
+                ending = talk.reason(talk.silence + 5) or ending
+            ending = talk.trouble if talk.trouble is not None and ending is not None else ending
+            talk.end(ending)
+        return _told(ending)
 
 
 class _Launch(threading.Thread):
     """torch's elastic agent. In a thread, where it leaves signals alone: its own way is to kill after 30 seconds."""
 
-    def __init__(self, run: Path, folder: Path, processes: int) -> None:
+    def __init__(self, run: Path, folder: Path, processes: int, here: Place) -> None:
         super().__init__(daemon=True)
-        self.run_folder, self.folder, self.processes = run, folder, processes
+        self.run_folder, self.folder, self.processes, self.here = run, folder, processes, here
         self.failed: dict[int, tuple[int, int]] = {}  # rank: exit code, time in seconds
         self.error: Exception | None = None
 
@@ -132,14 +129,16 @@ class _Launch(threading.Thread):
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+        alone = self.here.count == 1
         config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
+            min_nodes=self.here.count,
+            max_nodes=self.here.count,
             nproc_per_node=self.processes,
-            run_id=uuid4().hex,
-            rdzv_backend="c10d",
-            rdzv_endpoint="127.0.0.1:0",
-            local_addr="127.0.0.1",
+            run_id=uuid4().hex if alone else "vitlab",
+            rdzv_backend="c10d" if alone else "static",
+            rdzv_endpoint=f"{self.here.host}:{self.here.port}",
+            rdzv_configs={} if alone else {"rank": self.here.number, "timeout": MEETING},
+            local_addr="127.0.0.1" if alone else None,
             max_restarts=0,  # a failed run is continued by its command, from what is on disk
             logs_specs=DefaultLogsSpecs(log_dir=str(self.folder / "logs")),
         )
@@ -155,49 +154,16 @@ class _Launch(threading.Thread):
             logging.disable(logging.NOTSET)
 
 
-class _PassOn:
-    """Signals to this process go to every worker once it listens; a second one kills them."""
-
-    def __init__(self, folder: Path, processes: int) -> None:
-        self.folder = folder
-        self.waiting = set(range(processes))
-        self.processes = processes
-        self.times: list[float] = []
-
-    def __enter__(self) -> _PassOn:
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        self.before = {number: signal.signal(number, self._hear) for number in numbers}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        from vitlab.training.interrupt import SAME, SAVING
-
-        now = time.monotonic()
-        if not self.times:
-            print(f"\n{signal.Signals(number).name}: {SAVING}", file=sys.stderr, flush=True)
-        elif now - self.times[0] < SAME:
-            return
-        else:
-            self.waiting = set(range(self.processes))
-        self.times.append(now)
-
-    def deliver(self) -> None:
-        """Pass on what was heard to whoever is ready to hear it."""
-        if not self.times:
-            return
-        number = signal.SIGTERM if len(self.times) == 1 else signal.SIGKILL
-        for rank in sorted(self.waiting):
-            path = self.folder / f"{rank}.pid"
-            if path.exists():
-                self.waiting.discard(rank)
-                try:
-                    os.kill(int(path.read_text()), number)
-                except ProcessLookupError:
-                    continue
+def _deliver(folder: Path, waiting: set[int], number: int) -> None:
+    """Send a signal to those of the ranks in ``waiting`` that are ready to hear it, and strike them out."""
+    for rank in sorted(waiting):
+        path = folder / f"{rank}.pid"
+        if path.exists():
+            waiting.discard(rank)
+            try:
+                os.kill(int(path.read_text()), number)
+            except ProcessLookupError:
+                continue
 
 
 def outcome_path(folder: Path, rank: int) -> Path:
@@ -217,38 +183,47 @@ def read_outcome(folder: Path, rank: int) -> Outcome | None:
     return Outcome(**read_json(path)) if path.exists() else None
 
 
-def _told(launch: _Launch, outcomes: dict[int, Outcome], processes: int, asked: list[float]) -> int:
-    """From what the ranks left to what the user hears."""
+def _ending(launch: _Launch, outcomes: dict[int, Outcome], processes: int, asked: int) -> Outcome | None:
+    """From what the ranks of this machine left to how it ended here; None: well."""
     if launch.error is not None:
         raise RuntimeError("the processes could not be started") from launch.error
     mistakes = sorted((one for one in outcomes.values() if one.kind == "mistake"), key=lambda one: one.time)
     if mistakes:
-        raise UserError(mistakes[0].text, mistakes[0].cure)
-    if len(asked) > 1:
-        raise Interrupted("Stopped at once; the same command continues from the last checkpoint.")
-    stopped = [one for one in outcomes.values() if one.kind == "stopped"]
-    if stopped and asked:
-        raise Interrupted(stopped[0].text)
-    if not launch.failed and not outcomes:
-        return 0
-    if asked and all(rank in launch.failed and launch.failed[rank][0] == -signal.SIGTERM for rank in range(processes)):
-        raise Interrupted("Stopped before the work began; the same command starts it.")
+        return mistakes[0]
+    if asked > 1:
+        return Outcome("stopped", "Stopped at once; the same command continues from the last checkpoint.")
     failures = sorted((one.time, rank) for rank, one in outcomes.items() if one.kind == "failure")
+    stopped = sorted(one.text for one in outcomes.values() if one.kind == "stopped")
+    if stopped and (asked or not (failures or launch.failed)):  # without being asked here: on another machine
+        return Outcome("stopped", stopped[-1])
+    if not launch.failed and not outcomes:
+        return None
+    if asked and launch.failed and all(code == -signal.SIGTERM for code, _ in launch.failed.values()):
+        return Outcome("stopped", "Stopped before the work began; the same command starts it.")
     first = min((when for _, when in launch.failed.values()), default=0)
     for rank, (code, when) in sorted(launch.failed.items()):
         # A process that the launcher ended, because another had failed, ended after it or by SIGTERM.
         if code < 0 and code != -signal.SIGTERM and rank not in outcomes and when <= first + 1:
-            print(
+            return Outcome(
+                "killed",
                 f"Process {rank + 1} of {processes} was ended by {signal.Signals(-code).name} from outside vitlab (out "
                 "of memory, or somebody's kill); the others were stopped. The same command continues from the last "
                 "checkpoint.",
-                file=sys.stderr,
             )
-            return 1
     if failures:
         _, rank = failures[0]
-        print(f"Process {rank + 1} of {processes} failed:\n{outcomes[rank].text}", file=sys.stderr)
-        return 1
+        return Outcome("failure", f"Process {rank + 1} of {processes} failed:\n{outcomes[rank].text}")
     codes = ", ".join(f"{rank + 1}: {code}" for rank, (code, _) in sorted(launch.failed.items()))
-    print(f"Processes ended without a word (exit codes {codes}); the same command continues.", file=sys.stderr)
+    return Outcome("failure", f"Processes ended without a word (exit codes {codes}); the same command continues.")
+
+
+def _told(ending: Outcome | None) -> int:
+    """Tell the user; the exit code."""
+    if ending is None:
+        return 0
+    if ending.kind == "mistake":
+        raise UserError(ending.text, ending.cure)
+    if ending.kind == "stopped":
+        raise Interrupted(ending.text)
+    print(ending.text, file=sys.stderr)
     return 1

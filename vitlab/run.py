@@ -22,6 +22,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -36,6 +37,7 @@ FORMAT = 1
 
 RESULT_FREE = frozenset(
     (
+        "slurm",  # where it is queued
         "sweep",  # how several runs are started
         *("hardware", "trainer", "logger", "evaluation", "export", "mode", "name", "output", "fresh", "local"),
         *("run", "input", "benchmark", "predict", "explain", "audit"),  # of the modes that look at what was trained
@@ -175,6 +177,24 @@ class Run:
             _HELD.discard(self._lock)
             os.close(self._lock)
             self._lock = None
+
+    def forget_if_empty(self, beside: Path | None = None) -> None:
+        """Remove the folder of a run that never began: it holds how it was started, ``beside``, no more."""
+        born = {
+            "lock",
+            "config.yaml",
+            "run.json",
+            "commands.jsonl",
+            "environment.jsonl",
+            "metrics.jsonl",
+            "launch.json",
+        }
+        files = [path for path in self.folder.rglob("*") if path.is_file() and beside not in path.parents]
+        if any(path.name not in born or (path.name == "metrics.jsonl" and path.stat().st_size) for path in files):
+            return
+        shutil.rmtree(self.folder)
+        with contextlib.suppress(OSError):  # other runs are there
+            self.folder.parent.rmdir()
 
     # -- stages -------------------------------------------------------------------------------------------------
 

@@ -16,12 +16,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Protocol
 
 from vitlab.compose import Composed
 from vitlab.processes import known_count
 from vitlab.run import is_locked
+from vitlab.signals import Heard
 from vitlab.sweep_table import Job
 from vitlab.training.wandb_logger import SWEEP_NAME
 
@@ -179,29 +179,16 @@ def say(job: Job, total: int, what: str) -> None:
     print(f"[{job.number}/{total}] {told}: {what}", file=sys.stderr, flush=True)
 
 
-class Listen:
+class Listen(Heard):
     """A first signal asks the running jobs to save and stop, a second one ends them at once."""
 
     def __init__(self) -> None:
-        self.times: list[float] = []
+        super().__init__("the jobs save and stop; once more stops at once.")
         self.passed = 0
 
     def __enter__(self) -> Listen:
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        self.before = {number: signal.signal(number, self._hear) for number in numbers}
+        super().__enter__()
         return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self.times and now - self.times[0] < 1.0:  # the same one, told twice
-            return
-        if not self.times:
-            print(f"\n{signal.Signals(number).name}: the jobs save and stop; once more stops at once.", file=sys.stderr)
-        self.times.append(now)
 
     def pass_on(self, running: Sequence[Running]) -> None:
         """Deliver what was heard since."""

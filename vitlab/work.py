@@ -14,10 +14,10 @@ import torch.distributed as dist
 from vitlab.closing import close
 from vitlab.config import Config
 from vitlab.errors import UserError
-from vitlab.methods.base import Context, Method, Stage, find_method
+from vitlab.methods.base import Context, Method, Stage, find_method, recipes_of
 from vitlab.recorder import Recorder
 from vitlab.run import Run
-from vitlab.training.assemble import check_batches, recipes_of
+from vitlab.training.assemble import check_batches
 from vitlab.training.devices import barrier, device_of, rank, settle
 from vitlab.training.fit import CHECKPOINT
 from vitlab.training.interrupt import asked_anywhere, listen, stop

@@ -15,7 +15,8 @@ from pathlib import Path
 from vitlab.debug import debugged
 from vitlab.errors import Interrupted, UserError
 from vitlab.files import read_json
-from vitlab.processes import LAUNCH, Outcome, write_outcome
+from vitlab.nodes import Outcome
+from vitlab.processes import LAUNCH, write_outcome
 from vitlab.run import Run
 from vitlab.schema import from_tree
 

@@ -29,13 +29,19 @@ SMALL = (
 """A whole story in seconds: every stage, a few steps each."""
 
 
+def small(*words: str) -> list[str]:
+    """:data:`SMALL` without the keys that ``words`` give."""
+    given = {word.partition("=")[0] for word in words}
+    return [word for word in SMALL if word.partition("=")[0] not in given]
+
+
 def tell(output: Path, *words: str) -> int:
     """One command; its exit code. Signals that it asked for are forgotten afterwards."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     interrupt._asked.clear()
     torch.set_num_threads(1)
     try:
-        return main([*SMALL, f"output={output}", *words])
+        return main([*small(*words), f"output={output}", *words])
     finally:
         interrupt._asked.clear()
         for number, handler in before.items():

@@ -110,6 +110,11 @@ class OnlineTeacher:
         return self
 
     @property
+    def networks(self) -> list[nn.Module]:
+        """The one network."""
+        return [self.model]
+
+    @property
     def sha256(self) -> str:
         """Hash of the network's state, computed once."""
         if self._sha256 is None:
@@ -177,6 +182,11 @@ class Ensemble:
         for member, weight in zip(self.members[1:], self.weights[1:], strict=True):
             mean += member(batch) * weight
         return mean
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """Those of the members."""
+        return [member.model for member in self.members]
 
     def to(self, device: torch.device | str) -> Ensemble:
         """Move every member there; returns the ensemble itself."""

@@ -49,8 +49,11 @@ class ModelMeta:
     sha256: str = ""  # of model.safetensors; filled in when saved
 
 
-def save_model(folder: Path, model: nn.Module, meta: ModelMeta) -> ModelMeta:
+def save_model(folder: Path, model: nn.Module, meta: ModelMeta, state: dict[str, Tensor] | None = None) -> ModelMeta:
     """Write ``model``'s weights and ``meta`` into ``folder``; an artifact already there is replaced.
+
+    Args:
+        state: the weights, where ``model`` itself holds only a share of them; None: ask it.
 
     Returns:
         ``meta`` with the hash of the weights filled in.
@@ -62,7 +65,7 @@ def save_model(folder: Path, model: nn.Module, meta: ModelMeta) -> ModelMeta:
     if logits != len(meta.classes):
         raise ValueError(f"{len(meta.classes)} class names for a network with {logits} logits")
     # Copies: safetensors refuses views and shared memory, and a network on a device is saved as one on the CPU.
-    state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in (state or model.state_dict()).items()}
     weights = save_bytes(state, metadata={"format": "pt"})
     meta = dataclasses.replace(meta, sha256=sha256(weights))
     atomic_write(folder / WEIGHTS_FILE, weights)

@@ -16,6 +16,7 @@ from vitlab.data.build import open_splits
 from vitlab.data.module import VisionData
 from vitlab.data.sampler import SlotPolicy
 from vitlab.errors import UserError, nearest
+from vitlab.methods.base import recipes_of
 from vitlab.models.build import parameter_groups
 from vitlab.training.devices import rank, world
 from vitlab.training.schedule import Schedule
@@ -128,17 +129,6 @@ def whole_steps(config: Config, recipe: RecipeConfig) -> tuple[int, int, int]:
     per_epoch = images // recipe.batch_size
     total = Schedule.from_recipe(shortened(config, recipe), per_epoch).total
     return total, math.ceil(total / per_epoch), images
-
-
-def recipes_of(config: Config, reads: set[str]) -> dict[str, RecipeConfig]:
-    """The recipes that will be trained with, by key."""
-    found = {"recipe": config.recipe} if "recipe" in reads else {}
-    if "teacher" in reads and config.teacher.train and config.teacher.recipe is not None:
-        found["teacher.recipe"] = config.teacher.recipe
-    for name, value in vars(config.method).items():
-        if isinstance(value, RecipeConfig):
-            found[f"method.{name}"] = value
-    return found
 
 
 def check_batches(config: Config, reads: set[str]) -> None:

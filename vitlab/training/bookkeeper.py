@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,16 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from vitlab.data.batch import Batch
+from vitlab.data.loader import Loader
 from vitlab.errors import UserError
 from vitlab.files import fsync_dir, write_json
 from vitlab.recorder import Recorder
-from vitlab.training.devices import summed, world
+from vitlab.training.devices import most, summed, world
 from vitlab.training.interrupt import asked, asked_anywhere, listen_again, stop
 from vitlab.training.learner import Learner
 from vitlab.training.profile import charged
 from vitlab.training.progress import Progress
+from vitlab.training.sharding import is_sharded, share_buffers
 
 
 class Bookkeeper(Callback):
@@ -49,7 +50,7 @@ class Bookkeeper(Callback):
         stage: str,
         folder: Path,
         recorder: Recorder | None,
-        validation: Iterable[Batch] | None,
+        validation: Loader | None,
         total: int,
         record_every: int,
         validate_every: int,
@@ -71,6 +72,7 @@ class Bookkeeper(Callback):
         self.images = 0
         self.waited = 0.0  # seconds since the last record in which there was no batch to train on
         self.left = self.begun  # when the last batch was done with
+        self.example: Tensor | None = None  # one image of the last batch [1, C, H, W]
 
     def elapsed(self) -> float:
         """Seconds spent on this training, over all sessions up to the last checkpoint."""
@@ -137,6 +139,7 @@ class Bookkeeper(Callback):
         self.window.append(torch.stack([value.detach().float() for value in outputs.values()]))
         self.seen.append({"batch": learner.batches, "step": learner.step, "index": batch.index, "slot": batch.slot})
         self.images += len(batch)
+        self.example = batch.image[:1]
 
     def _refuse_non_finite(self) -> Tensor:
         """The window as [batches, names] on the CPU; raises where a loss is not finite."""
@@ -191,7 +194,7 @@ class Bookkeeper(Callback):
     def _validate(self, trainer: L.Trainer, learner: Learner) -> None:
         if self.validation is None:
             return
-        values = validate(trainer, learner, self.validation)
+        values = validate(trainer, learner, self.validation, self.example)
         if self.recorder is not None:
             self.recorder.write(stage=self.stage, step=learner.step, **values)
         told = f"top-1 {values['val_top1']:.2%}  nll {values['val_nll']:.4f}"
@@ -219,13 +222,20 @@ def save_checkpoint(trainer: L.Trainer, path: Path) -> None:
 
 
 @torch.no_grad()
-def validate(trainer: L.Trainer, learner: Learner, batches: Iterable[Batch]) -> dict[str, float]:
-    """Top-1 and negative log-likelihood (nats) of ``learner.result`` over exactly the images of ``batches``."""
-    network = learner.result
+def validate(trainer: L.Trainer, learner: Learner, batches: Loader, example: Tensor | None = None) -> dict[str, float]:
+    """Top-1 and negative log-likelihood (nats) of ``learner.result`` over exactly the images of ``batches``.
+
+    Args:
+        example: an image [1, C, H, W] as the network wants it; a network that is shared among processes computes in all
+            of them at once, so whoever has fewer batches computes this one, for nothing.
+    """
+    network, device = learner.result, trainer.strategy.root_device
+    share_buffers(network)
     training = network.training
     # By way of train(): TinyViT keeps tables that it computed in eval mode, which a weight average never leaves.
     network.train().eval()
     total = torch.zeros(3, dtype=torch.float64, device="cpu")
+    idle = most(len(batches), device) - len(batches) if is_sharded(network) else 0
     try:
         for batch in batches:
             batch = trainer.strategy.batch_to_device(batch)
@@ -235,8 +245,11 @@ def validate(trainer: L.Trainer, learner: Learner, batches: Iterable[Batch]) -> 
             right = (logits.argmax(1) == batch.label).sum()
             nll = F.cross_entropy(logits, batch.label, reduction="sum")
             total += torch.tensor([float(right), float(nll), float(len(batch))], dtype=torch.float64)
+        for _ in range(idle if example is not None else 0):
+            with trainer.precision_plugin.val_step_context():
+                network(example)
     finally:
         network.train(training)
-    total = summed(total, trainer.strategy.root_device)
+    total = summed(total, device)
     right_share, nll_mean = float(total[0] / total[2]), float(total[1] / total[2])
     return {"val_top1": right_share, "val_nll": nll_mean}

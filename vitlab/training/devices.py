@@ -41,6 +41,15 @@ def summed(values: Tensor, device: torch.device) -> Tensor:
     return shared.to(values.device)
 
 
+def most(value: int, device: torch.device) -> int:
+    """The largest ``value`` of all processes; every process calls this."""
+    if not dist.is_initialized():
+        return value
+    shared = torch.tensor(value, device=device)
+    dist.all_reduce(shared, dist.ReduceOp.MAX)
+    return int(shared)
+
+
 def device_of(config: Config) -> torch.device:
     """The device that hardware= means, for work outside a Trainer."""
     wanted, devices = config.trainer.accelerator, config.trainer.devices
@@ -58,5 +67,5 @@ def settle(config: Config) -> None:
     if config.hardware.threads is not None:
         torch.set_num_threads(config.hardware.threads)
     elif world() > 1 and device_of(config).type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world()))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     torch.set_float32_matmul_precision("high")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.profilers import Profiler
 
 from vitlab.config import Config, RecipeConfig
-from vitlab.data.batch import Batch
+from vitlab.data.loader import Loader
 from vitlab.data.module import VisionData
 from vitlab.recorder import Recorder
 from vitlab.training.bookkeeper import Bookkeeper
@@ -24,6 +24,7 @@ from vitlab.training.overfit import Overfit
 from vitlab.training.profile import StepProfiler
 from vitlab.training.progress import Progress
 from vitlab.training.schedule import duration_steps
+from vitlab.training.sharding import Sharded, shards
 
 CHECKPOINT = "checkpoint.ckpt"
 
@@ -41,7 +42,7 @@ def make_trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
         num_nodes=hardware.num_nodes,
-        strategy=hardware.strategy,
+        strategy=Sharded() if shards(config) else "auto" if hardware.strategy == "fsdp" else hardware.strategy,
         precision=hardware.precision,  # type: ignore[arg-type]  # free text in the configuration, checked by Lightning
         max_epochs=1,
         accumulate_grad_batches=accumulate,
@@ -72,7 +73,7 @@ def fit(
     stage: str,
     folder: Path,
     recorder: Recorder | None,
-    validation: Iterable[Batch] | None,
+    validation: Loader | None,
     rehearse: int | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> float:

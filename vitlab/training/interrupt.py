@@ -9,12 +9,10 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from vitlab.errors import Interrupted
+from vitlab.signals import SAME
 
 if TYPE_CHECKING:
     import torch
-
-SAME = 1.0
-"""Seconds within which a second signal is the first one told twice: a terminal and its parent both deliver it."""
 
 _asked: list[float] = []
 _quiet = False

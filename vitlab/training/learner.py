@@ -17,6 +17,7 @@ from vitlab.distill.sparse import SparseTarget
 from vitlab.training.objectives import Objective, accuracy
 from vitlab.training.profile import charged
 from vitlab.training.schedule import Schedule
+from vitlab.training.sharding import is_sharded, shard, whole
 
 AskTeacher = Callable[[Batch], "SparseTarget | Tensor"]
 
@@ -88,6 +89,16 @@ class Learner(L.LightningModule):
         """The network to validate and to keep: the weight average where there is one."""
         return self.average.module if self.average is not None else self.student
 
+    def configure_model(self) -> None:
+        """Where the strategy brought a mesh of processes, share the student and its average among them."""
+        if self._device_mesh is None or is_sharded(self.student):
+            return
+        mesh = self._device_mesh["data_parallel"]
+        shard(self.student, mesh)
+        if self.average is not None:
+            shard(self.average.module, mesh)
+            self.average.foreach = False  # shared weights and whole buffers cannot be updated in one call
+
     def configure_optimizers(self) -> Optimizer:
         return self.make_optimizer(self.student)
 
@@ -120,7 +131,7 @@ class Learner(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         limit = self.clip if self.clip is not None else float("inf")
-        self.gradient_norm = nn.utils.clip_grad_norm_(self.student.parameters(), limit)
+        self.gradient_norm = whole(nn.utils.clip_grad_norm_(self.student.parameters(), limit))
 
     def after_step(self) -> None:
         """Count the optimiser step just taken and let the weight average follow."""

@@ -22,6 +22,7 @@ from vitlab.training.fit import fit
 from vitlab.training.learner import AskTeacher, Learner
 from vitlab.training.objectives import Objective, label_cross_entropy
 from vitlab.training.schedule import Schedule
+from vitlab.training.sharding import all_processes, shard, shards, whole_state
 from vitlab.training.teacher import adopt, make_teacher
 
 
@@ -84,8 +85,9 @@ def train(
         callbacks=[FirstViews(context.folder / "views.png", mean, std)] if context.leads else [],
     )
     meta = describe_model(config, model, data, mean, std, start)
+    state = whole_state(learner.result)
     if context.leads:
-        save_model(context.folder, learner.result, meta)
+        save_model(context.folder, learner.result, meta, state)
     params = sum(p.numel() for p in network.parameters())
     return {"seconds": round(seconds, 2), "params": params, "images": images, "steps": steps}
 
@@ -150,4 +152,8 @@ def _teacher(config: Config, teacher: Path | None, stored: bool, data: VisionDat
         return StoredTeacher()
     if teacher is None:
         return None
-    return make_teacher(config, teacher, data).to(device_of(config))
+    online = make_teacher(config, teacher, data)
+    if shards(config):
+        for network in online.networks:
+            shard(network, all_processes(config))
+    return online.to(device_of(config))
