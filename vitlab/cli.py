@@ -13,7 +13,7 @@ import textwrap
 import traceback
 
 from vitlab import __version__
-from vitlab.errors import Interrupted, UserError
+from vitlab.errors import Interrupted, UserError, full_disk
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,8 +35,11 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
         return 0
-    except Exception:
+    except Exception as error:
         sys.stdout.flush()
+        if (full := full_disk(error)) is not None:
+            print(paragraph(str(full)), file=sys.stderr)
+            return 2
         traceback.print_exc()
         return 1
 

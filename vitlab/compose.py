@@ -37,7 +37,7 @@ from vitlab.help import conf_dir
 from vitlab.methods.base import find_method
 from vitlab.modes import reads
 from vitlab.prompt import check_keys, is_choice, read_words, takes, top, unknown
-from vitlab.run import RESULT_FREE
+from vitlab.run import RESULT_FREE, RESULT_FREE_KEYS
 from vitlab.schema import Field, fields, find
 
 
@@ -58,6 +58,8 @@ class Composed:
         """What names a run: the choices and the changed leaves that can change its results."""
 
         def matters(key: str) -> bool:
+            if key.rpartition(".")[2] in RESULT_FREE_KEYS:
+                return False
             return top(key) not in RESULT_FREE and (top(key) in self.read or top(key) not in GROUPS)
 
         choices = {group: choice for group, choice in sorted(self.choices.items()) if matters(group)}

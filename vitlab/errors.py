@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -17,6 +18,20 @@ class UserError(Exception):
 
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM: everything is saved and the same command continues (exit code 130)."""
+
+
+def full_disk(error: BaseException) -> UserError | None:
+    """The answer where ``error`` comes of a disk, a quota or a largest file size that is exhausted."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            where = f" ({cause.filename})" if cause.filename else ""
+            return UserError(
+                f"Writing failed{where}: {cause.strerror}.",
+                "Make room; nothing half-written was kept, and the same command continues from what is saved.",
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:

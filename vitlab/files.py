@@ -22,11 +22,15 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     """Write ``path`` whole or not at all: temporary name in the same folder, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:  # a full disk is not filled with half a file
+        temporary.unlink(missing_ok=True)
+        raise
     fsync_dir(path.parent)
 
 

@@ -46,6 +46,9 @@ RESULT_FREE = frozenset(
 )
 """Top-level keys and groups that cannot change what is learned; they may differ when a run continues."""
 
+RESULT_FREE_KEYS = frozenset({"accumulate"})
+"""Last parts of keys of which the same is true: how a batch is taken apart, which memory decides."""
+
 _SHOWN = 12  # changed keys that an error message lists before it counts the rest
 
 
@@ -411,6 +414,8 @@ def _leaves(tree: Mapping[str, object], at: str = "") -> dict[str, str]:
     found: dict[str, str] = {}
     for key, value in tree.items():
         if not at and key in RESULT_FREE:
+            continue
+        if key in RESULT_FREE_KEYS:
             continue
         if isinstance(value, Mapping) and value:
             found.update(_leaves(value, f"{at}{key}."))

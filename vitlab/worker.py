@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 
 from vitlab.debug import debugged
-from vitlab.errors import Interrupted, UserError
+from vitlab.errors import Interrupted, UserError, full_disk
 from vitlab.files import read_json
 from vitlab.nodes import Outcome
 from vitlab.processes import LAUNCH, write_outcome
@@ -39,7 +39,10 @@ def main(run_folder: str, folder: str, parent: str) -> int:
         return 2
     except (Interrupted, KeyboardInterrupt) as error:
         write_outcome(talk, rank, Outcome("stopped", str(error)))
-    except Exception:
+    except Exception as error:
+        if (full := full_disk(error)) is not None:
+            write_outcome(talk, rank, Outcome("mistake", full.what, full.cure))
+            return 2
         if asked() and rank:  # the leading process stopped first, and whoever waited for it hears that as an error
             write_outcome(talk, rank, Outcome("stopped", ""))
             return 0

@@ -89,6 +89,16 @@ CASES: list[tuple[str, list[str]]] = [
     ("method=supervised teacher=clip_vit_l14", ["no stage of method=supervised reads teacher", "method=tinyvit"]),
     ("method=supervised teacher.temperature=2", ["no stage of method=supervised reads teacher"]),
     ("method=supervised method.topk=3", ["It belongs to method=reinforce and method=tinyvit"]),
+    # devices
+    ("hardware=ddp_cpu trainer.sync_batchnorm=true", ["on GPUs only"]),
+    ("trainer.strategy=fspd", ["auto, ddp, fsdp", "Did you mean fsdp?"]),
+    ("hardware=cpu trainer.num_nodes=2", ["no MASTER_ADDR", "NODE_RANK=0 to 1"]),
+    ("hardware=ddp_cpu recipe.batch_size=15", ["recipe.batch_size=15 does not divide into 2", "multiple of 2"]),
+    (
+        "method=supervised hardware=ddp_cpu recipe.batch_size=18 recipe.augmentation.mixup=0.5",
+        ["does not divide", "pairs that are mixed", "multiple of 4"],
+    ),
+    ("slurm.executor=pbs", ["slurm, local"]),
     # missing data
     ("dataset=cifar10", ["cifar10", "dataset.root", "VITLAB_DATA"]),
     ("dataset=folder dataset.root=/nonexistent", ["/nonexistent", "dataset.root"]),

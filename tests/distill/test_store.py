@@ -282,11 +282,11 @@ def test_damage_is_found(tmp_path: Path) -> None:
     damaged[size * 4] ^= 1  # in a seed: noticed at once
     path.write_bytes(damaged)
     assert any("seed" in problem for problem in store.verify())
-    with pytest.raises(RuntimeError, match="image 4 in slot 1 holds seed"):
+    with pytest.raises(UserError, match="image 4 in slot 1 holds seed"):
         TargetStore.open(tmp_path).gather([1], [4])
 
     path.write_bytes(good[:-1])
-    with pytest.raises(RuntimeError, match="cut short"):
+    with pytest.raises(UserError, match="bytes, expected"):
         TargetStore.open(tmp_path).gather([1], [4])
     assert any("bytes" in problem for problem in store.verify())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterable, Iterator
@@ -35,10 +36,23 @@ class Loader(DataLoader[Batch]):
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names its private iterator class
-        for batch in super().__iter__():
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+        try:
+            for batch in super().__iter__():
+                if isinstance(batch, UserError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if (found := _ENDED.search(str(error))) is None:
+                raise
+            how = f"was ended from outside ({found[2]})" if found[2] else "ended without a word"
+            raise UserError(
+                f"A loader process ({found[1]}) {how}, most often for want of memory.",
+                "The same command continues from the last checkpoint; hardware.workers=1 (or 0) needs less.",
+            ) from error
+
+
+_ENDED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(?: is killed by signal: (\w[\w ]*))?")
+"""What torch says of a loader process that is gone."""
 
 
 class _Courier(Dataset[Batch]):

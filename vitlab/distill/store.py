@@ -183,7 +183,8 @@ class TargetStore:
 
         Raises:
             IndexError: for a slot or an image outside the store.
-            RuntimeError: for a record that is not on disk yet, or whose seed is not the one that belongs there.
+            RuntimeError: for a record that is not on disk yet.
+            UserError: a slot is cut short, or a record holds a seed that is not its own.
             ValueError: if the records of this store hold no seed (:meth:`read` is for them).
         """
         if not self.spec.seeded:
@@ -196,9 +197,9 @@ class TargetStore:
             if len(wrong):
                 row = int(wrong[0])
                 slot_of_row = np.broadcast_to(slots, indices.shape)[row]
-                raise RuntimeError(
-                    f"{self.folder}: the record of image {indices[row]} in slot {slot_of_row} holds seed {seed[row]}, "
-                    "which is not its own; the store is damaged"
+                raise self._damaged(
+                    int(slot_of_row),
+                    f"the record of image {indices[row]} in slot {slot_of_row} holds seed {seed[row]}, not its own",
                 )
         return seed, self._target(raw)
 
@@ -310,7 +311,7 @@ class TargetStore:
         path = folder / RECORDS
         size = path.stat().st_size if path.exists() else 0
         if size != self.spec.slot_bytes:
-            raise RuntimeError(f"{path} has {size} bytes, expected {self.spec.slot_bytes}: it is cut short or foreign")
+            raise self._damaged(slot, f"{path.name} has {size} bytes, expected {self.spec.slot_bytes}")
         shape = (self.spec.images, self.spec.record.itemsize)
         with open(path, "rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -318,6 +319,14 @@ class TargetStore:
         if hasattr(mmap, "MADV_RANDOM"):
             mapped.madvise(mmap.MADV_RANDOM)
         self._raw[slot] = np.frombuffer(mapped, np.uint8).reshape(shape)
+
+    def _damaged(self, slot: int, how: str) -> UserError:
+        folder = self._slot_folder(slot)
+        return UserError(
+            f"The stored targets in {folder} are damaged: {how}.",
+            f"Delete that folder, and {self.folder.parent / 'done.json'} where a run made it: the command that "
+            "stored the targets stores these again. mode=verify looks for more.",
+        )
 
     def _column(self, raw: NDArray[np.uint8], name: str) -> NDArray[Any]:
         """One field of raw records as [B, n], in a layout that torch can take."""

@@ -212,7 +212,11 @@ class Bookkeeper(Callback):
 def save_checkpoint(trainer: L.Trainer, path: Path) -> None:
     """Lightning's checkpoint, whole or not at all. Every rank calls this; one writes."""
     temporary = path.with_name(f".{path.name}.tmp")
-    trainer.save_checkpoint(temporary)
+    try:
+        trainer.save_checkpoint(temporary)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     if trainer.is_global_zero:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())

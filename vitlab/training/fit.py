@@ -20,6 +20,7 @@ from vitlab.recorder import Recorder
 from vitlab.training.bookkeeper import Bookkeeper
 from vitlab.training.devices import device_of
 from vitlab.training.learner import Learner
+from vitlab.training.memory import largest_that_fits, out_of_memory, too_large
 from vitlab.training.overfit import Overfit
 from vitlab.training.profile import StepProfiler
 from vitlab.training.progress import Progress
@@ -56,12 +57,11 @@ def make_trainer(
     )
 
 
-def steps_done(checkpoint: Path) -> tuple[int, int]:
-    """Optimiser steps and batches that a checkpoint has behind it; (0, 0) without one."""
+def steps_done(checkpoint: Path) -> int:
+    """Optimiser steps that a checkpoint has behind it; 0 without one."""
     if not checkpoint.exists():
-        return 0, 0
-    state = torch.load(checkpoint, weights_only=True, mmap=True, map_location="cpu")["learner"]
-    return state["step"], state["batches"]
+        return 0
+    return int(torch.load(checkpoint, weights_only=True, mmap=True, map_location="cpu")["learner"]["step"])
 
 
 def fit(
@@ -95,7 +95,7 @@ def fit(
         UserError: a loss is not finite.
     """
     checkpoint = folder / CHECKPOINT
-    step, batches = steps_done(checkpoint)
+    step = steps_done(checkpoint)
     if recorder is not None:
         recorder.rewind(stage, step if checkpoint.exists() else -1)
     trial, per_epoch = rehearse is not None, data.steps_per_epoch
@@ -117,17 +117,24 @@ def fit(
             state = torch.load(checkpoint, weights_only=True, map_location="cpu")
             learner.load_state_dict(state["state_dict"])
             return float(state["callbacks"][keeper.state_key]["seconds"])
-        loader = data.train_loader(start=batches, stop=total * recipe.accumulate)
+        loader = data.train_loader(start=step * recipe.accumulate, stop=total * recipe.accumulate)
         watch = Stopwatch()
         callbacks, profiler = list(callbacks), None
         if config.debug.overfit is not None:
             callbacks.append(Overfit(stage, folder, config.debug.overfit, data.num_classes))
         if config.debug.profile is not None and recorder is not None and not trial:
-            left = total * recipe.accumulate - batches
+            left = (total - step) * recipe.accumulate
             profiler = StepProfiler(stage, folder / "profile", left, config.debug.profile, device_of(config))
         trainer = make_trainer(config, recipe.accumulate, [watch, keeper] if trial else [*callbacks, keeper], profiler)
         resume = str(checkpoint) if checkpoint.exists() else None
-        trainer.fit(learner, loader, ckpt_path=resume, weights_only=True)
+        learner.accumulate = recipe.accumulate
+        try:
+            trainer.fit(learner, loader, ckpt_path=resume, weights_only=True)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            fits = None if shards(config) else largest_that_fits(trainer, learner, data)
+            raise too_large(config, recipe, stage, fits) from error
         return watch.estimate(rehearse * recipe.accumulate) if rehearse is not None else keeper.elapsed()
 
 

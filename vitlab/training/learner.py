@@ -72,6 +72,7 @@ class Learner(L.LightningModule):
         self.seed = seed
         self.step = 0  # optimiser steps done, over all sessions of this training
         self.batches = 0  # batches seen, likewise
+        self.accumulate = 1  # batches of one optimiser step
         self.gradient_norm: Tensor | None = None
         # A compiled module is a second nn.Module around the same weights: kept out of the module tree.
         object.__setattr__(self, "forward_student", torch.compile(student) if compile else student)
@@ -140,11 +141,11 @@ class Learner(L.LightningModule):
             self.average.update(self.student, step=self.step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["learner"] = {"step": self.step, "batches": self.batches}
+        checkpoint["learner"] = {"step": self.step}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.step = checkpoint["learner"]["step"]
-        self.batches = checkpoint["learner"]["batches"]
+        self.batches = self.step * self.accumulate  # checkpoints are of whole steps, perhaps of other micro-batches
         # Each session is one pass of Lightning's loop over the batches that remain; its own counters start afresh.
         checkpoint.pop("loops", None)
 

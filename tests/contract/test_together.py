@@ -1,0 +1,67 @@
+"""Two processes are one, for every method whose networks have no batch statistics.
+
+The same order and draws (the losses of every step), stored labels byte for byte, metrics over the exact set (the
+validation batches do not divide by two), weights to 1e-6: what is left is the order in which gradients are added.
+DeepMAD's networks have BatchNorm, whose statistics are those of a process's part of the batch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.contract.story import tell, the_run
+from tests.contract.test_processes import learned
+from tests.contract.together import tell_together
+
+ARGS = "{patch_size:8,embed_dim:32,depth:1,num_heads:2}"
+WORDS = (
+    *("export=none", "evaluation=quick", "model=vit_small", "model.name=vit_tiny_patch16_224", "recipe=digits"),
+    *(f"model.args.{name}" for name in ("patch_size=8", "embed_dim=32", "depth=1", "num_heads=2")),
+    *(f"recipe.{name}" for name in ("optimizer=sgd", "lr=0.02", "warmup_lr=0", "min_lr=0", "accumulate=2")),
+)
+ONLINE = ("teacher.train=false", "teacher.members=[{name:vit_tiny_patch16_224,args:%s,checkpoint:%s}]")
+METHODS = {
+    "tinyvit": ("method=tinyvit", "recipe.augmentation.mixup=0.8", *ONLINE),
+    "reinforce": ("method=reinforce", "method.kd=true", *ONLINE),
+}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A supervised run of one process, whose model is also the teacher of the others."""
+    output = tmp_path_factory.mktemp("one")
+    assert tell(output, "method=supervised", *WORDS) == 0
+    return the_run(output)
+
+
+def test_supervised(teacher: Path, tmp_path: Path) -> None:
+    assert tell_together(tmp_path, "method=supervised", *WORDS) == [0, 0]
+    same(teacher, the_run(tmp_path))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_method_with_a_teacher(method: str, teacher: Path, tmp_path: Path) -> None:
+    asked = [word % (ARGS, teacher / "train") if "%s" in word else word for word in METHODS[method]]
+    assert tell(tmp_path / "one", *asked, *WORDS) == 0
+    assert tell_together(tmp_path / "two", *asked, *WORDS) == [0, 0]
+    one = the_run(tmp_path / "one")
+    assert list(one.rglob("records.bin"))
+    same(one, the_run(tmp_path / "two"))
+
+
+def same(one: Path, two: Path) -> None:
+    for path in one.rglob("records.bin"):
+        assert path.read_bytes() == (two / path.relative_to(one)).read_bytes()
+    stages = [path.parent.name for path in one.glob("*/model.safetensors")]
+    assert stages
+    for stage in stages:
+        first, second = (load_file(run / stage / "model.safetensors") for run in (one, two))
+        for name in first:
+            torch.testing.assert_close(second[name], first[name], rtol=0, atol=1e-6, msg=f"{stage} {name}")
+    for a, b in zip(learned(one), learned(two), strict=True):
+        assert (a.pop("stage"), list(a)) == (b.pop("stage"), list(b))
+        assert list(a.values()) == pytest.approx(list(b.values()), rel=1e-4, abs=1e-5)
