@@ -69,7 +69,8 @@ class Job:
         from submitit.helpers import DelayedSubmission
 
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait()
+        # Not process.wait(): this is a signal's handler, and what it interrupted is in there, holding its lock.
+        os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(Job(self.words))
 
 

@@ -17,8 +17,8 @@ from vitlab.compose import load
 from vitlab.errors import UserError
 from vitlab.slurm import parameters
 
-STEPS = "debug.max_steps=400"  # long enough to be warned in mid-training
-WORDS = ("method=supervised", "export=none", "evaluation=quick", "recipe.batch_size=16", STEPS)
+STEPS = "debug.max_steps=300"  # long enough to be warned in mid-training
+WORDS = ("method=supervised", "export=none", "evaluation=quick", "recipe.validate_every=100st", STEPS)
 QUEUE = ("hardware=slurm", "slurm.executor=local", "trainer.accelerator=cpu", "trainer.devices=1")
 
 

@@ -28,6 +28,8 @@ class Learner(L.LightningModule):
     Everything that happens in a step is a function of (seed, step): the learning rate, and the random numbers of
     dropout and drop path, since the generator is seeded anew before every batch. Together with the sampler's
     position that is why a continued training equals an uninterrupted one.
+    The numbers differ from process to process, so with dropout or drop path two processes learn as well as one, but not
+    the same.
 
     Args:
         student: [B, 3, H, W] -> logits [B, C].
