@@ -17,7 +17,7 @@ from vitlab.compose import load
 from vitlab.errors import UserError
 from vitlab.slurm import parameters
 
-STEPS = "debug.max_steps=300"  # long enough to be warned in mid-training
+STEPS = "debug.max_steps=150"  # long enough to be warned in mid-training
 WORDS = ("method=supervised", "export=none", "evaluation=quick", "recipe.validate_every=100st", STEPS)
 QUEUE = ("hardware=slurm", "slurm.executor=local", "trainer.accelerator=cpu", "trainer.devices=1")
 
@@ -55,7 +55,7 @@ def test_a_job_that_is_preempted_comes_again_and_learns_the_same(
     job = json.loads((run / "jobs" / "job.json").read_text())
     assert f"job      {job['job']} is in the queue" in said and job["log"] in said
 
-    wait_for(run / "metrics.jsonl", '"step": [3-9][0-9],')
+    wait_for(run / "metrics.jsonl", '"step": [2-9][0-9],')
     assert tell(tmp_path / "queued", *WORDS, *QUEUE, *precise) == 0
     assert f"job      {job['job']} of this run is running" in capsys.readouterr().out
     os.kill(task_of(int(job["job"])), signal.SIGUSR2)

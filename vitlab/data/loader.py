@@ -42,17 +42,24 @@ class Loader(DataLoader[Batch]):
                     raise batch
                 yield batch
         except RuntimeError as error:
-            if (found := _ENDED.search(str(error))) is None:
+            if (ended := loader_ended(error)) is None:
                 raise
-            how = f"was ended from outside ({found[2]})" if found[2] else "ended without a word"
-            raise UserError(
-                f"A loader process ({found[1]}) {how}, most often for want of memory.",
-                "The same command continues from the last checkpoint; hardware.workers=1 (or 0) needs less.",
-            ) from error
+            raise ended from error
 
 
 _ENDED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(?: is killed by signal: (\w[\w ]*))?")
 """What torch says of a loader process that is gone."""
+
+
+def loader_ended(error: RuntimeError) -> UserError | None:
+    """The answer where ``error`` is torch's word of a loader process that is gone; it may come at any place."""
+    if (found := _ENDED.search(str(error))) is None:
+        return None
+    how = f"was ended from outside ({found[2]})" if found[2] else "ended without a word"
+    return UserError(
+        f"A loader process ({found[1]}) {how}, most often for want of memory.",
+        "The same command continues from the last checkpoint; hardware.workers=1 (or 0) needs less.",
+    )
 
 
 class _Courier(Dataset[Batch]):
