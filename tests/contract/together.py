@@ -22,7 +22,7 @@ from vitlab.launch import find_run
 from vitlab.training import interrupt
 from vitlab.work import work_in_turn
 
-PATIENCE = 120
+PATIENCE = 300
 """Seconds that a story in two processes may take."""
 
 
