@@ -47,7 +47,7 @@ CASES: list[tuple[str, list[str]]] = [
     ("recipe.duration=90epochs", ["Did you mean 90ep?"]),
     ("recipe.duration=10%", ["a share needs a whole"]),
     ("recipe.duration=0ep", ["at least 1st"]),
-    ("recipe.schedule=cosin", ["cosine, linear, step, constant", "Did you mean cosine?"]),
+    ("recipe.schedule=cosin", ["linear, step, constant", "Did you mean cosine?"]),
     ("recipe.batch_size=0", ["a whole number from 1 on"]),
     ("recipe.batch_size=10 recipe.accumulate=3", ["multiple of recipe.accumulate"]),
     ("recipe.lr=-1", ["larger than 0"]),
@@ -71,7 +71,7 @@ CASES: list[tuple[str, list[str]]] = [
     ("output=", ["output=FOLDER"]),
     ("model.args={}", ["changes nothing", "model.args.KEY=null"]),
     # choices
-    ("model=resnet5", ["there is no model 'resnet5'", "Did you mean model=resnet50?", "model.name=resnet5"]),
+    ("model=resnet5", ["there is no model 'resnet5'", "Did you mean model=resnet50", "model.name=resnet5"]),
     ("model=tiny_vit", ["model=tiny_vit_5m or "]),
     ("dataset=mnist", ["There are: cifar10, cifar100, digits", "mode=list group=dataset"]),
     ("hardware=cuda", ["Did you mean hardware=gpu?"]),
