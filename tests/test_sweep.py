@@ -142,7 +142,9 @@ def test_a_sweep_is_killed_continued_and_outlives_a_failed_job(tmp_path: Path) -
     process.communicate(timeout=60)
 
     process = begin(tmp_path, *words)
-    time.sleep(1)
+    assert process.stdout is not None
+    while not (line := process.stdout.readline()).endswith(": running\n"):
+        assert line, "the sweep ended before it began"
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=200)[0]
     assert process.returncode == 130, said
