@@ -281,8 +281,8 @@ class SweepConfig:
     sampler: str = "grid"  # grid: every combination; a search: tpe | random | nsga2
     trials: int = 1  # search: runs to finish or prune, earlier sessions counted
     startup: int = 0  # search: trials drawn at random, and not pruned, before it learns from them
-    maximize: list[str] = field(default_factory=list)  # search: metrics of the report or the record; [val_top1] ...
-    minimize: list[str] = field(default_factory=list)  # ... where neither is given; two: the Pareto front
+    maximize: list[str] = field(default_factory=list)  # search: metrics of report or record; neither given: val_top1
+    minimize: list[str] = field(default_factory=list)  # search: likewise; two metrics in all: the Pareto front
     prune: Optional[str] = None  # search for one metric: end bad trials early, by median | halving; null: never
 
 

@@ -40,6 +40,8 @@ def about_search(study: optuna.Study, folder: Path, jobs: Sequence[Job]) -> tupl
     pictures = _pictures(study)
     for name, drawing in pictures.items():
         atomic_write(folder / f"{name}.png", drawing)
+    if pictures:
+        text += "\n\nThe pictures are Optuna's, which counts trials from 0: its trial 0 is run 1."
     return text.strip() + "".join(f"\n\n![{name}]({name}.png)" for name in pictures), "\n".join(lines)
 
 
@@ -75,6 +77,7 @@ def _pictures(study: optuna.Study) -> dict[str, bytes]:
             warnings.simplefilter("ignore")
             axes = plot()
             drawing = (axes.flat[0] if hasattr(axes, "flat") else axes).get_figure()
+            drawing.set_layout_engine("constrained")  # long keys stay whole
             found[name] = png(drawing)
             pyplot.close(drawing)
     return found
