@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 import warnings
 from collections.abc import Callable, Sequence
@@ -54,7 +55,7 @@ def _pictures(study: optuna.Study) -> dict[str, bytes]:
     from matplotlib import pyplot
     from optuna.trial import TrialState
 
-    from vitlab.report.style import LIGHT, png, themed
+    from vitlab.report.style import DPI, LIGHT, themed
 
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(done) < 2:
@@ -77,7 +78,8 @@ def _pictures(study: optuna.Study) -> dict[str, bytes]:
             warnings.simplefilter("ignore")
             axes = plot()
             drawing = (axes.flat[0] if hasattr(axes, "flat") else axes).get_figure()
-            drawing.set_layout_engine("constrained")  # long keys stay whole
-            found[name] = png(drawing)
+            buffer = io.BytesIO()
+            drawing.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight")  # long keys stay whole
+            found[name] = buffer.getvalue()
             pyplot.close(drawing)
     return found
