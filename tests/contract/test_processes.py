@@ -144,35 +144,3 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path, capsys: pytest.
     assert main([*words, "recipe.batch_size=15", "method=supervised", "hardware=ddp_cpu", f"output={tmp_path}"]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "recipe.batch_size=15 does not divide into 2 device(s)" in said and "multiple of 2" in said
-
-
-REINFORCE = ("method=reinforce", "teacher.train=false", "method.erm=false", "method.views.variant=randaug_mixing")
-
-
-def reinforced(one: Path, output: Path, words: tuple[str, ...], processes: int) -> None:
-    """Killed while it labels and continued by as many processes, a store holds the bytes that ``one`` wrote."""
-    words = (*words, f"trainer.devices={processes}", "evaluation.batch_size=7")
-    process = begin(output, *words)
-    while process.poll() is None and not list(output.glob("*/*/reinforce/targets/slot_00000/records.bin")):
-        time.sleep(0.005)
-    run = the_run(output)
-    os.kill(worker(processes - 1, run), signal.SIGKILL)
-    said = process.communicate(timeout=120)[0]
-    assert process.returncode == 1 and "SIGKILL" in said, said
-    assert not (run / "reinforce" / "done.json").exists()
-    process = begin(output, *words)
-    said = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, said
-    written = sorted(path.relative_to(one) for path in one.glob("reinforce/targets/slot_*/*.bin"))
-    assert len(written) == 2 * 40
-    for path in written:
-        assert (run / path).read_bytes() == (one / path).read_bytes(), path
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 4])
-def test_reinforcing_with_one_process_killed(supervised: Path, tmp_path: Path, processes: int) -> None:
-    teacher = NETWORK % f",checkpoint:{supervised / 'train'}"
-    few = ("debug.max_slots=40", "debug.max_images=200", "debug.max_steps=2")
-    words = (*REINFORCE, f"teacher.members=[{teacher}]", *few)
-    reinforced(alone(tmp_path / "one", *words), tmp_path / "many", words, processes)
