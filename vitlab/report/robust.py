@@ -26,6 +26,7 @@ class Table:
 
     head: list[str]
     rows: list[list[str]]
+    words: int = 1  # columns that hold words; the others hold numbers
 
     def text(self) -> str:
         """For the prompt."""
@@ -34,7 +35,7 @@ class Table:
     def markdown(self) -> str:
         """As a Markdown table."""
         lines = [[one.replace("|", "\\|") for one in row] for row in (self.head, *self.rows)]
-        ruler = ["---", *("---:" for _ in self.head[1:])]
+        ruler = ["---"] * self.words + ["---:"] * (len(self.head) - self.words)
         return "\n".join(f"| {' | '.join(row)} |" for row in (lines[0], ruler, *lines[1:]))
 
 
@@ -100,7 +101,7 @@ def sets(rows: Sequence[tuple[str, Shifted]]) -> Table:
             row += [f"{c.mean('nll'):.3f}", f"{c.mean('brier'):.3f}"]
             means = [sum(one.calibrations[i][1] for one in c.cells) / len(c.cells) for i in range(len(bins))]
             out.append([*row, *map(percent, means), percent(c.mean("max_ece"))])
-    return Table(head, out)
+    return Table(head, out, words=2)
 
 
 def said_of_sets(rows: Sequence[tuple[str, Shifted]]) -> list[str]:

@@ -87,7 +87,8 @@ def shifted_bars(rows: Sequence[tuple[str, Shifted]], theme: Theme, colours: Map
         titles.append("ImageNet-C")
     if not titles:
         return None
-    drawing, axes = figure(WIDTH, 0.9 + len(titles) * (0.16 + 0.2 * len(rows)), "Top-1 % on shifted sets")
+    tall = 0.9 + len(titles) * (0.16 + 0.2 * len(rows)) + 0.22 * len(rows)
+    drawing, axes = figure(WIDTH, tall, "Top-1 % on shifted sets")
     height = 0.8 / len(rows)
     for row, (name, state) in enumerate(rows):
         shares = {one.title: one.full.top1 for one in state.sets}
@@ -96,11 +97,12 @@ def shifted_bars(rows: Sequence[tuple[str, Shifted]], theme: Theme, colours: Map
         colour = theme.series[colours[name]]
         for title, share in shares.items():
             at = titles.index(title) + (row - (len(rows) - 1) / 2) * height
-            axes.barh(at, 100 * share, height * 0.86, color=colour)
+            axes.barh(at, 100 * share, height * 0.86, color=colour, label=name if title == next(iter(shares)) else None)
             axes.annotate(
                 percent(share, 1), (100 * share, at), xytext=(4, 0), textcoords="offset points", va="center",
                 fontsize=7, color=colour,
             )  # fmt: skip
+    drawing.legend(loc="outside lower left", frameon=False, fontsize=8, labelcolor="linecolor")
     axes.set_yticks(range(len(titles)), [wrap(title, 20) for title in titles])
     axes.set_ylim(len(titles) - 0.45, -0.55)
     axes.set_xlim(0, 112)
