@@ -23,7 +23,7 @@ from vitlab.sweep_table import Job, grouped, results, write_comparison
 
 SMALL = (
     *("method=supervised", "dataset=digits", "hardware.threads=1", "debug=smoke", "export=none", "sweep.name=grid"),
-    *("recipe.batch_size=16", "evaluation.latency=false"),
+    *("evaluation=quick", "evaluation.latency=false"),
 )
 
 
