@@ -300,7 +300,7 @@ class SlurmConfig:
     cpus: int = 8  # CPU cores for each device
     warning: int = 120  # seconds before its end in which the job saves
     requeues: int = 20  # times that a job whose time was up is queued anew
-    extra: dict[str, Any] = field(default_factory=dict)  # further options of sbatch, name to value
+    extra: dict[str, Any] = field(default_factory=dict)  # further options of sbatch: slurm.extra.exclude=node7
 
 
 @dataclass

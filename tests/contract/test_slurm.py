@@ -69,7 +69,7 @@ def test_a_job_that_is_preempted_comes_again_and_learns_the_same(
 
 def test_what_is_asked_of_the_queue() -> None:
     words = ("method=supervised", "hardware=slurm", "trainer.num_nodes=2", "slurm.partition=big", "slurm.cpus=6")
-    config = load([*words, "slurm.extra={exclude:node7}", "slurm.memory=200", "slurm.minutes=60"]).config
+    config = load([*words, "slurm.extra.exclude=node7", "slurm.memory=200", "slurm.minutes=60"]).config
     asked = parameters(config, "digits-1")
     assert (asked["nodes"], asked["tasks_per_node"], asked["gpus_per_node"], asked["cpus_per_task"]) == (2, 1, 8, 48)
     assert (asked["slurm_partition"], asked["mem_gb"], asked["timeout_min"]) == ("big", 200, 60)
