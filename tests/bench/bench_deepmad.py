@@ -83,7 +83,7 @@ def picture(found: dict[str, Design], seconds: float, path: Path) -> None:
         axes.set_ylim(26_000, 37_000)
         axes.set_xlabel("seconds")
         axes.set_ylabel("score (no accuracy)")
-        axes.legend(frameon=False, loc="lower right", fontsize=7.5)
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.12, 0.0), fontsize=7.5)
         atomic_write(path, png(drawing))
 
 
