@@ -178,9 +178,10 @@ def _record(run: Run, found: Sequence[Costed], session: str) -> None:
     told = run.read_done("benchmark").get("costs") if run.is_done("benchmark") else None
     every = dict(told) if isinstance(told, Mapping) else {}
     for one in found:
-        new = asdict(one.cost)
+        new = asdict(one.cost) | {"session": session}
         if not new["latency"] and _key(one.subject) in every:
-            new |= {name: every[_key(one.subject)][name] for name in ("latency", "device", "threads")}
+            old = every[_key(one.subject)]
+            new |= {name: old[name] for name in ("latency", "device", "threads", "session") if name in old}
         every[_key(one.subject)] = new
     run.mark_done("benchmark", {"costs": every, "session": session})
 

@@ -50,6 +50,12 @@ def collect(
     rows = [_row(run, stage, costs) for stage in stages if (folder / "evaluation" / f"{stage.name}.json").exists()]
     tree = run.tree
     few = _dict(tree["dataset"])["labels_per_class"]
+    notes = list(notes)
+    if len({costs[row.stage].get("session") for row in rows if row.cost.latency}) > 1:
+        notes.append(
+            "The times in the table are of different sessions; taken in turns they compare better: mode=benchmark "
+            f"run={folder}, then this report again."
+        )
     told = f"{dataset.train:,} training images" + (f" ({few} of each class)" if few else "")
     return ReportData(
         title=f"{method} on {dataset.name}",
