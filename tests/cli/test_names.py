@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from vitlab.compose import load
 from vitlab.help import choices, conf_dir
@@ -19,29 +17,23 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VITLAB_DATA", str(tmp_path))
 
 
-def networks() -> list[tuple[str, dict[str, Any]]]:
-    """Every network of the groups model and teacher: where it stands, and its keys."""
-    found = []
-    for group in ("model", "teacher"):
-        for name in choices(CONF, group):
-            tree = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
-            for one in tree["members"] if group == "teacher" else [tree]:
-                found.append((f"{group}/{name}", one))
-    return found
+NETWORKS = [(group, name) for group in ("model", "teacher") for name in choices(CONF, group)]
 
 
-@pytest.mark.parametrize(("place", "network"), networks(), ids=lambda value: value if isinstance(value, str) else "")
-def test_a_network_can_be_built(place: str, network: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("group", "name"), NETWORKS)
+def test_a_network_can_be_built(group: str, name: str) -> None:
     timm = pytest.importorskip("timm")
     import torch
 
     import vitlab.models.build  # noqa: F401  (registers vitlab's own networks with timm)
 
-    with torch.device("meta"):  # shapes without numbers: as strict, and quick for the largest
-        model = timm.create_model(network["name"], **network.get("args", {}))
-    assert sum(one.numel() for one in model.parameters()) > 1e5
-    if network.get("pretrained"):
-        assert network["name"] in timm.list_pretrained()
+    config = load([f"{group}={name}"]).config
+    for network in config.teacher.members if group == "teacher" else [config.model]:
+        with torch.device("meta"):  # shapes without numbers: as strict, and quick for the largest
+            model = timm.create_model(network.name, **network.args)
+        assert sum(one.numel() for one in model.parameters()) > 1e5
+        if network.pretrained:
+            assert timm.is_model_pretrained(network.name)
 
 
 @pytest.mark.parametrize("name", choices(CONF, "recipe"))
