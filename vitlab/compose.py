@@ -19,8 +19,9 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.defaults_list import create_defaults_list
 from hydra._internal.utils import create_automatic_config_search_path
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigIndexError,
     InterpolationKeyError,
@@ -103,6 +104,7 @@ def load(overrides: list[str]) -> Composed:
             usual.merge_with(loader._load_single_config(default, repository).config)
         OmegaConf.set_struct(usual, True)
         asked = copy.deepcopy(usual)
+        refuse_below_nothing(keyed, asked, known)
         ConfigLoaderImpl._apply_overrides_to_config(keyed, asked)
         tree = cast(dict[str, Any], OmegaConf.to_container(asked, resolve=True, throw_on_missing=True))
         # Once more over the bare schema: strict, so that nothing can have come in that has no type.
@@ -126,6 +128,23 @@ def load(overrides: list[str]) -> Composed:
     config = debugged(config)
     usual_values = {key: before.get(key) for key in changed}
     return Composed(config, choices, set(chosen) & set(GROUPS), list(overrides), tree, changed, usual_values, read)
+
+
+def refuse_below_nothing(keyed: list[Override], tree: DictConfig, known: dict[str, Field]) -> None:
+    """A key of a recipe that is not chosen has nowhere to stand; OmegaConf trips over it.
+
+    Raises:
+        UserError: naming the recipe and how it is chosen.
+    """
+    for word in keyed:
+        parts = word.key_or_group.split(".")
+        for key in (".".join(parts[:depth]) for depth in range(1, len(parts) + 1)):
+            below = key != word.key_or_group or isinstance(word.value(), dict)
+            if below and f"{key}.duration" in known and OmegaConf.select(tree, key) is None:
+                raise UserError(
+                    f"{word.input_line}: {key} is empty, so there is no key below it.",
+                    f"Choose a recipe for it first: recipe@{key}=NAME (mode=list group=recipe).",
+                )
 
 
 def _explained(error: Exception, typed: dict[str, str], files: Files, known: dict[str, Field]) -> UserError:

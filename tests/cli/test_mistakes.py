@@ -57,6 +57,8 @@ CASES: list[tuple[str, list[str]]] = [
     ("dataset.mean=[0.5]", ["dataset.mean takes 3 numbers"]),
     ("teacher.weights=[1,2]", ["teacher.weights takes 1 numbers"]),
     ("teacher.recipe=null", ["a teacher that is trained needs a recipe", "conf/teacher/digits.yaml, line"]),
+    ("method.finetune.lr=1", ["method.finetune is empty", "recipe@method.finetune=NAME"]),
+    ("method.finetune={lr:1}", ["method.finetune is empty", "recipe@method.finetune=NAME"]),
     ("trainer.precision=bf16", ["Did you mean bf16-mixed?"]),
     ("trainer.devices=two", ["a number of devices"]),
     ("export.formats=[onxn]", ["Did you mean onnx?"]),
