@@ -17,12 +17,13 @@ from vitlab.compose import Composed
 from vitlab.config import Config
 from vitlab.environment import environment
 from vitlab.errors import Interrupted, UserError
-from vitlab.methods.base import find_method, recipes_of
+from vitlab.methods.base import find_method
 from vitlab.modes import ALONE, READS
 from vitlab.nodes import Place, Talk, place
 from vitlab.processes import known_count
 from vitlab.run import Run
 from vitlab.slurm import queued, submit
+from vitlab.stage import recipes_of
 
 
 def start(composed: Composed) -> int:

@@ -1,4 +1,4 @@
-"""A stage of a method, and what it may know of the run around it.
+"""A stage of a method, what it may know of the run around it, and the recipes that stages train with.
 
 Light, as the command line reads stages to print a plan; and below ``methods/``, as training is handed a context.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from vitlab.config import Config
+from vitlab.config import Config, RecipeConfig
 
 if TYPE_CHECKING:
     from vitlab.recorder import Recorder
@@ -106,3 +106,14 @@ class Context:
         if stage not in self.stage.needs or stage not in self._folders:
             raise RuntimeError(f"stage '{self.stage.name}' reads the artifact of '{stage}', which it does not need")
         return self._folders[stage]
+
+
+def recipes_of(config: Config, reads: set[str]) -> dict[str, RecipeConfig]:
+    """The recipes that will be trained with, by key."""
+    found = {"recipe": config.recipe} if "recipe" in reads else {}
+    if "teacher" in reads and config.teacher.train and config.teacher.recipe is not None:
+        found["teacher.recipe"] = config.teacher.recipe
+    for name, value in vars(config.method).items():
+        if isinstance(value, RecipeConfig):
+            found[f"method.{name}"] = value
+    return found

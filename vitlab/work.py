@@ -15,9 +15,10 @@ from vitlab.closing import close
 from vitlab.config import Config
 from vitlab.data.loader import loader_ended
 from vitlab.errors import UserError
-from vitlab.methods.base import Context, Method, Stage, find_method, recipes_of
+from vitlab.methods.base import Context, Method, Stage, find_method
 from vitlab.recorder import Recorder
 from vitlab.run import Run
+from vitlab.stage import recipes_of
 from vitlab.training.assemble import check_batches
 from vitlab.training.devices import barrier, device_of, rank, settle
 from vitlab.training.fit import CHECKPOINT

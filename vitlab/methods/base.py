@@ -70,17 +70,6 @@ def recipe_length(recipe: RecipeConfig, config: Config) -> str:
     return f"{duration}, batches of {recipe.batch_size}"
 
 
-def recipes_of(config: Config, reads: set[str]) -> dict[str, RecipeConfig]:
-    """The recipes that will be trained with, by key."""
-    found = {"recipe": config.recipe} if "recipe" in reads else {}
-    if "teacher" in reads and config.teacher.train and config.teacher.recipe is not None:
-        found["teacher.recipe"] = config.teacher.recipe
-    for name, value in vars(config.method).items():
-        if isinstance(value, RecipeConfig):
-            found[f"method.{name}"] = value
-    return found
-
-
 def method_names() -> list[str]:
     """The methods that there are: the folders beside this file that hold a ``method.py``."""
     return sorted(path.parent.name for path in Path(__file__).parent.glob("*/method.py"))

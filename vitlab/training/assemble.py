@@ -16,8 +16,8 @@ from vitlab.data.build import open_splits
 from vitlab.data.module import VisionData
 from vitlab.data.sampler import SlotPolicy
 from vitlab.errors import UserError, nearest
-from vitlab.methods.base import recipes_of
 from vitlab.models.build import parameter_groups
+from vitlab.stage import recipes_of
 from vitlab.training.devices import rank, world
 from vitlab.training.schedule import Schedule
 

@@ -10,7 +10,7 @@ import torch
 from vitlab.config import Config, RecipeConfig
 from vitlab.data.module import VisionData
 from vitlab.errors import UserError
-from vitlab.methods.base import find_method, recipes_of
+from vitlab.stage import recipes_of
 from vitlab.training.assemble import shortened
 from vitlab.training.devices import world
 from vitlab.training.learner import Learner
@@ -50,7 +50,7 @@ def too_large(config: Config, recipe: RecipeConfig, stage: str, fits: int | None
     Args:
         fits: None: not tried out.
     """
-    recipes = recipes_of(config, find_method(config.method.name).reads(config))
+    recipes = recipes_of(config, {"recipe", "teacher"})
     key = next((name for name, one in recipes.items() if shortened(config, one) == recipe), "recipe")
     at_once = recipe.batch_size // (world() * recipe.accumulate)
     what = f"Stage {stage} ran out of memory with {at_once} images at once on each device"
