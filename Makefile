@@ -43,7 +43,7 @@ demo: setup
 	$(BIN) -m vitlab $(ARGS)
 
 test: setup
-	$(BIN) -m pytest -m 'not slow and not bench' -n auto --dist loadgroup $(ARGS)
+	$(BIN) -m pytest -m 'not slow and not bench' -n auto --no-loadscope-reorder $(ARGS)
 
 lint: setup
 	$(BIN) -m ruff check vitlab tests

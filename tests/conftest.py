@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 import os
+import re
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScopeScheduling
 
 # Before torch is imported anywhere: small networks on many threads are slower, and processes fight over the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+LONG = ("tests/test_readme.py", "tests/contract/", "tests/test_code.py", "tests/modes/")
+"""Begun first, so that no process is left with a long file at the end."""
 
-@pytest.hookimpl(tryfirst=True)
+METHODS = re.compile(r"tests/contract/test_methods\.py::.*\[(\w+)")
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes, a file stays together (its fixtures are costly) unless it says otherwise itself."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+    """Long files first."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """With several processes a file stays together, as its fixtures are costly; of the contract, a method.
+
+    Groups by marks (``--dist loadgroup``) are not formed under pytest 9.2, which keeps its own names of tests.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            method = METHODS.match(nodeid)
+            return method[1] if method else nodeid.partition("::")[0]
+
+    return ByFile(config, log)

@@ -35,7 +35,7 @@ def words(method: str, *more: str) -> tuple[str, ...]:
     return (f"method={method}", *EXTRA.get(method, ()), *more)
 
 
-@pytest.fixture(scope="module", params=[pytest.param(one, marks=pytest.mark.xdist_group(one)) for one in METHODS])
+@pytest.fixture(scope="module", params=METHODS)
 def method(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -105,7 +105,11 @@ def trained(run: Path) -> list[str]:
     return [path.parent.name for path in run.glob("*/model.json") if path.parent.name != "export"]
 
 
-@pytest.mark.parametrize(("step", "workers"), [(5, 0), (7, 0), (7, 2)], ids=["epoch-end", "mid-epoch", "workers"])
+@pytest.mark.parametrize(
+    ("step", "workers"),
+    [(5, 0), (7, 0), pytest.param(7, 2, marks=pytest.mark.slow)],  # processes for every loader of every session
+    ids=["epoch-end", "mid-epoch", "workers"],
+)
 def test_stopped_in_each_training_continues_bit_for_bit(
     method: str, uninterrupted: Path, tmp_path: Path, step: int, workers: int
 ) -> None:

@@ -41,23 +41,35 @@ class Loader(DataLoader[Batch]):
                 if isinstance(batch, UserError):
                     raise batch
                 yield batch
-        except RuntimeError as error:
-            if (ended := loader_ended(error)) is None:
+        except (RuntimeError, EOFError, OSError) as error:
+            if (ended := loader_ended(error) or self._process_gone()) is None:
                 raise
             raise ended from error
+
+    def _process_gone(self) -> UserError | None:
+        """The answer where a loader process died while it was handing a batch over: torch then says nothing of it."""
+        for process in getattr(self._iterator, "_workers", []):
+            process.join(timeout=0.5)
+            if not process.is_alive():
+                return _told(str(process.pid), "Killed" if process.exitcode == -signal.SIGKILL else None)
+        return None
 
 
 _ENDED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(?: is killed by signal: (\w[\w ]*))?")
 """What torch says of a loader process that is gone."""
 
 
-def loader_ended(error: RuntimeError) -> UserError | None:
+def loader_ended(error: Exception) -> UserError | None:
     """The answer where ``error`` is torch's word of a loader process that is gone; it may come at any place."""
     if (found := _ENDED.search(str(error))) is None:
         return None
-    how = f"was ended from outside ({found[2]})" if found[2] else "ended without a word"
+    return _told(found[1], found[2])
+
+
+def _told(processes: str, by: str | None) -> UserError:
+    how = f"was ended from outside ({by})" if by else "ended without a word"
     return UserError(
-        f"A loader process ({found[1]}) {how}, most often for want of memory.",
+        f"A loader process ({processes}) {how}, most often for want of memory.",
         "The same command continues from the last checkpoint; hardware.workers=1 (or 0) needs less.",
     )
 
