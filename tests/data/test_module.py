@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import subprocess
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,10 @@ class WhoReads:
 
 
 def test_processes_are_kept_and_survive_signals() -> None:
-    """Ctrl-C reaches every process of a terminal: a loader's must live on until the main process has saved."""
+    """Ctrl-C reaches every process of a terminal: a loader's must live on until the main process has saved, also where
+    a library starts threads in every new process."""
+    asleep, library = threading.Event(), [True]
+    os.register_at_fork(after_in_child=lambda: library and threading.Thread(target=asleep.wait, daemon=True).start())
     loader: Any = Loader(WhoReads(), ShardSampler(8, 1), workers=2)  # type: ignore[arg-type]
     readers = set(loader)
     assert len(readers) == 2 and 0 not in readers and os.getpid() not in readers
@@ -105,6 +109,7 @@ def test_processes_are_kept_and_survive_signals() -> None:
         worker.terminate()
         worker.join(timeout=60)
         assert not worker.is_alive()
+    library.clear()
 
 
 @pytest.mark.parametrize("augmentation", [AUGMENTATION, MIXED], ids=["plain", "mixed"])

@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -37,7 +38,9 @@ class Loader(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names its private iterator class
         try:
-            for batch in super().__iter__():
+            with _sigterm_waits():  # what a fork starts in a new process, telemetry's threads say, inherits the mask
+                batches = super().__iter__()
+            for batch in batches:
                 if isinstance(batch, UserError):
                     raise batch
                 yield batch
@@ -89,6 +92,19 @@ class _Courier(Dataset[Batch]):
 
 def _as_is(batch: Any) -> Any:
     return batch
+
+
+@contextmanager
+def _sigterm_waits() -> Iterator[None]:
+    """SIGTERM is held back until the block is left; processes begun in it do not get it before they are prepared."""
+    if not hasattr(signal, "sigwaitinfo"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _prepare_worker(number: int) -> None:
