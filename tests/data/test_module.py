@@ -98,7 +98,12 @@ def test_processes_are_kept_and_survive_signals() -> None:
     """Ctrl-C reaches every process of a terminal: a loader's must live on until the main process has saved, also where
     a library starts threads in every new process."""
     asleep, library = threading.Event(), [True]
-    os.register_at_fork(after_in_child=lambda: library and threading.Thread(target=asleep.wait, daemon=True).start())
+
+    def start_a_thread() -> None:
+        if library:
+            threading.Thread(target=asleep.wait, daemon=True).start()
+
+    os.register_at_fork(after_in_child=start_a_thread)
     loader: Any = Loader(WhoReads(), ShardSampler(8, 1), workers=2)  # type: ignore[arg-type]
     readers = set(loader)
     assert len(readers) == 2 and 0 not in readers and os.getpid() not in readers
