@@ -242,8 +242,13 @@ def test_broken_sets_are_answered(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("variant", "k", "wanted"),
-    [("rrc", 10, 153.4), ("mixing", 10, 221.4), ("randaug", 10, 186.7), ("randaug_mixing", 10, 289.7)]
-    + [("randaug", 5, 127.9)],
+    [
+        ("rrc", 10, 153.4),
+        ("mixing", 10, 221.4),
+        ("randaug", 10, 186.7),
+        ("randaug_mixing", 10, 289.7),
+        ("randaug", 5, 127.9),
+    ],
 )
 def test_bytes_of_a_sample_are_the_official_ones(tmp_path: Path, variant: str, k: int, wanted: float) -> None:
     released(tmp_path / "set", variant, 100, k=k)
