@@ -55,6 +55,12 @@ class Composed:
     usual: dict[str, Any]  # what those leaves are without the change
     read: set[str]  # groups that some stage of the method, or the mode, reads
 
+    @property
+    def network(self) -> str:
+        """What the model is called in the names of runs: its choice, or the timm name that was typed instead."""
+        named = "model.name" in self.changed
+        return re.sub(r"[^\w.+-]+", "-", self.config.model.name) if named else str(self.choices["model"])
+
     def identity(self) -> dict[str, Any]:
         """What names a run: the choices and the changed leaves that can change its results."""
 
@@ -105,6 +111,7 @@ def load(overrides: list[str]) -> Composed:
         OmegaConf.set_struct(usual, True)
         asked = copy.deepcopy(usual)
         refuse_below_nothing(keyed, asked, known)
+        drop_args(keyed, asked, {word.get_key_element() for word in words})
         ConfigLoaderImpl._apply_overrides_to_config(keyed, asked)
         tree = cast(dict[str, Any], OmegaConf.to_container(asked, resolve=True, throw_on_missing=True))
         # Once more over the bare schema: strict, so that nothing can have come in that has no type.
@@ -145,6 +152,18 @@ def refuse_below_nothing(keyed: list[Override], tree: DictConfig, known: dict[st
                     f"{word.input_line}: {key} is empty, so there is no key below it.",
                     f"Choose a recipe for it first: recipe@{key}=NAME (mode=list group=recipe).",
                 )
+
+
+def drop_args(keyed: list[Override], tree: DictConfig, typed: set[str]) -> None:
+    """A network's arguments are its own: a timm name typed instead of the usual one comes without the usual one's.
+
+    Where the choice is typed as well (``model=tiny_vit_digits model.name=...``), they stay.
+    """
+    for word in keyed:
+        above, _, last = word.key_or_group.rpartition(".")
+        node = OmegaConf.select(tree, above) if last == "name" and top(above) not in typed else None
+        if node is not None and "args" in node and node.name != word.value():
+            node.args = {}
 
 
 def _explained(error: Exception, typed: dict[str, str], files: Files, known: dict[str, Field]) -> UserError:

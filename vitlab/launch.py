@@ -164,7 +164,7 @@ def find_run(composed: Composed) -> Run:
         UserError: as :meth:`Run.open`.
     """
     config = composed.config
-    prefix = config.name or f"{config.dataset.name}-{composed.choices['model']}"
+    prefix = config.name or f"{config.dataset.name}-{composed.network}"
     return Run.open(
         Path(config.output), config.method.name, prefix, composed.identity(), composed.tree, fresh=config.fresh
     )

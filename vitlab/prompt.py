@@ -283,7 +283,7 @@ def _check_key(word: Override, line: str, known: dict[str, Field], conf: Path) -
         raise UserError(
             f"{line} changes nothing, since keys are added to those there.", f"Switch one off: {key}.KEY=null."
         )
-    if field.key == key and field.kind == "anything" and key not in known:
+    if field.free or (field.key == key and field.kind == "anything" and key not in known):
         return dataclasses.replace(word, type=OverrideType.FORCE_ADD)  # below a free dict any key may be new
     return word
 

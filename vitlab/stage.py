@@ -1,4 +1,4 @@
-"""A stage of a method, what it may know of the run around it, and the recipes that stages train with.
+"""A stage of a method, what it may know of the run around it, and the recipes and networks of stages.
 
 Light, as the command line reads stages to print a plan; and below ``methods/``, as training is handed a context.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from vitlab.config import Config, RecipeConfig
+from vitlab.config import Config, ModelConfig, RecipeConfig
 
 if TYPE_CHECKING:
     from vitlab.recorder import Recorder
@@ -117,3 +117,9 @@ def recipes_of(config: Config, reads: set[str]) -> dict[str, RecipeConfig]:
         if isinstance(value, RecipeConfig):
             found[f"method.{name}"] = value
     return found
+
+
+def models_of(config: Config, reads: set[str]) -> list[ModelConfig]:
+    """The networks that will be trained, but for teachers."""
+    found = [config.model] if "model" in reads else []
+    return found + [value for value in vars(config.method).values() if isinstance(value, ModelConfig)]

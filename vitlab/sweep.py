@@ -169,7 +169,7 @@ def multiply(plain: Sequence[str], swept: Sequence[Override]) -> tuple[list[Job]
         words = [*mine, *varied]
         whole = load(words)
         if ways and not any(word.startswith("name=") for word in words):
-            prefix = f"{whole.config.dataset.name}-{whole.choices['model']}"
+            prefix = f"{whole.config.dataset.name}-{whole.network}"
             way = "-".join(re.sub(r"[^\w.+]+", "-", values[key]).strip("-") for key in ways)
             words.append(f"name={prefix}-{way}")
             whole = load(words)

@@ -19,11 +19,11 @@ from vitlab.methods.base import Context, Method, Stage, find_method
 from vitlab.recorder import Recorder
 from vitlab.run import Run
 from vitlab.stage import recipes_of
-from vitlab.training.assemble import check_batches
 from vitlab.training.devices import barrier, device_of, rank, settle
 from vitlab.training.fit import CHECKPOINT
 from vitlab.training.interrupt import asked_anywhere, listen, stop
 from vitlab.training.loggers import copied
+from vitlab.training.preflight import preflight
 from vitlab.training.progress import clock, say
 
 
@@ -67,7 +67,8 @@ def tell_all(run: Run, config: Config) -> list[Stage]:
     """The stages of the method in order, skipping what is done; several processes tell them together."""
     method = find_method(config.method.name)(config)
     stages = method.stages(config)
-    check_batches(config, method.reads(config))
+    ahead = [stage for stage in stages if not run.is_done(stage.name)]
+    preflight(config, set().union(*(stage.reads for stage in ahead)))
     leads = rank() == 0
     recorder = run.recorder() if leads else None
     folders = {stage.name: run.folder / stage.name for stage in stages}
@@ -119,7 +120,7 @@ def rehearse(folder: Path, config: Config) -> str:
     alone = [devices[0]] if isinstance(devices, list) else 1
     config = replace(config, trainer=replace(config.trainer, devices=alone))
     settle(config)
-    check_batches(config, find_method(config.method.name).reads(config))
+    preflight(config, find_method(config.method.name).reads(config))
     method = find_method(config.method.name)(few(config))
     stages = method.stages(config)
     folders = {stage.name: folder / stage.name for stage in stages}

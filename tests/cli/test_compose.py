@@ -163,6 +163,23 @@ def test_a_member_of_the_teacher_by_its_place() -> None:
     assert composed.config.teacher.members[0].args["layers"] == [2, 2, 2, 2]
 
 
+def test_a_network_by_its_timm_name_comes_without_the_arguments_of_the_usual_one() -> None:
+    def model(*words: str) -> tuple[str, dict[str, Any]]:
+        composed = load(list(words))
+        return composed.network, composed.config.model.args
+
+    name, usual = model()
+    assert name == "tiny_vit_digits"
+    assert "embed_dims" in usual
+    assert model("model.name=resnet18") == ("resnet18", {})
+    assert model("model.args.layers=[1,1,1,1]", "model.name=resnet18") == ("resnet18", {"layers": [1, 1, 1, 1]})
+    assert model("model.args={layers:[1,1,1,1]}", "model.name=resnet18")[1] == {"layers": [1, 1, 1, 1]}
+    assert model("model.name=tiny_vit_5m_224") == (name, usual), "that is the usual one"
+    assert model("model=tiny_vit_digits", "model.name=tiny_vit_11m_224") == ("tiny_vit_11m_224", usual)
+    assert model("model.name=hf-hub:timm/resnet18.a1_in1k")[0] == "hf-hub-timm-resnet18.a1_in1k"
+    assert model("model.args={drop_path_rate:0.2}")[1] == usual | {"drop_path_rate": 0.2}, "added to those there"
+
+
 def test_what_names_a_run() -> None:
     def identity(*words: str) -> dict[str, Any]:
         return load(list(words)).identity()

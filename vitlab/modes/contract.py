@@ -29,7 +29,7 @@ def answer(composed: Composed) -> int:
         raise UserError(f"mode=contract is TinyViT's; method={config.method.name} has none.", "Give method=tinyvit.")
     if options.proxy not in ("train", "params"):
         raise UserError(f"method.contract.proxy={options.proxy} is not train or params.")
-    prefix = config.name or f"{config.dataset.name}-{composed.choices['model']}"
+    prefix = config.name or f"{config.dataset.name}-{composed.network}"
     identity = composed.identity() | {"mode": "contract"}
     run = Run.open(Path(config.output), "contract", prefix, identity, composed.tree, fresh=config.fresh)
     command = shlex.join(["python", "-m", "vitlab", *composed.overrides])

@@ -227,11 +227,8 @@ def _bare_subject(composed: Composed, trained: bool) -> Subject:
             "Give model.pretrained=true, model.checkpoint=FILE, or run=FOLDER.",
         )
     artifact = checkpoint if checkpoint is not None and (checkpoint / "model.json").is_file() else None
-    words = {word.partition("=")[0] for word in composed.overrides}
-    named = "model.name" in words
-    if named and "model" not in words and not any(word.lstrip("+").startswith("model.args") for word in words):
-        config = replace(config, model=replace(config.model, args={}))  # they belong to the usual model
-    title = config.model.name if named else str(composed.choices["model"])
+    named = any(word.startswith("model.name=") for word in composed.overrides)
+    title = composed.network
     if artifact is not None:
         title = artifact.resolve().name
         stored = str(read_json(artifact / "model.json").get("name"))

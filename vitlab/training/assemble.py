@@ -17,7 +17,6 @@ from vitlab.data.module import VisionData
 from vitlab.data.sampler import SlotPolicy
 from vitlab.errors import UserError, nearest
 from vitlab.models.build import parameter_groups
-from vitlab.stage import recipes_of
 from vitlab.training.devices import rank, world
 from vitlab.training.schedule import Schedule
 
@@ -129,25 +128,6 @@ def whole_steps(config: Config, recipe: RecipeConfig) -> tuple[int, int, int]:
     per_epoch = images // recipe.batch_size
     total = Schedule.from_recipe(shortened(config, recipe), per_epoch).total
     return total, math.ceil(total / per_epoch), images
-
-
-def check_batches(config: Config, reads: set[str]) -> None:
-    """Refuse a batch that the data cannot fill before the first stage runs, not when its stage comes.
-
-    Raises:
-        UserError: naming the key.
-    """
-    recipes = recipes_of(config, reads)
-    if not recipes:
-        return
-    images = len(open_splits(config.dataset, config.seed, config.debug.max_images)["train"])
-    for key, recipe in recipes.items():
-        if recipe.batch_size > images:
-            raise UserError(
-                f"{key}.batch_size={recipe.batch_size} is more than the {images} training images of "
-                f"{config.dataset.name}.",
-                f"Take at most {images}, and lower {key}.lr likewise.",
-            )
 
 
 def epochs_of(recipe: RecipeConfig, data: VisionData) -> int:

@@ -1,0 +1,36 @@
+"""What would stop a later stage stops the run before its first."""
+
+from __future__ import annotations
+
+import pytest
+
+from vitlab.compose import load
+from vitlab.errors import UserError
+from vitlab.methods.base import find_method
+from vitlab.training.preflight import preflight
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["model.name=resnet5"], "no model 'resnet5' .* resnet50"),
+        (["model.args={depthz:3}"], "no argument 'depthz'"),
+        (["model.name=vit_tiny_patch16_224", "dataset.size=40"], "patches of 16 px, which do not tile 40 px"),
+        (["recipe.optimizer=adamww"], "Did you mean adamw"),
+        (["recipe.optimizer_args={foo:1}"], "recipe.optimizer_args"),
+        (["teacher.recipe.optimizer=lambb"], "Did you mean lamb"),
+        (["recipe.batch_size=2048"], "recipe.batch_size=2048 is more than the 1347 training images"),
+        (["teacher.recipe.batch_size=2048"], "teacher.recipe.batch_size=2048 is more"),
+        (["method=deepmad", "experiment=deepmad_digits", "method.other.name=resnet5"], "no model 'resnet5'"),
+    ],
+)
+def test_a_later_stage_would_fail(overrides: list[str], told: str) -> None:
+    config = load(overrides).config
+    with pytest.raises(UserError, match=told):
+        preflight(config, find_method(config.method.name).reads(config))
+
+
+@pytest.mark.parametrize("overrides", [[], ["method=deepmad", "experiment=deepmad_design_29m"], ["method=reinforce"]])
+def test_nothing_is_wrong(overrides: list[str]) -> None:
+    config = load(overrides).config
+    preflight(config, find_method(config.method.name).reads(config))

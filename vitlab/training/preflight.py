@@ -1,0 +1,43 @@
+"""What would stop a run in an hour stops it now: batches, networks and optimisers of every stage to come."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from vitlab.config import Config
+from vitlab.data.build import open_splits
+from vitlab.errors import UserError
+from vitlab.models.build import build_model
+from vitlab.stage import models_of, recipes_of
+from vitlab.training.assemble import make_optimizer
+
+
+def preflight(config: Config, reads: set[str]) -> None:
+    """Refuse a batch that the data cannot fill, a network that timm cannot build, an optimiser that it does not have.
+
+    Networks are built without memory (on torch's meta device), a tenth of a second each. A teacher is its method's
+    first stage, and finds out by itself.
+
+    Args:
+        reads: config groups that the stages to come read.
+
+    Raises:
+        UserError: naming the key.
+    """
+    recipes = recipes_of(config, reads)
+    if not recipes:  # nothing is trained: a design needs no data
+        return
+    train = open_splits(config.dataset, config.seed, config.debug.max_images)["train"]
+    with torch.device("meta"):
+        for model in models_of(config, reads):
+            build_model(model, len(train.classes), config.dataset.size, pretrained=False)
+        for recipe in recipes.values():
+            make_optimizer(nn.Linear(1, 1), recipe)
+    for key, recipe in recipes.items():
+        if recipe.batch_size > len(train):
+            raise UserError(
+                f"{key}.batch_size={recipe.batch_size} is more than the {len(train)} training images of "
+                f"{config.dataset.name}.",
+                f"Take at most {len(train)}, and lower {key}.lr likewise.",
+            )
