@@ -20,11 +20,14 @@ target)`` becomes a source by :class:`vitlab.data.sources.MapStyle`::
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from vitlab.config import DatasetConfig
 from vitlab.data import embedded, folder, torchvision_sets
-from vitlab.data.sources import Source, hold_out, limit, per_class_subset
+from vitlab.data.sources import Source, Subset, hold_out, limit, per_class_subset
 from vitlab.errors import UserError, nearest
 
 SPLITS = ("train", "val", "test")
@@ -42,7 +45,9 @@ SOURCES: dict[str, Callable[[DatasetConfig], dict[str, Source]]] = {
 """Data set name to the function that opens its splits."""
 
 
-def open_splits(cfg: DatasetConfig, seed: int, max_images: int | None = None) -> dict[str, Source]:
+def open_splits(
+    cfg: DatasetConfig, seed: int, max_images: int | None = None, measuring: bool = False
+) -> dict[str, Source]:
     """Sources of ``train``, ``val`` and ``test``, listing the files once.
 
     Where a set has no ``val``, ``dataset.val_fraction`` of ``train`` is held out as such; with a fraction of 0 ``test``
@@ -51,6 +56,8 @@ def open_splits(cfg: DatasetConfig, seed: int, max_images: int | None = None) ->
 
     ``dataset.labels_per_class`` thins out what is left of ``train``; ``max_images`` cuts every split. Both choose by a
     hash of (``seed``, key) within each class.
+
+    ``measuring``: nothing is trained, and a set without ``train`` gets an empty one.
 
     Raises:
         UserError: if the name is unknown, the data are missing, a split that is needed is empty or absent, or a part of
@@ -63,7 +70,11 @@ def open_splits(cfg: DatasetConfig, seed: int, max_images: int | None = None) ->
             (f"Did you mean {close}? " if close else "") + f"There are: {', '.join(sorted(SOURCES))}.",
         )
     found = SOURCES[cfg.name](cfg)
-    if "train" not in found:
+    if measuring and "train" not in found and found:
+        found["train"] = Subset(next(iter(found.values())), np.zeros(0, np.int64))
+        found["train"].split_name = "train"
+        cfg = replace(cfg, val_fraction=0.0, labels_per_class=None)  # there is nothing to take them from
+    elif "train" not in found:
         raise UserError(
             f"Data set '{cfg.name}' has no train split, only {', '.join(sorted(found)) or 'nothing'}.",
             "Put the training images in train/, or give the data without split folders.",
@@ -83,7 +94,7 @@ def open_splits(cfg: DatasetConfig, seed: int, max_images: int | None = None) ->
         )
     splits = {"train": found["train"], "val": held, "test": found.get("test", held)}
     for name, source in splits.items():
-        if len(source) == 0:
+        if len(source) == 0 and not (measuring and name == "train"):
             raise UserError(f"Data set '{cfg.name}': the {name} split holds no images.", "")
         if source.classes != found["train"].classes:
             raise UserError(f"Data set '{cfg.name}': train and {name} differ in their classes or their order.", "")

@@ -39,6 +39,7 @@ class VisionData(L.LightningDataModule):
             ``replay_backend``: pil, tensor (see :class:`~vitlab.distill.views.View`), or auto: the store's own.
         slots, num_slots: as in :class:`~vitlab.data.sampler.EpochSampler`; ``num_slots`` defaults to the store's.
         max_images: cut every split to so many images.
+        measuring: nothing is trained, so that a set without training images will do.
 
     Attributes:
         sizes: images in ``train``, ``val`` and ``test``.
@@ -67,9 +68,10 @@ class VisionData(L.LightningDataModule):
         reinforcements: Sequence[Path] | None = None,
         plain_share: float = 0.0,
         replay_backend: str = "auto",
+        measuring: bool = False,
     ) -> None:
         super().__init__()
-        self.sources = open_splits(dataset, seed, max_images)
+        self.sources = open_splits(dataset, seed, max_images, measuring)
         self.train_source = self.sources["train"]
         self.classes = self.train_source.classes
         self.num_classes = len(self.classes)
@@ -110,18 +112,19 @@ class VisionData(L.LightningDataModule):
             num_slots = found.samples
             replay_backend = found.backend if replay_backend == "auto" else replay_backend
         self._backend = replay_backend
-        self.train_sampler = EpochSampler(
-            len(self.train_source),
-            batch_size * world * accumulate,
-            seed=seed,
-            rank=rank,
-            world=world,
-            accumulate=accumulate,
-            paired=self.augmentation.mixes,
-            slots=slots,
-            num_slots=num_slots,
-            plain_share=plain_share,
-        )
+        if not measuring:
+            self.train_sampler = EpochSampler(
+                len(self.train_source),
+                batch_size * world * accumulate,
+                seed=seed,
+                rank=rank,
+                world=world,
+                accumulate=accumulate,
+                paired=self.augmentation.mixes,
+                slots=slots,
+                num_slots=num_slots,
+                plain_share=plain_share,
+            )
         self._validation: Loader | None = None
 
     @property

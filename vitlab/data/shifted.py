@@ -19,7 +19,6 @@ Labels are WordNet ids, so that a network is asked by the names of its classes a
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from PIL import Image
 
 from vitlab.data.folder import full_classes
 from vitlab.data.images import Files
-from vitlab.data.torchvision_sets import flat_val
+from vitlab.data.torchvision_sets import flat_val, wordnet_ids
 from vitlab.errors import UserError
 from vitlab.measure.kinds import FAMILIES, SEVERITIES
 
@@ -52,14 +51,6 @@ class ShiftedImages:
     source: Files
     accepted: list[tuple[str, ...]]
     whole: int
-
-
-@functools.cache
-def wordnet_ids() -> tuple[str, ...]:
-    """The 1,000 classes of ImageNet-1k in the order of the usual heads, which is that of the ids."""
-    from timm.data import ImageNetInfo
-
-    return tuple(ImageNetInfo("imagenet-1k").label_names())
 
 
 def find_set(root: Path, name: str) -> ShiftedImages | None:

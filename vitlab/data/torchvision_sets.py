@@ -7,6 +7,7 @@ CIFAR reader unpickles whatever it finds, and because a source wants paths and l
 from __future__ import annotations
 
 import fcntl
+import functools
 import io
 import json
 import os
@@ -176,21 +177,34 @@ def food101(cfg: DatasetConfig) -> dict[str, Source]:
     return sources
 
 
+@functools.cache
+def wordnet_ids() -> tuple[str, ...]:
+    """The 1,000 classes of ImageNet-1k in the order of the usual heads, which is that of the ids."""
+    from timm.data import ImageNetInfo
+
+    return tuple(ImageNetInfo("imagenet-1k").label_names())
+
+
 def imagenet(cfg: DatasetConfig) -> dict[str, Source]:
     """ImageNet-1k as downloaded: ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``; 1,281,167 and 50,000 images.
 
     ``val`` may also be flat, as its archive unpacks: then the devkit's ground truth must lie beside it, in
-    ``ILSVRC2012_devkit_t12/data``. Class names are WordNet ids, sorted.
+    ``ILSVRC2012_devkit_t12/data``. Class names are WordNet ids, sorted. ``val`` alone is enough to measure on.
     """
-    root = next((r for r in data_roots(cfg) if (r / "train").is_dir()), None)
+    roots = data_roots(cfg)
+    root = next((r for part in ("train", "val") for r in roots if (r / part).is_dir()), None)
     if root is None:
         cure = " (ImageNet cannot be fetched without an account: see image-net.org)" if cfg.download else ""
         raise missing(cfg, f"the folders train/<wnid> and val/<wnid>{cure}")
-    listing = full_classes(root, root / "train")
-    classes = sorted(listing)
-    if not classes:
-        raise missing(cfg, "class folders in train/")
-    sources: dict[str, Source] = {"train": _by_class(root, listing, classes, "train")}
+    sources: dict[str, Source] = {}
+    if (root / "train").is_dir():
+        listing = full_classes(root, root / "train")
+        classes = sorted(listing)
+        if not classes:
+            raise missing(cfg, "class folders in train/")
+        sources["train"] = _by_class(root, listing, classes, "train")
+    else:
+        classes = sorted(full_classes(root, root / "val")) or list(wordnet_ids())
     if (root / "val").is_dir():
         within = full_classes(root, root / "val")
         if not within:

@@ -44,7 +44,9 @@ def build(
         crop_pct = dataset.crop_pct if "crop_pct" in typed else float(record["crop_pct"])
         crop = dataset.crop if "crop" in typed else CROP_MODES.get(str(record.get("crop_mode")), "center")
         interpolation = str(record["interpolation"])
-    classes = list(open_splits(dataset, config.seed, config.debug.max_images)["train"].classes) if on_data else []
+    classes: list[str] = []
+    if on_data:
+        classes = list(open_splits(dataset, config.seed, config.debug.max_images, measuring=True)["test"].classes)
     own = _names(int(record.get("num_classes", 0)))
     if own and set(classes) <= set(own):
         classes = own

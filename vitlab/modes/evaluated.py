@@ -134,7 +134,7 @@ def describe_dataset(one: Measured) -> DatasetInfo:
         name=config.dataset.name,
         description=head(path) if path.exists() else "",
         origin=f"Origin: {told}" if path.exists() and (told := origin(path)) else "",
-        train=data.sizes["train"],
+        train=data.sizes["train"] or trained_on(one.subject),
         test=data.sizes["test"],
         split=data.split_names["test"],
         classes=list(data.classes),
@@ -143,6 +143,13 @@ def describe_dataset(one: Measured) -> DatasetInfo:
         fingerprint=data.fingerprint,
         val=data.sizes["val"] if fingerprint(data.sources["val"]) != one.images else 0,
     )
+
+
+def trained_on(subject: Subject) -> int:
+    """How many images a run's model was trained on, as its stage noted; 0 where nobody knows."""
+    if subject.run is None or subject.stage is None:
+        return 0
+    return int(str(subject.run.read_done(subject.stage.name).get("images", 0)))
 
 
 def worst_mistakes(one: Measured) -> list[Example]:

@@ -73,7 +73,7 @@ class _Reader:
     """A network that answers sets of images, with the classes that it knows."""
 
     def __init__(self, subject: Subject) -> None:
-        from vitlab.data.shifted import wordnet_ids
+        from vitlab.data.torchvision_sets import wordnet_ids
 
         self.subject = subject
         self.place = {name: number for number, name in enumerate(subject.meta.classes) if name in set(wordnet_ids())}

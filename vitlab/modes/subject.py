@@ -137,6 +137,7 @@ def open_data(config: Config, meta: ModelMeta, typed: frozenset[str] = frozenset
         rank=rank(),
         world=world(),
         max_images=config.debug.max_images,
+        measuring=True,
     )
 
 
