@@ -54,13 +54,13 @@ def start(composed: Composed) -> int:
     if config.mode == "check":
         return check(run, config, composed)
     if run.state == "finished":
-        print(plan(run, config, composed.choices))
+        print(plan(run, composed))
         print(run.read_finished()["table"])
         print(f"\nThis run is finished: {run.folder}. fresh=true starts it once more.")
         return 0
     check_division(config, known_count(config))
     if queued(config):
-        print(plan(run, config, composed.choices, composed.usual), flush=True)
+        print(plan(run, composed), flush=True)
         return submit(run, config, composed.overrides, command)
     here = place(config)
     if here.count > 1:  # read when torch is loaded: meeting takes many tries, each of which it would tell
@@ -76,7 +76,7 @@ def lead(run: Run, composed: Composed, command: str) -> int:
     run.lock(command)
     begun = False
     try:
-        print(plan(run, config, composed.choices, composed.usual), flush=True)
+        print(plan(run, composed), flush=True)
         run.note_environment(environment(command))
         look_at_data(run, config)
         code = go(run, config, composed.tree, command)
@@ -177,7 +177,7 @@ def check(run: Run, config: Config, composed: Composed) -> int:
     Raises:
         UserError: the data cannot be trained on.
     """
-    print(plan(run, config, composed.choices, composed.usual), flush=True)
+    print(plan(run, composed), flush=True)
     check_division(config, known_count(config))
     if looks_at_data(config):
         from vitlab.modes.audit import before_check
@@ -208,12 +208,9 @@ def looks_at_data(config: Config) -> bool:
     return folder and "dataset" in find_method(config.method.name).reads(config)
 
 
-def plan(run: Run, config: Config, choices: dict[str, str | None], usual: Mapping[str, object] | None = None) -> str:
-    """What will happen, for people: the run and its state, what goes in, the stages and which of them are done.
-
-    Args:
-        usual: the values that changed keys have without the change.
-    """
+def plan(run: Run, composed: Composed) -> str:
+    """What will happen, for people: the run and its state, what goes in, the stages and which of them are done."""
+    config, choices = composed.config, composed.choices | {"model": composed.network}
     method = find_method(config.method.name)
     stages, reads = method.stages(config), method.reads(config)
     said = {"new": "new", "continued": "continued where it stopped", "finished": "finished"}[run.state]
@@ -222,7 +219,7 @@ def plan(run: Run, config: Config, choices: dict[str, str | None], usual: Mappin
         choice = choices.get(group)
         if group in reads and choice not in (None, "none"):
             lines.append(f"{group:<8} {choice:<24} {_detail(group, config)}".rstrip())
-    lines += _scaling(config, reads, usual or {})
+    lines += _scaling(config, reads, composed.usual)
     width = max(len(stage.name) for stage in stages)
     for number, stage in enumerate(stages, 1):
         state = "done" if run.is_done(stage.name) else method.length(stage, config)
