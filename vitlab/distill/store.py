@@ -102,7 +102,9 @@ class TargetStore:
                 slots that are not sealed (unless ``allow_partial``; then reading a missing record raises).
         """
         if not (folder / SPEC).is_file():
-            raise UserError(f"There is no store of targets in {folder} ({SPEC} is missing).", "Run the store stage.")
+            raise UserError(
+                f"There is no store of targets in {folder} ({SPEC} is missing).", "Name the folder that holds it."
+            )
         spec = StoreSpec.from_dict(read_json(folder / SPEC))
         refuse_foreign(folder, spec.slots)
         for name, wanted in (expect or {}).items():

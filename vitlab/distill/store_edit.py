@@ -22,16 +22,19 @@ Tell = Callable[[int, int], None]
 """Called with samples done and samples in all."""
 
 
-def subset(folder: Path, into: Path, samples: int, k: int, tell: Tell | None = None) -> ReinforcedStore:
-    """The first ``samples`` samples of every image with their ``k`` largest probabilities, at most what there is.
+def subset(folder: Path, into: Path, samples: int | None, k: int | None, tell: Tell | None = None) -> ReinforcedStore:
+    """The first ``samples`` samples of every image with their ``k`` largest probabilities; None: all of them.
 
     The order of the kept probabilities is the stored one. Killed, the same call continues.
 
     Raises:
-        UserError: ``folder`` holds no finished reinforcements, or ``into`` something else.
+        UserError: ``folder`` holds no finished reinforcements or fewer of them, or ``into`` something else.
     """
     old = ReinforcedStore(folder)
-    samples, k = min(samples, old.samples), min(k, old.spec.k)
+    for key, asked, there in (("samples", samples, old.samples), ("topk", k, old.spec.k)):
+        if asked is not None and not 1 <= asked <= there:
+            raise UserError(f"method.{key}={asked}: {folder} has {there}.", f"Take 1 to {there}.")
+    samples, k = samples or old.samples, k or old.spec.k
     spec = dataclasses.replace(old.spec, slots=samples, k=k, teacher=_counted(old.spec.teacher, samples))
     return _write(into, spec, [(old.store, slot) for slot in range(samples)], tell)
 

@@ -19,7 +19,7 @@ def named_stores(composed: Composed) -> tuple[Config, list[Path]]:
     """The stores that ``run=`` or ``method.store`` names, and the configuration that says of which data they are.
 
     Raises:
-        UserError: another method.
+        UserError: another method, or a set as it was released.
     """
     from vitlab.methods.reinforce.method import stores
     from vitlab.modes.verify import find_store
@@ -29,7 +29,10 @@ def named_stores(composed: Composed) -> tuple[Config, list[Path]]:
         config, folder, _ = find_store(composed)
         return config, [folder]
     _check_method(composed)
-    return config, [folder.expanduser() for folder in stores(config.method)]
+    folders = [folder.expanduser() for folder in stores(config.method)]
+    for folder in folders:
+        refuse_released(folder, config.mode)
+    return config, folders
 
 
 def source_and_target(composed: Composed, several: bool) -> tuple[list[Path], Path]:
@@ -51,6 +54,22 @@ def source_and_target(composed: Composed, several: bool) -> tuple[list[Path], Pa
     if into.resolve() in [folder.resolve() for folder in folders]:
         raise UserError(f"method.convert_to={into} is the store that is read.", "Name a new folder.")
     return folders, into
+
+
+def refuse_released(folder: Path, mode: str) -> None:
+    """Refuse what only a training reads as it is, and ``mode=convert``.
+
+    Raises:
+        UserError: ``folder`` is a released set or its archive.
+    """
+    from vitlab.distill.formats.imagenet_plus import is_imagenet_plus
+
+    if folder.is_file() or is_imagenet_plus(folder):
+        raise UserError(
+            f"mode={mode} reads the packed store, and {folder} is a set as it was released.",
+            f"Pack it first (all of it is checked): mode=convert method=reinforce method.store={folder} "
+            "method.convert_to=FOLDER.",
+        )
 
 
 def _check_method(composed: Composed) -> None:

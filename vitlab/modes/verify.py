@@ -67,6 +67,7 @@ def find_store(composed: Composed) -> tuple[Config, Path, Path | None]:
         UserError: neither ``run=`` nor ``method.store=`` names a store.
     """
     from vitlab.modes.named import config_of, find_runs
+    from vitlab.modes.stores import refuse_released
 
     runs = find_runs(composed)
     given = getattr(composed.config.method, "store", None)
@@ -78,12 +79,14 @@ def find_store(composed: Composed) -> tuple[Config, Path, Path | None]:
         if not folder.is_dir():
             raise UserError(f"{run.folder} has no stored targets.", "Name a run whose method stores them.")
         return config_of(run, composed), folder, run.folder / "teacher"
-    if given is None or runs:
+    if given is None or isinstance(given, list) or runs:
         raise UserError(
             f"mode={composed.config.mode} is about one store of targets, and none is named.",
             "Give run=FOLDER, or method.store=FOLDER.",
         )
     folder = Path(given).expanduser()
+    if composed.config.method.name == "reinforce":
+        refuse_released(folder, composed.config.mode)
     if not folder.is_dir():
         raise UserError(f"method.store={given}: there is no such folder.")
     return composed.config, folder, None

@@ -194,6 +194,10 @@ def test_statistics(packed: list[Path], capsys: pytest.CaptureFixture[str]) -> N
         (["mode=merge", "method.store={0}", "method.convert_to={2}"], "method.store=[A,B]"),
         (["mode=subset", "method.store={0}"], "method.convert_to=FOLDER"),
         (["mode=subset", "method.store={0}", "method.convert_to={0}"], "is the store that is read"),
+        (["mode=subset", "method.store={0}", "method.convert_to={2}/s", "method.samples=9"], "method.samples=9"),
+        (["mode=subset", "method.store={0}", "method.convert_to={2}/s", "method.topk=0"], "Take 1 to 4"),
+        (["mode=subset", "method.store={0}", "method.convert_to={2}/s"], "is to leave something out"),
+        (["mode=verify", "method.store=[{0},{1}]"], "one store of targets"),
         (["mode=stats"], "run=FOLDER, or method.store=FOLDER"),
         (["mode=stats", "method.store={0}", "debug.max_images=63"], "another data set"),
     ],
@@ -203,6 +207,12 @@ def test_modes_answer(
 ) -> None:
     assert main([*SMALL, *(word.format(*packed, tmp_path) for word in words)]) == 2
     assert told in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize("mode", ["stats", "verify", "subset"])
+def test_a_released_set_is_to_be_packed_first(mode: str, released: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, f"mode={mode}", f"method.store={released}", "method.convert_to=x", "method.samples=1"]) == 2
+    assert "Pack it first" in capsys.readouterr().err
 
 
 def test_an_image_added_in_the_middle_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
