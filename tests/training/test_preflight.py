@@ -19,6 +19,7 @@ from vitlab.training.preflight import preflight
         (["recipe.optimizer=adamww"], "Did you mean adamw"),
         (["recipe.optimizer_args={foo:1}"], "recipe.optimizer_args"),
         (["teacher.recipe.optimizer=lambb"], "Did you mean lamb"),
+        (["model.name=pit_ti_224", "recipe.layer_decay=0.8"], "names its layers; "),
         (["recipe.batch_size=2048"], "recipe.batch_size=2048 is more than the 1347 training images"),
         (["teacher.recipe.batch_size=2048"], "teacher.recipe.batch_size=2048 is more"),
         (["method=deepmad", "experiment=deepmad_digits", "method.other.name=resnet5"], "no model 'resnet5'"),
@@ -30,7 +31,9 @@ def test_a_later_stage_would_fail(overrides: list[str], told: str) -> None:
         preflight(config, find_method(config.method.name).reads(config))
 
 
-@pytest.mark.parametrize("overrides", [[], ["method=deepmad", "experiment=deepmad_design_29m"], ["method=reinforce"]])
+@pytest.mark.parametrize(
+    "overrides", [[], ["experiment=deepmad_design_29m"], ["method=reinforce"], ["model=vit_base", "recipe=finetune"]]
+)
 def test_nothing_is_wrong(overrides: list[str]) -> None:
     config = load(overrides).config
     preflight(config, find_method(config.method.name).reads(config))

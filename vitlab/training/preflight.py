@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from vitlab.config import Config
+from vitlab.config import Config, ModelConfig
 from vitlab.data.build import open_splits
 from vitlab.errors import UserError
 from vitlab.models.build import build_model
@@ -16,8 +16,7 @@ from vitlab.training.assemble import make_optimizer
 def preflight(config: Config, reads: set[str]) -> None:
     """Refuse a batch that the data cannot fill, a network that timm cannot build, an optimiser that it does not have.
 
-    Networks are built without memory (on torch's meta device), a tenth of a second each. A teacher is its method's
-    first stage, and finds out by itself.
+    Networks are built without memory (on torch's meta device), a tenth of a second each.
 
     Args:
         reads: config groups that the stages to come read.
@@ -30,10 +29,12 @@ def preflight(config: Config, reads: set[str]) -> None:
         return
     train = open_splits(config.dataset, config.seed, config.debug.max_images)["train"]
     with torch.device("meta"):
-        for model in models_of(config, reads):
-            build_model(model, len(train.classes), config.dataset.size, pretrained=False)
-        for recipe in recipes.values():
-            make_optimizer(nn.Linear(1, 1), recipe)
+        students = [_network(config, model, len(train.classes)) for model in models_of(config, reads)]
+        for key, recipe in recipes.items():
+            of_teacher = key == "teacher.recipe"
+            learners = [_network(config, config.teacher.members[0], len(train.classes))] if of_teacher else students
+            for network in learners:
+                make_optimizer(network, recipe)
     for key, recipe in recipes.items():
         if recipe.batch_size > len(train):
             raise UserError(
@@ -41,3 +42,7 @@ def preflight(config: Config, reads: set[str]) -> None:
                 f"{config.dataset.name}.",
                 f"Take at most {len(train)}, and lower {key}.lr likewise.",
             )
+
+
+def _network(config: Config, model: ModelConfig, classes: int) -> nn.Module:
+    return build_model(model, classes, config.dataset.size, pretrained=False)
