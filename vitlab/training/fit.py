@@ -20,7 +20,7 @@ from vitlab.recorder import Recorder
 from vitlab.training.bookkeeper import Bookkeeper
 from vitlab.training.devices import device_of
 from vitlab.training.learner import Learner
-from vitlab.training.memory import largest_that_fits, out_of_memory, too_large
+from vitlab.training.memory import largest_that_fits, let_go, out_of_memory, too_large
 from vitlab.training.overfit import Overfit
 from vitlab.training.profile import StepProfiler
 from vitlab.training.progress import Progress
@@ -133,6 +133,7 @@ def fit(
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
+            let_go(error)
             fits = None if shards(config) else largest_that_fits(trainer, learner, data)
             raise too_large(config, recipe, stage, fits) from error
         return watch.estimate(rehearse * recipe.accumulate) if rehearse is not None else keeper.elapsed()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import traceback
 
 import lightning as L
 import torch
@@ -21,27 +22,40 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
+def let_go(error: BaseException) -> None:
+    """Free what the frames of a step that ran out of memory hold: all that it had computed until then."""
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__
+
+
 def largest_that_fits(trainer: L.Trainer, learner: Learner, data: VisionData) -> int:
     """Images of which the student computes logits and gradients without running out of memory: the batch, halved and
     halved again; 0 where not even one fits. Weights, optimiser and teacher are where they were."""
     sampler = data.train_sampler
     image = torch.zeros(sampler.per_rank, 3, data.view.size, data.view.size)
     size = sampler.per_rank // 2
-    while size:
-        learner.zero_grad(set_to_none=True)
-        gc.collect()
-        if learner.device.type == "cuda":
-            torch.cuda.empty_cache()
-        try:
-            with trainer.precision_plugin.train_step_context():
-                loss = learner.student(image[:size].to(learner.device)).float().sum()
-            loss.backward()
-            return size
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
+    while size and not _fits(trainer, learner, image[:size]):
         size //= 2
-    return 0
+    return size
+
+
+def _fits(trainer: L.Trainer, learner: Learner, image: torch.Tensor) -> bool:
+    """Whether a forward and a backward pass over ``image`` do; nothing of a pass that does not is kept."""
+    learner.zero_grad(set_to_none=True)
+    gc.collect()
+    if learner.device.type == "cuda":
+        torch.cuda.empty_cache()
+    try:
+        with trainer.precision_plugin.train_step_context():
+            loss = learner.student(image.to(learner.device)).float().sum()
+        loss.backward()
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return False
+    return True
 
 
 def too_large(config: Config, recipe: RecipeConfig, stage: str, fits: int | None) -> UserError:
