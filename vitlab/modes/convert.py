@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,16 +30,9 @@ def answer(composed: Composed) -> int:
     from vitlab.distill.draw import Augmentation
     from vitlab.distill.formats.tinyvit_v0 import is_v0
     from vitlab.methods.tinyvit.convert import export_v0, import_v0
-    from vitlab.training.progress import Progress
+    from vitlab.training.progress import watched
 
-    with contextlib.ExitStack() as stack:
-        bar: list[Progress] = []
-
-        def tell(done: int, whole: int) -> None:
-            if not bar:
-                bar.append(stack.enter_context(Progress("convert", whole, unit="record")))
-            bar[0].update(done)
-
+    with watched("convert", "record") as tell:
         if is_v0(folder):
             source = open_splits(config.dataset, config.seed, config.debug.max_images)["train"]
             augmentation = Augmentation(size=config.dataset.size, **asdict(config.recipe.augmentation))
@@ -63,7 +55,7 @@ def _reinforcements(composed: Composed) -> int:
     from vitlab.data.sources import fingerprint
     from vitlab.distill.formats.imagenet_plus import is_imagenet_plus
     from vitlab.methods.reinforce.convert import pack, unpack
-    from vitlab.training.progress import Progress
+    from vitlab.training.progress import watched
 
     config, options = composed.config, composed.config.method
     if options.store is None or isinstance(options.store, list) or options.convert_to is None:
@@ -74,14 +66,7 @@ def _reinforcements(composed: Composed) -> int:
     source, into = Path(options.store).expanduser(), Path(options.convert_to).expanduser()
     if not source.exists():
         raise UserError(f"method.store={options.store}: there is no such folder or archive.")
-    with contextlib.ExitStack() as stack:
-        bar: list[Progress] = []
-
-        def tell(done: int, whole: int) -> None:
-            if not bar:
-                bar.append(stack.enter_context(Progress("convert", whole, unit="image")))
-            bar[0].update(done)
-
+    with watched("convert", "image") as tell:
         if source.is_file() or is_imagenet_plus(source):
             images = open_splits(config.dataset, config.seed, config.debug.max_images)["train"]
             found = pack(source, into, images.keys, len(images.classes), fingerprint(images), tell)

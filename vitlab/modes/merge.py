@@ -12,7 +12,8 @@ def answer(composed: Composed) -> int:
         UserError: stores that do not go together, or no place to write to.
     """
     from vitlab.distill.store_edit import merge
-    from vitlab.modes.stores import source_and_target, told, watched
+    from vitlab.modes.stores import source_and_target, told
+    from vitlab.training.progress import watched
 
     folders, into = source_and_target(composed, several=True)
     with watched("merge", "sample") as tell:

@@ -16,7 +16,8 @@ def answer(composed: Composed) -> int:
     from vitlab.data.sources import fingerprint
     from vitlab.distill.reinforce_store import ReinforcedStore
     from vitlab.distill.store_stats import statistics
-    from vitlab.modes.stores import named_stores, watched
+    from vitlab.modes.stores import named_stores
+    from vitlab.training.progress import watched
 
     config, folders = named_stores(composed)
     if len(folders) != 1:

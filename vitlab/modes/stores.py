@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,19 +83,3 @@ def told(store: ReinforcedStore) -> str:
         f"{spec.images:,} images x {spec.slots} samples ({store.views.variant}), K={spec.k} of {spec.classes} classes, "
         f"{spec.record.itemsize} bytes a sample, {size:,.1f} MiB"
     )
-
-
-@contextlib.contextmanager
-def watched(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar that is opened by the first call with (done, all)."""
-    from vitlab.training.progress import Progress
-
-    with contextlib.ExitStack() as stack:
-        bar: list[Progress] = []
-
-        def tell(done: int, whole: int) -> None:
-            if not bar:
-                bar.append(stack.enter_context(Progress(what, whole, unit=unit)))
-            bar[0].update(done)
-
-        yield tell

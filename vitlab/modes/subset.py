@@ -17,7 +17,8 @@ def answer(composed: Composed) -> int:
     """
     from vitlab.distill.store_edit import subset
     from vitlab.modes.named import typed_keys
-    from vitlab.modes.stores import source_and_target, told, watched
+    from vitlab.modes.stores import source_and_target, told
+    from vitlab.training.progress import watched
 
     (folder,), into = source_and_target(composed, several=False)
     options, typed = composed.config.method, typed_keys(composed, "method")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 
 from tqdm import tqdm
@@ -70,6 +71,20 @@ class Progress:
     ) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+@contextmanager
+def watched(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A function that shows progress when it is called with (done, total); the first call opens the bar."""
+    with ExitStack() as stack:
+        bar: list[Progress] = []
+
+        def tell(done: int, total: int) -> None:
+            if not bar:
+                bar.append(stack.enter_context(Progress(title, total, unit=unit)))
+            bar[0].update(done)
+
+        yield tell
 
 
 def clock(seconds: float) -> str:

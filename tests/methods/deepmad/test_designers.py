@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.methods.deepmad.tables import only
 from vitlab.errors import Interrupted, UserError
 from vitlab.methods.deepmad import anneal, evolution, milp
 from vitlab.methods.deepmad.edges import Table, edges_of
@@ -252,15 +253,7 @@ def test_edges_cost_what_structures_cost() -> None:
         rng = np.random.default_rng(0)
         population = Population(problem)
         structure = population.decode(anneal.Moves(population).start(rng, 1), 0)
-        blocks = structure.blocks
-        table = Table(
-            (structure.stem.out,),
-            tuple((b.out,) for b in blocks),
-            tuple((b.bottleneck,) for b in blocks) if not space.ratios else (space.ratios,) * len(blocks),
-            tuple((b.kernel,) for b in blocks),
-            tuple((b.depth,) for b in blocks),
-        )
-        edges = edges_of(problem, table)
+        edges = edges_of(problem, only(structure, space))
         path = edges.path(structure)
         assert edges.structure(space, path) == structure
         spent = problem.evaluate(structure)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.methods.deepmad.tables import only
 from vitlab.errors import UserError
 from vitlab.methods.deepmad import anneal
-from vitlab.methods.deepmad.edges import Table, edges_of
+from vitlab.methods.deepmad.edges import edges_of
 from vitlab.methods.deepmad.evaluate import Scoring
 from vitlab.methods.deepmad.latency import CHANNELS, CostTable, measure
 from vitlab.methods.deepmad.population import Population
@@ -59,15 +61,7 @@ def test_structure_population_and_edges_agree(space: Space) -> None:
     for column in range(20):
         structure = population.decode(genes, column)
         assert latency[column] == pytest.approx(problem.latency(structure))
-        blocks = structure.blocks
-        table = Table(
-            (structure.stem.out,),
-            tuple((b.out,) for b in blocks),
-            tuple((b.bottleneck,) for b in blocks) if not space.ratios else (space.ratios,) * len(blocks),
-            tuple((b.kernel,) for b in blocks),
-            tuple((b.depth,) for b in blocks),
-        )
-        edges = edges_of(problem, table)
+        edges = edges_of(problem, only(structure, space))
         assert edges.latency is not None
         assert edges.latency[edges.path(structure)].sum() == pytest.approx(latency[column])
 
@@ -98,27 +92,10 @@ def test_measured_tables(tmp_path: Path) -> None:
     assert CostTable.load(tmp_path / "costs.json") == table
     assert len(told) > 4
     # Layers that no budget pays for are not timed: they cost as much more as they have more weights.
-    cheap = measure(
-        space,
-        32,
-        batch=1,
-        device="cpu",
-        networks=[],
-        say=told.append,
-        channels=(8, 32, 64),
-        affordable=lambda weights, side: weights <= 9 * 32**2,
-    )
+    few = partial(measure, space, 32, batch=1, device="cpu", networks=[], say=told.append, channels=(8, 32, 64))
+    cheap = few(affordable=lambda weights, side: weights <= 9 * 32**2)
     assert cheap.spatial["3/1/8"][2] == pytest.approx(4 * cheap.spatial["3/1/8"][1])
-    none = measure(
-        space,
-        32,
-        batch=1,
-        device="cpu",
-        networks=[],
-        say=told.append,
-        channels=(8, 32, 64),
-        affordable=lambda weights, side: False,
-    )
+    none = few(affordable=lambda weights, side: False)
     rows = none.pointwise["8"]
     assert rows[2][1] == pytest.approx(rows[0][0] * (64 / 8) * (32 / 8))
     with pytest.raises(UserError, match="3/1/16"):
