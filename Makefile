@@ -51,7 +51,7 @@ lint: setup
 	$(BIN) -m mypy
 
 bench: setup
-	@for file in tests/bench/bench_*.py; do echo "== $$file"; $(BIN) $$file || exit 1; done
+	@for file in tests/bench/bench_*.py; do echo "== $$file"; PYTHONPATH=. $(BIN) $$file || exit 1; done
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,12 +45,14 @@ def network(shape: Shape) -> nn.Module:
 
 @dataclass
 class Setup:
-    """The data, with and without stored labels, and the teacher."""
+    """The data, with and without stored labels, and the teacher; stored views of each image, and what is minimised."""
 
     plain: TrainViews
     stored: TrainViews
     teacher: OnlineTeacher
     images: int
+    slots: int = 1
+    loss: Callable[[torch.Tensor, SparseTarget | torch.Tensor], torch.Tensor] = soft_cross_entropy
 
 
 def prepare(folder: Path, images: int, side: int, k: int = 100) -> Setup:
@@ -91,7 +94,7 @@ class Lane:
     """A student, its optimiser and its views: one of the three ways to have labels."""
 
     def __init__(self, setup: Setup, kind: str) -> None:
-        self.kind, self.teacher = kind, setup.teacher
+        self.kind, self.teacher, self.loss = kind, setup.teacher, setup.loss
         self.views = setup.stored if kind == "stored" else setup.plain
         self.student = network(STUDENT).train()
         self.optimizer = torch.optim.AdamW(self.student.parameters(), 1e-3)
@@ -105,10 +108,7 @@ class Lane:
             target = self.teacher(batch)
         given = time.process_time()
         logits = self.student(batch.image)
-        if target is None:
-            loss = nn.functional.cross_entropy(logits, batch.label)
-        else:
-            loss = soft_cross_entropy(logits, target)
+        loss = nn.functional.cross_entropy(logits, batch.label) if target is None else self.loss(logits, target)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -122,7 +122,7 @@ def epochs(setup: Setup, rounds: int, batch_size: int = 32) -> dict[str, np.ndar
     neighbours of a few milliseconds, and a median over steps forgets it.
     """
     lanes = [Lane(setup, kind) for kind in KINDS]
-    sampler = EpochSampler(setup.images, batch_size, slots="cycle", num_slots=1)
+    sampler = EpochSampler(setup.images, batch_size, slots="cycle", num_slots=setup.slots)
     batches = [list(items) for _ in range(rounds) for items in sampler]
     times: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
     for number, items in enumerate(batches):
@@ -151,9 +151,15 @@ def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 6
     with tempfile.TemporaryDirectory() as name:
         setup = prepare(Path(name) / "store", 512, 256)
-        macs = [count_macs(network(shape), SIZE) for shape in (STUDENT, TEACHER)]
-        print(f"student {macs[0] / 1e6:.1f} M multiply-adds a view, teacher {macs[1] / macs[0]:.2f} times that; K=100")
-        times = epochs(setup, rounds)
+        print("K=100", end="; ")
+        report(setup, rounds)
+
+
+def report(setup: Setup, rounds: int) -> None:
+    """Print what a step of each kind costs, and as a share of a step on labels alone."""
+    macs = [count_macs(network(shape), SIZE) for shape in (STUDENT, TEACHER)]
+    print(f"student {macs[0] / 1e6:.1f} M multiply-adds a view, teacher {macs[1] / macs[0]:.2f} times that")
+    times = epochs(setup, rounds)
     plain = times["labels"][:, 0]
     rng = np.random.default_rng(0)
     for kind, found in times.items():
