@@ -14,7 +14,7 @@ from vitlab.data.dataset import TrainViews
 from vitlab.data.embedded import fake
 from vitlab.data.reinforced import FreshViews, ReinforcedViews, ReinforcingViews
 from vitlab.data.sampler import EpochSampler
-from vitlab.data.sources import Source, fingerprint
+from vitlab.data.sources import Arrays, Source, fingerprint, labels_of
 from vitlab.distill.draw import Augmentation, draw, seed_of
 from vitlab.distill.formats import open_reinforcements
 from vitlab.distill.reinforce_draw import PROTOCOL, VARIANTS, Reinforcement
@@ -139,3 +139,14 @@ def test_a_share_of_the_items_is_plain(policy: str) -> None:
         assert 320 < chosen.sum() < 480  # 400 +- 4 sigma
         plain.append(set(index[chosen].tolist()))
     assert len(plain[0] & plain[1]) < 80  # another choice each epoch: 40 in common by chance
+
+
+def test_resized_copies_are_refused(source: Source, tmp_path: Path) -> None:
+    """Their names are the same, and nothing but the crops tells."""
+    folder = make_store(tmp_path, source, Reinforcement("rrc"))
+    pixels = np.zeros((len(source), 6, 6, 3), np.uint8)
+    small = Arrays(pixels, labels_of(source), source.classes, list(source.keys), "train")
+    assert fingerprint(small) == fingerprint(source)
+    views = ReinforcedViews(TrainViews(small, PLAIN, VIEW, SEED, CLASSES), [folder], VIEW)
+    with pytest.raises(UserError, match=r"train/\d+.* too small .*as downloaded"):
+        views.__getitems__([(i, 0) for i in range(len(source))])

@@ -24,7 +24,8 @@ from vitlab.distill.reinforce_draw import Reinforcement, sample
 from vitlab.distill.reinforce_record import encode
 from vitlab.distill.reinforce_store import Reinforcements
 from vitlab.distill.sparse import SparseTarget
-from vitlab.distill.views import View
+from vitlab.distill.views import CropOutside, View
+from vitlab.errors import UserError
 
 
 @dataclass
@@ -100,7 +101,7 @@ class ReinforcedViews(TrainViews):
         """The batch of these (index, slot); ``label`` is the image's own also where another one is mixed in.
 
         Raises:
-            UserError: if an image does not decode.
+            UserError: if an image does not decode, or is smaller than what was cut from it.
         """
         if self._reader is None:
             self._reader = open_reinforcements(self.folders, len(self.source), self.num_classes)
@@ -119,7 +120,14 @@ class ReinforcedViews(TrainViews):
                 self.view(picture, draw(self.augmentation, seeds[row], *picture.size), out=image[row])
                 _certain(target, row, int(label[row]))
             else:
-                make_view(self.replayed, pictures, position, draws[row], image[row])
+                try:
+                    make_view(self.replayed, pictures, position, draws[row], image[row])
+                except CropOutside as error:
+                    raise UserError(
+                        f"The stored views are of other images: {self.source.keys[position]} or its partner in "
+                        f"the mixture is too small ({error}).",
+                        "Crops are in pixels of the images as downloaded: give those, not resized copies.",
+                    ) from None
         return Batch(image, label, torch.from_numpy(index), torch.from_numpy(slot), target)
 
 
@@ -147,7 +155,7 @@ def make_view(view: View, pictures: _Pictures, index: int, drawn: Draw, out: Ten
     """Write the view [3, S, S] of an image into ``out``; a partner is decoded only where one is mixed in.
 
     Raises:
-        ValueError: if the crop does not lie inside the image: the draw was made for another one.
+        CropOutside: the draw was made for another image.
     """
     view(pictures[index][0], drawn, out=out)
     mix = drawn.mix

@@ -19,6 +19,10 @@ from vitlab.distill.ops import RESAMPLING, Fill, jitter_op, timm_op, torchvision
 BACKENDS = ("pil", "tensor")
 
 
+class CropOutside(ValueError):
+    """A crop that does not lie inside its image: it was drawn for another one."""
+
+
 class View:
     """Makes training views of ``size`` x ``size`` pixels, normalised with ``mean`` and ``std`` (per RGB channel).
 
@@ -50,12 +54,12 @@ class View:
         ``out``: written and returned where given (a row of a batch saves a copy).
 
         Raises:
-            ValueError: if the crop does not lie inside the image (the draw was made for another one).
+            CropOutside: the crop does not lie inside the image.
         """
         if draw.crop is not None:
             top, left, height, width = draw.crop
             if top < 0 or left < 0 or top + height > image.height or left + width > image.width:
-                raise ValueError(f"crop {draw.crop} is outside the image of {image.width} x {image.height} pixels")
+                raise CropOutside(f"crop {draw.crop} is outside the image of {image.width} x {image.height} pixels")
             image = image.crop((left, top, left + width, top + height))
         if image.size != (self.size, self.size):
             image = image.resize((self.size, self.size), self.resampling)
