@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
+from scipy.io import savemat
 
 from tests.modes.conftest import ask, train
 from vitlab.compose import load
@@ -108,3 +112,51 @@ def test_the_papers_set_ups(name: str, kind: str, tmp_path: Path, monkeypatch: p
     with torch.device("meta"):
         network = build_model(config.model, SETS[name], 224, pretrained=False)
         assert network(torch.empty(1, 3, 224, 224)).shape == (1, SETS[name])
+
+
+def small_set(name: str, root: Path) -> None:
+    """A few images of noise in the layout as downloaded, every class at least once in each split that is read."""
+    rng = np.random.default_rng(0)
+
+    def noise(path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(path)
+
+    if name == "cifar100":
+        folder = root / "cifar-100-python"
+        folder.mkdir(parents=True)
+        (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"fine{i}" for i in range(100)]}, 2))
+        for split in ("train", "test"):
+            pixels = rng.integers(0, 256, (100, 3072), dtype=np.uint8)
+            (folder / split).write_bytes(pickle.dumps({"data": pixels, "fine_labels": list(range(100))}, 2))
+    elif name == "flowers102":
+        folder = root / "flowers-102"
+        for number in range(1, 307):
+            noise(folder / "jpg" / f"image_{number:05d}.jpg")
+        savemat(folder / "imagelabels.mat", {"labels": (np.arange(306) % 102 + 1)[None]})
+        parts = np.arange(1, 307).reshape(3, 1, 102)
+        savemat(folder / "setid.mat", dict(zip(("trnid", "valid", "tstid"), parts, strict=True)))
+    else:
+        folder = root / "food-101"
+        (folder / "meta").mkdir(parents=True)
+        for split in ("train", "test"):
+            listed = {f"dish{c}": [f"dish{c}/{split}{c}"] for c in range(101)}
+            (folder / "meta" / f"{split}.json").write_text(json.dumps(listed))
+            for (path,) in listed.values():
+                noise(folder / "images" / f"{path}.jpg")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETS)
+def test_the_papers_set_ups_run(name: str, run: Path, tmp_path: Path) -> None:
+    """From the files as downloaded to a measured student: the teacher is finetuned there, the student starts from
+    another run. The networks and their views are small."""
+    small_set(name, tmp_path)
+    words: tuple[str, ...] = (f"experiment=transfer_{name}_plus", f"dataset.root={tmp_path}", "dataset.size=32")
+    words += ("model=tiny_vit_digits", f"model.checkpoint={run}", "teacher.members=[{name: resnet10t}]")
+    words += ("debug=smoke", "recipe.batch_size=20", "teacher.recipe.batch_size=20", "method.samples=2")
+    assert ask(tmp_path, *words, "export=none", "evaluation=quick", "evaluation.resamples=0") == 0
+    (student,) = tmp_path.glob("reinforce/*/train/model.json")
+    meta = json.loads(student.read_text())
+    assert meta["origin"] == str(run) and len(meta["classes"]) == SETS[name]
+    assert (student.parents[1] / "finished.json").is_file()
