@@ -41,7 +41,6 @@ class Bookkeeper(Callback):
         total: optimiser steps in all.
         record_every, validate_every, checkpoint_every: optimiser steps between two.
         accumulate: batches of one optimiser step.
-        where: names the epoch and the samples of a batch, for the report of a loss that is not finite.
     """
 
     def __init__(
