@@ -1,10 +1,14 @@
-"""The two exceptions that the command line answers without a stack trace."""
+"""What the command line answers without a stack trace: mistakes, a stop that was asked for, a full disk."""
 
 from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from os import PathLike
 
 
 class UserError(Exception):
@@ -20,14 +24,48 @@ class Interrupted(Exception):
     """Ctrl-C or SIGTERM: everything is saved and the same command continues (exit code 130)."""
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A disk, a quota or a largest file size is exhausted."""
+
+
+class NoRoom(OSError):
+    """What the operating system said of a write, with the file that it was meant for and the bytes of it."""
+
+    def __init__(self, cause: OSError, path: str, wanted: int | None) -> None:
+        super().__init__(cause.errno, cause.strerror, path)
+        self.wanted = wanted
+
+
+@contextmanager
+def written_to(path: PathLike[str], wanted: int | None = None) -> Iterator[None]:
+    """A write inside the block that finds no room says to which file it was, and how many bytes were to go there.
+
+    Raises:
+        NoRoom: in place of the operating system's error, which names no file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL or isinstance(error, NoRoom):
+            raise
+        raise NoRoom(error, os.fspath(path), wanted) from error
+
+
 def full_disk(error: BaseException) -> UserError | None:
     """The answer where ``error`` comes of a disk, a quota or a largest file size that is exhausted."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            where = f" ({cause.filename})" if cause.filename else ""
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            where, room = (f" {cause.filename}" if cause.filename else ""), []
+            if isinstance(cause, NoRoom) and cause.wanted is not None:
+                room.append(f"{cause.wanted / 1e6:,.3f} MB to write")
+            if cause.filename and cause.errno == errno.ENOSPC:
+                with suppress(OSError):
+                    free = shutil.disk_usage(os.path.dirname(os.path.abspath(cause.filename))).free
+                    room.append(f"{free / 1e6:,.3f} MB free on its disk")
+            told = f" ({', '.join(room)})" if room else ""
             return UserError(
-                f"Writing failed{where}: {cause.strerror}.",
+                f"Writing{where} failed: {cause.strerror}{told}.",
                 "Make room; nothing half-written was kept, and the same command continues from what is saved.",
             )
         cause = cause.__cause__ or cause.__context__

@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from vitlab.errors import written_to
+
 
 def fsync_dir(folder: Path) -> None:
     """Make a rename or a new name in ``folder`` survive a power cut."""
@@ -20,14 +22,16 @@ def fsync_dir(folder: Path) -> None:
 
 def atomic_write(path: Path, data: bytes | str) -> None:
     """Write ``path`` whole or not at all: temporary name in the same folder, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    data = data.encode() if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with written_to(path, len(data)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except OSError:  # a full disk is not filled with half a file
         temporary.unlink(missing_ok=True)
         raise

@@ -212,7 +212,12 @@ def _ending(launch: _Launch, outcomes: dict[int, Outcome], processes: int, asked
             )
     if failures:
         _, rank = failures[0]
-        return Outcome("failure", f"Process {rank + 1} of {processes} failed:\n{outcomes[rank].text}")
+        trace = outcomes[rank].text.rstrip()
+        return Outcome(
+            "failure",
+            f"{trace}\n\nProcess {rank + 1} of {processes} failed ({trace.splitlines()[-1]}); the others were stopped. "
+            "Once the cause is mended, the same command continues from the last checkpoint.",
+        )
     codes = ", ".join(f"{rank + 1}: {code}" for rank, (code, _) in sorted(launch.failed.items()))
     return Outcome("failure", f"Processes ended without a word (exit codes {codes}); the same command continues.")
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from vitlab.errors import written_to
 from vitlab.files import atomic_write
 
 Value = float | int | str | bool | None
@@ -51,14 +52,16 @@ class Recorder:
         if self._there and _content(row) in self._there:
             return  # seen again because the step of the checkpoint itself was replayed
         line = json.dumps({"stage": stage, "step": step, "time": round(time.time(), 3), **row}, allow_nan=False)
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
+        with written_to(self.path, len(line) + 1):
+            self._file.write(line.encode() + b"\n")
+            self._file.flush()
         for listener in self.listeners:
             listener(row)
 
     def sync(self) -> None:
         """Make every row survive a power cut; called before a checkpoint that relies on them is written."""
-        os.fsync(self._file.fileno())
+        with written_to(self.path):
+            os.fsync(self._file.fileno())
 
     def rewind(self, stage: str, step: int) -> int:
         """Drop the rows of ``stage`` after ``step``, and return how many; other stages are untouched.
@@ -124,10 +127,11 @@ def numbers(row: Row) -> dict[str, float]:
 
 def append_line(path: Path, record: Mapping[str, object]) -> None:
     """Append ``record`` to a ``.jsonl`` file as one line, on disk before this returns."""
+    line = json.dumps(dict(record)).encode() + b"\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     drop_half_line(path)
-    with open(path, "ab") as file:
-        file.write(json.dumps(dict(record)).encode() + b"\n")
+    with written_to(path, len(line)), open(path, "ab") as file:
+        file.write(line)
         file.flush()
         os.fsync(file.fileno())
 

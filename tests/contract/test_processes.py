@@ -7,6 +7,7 @@ order in which gradients are added.
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from tests.contract.story import SMALL, the_run
@@ -50,9 +52,11 @@ def supervised(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return alone(tmp_path_factory.mktemp("one"), "method=supervised")
 
 
-def begin(output: Path, *words: str) -> subprocess.Popen[str]:
-    line = [sys.executable, "-m", "vitlab", *WORDS, *words, "hardware=ddp_cpu", f"output={output}"]
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def begin(output: Path, *words: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    given = {word.partition("=")[0] for word in words}
+    words = (*(word for word in WORDS if word.partition("=")[0] not in given), *words)
+    line = [sys.executable, "-m", "vitlab", *words, "hardware=ddp_cpu", f"output={output}"]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
 
 
 def until_trained(process: subprocess.Popen[str], output: Path, steps: int) -> None:
@@ -137,6 +141,54 @@ def test_tinyvit_with_one_process_killed(supervised: Path, tmp_path: Path) -> No
     one = alone(tmp_path / "one", *words)
     assert list(one.rglob("records.bin"))
     check(tmp_path / "two", one, words, kill_one)
+
+
+FAILING = """
+import os
+if os.environ.get("RANK") == "1":
+    from vitlab.training.learner import Learner
+    after_step = Learner.after_step
+    def failing(self):
+        after_step(self)
+        if self.step == 4:
+            raise ZeroDivisionError("provoked")
+    Learner.after_step = failing
+"""
+"""What Python runs at its start, where it is found as ``sitecustomize``."""
+
+
+@pytest.mark.slow
+def test_an_error_in_one_process_is_told_once_and_the_run_continues(tmp_path: Path) -> None:
+    """First an error of ours in the second process, then an image that one of the two cannot read, then none."""
+    (tmp_path / "fault").mkdir()
+    (tmp_path / "fault" / "sitecustomize.py").write_text(FAILING)
+    dice = random.Random(0)
+    for number in range(40):
+        path = tmp_path / "photos" / "train" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.frombytes("RGB", (16, 16), dice.randbytes(16 * 16 * 3)).save(path)
+    broken, whole = path, path.read_bytes()
+    words = [f"dataset.root={tmp_path / 'photos'}", "dataset=folder", "dataset.size=32", "dataset.val_fraction=0.2"]
+    words += ["audit.before_training=false", "method=supervised", "debug.max_steps=11", "recipe=digits"]
+    words += ["recipe.batch_size=8", "recipe.checkpoint_every=2st"]
+
+    def end(env: dict[str, str] | None = None) -> tuple[int, str]:
+        process = begin(tmp_path / "runs", *words, env=env)
+        said = process.communicate(timeout=120)[0]
+        return process.returncode, " ".join(said.split())
+
+    code, said = end(os.environ | {"PYTHONPATH": f"{tmp_path / 'fault'}:{os.environ.get('PYTHONPATH', '')}"})
+    assert code == 1 and said.count("Traceback") == 1, said
+    assert "Process 2 of 2 failed (ZeroDivisionError: provoked); the others were stopped." in said
+    broken.write_bytes(whole[:100])
+    code, said = end()
+    assert code == 2 and "Traceback" not in said and said.count("cannot be read as an image") == 1, said
+    assert str(broken) in said
+    broken.write_bytes(whole)
+    code, said = end()
+    assert code == 0 and "(continued where it stopped)" in said, said
+    rows = [row for row in read_rows(the_run(tmp_path / "runs") / "metrics.jsonl") if "loss" in row]
+    assert [row["step"] for row in rows] == [3, 6, 9, 11]
 
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

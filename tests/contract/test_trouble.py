@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import multiprocessing
 import os
 import re
@@ -15,14 +16,16 @@ import resource
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.contract.disk import full_at, on_a_small_disk
 from tests.contract.story import assert_same, at, tell, the_run
 from vitlab.data.batch import Batch
-from vitlab.recorder import read_rows
+from vitlab.distill.store_writer import SlotWriter
+from vitlab.recorder import Recorder, read_rows
+from vitlab.training.bookkeeper import Bookkeeper
 from vitlab.training.learner import Learner
 
 PLAIN = ("method=supervised", "export=none", "evaluation=quick")
@@ -42,24 +45,37 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return the_run(output)
 
 
-@contextlib.contextmanager
-def files_up_to(bytes_: int) -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+@pytest.mark.skipif(sys.platform != "linux", reason="has a disk of its own")
+def test_disk_full(sound: Path, tmp_path: Path) -> None:
+    """First there is no room for the record, then none for the checkpoint, then there is."""
+
+    def story(disk: Path) -> None:
+        words = (*PLAIN, "recipe.checkpoint_every=1st")
+        with full_at(disk, Recorder, "write", lambda *_, step, **__: step == 3):
+            said = stopped(disk, *words)
+        assert re.search(
+            r"Writing \S+/metrics\.jsonl failed: No space left on device \(0\.000 MB to write, 0\.000 MB", said
+        )
+        with full_at(disk, Bookkeeper, "_checkpoint", lambda _, trainer, learner: learner.step == 7, left=9000):
+            said = stopped(disk, *words)
+        assert re.search(
+            r"Writing \S+/checkpoint\.ckpt failed: No space left on device \(\d\.\d+ MB to write, 0\.\d+ MB free", said
+        )
+        assert not list(disk.rglob("*.tmp")), "half a file fills the disk"
+        assert tell(disk, *words) == 0
+        assert_same(the_run(disk), sound)
+
+    on_a_small_disk(tmp_path / "disk", 64, story)
 
 
-def test_no_room_for_a_checkpoint(sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with files_up_to(200_000):
-        assert tell(tmp_path, *PLAIN) == 2
-    said = told(capsys)
-    assert "Writing failed" in said and "Make room" in said and "the same command continues" in said
-    assert not list(tmp_path.rglob("*.tmp")), "half a file fills the disk"
-    assert tell(tmp_path, *PLAIN) == 0
-    assert_same(the_run(tmp_path), sound)
+def stopped(output: Path, *words: str) -> str:
+    """What a command for which there was no room says."""
+    heard = io.StringIO()
+    with contextlib.redirect_stderr(heard):
+        assert tell(output, *words) == 2, heard.getvalue()
+    said = " ".join(heard.getvalue().split())
+    assert "Traceback" not in said and "Make room" in said and "the same command continues" in said, said
+    return said
 
 
 def test_loader_process_killed(sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,9 +94,34 @@ def test_loader_process_killed(sound: Path, tmp_path: Path, capsys: pytest.Captu
     assert_same(the_run(tmp_path), sound)
 
 
-def test_store_cut_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("method=tinyvit", "export=none", "evaluation=quick", "method.baseline=false")
-    assert tell(tmp_path / "sound", *words) == 0
+STORING = ("method=tinyvit", "export=none", "evaluation=quick", "method.baseline=false")
+
+
+@pytest.fixture(scope="module")
+def storing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a store, without trouble."""
+    output = tmp_path_factory.mktemp("storing")
+    assert tell(output, *STORING) == 0
+    return the_run(output)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="has a disk of its own")
+def test_disk_full_of_a_store(storing: Path, tmp_path: Path) -> None:
+    def story(disk: Path) -> None:
+        with full_at(disk, SlotWriter, "_drain", lambda writer: writer._slot == 1):
+            said = stopped(disk, *STORING)
+        assert re.search(
+            r"Writing \S+/records\.bin failed: No space left on device \(0\.\d+ MB to write, 0\.000 MB", said
+        )
+        assert tell(disk, *STORING) == 0
+        assert_same(the_run(disk), storing)
+
+    on_a_small_disk(tmp_path / "disk", 64, story)
+
+
+def test_store_cut_short(storing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = STORING
     with at(Learner, "after_step", lambda learner: learner.step + 1 == 7 and bool(stored(tmp_path)), signal.SIGTERM):
         assert tell(tmp_path / "cut", *words) == 130
     (records, *_) = stored(tmp_path)
@@ -93,7 +134,7 @@ def test_store_cut_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         Path(path).unlink()
     shutil.rmtree(records.parent)
     assert tell(tmp_path / "cut", *words) == 0
-    assert_same(the_run(tmp_path / "cut"), the_run(tmp_path / "sound"))
+    assert_same(the_run(tmp_path / "cut"), storing)
 
 
 def stored(output: Path) -> list[Path]:

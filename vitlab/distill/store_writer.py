@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from vitlab.distill.draw import seeds_of
 from vitlab.distill.sparse import SparseTarget
 from vitlab.distill.store_spec import BLOCK, CRC, RECORDS, SEALED, StoreSpec, slot_folder
-from vitlab.errors import UserError
+from vitlab.errors import UserError, written_to
 from vitlab.files import atomic_write, fsync_dir, read_json, write_json
 
 
@@ -48,7 +48,7 @@ class SlotWriter:
     ) -> None:
         if not re.fullmatch(r"[\w-]+", str(writer_id)):
             raise ValueError(f"a writer id is a number or a word, got {writer_id!r}")
-        folder = slot_folder(store, slot)
+        self._folder = folder = slot_folder(store, slot)
         folder.mkdir(parents=True, exist_ok=True)
         self.spec = spec
         self._slot = slot
@@ -60,10 +60,11 @@ class SlotWriter:
             os.close(self._bitmap)
             raise UserError(f"{folder} is being written by another process.", "Wait for it, or stop it.") from None
         self._records = os.open(folder / RECORDS, os.O_RDWR | os.O_CREAT, 0o644)
-        os.ftruncate(self._records, spec.slot_bytes)
-        os.ftruncate(self._bitmap, bitmap_bytes(spec.images))
-        os.fsync(self._records)
-        os.fsync(self._bitmap)
+        with written_to(folder / RECORDS, spec.slot_bytes):
+            os.ftruncate(self._records, spec.slot_bytes)
+            os.ftruncate(self._bitmap, bitmap_bytes(spec.images))
+            os.fsync(self._records)
+            os.fsync(self._bitmap)
         fsync_dir(folder)
         self._done = np.frombuffer(os.pread(self._bitmap, bitmap_bytes(spec.images), 0), np.uint8).copy()
         self._drained = self._done.copy()
@@ -113,10 +114,11 @@ class SlotWriter:
         """Put everything written so far on the disk, and only then mark it as done."""
         self._drain()
         if not np.array_equal(self._done, self._drained):
-            os.fsync(self._records)
-            self._done[:] = self._drained
-            _pwrite(self._bitmap, self._done.data, 0)
-            os.fsync(self._bitmap)
+            with written_to(self._folder):
+                os.fsync(self._records)
+                self._done[:] = self._drained
+                _pwrite(self._bitmap, self._done.data, 0)
+                os.fsync(self._bitmap)
         self._last_flush = time.monotonic()
 
     def _drain(self) -> None:
@@ -131,8 +133,9 @@ class SlotWriter:
         size = self.spec.record.itemsize
         data = records.view(np.uint8).data
         starts = np.flatnonzero(np.diff(where, prepend=-2) != 1).tolist()
-        for first, last in zip(starts, [*starts[1:], len(where)], strict=True):
-            _pwrite(self._records, data[first * size : last * size], int(where[first]) * size)
+        with written_to(self._folder / RECORDS, len(where) * size):
+            for first, last in zip(starts, [*starts[1:], len(where)], strict=True):
+                _pwrite(self._records, data[first * size : last * size], int(where[first]) * size)
         set_bits(self._drained, where)
         self._filled = 0
 

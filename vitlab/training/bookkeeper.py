@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vitlab.data.batch import Batch
 from vitlab.data.loader import Loader
-from vitlab.errors import UserError
+from vitlab.errors import UserError, written_to
 from vitlab.files import fsync_dir, write_json
 from vitlab.recorder import Recorder
 from vitlab.training.devices import most, summed, world
@@ -212,7 +212,8 @@ def save_checkpoint(trainer: L.Trainer, path: Path) -> None:
     """Lightning's checkpoint, whole or not at all. Every rank calls this; one writes."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        trainer.save_checkpoint(temporary)
+        with written_to(path, _bytes_of(trainer)):
+            trainer.save_checkpoint(temporary)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
@@ -222,6 +223,14 @@ def save_checkpoint(trainer: L.Trainer, path: Path) -> None:
         os.replace(temporary, path)
         fsync_dir(path.parent)
     trainer.strategy.barrier()
+
+
+def _bytes_of(trainer: L.Trainer) -> int:
+    """What this process has to save of weights and optimiser states."""
+    tensors = [*trainer.lightning_module.state_dict().values()]
+    for optimizer in trainer.optimizers:
+        tensors += [value for state in optimizer.state.values() for value in state.values()]
+    return sum(value.numel() * value.element_size() for value in tensors if isinstance(value, Tensor))
 
 
 @torch.no_grad()

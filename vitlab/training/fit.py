@@ -38,6 +38,7 @@ def make_trainer(
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")  # Lightning 2.6 under torch 2.15
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")  # of depthwise convolutions
     hardware = config.trainer
     return L.Trainer(
         accelerator=hardware.accelerator,

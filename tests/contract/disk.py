@@ -1,0 +1,85 @@
+"""A small disk, filled at chosen moments: a tmpfs in a mount namespace that a forked process has for itself."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+NEWNS, NEWUSER = 0x00020000, 0x10000000
+NOT_HERE = 77
+
+
+def on_a_small_disk(folder: Path, megabytes: int, story: Callable[[Path], None]) -> None:
+    """Call ``story`` with ``folder``, which for it is the root of a disk of so many MB that nobody else sees.
+
+    Skips the test where a process may not have a namespace of its own.
+    """
+    folder.mkdir()
+    said = folder.with_name("said")
+    if child := os.fork():
+        _, status = os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(status)
+        if code == NOT_HERE:
+            pytest.skip(f"needs a mount namespace: {said.read_text()}")
+        assert code == 0, said.read_text()
+        return
+    code = 1
+    try:
+        with open(said, "w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+            try:
+                _mount(folder, megabytes)
+            except OSError as error:
+                print(error)
+                code = NOT_HERE
+            else:
+                try:
+                    story(folder)
+                    code = 0
+                except BaseException:
+                    traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _mount(folder: Path, megabytes: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    user, group = os.getuid(), os.getgid()
+    if libc.unshare(NEWNS) != 0:  # root may; others are root of a namespace of users first
+        if libc.unshare(NEWUSER | NEWNS) != 0:
+            raise OSError(ctypes.get_errno(), "unshare")
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+        Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    private = 1 << 18 | 1 << 14  # MS_PRIVATE | MS_REC: what is mounted here stays here
+    size = f"size={megabytes}m".encode()
+    mounted = libc.mount(b"none", b"/", None, private, None) == 0
+    if not mounted or libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, size) != 0:
+        raise OSError(ctypes.get_errno(), "mount")
+
+
+@contextlib.contextmanager
+def full_at(disk: Path, owner: object, name: str, when: Callable[..., bool], left: int = 0) -> Iterator[None]:
+    """Fill ``disk`` but for ``left`` bytes when ``owner.name`` is about to be called with arguments that ``when``
+    likes; there is room again after the block."""
+    original = getattr(owner, name)
+    ballast = disk / "ballast"
+
+    def wrapped(*args: object, **kwargs: object) -> object:
+        if not ballast.exists() and when(*args, **kwargs):
+            free = os.statvfs(disk)
+            ballast.write_bytes(bytes(free.f_bavail * free.f_bsize - left))
+        return original(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+        assert ballast.exists(), "the disk was not filled"
+        ballast.unlink()
