@@ -84,6 +84,8 @@ class VisionData(L.LightningDataModule):
         self.rank = rank
         self.world = world
         self.workers = default_workers(self.train_source) if workers is None else workers
+        # Many views of every image, with everything that augments them: worth a process also for data in memory.
+        self._fresh_workers = default_workers(self.train_source, costly=True) if workers is None else workers
         self.eval_batch_size = eval_batch_size or batch_size
         self.augmentation = Augmentation(size=dataset.size, **asdict(augmentation))
         self.mean, self.std = tuple(mean), tuple(std)
@@ -177,7 +179,7 @@ class VisionData(L.LightningDataModule):
         sampler = SlotSampler(len(self.train_source), at_once, samples.start, missing, rank=self.rank, world=self.world)
         blocks = [[index for index, _ in items] for items in sampler]
         fresh = ReinforcingViews(self.train_source, views, self.replay_view(backend), self.seed, samples)
-        return Loader(fresh, blocks, self.workers)
+        return Loader(fresh, blocks, self._fresh_workers)
 
     def replay_view(self, backend: str) -> View:
         """What makes stored views: they are resized bilinearly, as the teacher saw them."""
