@@ -1,11 +1,11 @@
-"""What stored views are worth where labels are few: labels alone, the teacher at every step, NS = 1, 10, 50 samples.
+"""What stored views are worth where labels are few: labels alone, the teacher at every step, NS = 1 to 400 samples.
 
-Real digits, ten labelled images of each class, three seeds, equally many steps. The teacher learns from the same
-hundred images. "stored" students see views of the same crops as the other students; the last row's stored views have
-RandAugment and erasing besides (the default of method=reinforce). Corrupted: mean top-1 over some of ImageNet-C's
-corruptions, made on the fly. Run as a script; it prints the table and what follows from it, and writes both to a
-Markdown file when one is named: ``bench_reinforce_digits.py [EPOCHS] [FILE]``. What was run before is not run again:
-the runs lie in ``outputs/reinforce_digits``.
+Real digits, ten labelled images of each class, three seeds, equally many steps. Two teachers: one learns from the same
+hundred images, one is fixed and knows all 1,347. "stored" students see views of the same crops as the other students;
+the last row's stored views have RandAugment and erasing besides (the default of method=reinforce). Corrupted: mean
+top-1 over some of ImageNet-C's corruptions, made on the fly. Run as a script; it prints a table for each teacher and
+what follows from it, and writes both to a Markdown file when one is named: ``bench_reinforce_digits.py [EPOCHS]
+[FILE]``. What was run before is not run again: the runs lie in ``outputs/reinforce_digits``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from vitlab.measure.corruptions import corrupt
 from vitlab.models.artifact import load_model, read_meta
 
 SEEDS = (0, 1, 2)
-SAMPLES = (1, 10, 50)
+SAMPLES = (1, 10, 50, 400)
+AUGMENTED = 50
 CORRUPTED = tuple(
     (name, severity)
     for name in ("gaussian_noise", "defocus_blur", "fog", "contrast", "elastic_transform", "pixelate")
@@ -41,9 +42,11 @@ ROWS = (
     "labels alone",
     "teacher asked at every step",
     *(f"stored, NS={samples}" for samples in SAMPLES),
-    f"stored, NS={SAMPLES[-1]}, with RandAugment and erasing",
+    f"stored, NS={AUGMENTED}, with RandAugment and erasing",
     "the teacher itself",
 )
+STORED = ROWS[2:-2]
+LAST, FIFTY = STORED[-1], STORED[-2]
 COLUMNS = {"top1": "Top-1 %", "ece": "ECE %", "corrupted": "Top-1 % corrupted", "corrupted_ece": "ECE % corrupted"}
 
 Metrics = dict[str, float]
@@ -52,24 +55,25 @@ Metrics = dict[str, float]
 def measure(
     output: Path, seeds: Sequence[int], words: Sequence[str], taught: Sequence[str]
 ) -> dict[str, list[Metrics]]:
-    """Run what is not there yet; for each row its metrics, one a seed. ``taught``: words for the teacher's training.
+    """Run what is not there yet; for each row its metrics, one a seed. ``taught``: words about the teacher.
 
     Raises:
         RuntimeError: a command failed.
     """
     found: dict[str, list[Metrics]] = {name: [] for name in ROWS}
     for seed in seeds:
-        first = story(output, f"stored-{seed}", seed, *words, *taught, "method.views.variant=rrc")
-        models = {ROWS[0]: first / "erm", ROWS[1]: first / "kd", ROWS[4]: first / "train", ROWS[6]: first / "teacher"}
-        for row, samples in zip(ROWS[2:4], SAMPLES, strict=False):
+        most = f"method.samples={SAMPLES[-1]}"
+        first = story(output, f"stored-{seed}", seed, *words, *taught, "method.views.variant=rrc", most)
+        models = {ROWS[0]: first / "erm", ROWS[1]: first / "kd", LAST: first / "train", ROWS[-1]: first / "teacher"}
+        for row, samples in zip(STORED[:-1], SAMPLES, strict=False):
             store = output / f"store-{seed}-{samples}"
             source = f"method.store={first}/reinforce/targets"
             parts = (source, f"method.samples={samples}", f"method.convert_to={store}")
             call("mode=subset", "method=reinforce", "dataset=digits", *parts)
             models[row] = story(output, f"ns{samples}-{seed}", seed, *words, *ALONE, f"method.store={store}") / "train"
         teacher = ("teacher.train=false", f"teacher.members.0.checkpoint={first}/teacher")
-        strong = story(output, f"randaug-{seed}", seed, *words, *ALONE, *teacher)
-        models[ROWS[5]] = strong / "train"
+        strong = story(output, f"randaug-{seed}", seed, *words, *ALONE, *teacher, f"method.samples={AUGMENTED}")
+        models[ROWS[-2]] = strong / "train"
         images = corruptions(first, seed)
         for row, folder in models.items():
             told = read_json(folder.parent / "evaluation" / "done.json")["metrics"][folder.name]
@@ -78,6 +82,10 @@ def measure(
 
 
 ALONE = ("method.erm=false", "method.kd=false")
+LEARNS_ALL = (
+    "dataset.labels_per_class=null", "teacher.recipe.duration=12ep", "teacher.recipe.warmup=15%",
+    "recipe.duration=1ep", "recipe.warmup=0st", "method.samples=1", "method.views.variant=center",
+)  # fmt: skip
 
 
 def call(*words: str) -> None:
@@ -147,12 +155,14 @@ def paired(found: dict[str, list[Metrics]], one: str, other: str, key: str) -> s
 def conclusions(found: dict[str, list[Metrics]]) -> str:
     """What the table shows, as a list; every word of it follows from the numbers."""
     pairs = [
-        (ROWS[4], ROWS[0]),
-        (ROWS[4], ROWS[1]),
-        (ROWS[4], ROWS[3]),
-        (ROWS[3], ROWS[2]),
-        (ROWS[5], ROWS[4]),
-        (ROWS[5], ROWS[0]),
+        (ROWS[1], ROWS[0]),
+        (FIFTY, ROWS[0]),
+        (FIFTY, ROWS[1]),
+        (LAST, ROWS[0]),
+        (LAST, ROWS[1]),
+        (LAST, FIFTY),
+        (ROWS[-2], FIFTY),
+        (ROWS[-2], ROWS[0]),
     ]
     return "".join(
         f"- {one} against {other}: {'; '.join(paired(found, one, other, key) for key in COLUMNS)}.\n"
@@ -161,7 +171,7 @@ def conclusions(found: dict[str, list[Metrics]]) -> str:
 
 
 def test_every_row_is_there(tmp_path: Path) -> None:
-    short = ("debug.max_images=48", "debug.max_steps=2", "debug.max_slots=12", "recipe.batch_size=16")
+    short = ("debug.max_images=48", "debug.max_steps=2", "debug.max_slots=51", "recipe.batch_size=16")
     found = measure(tmp_path, (0,), (*short, "dataset.labels_per_class=null"), ("teacher.recipe.batch_size=16",))
     assert list(found) == list(ROWS) and all(len(rows) == 1 for rows in found.values())
     assert table(found).count("\n") == 2 + len(ROWS) and "not told apart" in conclusions(found)
@@ -171,10 +181,18 @@ def main() -> None:
     """Run and print."""
     epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 100
     words = [f"recipe.duration={epochs}ep", "recipe.batch_size=50", "recipe.validate_every=1000ep"]
-    taught = [f"teacher.{word}" for word in words]
-    found = measure(Path("outputs/reinforce_digits"), SEEDS, words, taught)
-    text = f"{table(found)}\n{conclusions(found)}"
-    print(text)
+    output = Path("outputs/reinforce_digits")
+    whole = story(output / "all", "teacher", 0, *words[1:], *ALONE, *LEARNS_ALL) / "teacher"
+    teachers = {
+        "of the same hundred digits": [f"teacher.{word}" for word in words],
+        "of all 1,347 digits": ["teacher.train=false", f"teacher.members.0.checkpoint={whole}"],
+    }
+    text = ""
+    for place, (title, taught) in enumerate(teachers.items()):
+        found = measure(output / str(place), SEEDS, words, taught)
+        told = f"A teacher {title}:\n\n{table(found)}\n{conclusions(found)}\n"
+        print(told, flush=True)
+        text += told
     if len(sys.argv) > 2:
         Path(sys.argv[2]).write_text(text)
 
