@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitlab.data.sampler import EpochSampler, Item, ShardSampler, SlotSampler, Span, uniform_slots
+from vitlab.data.sampler import EpochSampler, Item, ShardSampler, SlotSampler, Span, permuted_slots, uniform_slots
 from vitlab.errors import UserError
 
 
@@ -180,7 +180,11 @@ def test_uniform_slots_are_uniform_and_pure() -> None:
     assert all(abs(share - 0.2) < 0.015 for share in agree)
 
 
-def test_uniform_slots_never_change() -> None:
+def test_orders_never_change() -> None:
+    """A run that an earlier release began goes on with the same images and slots."""
+    assert EpochSampler(10, 10, seed=3).order(2)[0].tolist() == [1, 4, 9, 6, 3, 5, 0, 2, 8, 7]
+    assert uniform_slots(np.arange(10), 3, 2, 100).tolist() == [7, 45, 47, 64, 11, 26, 20, 64, 28, 80]
+    assert permuted_slots(np.arange(10), 3, 7, 12).tolist() == [4, 7, 4, 5, 3, 7, 4, 1, 11, 9]
     assert uniform_slots(np.arange(10), 0, 0, 100).tolist() == [50, 70, 88, 90, 65, 59, 56, 37, 54, 20]
     assert uniform_slots(np.arange(10), 7, 3, 1).tolist() == [0] * 10
 

@@ -158,6 +158,10 @@ def test_frequencies() -> None:
     for name, found in count.items():
         assert abs(found - 1000) < 4 * math.sqrt(4000 * 0.25 * 0.75), name
     assert abs(sum(draw.erase is not None for draw in draws) - 1000) < 120
+    boxes = [draw.erase for draw in draws if draw.erase is not None]
+    assert all(0 <= box.top <= 224 - box.height and 0 <= box.left <= 224 - box.width for box in boxes)
+    for places in ([box.top / (224 - box.height) for box in boxes], [box.left / (224 - box.width) for box in boxes]):
+        assert np.mean(places) == pytest.approx(0.5, abs=0.05) and max(places) > 0.95, "anywhere in the view"
     ratios = [mix.ratio for mix in mixes if mix is not None and mix.ratio is not None]
     assert min(ratios) >= 0 and max(ratios) <= 0.5 and np.mean(ratios) == pytest.approx(0.25, abs=0.015)
     used = [op for draw in draws for op in draw.ops]

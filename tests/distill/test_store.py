@@ -91,6 +91,21 @@ def test_round_trip(tmp_path: Path, prob: str, classes: int, k: int) -> None:
     assert store.verify() == []
 
 
+@pytest.mark.parametrize("prob", ["f2", "f4", "bf16"])
+def test_a_teacher_without_doubt(tmp_path: Path, prob: str) -> None:
+    """Probabilities of exactly one and zero are held, and nothing is wrong with them."""
+    spec = make_spec(images=3, classes=7, k=3, prob=prob, slots=1)
+    store = TargetStore.create(tmp_path, spec, make_keys(3))
+    index = np.arange(3)
+    sure = sparsify(torch.eye(7)[[4, 0, 6]], 3)
+    with store.writer(0) as writer:
+        writer.write(index, seeds_of(11, 0, index), sure)
+    store.seal(0)
+    store = TargetStore.open(tmp_path)
+    assert store.gather([0, 0, 0], index)[1].prob.equal(sure.prob)
+    assert store.verify() == []
+
+
 def test_half_precision_bounds(tmp_path: Path) -> None:
     """|dp|/p <= 2^-11 for p >= 2^-14, |dp| <= 2^-25 below."""
     spec = make_spec(images=64, classes=500, k=500)
