@@ -120,6 +120,7 @@ def recipes_of(config: Config, reads: set[str]) -> dict[str, RecipeConfig]:
 
 
 def models_of(config: Config, reads: set[str]) -> list[ModelConfig]:
-    """The networks that will be trained, but for teachers."""
+    """The networks that will be trained, but for teachers; one without a name is not asked for."""
     found = [config.model] if "model" in reads else []
-    return found + [value for value in vars(config.method).values() if isinstance(value, ModelConfig)]
+    options = vars(config.method).values()
+    return found + [value for value in options if isinstance(value, ModelConfig) and value.name]
