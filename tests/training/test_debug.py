@@ -16,12 +16,12 @@ from vitlab.training.objectives import distillation, label_cross_entropy
 from vitlab.training.overfit import Overfit, perfect
 from vitlab.training.profile import REST, part_of
 
-WORDS = ("method=supervised", "dataset=digits", "hardware=cpu", "hardware.threads=1", "export=none", "evaluation=quick")
+WORDS = ("dataset=digits", "hardware=cpu", "hardware.threads=1", "export=none", "evaluation=quick")
 
 
-def tell(output: Path, *words: str) -> Path:
+def tell(output: Path, *words: str, method: str = "supervised") -> Path:
     torch.set_num_threads(1)
-    assert main([*WORDS, "evaluation.latency=false", f"output={output}", *words]) == 0
+    assert main([*WORDS, f"method={method}", "evaluation.latency=false", f"output={output}", *words]) == 0
     return the_run(output)
 
 
@@ -37,10 +37,13 @@ def test_few_images_make_small_batches() -> None:
 
 def test_a_profile_says_where_the_time_goes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ("debug=profile", "debug.profile=6", "debug.max_steps=16", "debug.max_images=96", "recipe.batch_size=16")
-    run = tell(tmp_path, *words)
+    run = tell(tmp_path, *words, "method.baseline=false", method="tinyvit")
     said = capfd.readouterr().err
     assert "ms a batch on cpu (mean of 6)" in said and "USDT" not in said
-    folder = run / "train" / "profile"
+    labelling = json.loads((run / "store" / "profile" / "profile.json").read_text())
+    assert list(labelling["ms"]) == ["data", "teacher", "writing", "sealing"] and labelling["batches"] > 0
+    assert all(value > 0 for value in labelling["ms"].values()) and "\nstore: " in said
+    folder = run / "pretrain" / "profile"
     found = json.loads((folder / "profile.json").read_text())
     assert found["batches"] == 6
     assert {"data", "forward and loss", "backward", "optimiser", "logging"} <= set(found["ms"])

@@ -29,6 +29,7 @@ from vitlab.stage import Context
 from vitlab.training.assemble import epochs_of, make_data, shortened, whole_steps
 from vitlab.training.devices import barrier, device_of, rank, world
 from vitlab.training.interrupt import asked, asked_anywhere, stop
+from vitlab.training.profile import Tally
 from vitlab.training.progress import Progress
 from vitlab.training.teacher import make_teacher, normalisation_of
 
@@ -172,6 +173,7 @@ def _fill(
     total = spec.images * len(slots)
     done = sum(store.count(slot) for slot in slots)
     quiet = context.trial or not context.leads
+    tally = Tally(context.config.debug.profile is not None and not quiet, device)
     with Progress(context.stage.name, total, done=done, unit="view", quiet=quiet) as progress:
         for first in range(slots.start, slots.stop, size):
             wave = range(first, min(first + size, slots.stop))
@@ -181,13 +183,19 @@ def _fill(
             missing = reduce(np.union1d, [store.missing(slot) for slot in unsealed])
             with ExitStack() as stack:
                 writers = {slot: stack.enter_context(store.writer(slot, rank(), BUFFER)) for slot in unsealed}
+                tally.charge(None)
                 for batch in batches(wave, missing):
+                    tally.batches += 1
+                    tally.charge("data")
                     output = teacher(batch.to(device))
                     target = (output if isinstance(output, SparseTarget) else sparsify(output, spec.k)).to("cpu")
+                    tally.charge("teacher")
                     new = sum(_write(writers[slot], batch, target, slot - first, len(wave)) for slot in unsealed)
+                    tally.charge("writing")
                     progress.update(min(total, progress.done + new * world()))
                     if asked():
                         break
+            tally.charge("writing")  # what the writers held back
             if asked_anywhere(device):
                 stop()
             barrier()
@@ -195,6 +203,8 @@ def _fill(
                 for slot in unsealed:
                     store.seal(slot)
             barrier()
+            tally.charge("sealing")
+    tally.tell(context.stage.name, context.folder / "profile")
     return time.monotonic() - begun
 
 

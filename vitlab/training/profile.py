@@ -1,4 +1,5 @@
-"""debug=profile: where the time of a training step goes, and a trace of a few steps for chrome://tracing or Perfetto.
+"""debug=profile: where the time of a training step goes, and a trace of a few steps for chrome://tracing or Perfetto;
+where that of a stage goes which has a teacher label views.
 
 Times are taken without torch's profiler, which slows what it looks at, and with the device waited for at every border,
 so that work is charged to whoever asked for it. Then a few more steps run under torch's profiler for the trace.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -146,8 +148,46 @@ class StepProfiler(Profiler):
 
     def table(self) -> str:
         """Where the time goes, for people."""
-        parts = self.parts()
-        whole = sum(parts.values())
-        lines = [f"{self.stage}: {whole:.2f} ms a batch on {self.device.type} (mean of {self.timed})"]
-        lines += [f"  {name:<18}{ms:>9.2f} ms {100 * ms / max(whole, 1e-9):>5.1f} %" for name, ms in parts.items()]
-        return "\n".join([*lines, f"  trace and operators: {self.folder}"])
+        return f"{told(self.stage, self.parts(), self.device, self.timed)}\n  trace and operators: {self.folder}"
+
+
+class Tally:
+    """Charges the time of a stage that trains nothing to the parts of its work, from border to border.
+
+    Args:
+        on: whether somebody profiles; else nothing is timed and nothing waited for.
+        device: what is waited for at every border.
+    """
+
+    def __init__(self, on: bool, device: torch.device) -> None:
+        self.on, self.device = on, device
+        self.spent: dict[str, float] = {}
+        self.batches = 0
+        self.mark = time.perf_counter()
+
+    def charge(self, part: str | None) -> None:
+        """The time since the last border belongs to ``part``; None: to nothing that is told."""
+        if not self.on:
+            return
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        if part is not None:
+            self.spent[part] = self.spent.get(part, 0.0) + now - self.mark
+        self.mark = now
+
+    def tell(self, stage: str, folder: Path) -> None:
+        """Write ``profile.json`` and show the table, if there is something in it."""
+        if not self.on or not self.batches:
+            return
+        ms = {part: round(1e3 * seconds / self.batches, 4) for part, seconds in self.spent.items()}
+        write_json(folder / "profile.json", {"batches": self.batches, "device": str(self.device), "ms": ms})
+        say(told(stage, ms, self.device, self.batches))
+
+
+def told(stage: str, parts: Mapping[str, float], device: torch.device, batches: int) -> str:
+    """Where the time goes, for people: milliseconds a batch of every part, and its share."""
+    whole = sum(parts.values())
+    lines = [f"{stage}: {whole:.2f} ms a batch on {device.type} (mean of {batches})"]
+    lines += [f"  {name:<18}{ms:>9.2f} ms {100 * ms / max(whole, 1e-9):>5.1f} %" for name, ms in parts.items()]
+    return "\n".join(lines)
