@@ -184,8 +184,8 @@ def main() -> None:
     output = Path("outputs/reinforce_digits")
     whole = story(output / "all", "teacher", 0, *words[1:], *ALONE, *LEARNS_ALL) / "teacher"
     teachers = {
-        "of the same hundred digits": [f"teacher.{word}" for word in words],
         "of all 1,347 digits": ["teacher.train=false", f"teacher.members.0.checkpoint={whole}"],
+        "of the same hundred digits": [f"teacher.{word}" for word in words],
     }
     text = ""
     for place, (title, taught) in enumerate(teachers.items()):
