@@ -53,9 +53,13 @@ Metrics = dict[str, float]
 
 
 def measure(
-    output: Path, seeds: Sequence[int], words: Sequence[str], taught: Sequence[str]
+    output: Path, seeds: Sequence[int], words: Sequence[str], taught: Sequence[str] = (), fixed: Path | None = None
 ) -> dict[str, list[Metrics]]:
-    """Run what is not there yet; for each row its metrics, one a seed. ``taught``: words about the teacher.
+    """Run what is not there yet; for each row its metrics, one a seed.
+
+    Args:
+        taught: words for the teacher's training, for each seed anew; or
+        fixed: a trained one.
 
     Raises:
         RuntimeError: a command failed.
@@ -63,15 +67,21 @@ def measure(
     found: dict[str, list[Metrics]] = {name: [] for name in ROWS}
     for seed in seeds:
         most = f"method.samples={SAMPLES[-1]}"
+        taught = taught if fixed is None else by(fixed)
         first = story(output, f"stored-{seed}", seed, *words, *taught, "method.views.variant=rrc", most)
-        models = {ROWS[0]: first / "erm", ROWS[1]: first / "kd", LAST: first / "train", ROWS[-1]: first / "teacher"}
+        models = {
+            ROWS[0]: first / "erm",
+            ROWS[1]: first / "kd",
+            LAST: first / "train",
+            ROWS[-1]: fixed or first / "teacher",
+        }
         for row, samples in zip(STORED[:-1], SAMPLES, strict=False):
             store = output / f"store-{seed}-{samples}"
             source = f"method.store={first}/reinforce/targets"
             parts = (source, f"method.samples={samples}", f"method.convert_to={store}")
             call("mode=subset", "method=reinforce", "dataset=digits", *parts)
             models[row] = story(output, f"ns{samples}-{seed}", seed, *words, *ALONE, f"method.store={store}") / "train"
-        teacher = ("teacher.train=false", f"teacher.members.0.checkpoint={first}/teacher")
+        teacher = by(models[ROWS[-1]])
         strong = story(output, f"randaug-{seed}", seed, *words, *ALONE, *teacher, f"method.samples={AUGMENTED}")
         models[ROWS[-2]] = strong / "train"
         images = corruptions(first, seed)
@@ -86,6 +96,11 @@ LEARNS_ALL = (
     "dataset.labels_per_class=null", "teacher.recipe.duration=12ep", "teacher.recipe.warmup=15%",
     "recipe.duration=1ep", "recipe.warmup=0st", "method.samples=1", "method.views.variant=center",
 )  # fmt: skip
+
+
+def by(teacher: Path) -> tuple[str, ...]:
+    """Words that name a trained teacher."""
+    return "teacher.train=false", f"teacher.members.0.checkpoint={teacher}"
 
 
 def call(*words: str) -> None:
@@ -183,14 +198,11 @@ def main() -> None:
     words = [f"recipe.duration={epochs}ep", "recipe.batch_size=50", "recipe.validate_every=1000ep"]
     output = Path("outputs/reinforce_digits")
     whole = story(output / "all", "teacher", 0, *words[1:], *ALONE, *LEARNS_ALL) / "teacher"
-    teachers = {
-        "of all 1,347 digits": ["teacher.train=false", f"teacher.members.0.checkpoint={whole}"],
-        "of the same hundred digits": [f"teacher.{word}" for word in words],
-    }
     text = ""
-    for place, (title, taught) in enumerate(teachers.items()):
-        found = measure(output / str(place), SEEDS, words, taught)
-        told = f"A teacher {title}:\n\n{table(found)}\n{conclusions(found)}\n"
+    for title, fixed in {"all 1,347 digits": whole, "the same hundred digits": None}.items():
+        place = "fixed" if fixed else "own"
+        found = measure(output / place, SEEDS, words, [f"teacher.{word}" for word in words], fixed)
+        told = f"A teacher of {title}:\n\n{table(found)}\n{conclusions(found)}\n"
         print(told, flush=True)
         text += told
     if len(sys.argv) > 2:
