@@ -54,7 +54,7 @@ def _reinforcements(composed: Composed) -> int:
     from vitlab.data.build import open_splits
     from vitlab.data.sources import fingerprint
     from vitlab.distill.formats.imagenet_plus import is_imagenet_plus
-    from vitlab.methods.reinforce.convert import pack, unpack
+    from vitlab.methods.reinforce.convert import ARCHIVE, pack, unpack
     from vitlab.training.progress import watched
 
     config, options = composed.config, composed.config.method
@@ -71,6 +71,8 @@ def _reinforcements(composed: Composed) -> int:
             images = open_splits(config.dataset, config.seed, config.debug.max_images)["train"]
             found = pack(source, into, images.keys, len(images.classes), fingerprint(images), tell)
             told = f"our store, {found.images:,} images, {found.samples} samples"
+            if (archive := found.spec.versions.get(ARCHIVE)) is not None:
+                told += f"; SHA-256 of the archive {archive}"
         else:
             if into.exists() and any(into.iterdir()):
                 raise UserError(f"method.convert_to={options.convert_to} is not empty.", "Name a new folder.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import pickle
@@ -91,6 +92,12 @@ def test_an_archive_is_packed_without_unpacking_it(tmp_path: Path) -> None:
     pack(tmp_path / "set.tar.gz", tmp_path / "a", KEYS, CLASSES, "data")
     pack(tmp_path / "reinforced_data", tmp_path / "b", KEYS, CLASSES, "data")
     assert TargetStore.open(tmp_path / "a").fingerprint == TargetStore.open(tmp_path / "b").fingerprint
+    digest = hashlib.sha256((tmp_path / "set.tar.gz").read_bytes()).hexdigest()
+    assert TargetStore.open(tmp_path / "a").spec.versions == {"archive_sha256": digest}
+    with tarfile.open(tmp_path / "other.tar.gz", "w:gz", compresslevel=1) as archive:
+        archive.add(tmp_path / "reinforced_data", "reinforced_data")
+    with pytest.raises(UserError, match="begun with another archive"):
+        pack(tmp_path / "other.tar.gz", tmp_path / "a", KEYS, CLASSES, "data")
 
 
 def test_magnitudes_outside_the_table_come_back(tmp_path: Path) -> None:

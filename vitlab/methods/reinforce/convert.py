@@ -30,7 +30,10 @@ from vitlab.distill.sparse import SparseTarget
 from vitlab.distill.store import TargetStore
 from vitlab.distill.store_spec import SPEC, StoreSpec, keys_digest, refuse_foreign
 from vitlab.errors import UserError
-from vitlab.files import read_json
+from vitlab.files import read_json, sha256
+
+ARCHIVE = "archive_sha256"
+"""Name of an archive's checksum among a store's ``versions``."""
 
 Tell = Callable[[int, int], None]
 """Called with images done and images in all."""
@@ -45,7 +48,8 @@ def pack(
     tell: Tell | None = None,
 ) -> ReinforcedStore:
     """Convert a released set, unpacked or still a ``.tar.gz``, to our store without loss; killed, the same call
-    continues (an archive is then read from its start again).
+    continues (an archive is then read from its start again). An archive's SHA-256, of which none is published, is
+    recorded in the store (``versions``).
 
     Where an op's magnitude is not the table's, all files are read once more to list those that there are.
 
@@ -53,7 +57,8 @@ def pack(
         keys, classes, data_fingerprint: of the training images that the set was made for.
 
     Raises:
-        UserError: the set is of other images, or a parameter does not fit into a packed record.
+        UserError: the set is of other images, a parameter does not fit into a packed record, or the archive is not the
+            one that ``into`` was begun with.
     """
     odd = Reinforcement.from_dict(read_json(into / SPEC)["augmentation"]).odd if (into / SPEC).is_file() else ()
     try:
@@ -78,6 +83,7 @@ def _pack(
     config, files = _open(released, classes)
     pipeline = Pipeline(config, str(released))
     pipeline.views = replace(pipeline.views, odd=odd)
+    archive = {ARCHIVE: sha256(released)} if released.is_file() else {}
     store: TargetStore | None = None
     done = 0
     with ExitStack() as stack:
@@ -89,9 +95,13 @@ def _pack(
             prob = torch.tensor([one["prob"][0] for one in samples], dtype=torch.float32)
             index = torch.tensor([one["prob"][1] for one in samples])
             if store is None:
-                store = TargetStore.create(
-                    into, _spec(pipeline, len(keys), keys, classes, prob.shape[1], data_fingerprint), list(keys)
-                )
+                spec = _spec(pipeline, len(keys), keys, classes, prob.shape[1], data_fingerprint)
+                store = TargetStore.create(into, replace(spec, versions=archive), list(keys))
+                if archive and store.spec.versions.get(ARCHIVE, archive[ARCHIVE]) != archive[ARCHIVE]:
+                    raise UserError(
+                        f"{into} was begun with another archive than {released}: their SHA-256 differ.",
+                        "Delete the folder, or name another.",
+                    )
                 _allow_files(3 * pipeline.samples + 64)
                 if all(store.is_sealed(slot) for slot in range(pipeline.samples)):
                     return ReinforcedStore(into)
