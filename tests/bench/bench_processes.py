@@ -1,54 +1,135 @@
-"""What two processes cost on this machine: the same global batch in one process with one thread, and in two with one.
+"""What two processes cost on this machine: the same global batch in one process with one thread and with two, and in
+two processes with one thread each.
 
-Two cores would halve the time; what is lost is the talk about gradients and the waiting for the slower one. Seconds
-are those of the training itself (done.json), so starting Python is not in them; the last line says what that costs.
+Two cores could halve the time of one. The floor is a step on half the batch, with nothing else at work, and the bare
+exchange of the gradients' bytes; what two processes need beyond it is ours, torch's, and what two processes at work
+take from each other (memory's speed). Seconds lie between the records of a run, so that starting Python, validating
+and writing checkpoints are not in them; the lower quartile is told, as other programs only add to it. Every way is a process of its own, forked here: threads outlive no fork.
 """
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
+import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
-STEPS = 30
+import torch
+import torch.distributed as dist
+
+from tests.contract.story import tell, the_run
+from tests.contract.together import tell_together
+from vitlab.files import read_json, write_json
+from vitlab.recorder import read_rows
+
+STEPS, BATCH = 14, 64
 WORDS = (
-    *("method=supervised", "dataset=digits", "recipe=digits", "export=none", "evaluation=quick", "model=vit_small"),
+    *("method=supervised", "debug.max_images=128", f"debug.max_steps={STEPS}", "export=none", "evaluation=quick"),
+    *("evaluation.batch_size=64", "recipe.validate_every=1000ep", f"logger.every=1", "model=vit_small"),
     *("model.name=vit_tiny_patch16_224", "model.args.patch_size=4", "model.args.embed_dim=192", "model.args.depth=2"),
-    *(f"debug.max_steps={STEPS}", "recipe.batch_size=64", "recipe.validate_every=1000ep", "hardware.threads=1"),
 )
-HARDWARE = {
-    "1 process": ("hardware=cpu",),
-    "2 processes": ("hardware=ddp_cpu",),
-    "2, weights shared out": ("hardware=ddp_cpu", "trainer.strategy=fsdp"),
+ONE = "one process, one thread"
+HALF = "one process, half the batch"
+TWO = "two processes"
+WAYS: dict[str, tuple[int, int, tuple[str, ...]]] = {
+    ONE: (1, BATCH, ()),
+    "one process, two threads": (1, BATCH, ("hardware.threads=2",)),
+    HALF: (1, BATCH // 2, ()),
+    TWO: (2, BATCH, ()),
+    "two, weights shared out": (2, BATCH, ("trainer.strategy=fsdp",)),
 }
+"""Processes, batch, further words."""
 
 
-def train(output: Path, words: tuple[str, ...]) -> tuple[float, float]:
-    """Seconds of training, seconds of the whole command."""
-    begun = time.monotonic()
-    line = [sys.executable, "-m", "vitlab", *WORDS, *words, f"output={output}"]
-    subprocess.run(line, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
-    (done,) = output.glob("*/*/train/done.json")
-    return float(json.loads(done.read_text())["seconds"]), time.monotonic() - begun
+def steps(output: Path, processes: int, *words: str) -> tuple[list[float], int]:
+    """Seconds a step between the records of one run, and the bytes of its gradients."""
+
+    def run() -> None:
+        if processes == 2:
+            assert tell_together(output, *WORDS, *words) == [0, 0]
+        else:
+            assert tell(output, *WORDS, *words) == 0
+
+    in_a_fork(run)
+    found = the_run(output)
+    times = [float(str(row["time"])) for row in read_rows(found / "metrics.jsonl") if "loss" in row]
+    gaps = [after - before for before, after in itertools.pairwise(times)]
+    return gaps, 4 * int(read_json(found / "train" / "done.json")["params"])
 
 
-def main(rounds: int = 3) -> None:
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in HARDWARE}
+def exchange(bytes_: int, folder: Path, rounds: int = 30) -> float:
+    """Seconds in which two processes add up so many bytes of gradients by gloo, in buckets as DDP's."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+
+    def talk(rank: int) -> None:
+        dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+        parts = torch.zeros(bytes_ // 4).split(25 * 2**20 // 4)
+        seconds = []
+        for _ in range(rounds):
+            dist.barrier()
+            begun = time.perf_counter()
+            for part in parts:
+                dist.all_reduce(part)
+            seconds.append(time.perf_counter() - begun)
+        if rank == 0:
+            write_json(folder / "exchange.json", statistics.median(seconds))
+
+    in_a_fork(lambda: talk(0), lambda: talk(1))
+    return float(read_json(folder / "exchange.json"))
+
+
+def in_a_fork(*work: Callable[[], None]) -> None:
+    """Each piece of work in a process of its own, all at once; what they say is shown where one does not end well."""
+    children = []
+    with tempfile.TemporaryFile("w+") as said:
+        for piece in work:
+            if (child := os.fork()) == 0:
+                code = 1
+                try:
+                    os.dup2(said.fileno(), 1)
+                    os.dup2(said.fileno(), 2)
+                    piece()
+                    code = 0
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    sys.stdout.flush()
+                    os._exit(code)
+            children.append(child)
+        codes = [os.waitpid(child, 0)[1] for child in children]
+        if any(codes):
+            said.seek(0)
+            raise RuntimeError(said.read())
+
+
+def main(rounds: int = 1) -> None:
+    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
+    bytes_ = 0
     for number in range(rounds):  # in turn: a machine whose speed drifts slows all
-        for name, words in HARDWARE.items():
+        for name, (processes, batch, words) in WAYS.items():
             with tempfile.TemporaryDirectory() as folder:
-                seconds[name].append(train(Path(folder), (*words, f"seed={number}")))
-    one = statistics.median(training for training, _ in seconds["1 process"])
-    for name, found in seconds.items():
-        training = statistics.median(training for training, _ in found)
-        rest = statistics.median(whole - training for training, whole in found)
-        step = f"{1000 * training / STEPS:7.1f} ms a step"
-        print(f"{name:<22} {step}, {training / one:5.2f} × one process; {rest:5.1f} s beside it")
+                given = (*words, f"recipe.batch_size={batch}", f"seed={number}")
+                gaps, bytes_ = steps(Path(folder), processes, *given)
+                seconds[name] += gaps[1:]  # the first one warms up
+    step = {name: statistics.quantiles(found, n=4)[0] for name, found in seconds.items()}
+    for name, found in step.items():
+        print(f"{name:<28} {1000 * found:7.1f} ms a step, {found / step[ONE]:5.2f} × {ONE}")
+    with tempfile.TemporaryDirectory() as folder:
+        talk = exchange(bytes_, Path(folder))
+    print(
+        f"{f'{bytes_ / 1e6:.1f} MB of gradients by gloo':<28} {1000 * talk:7.1f} ms, {talk / step[TWO]:.1%} of a step"
+    )
+    floor = step[HALF] + talk
+    print(
+        f"{'floor: half the batch + them':<28} {1000 * floor:7.1f} ms; two processes need {step[TWO] / floor:.2f} × it"
+    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,7 @@ def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A job of a sweep under W&B without a key: teacher, store and students, stopped and continued while one learns."""
     output = tmp_path_factory.mktemp("wandb")
     words = ("method=tinyvit", "export=none", "evaluation=quick", "logger=wandb", "logger.predictions=9")
+    words = (*words, "evaluation.latency=true")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("WANDB_API_KEY", raising=False)
         patch.setenv("VITLAB_SWEEP", "grid-1")
@@ -181,6 +183,25 @@ def test_a_measured_model_has_numbers_tables_and_pictures(distilled: Path) -> No
     assert {path.name.partition("_")[0] for path in (media / "images" / "pictures").iterdir()} == {
         *("reliability", "confusion", "views")
     }
+
+
+def test_the_dashboard_of_the_readme_finds_its_keys(distilled: Path) -> None:
+    """Every key that its table and the filter above it name is in the offline files."""
+    page = (Path(__file__).parents[2] / "README.md").read_text()
+    begin, end = page.index("**A dashboard that answers"), page.index("## Devices, machines")
+    named = set(re.findall(r"`([\w./]+)`", page[begin:end])) - {"evaluation", "student", "config.sweep"}
+    records = wandb_records(distilled, "evaluation-pretrain")
+    config = {item.key: json.loads(item.value_json) for item in of_kind(records, "run")[0].config.update}
+    assert (config["role"], config["method"]["name"], config["sweep"]) == ("student", "tinyvit", "grid-1")
+    assert config["recipe"]["lr"] > 0 and of_kind(records, "run")[0].job_type == "evaluation"
+    named -= {"config.role", "config.method.name", "config.recipe.lr", "jobType"}
+    found = {item.key for one in of_kind(records, "summary") for item in one.update}
+    learned = wandb_records(distilled, "pretrain")
+    found |= {"/".join(i.nested_key) or i.key for one in of_kind(learned, "history") for i in one.item}
+    pictures = of_kind(records, "history")[0].item
+    found |= {("/".join(i.nested_key) or i.key).partition("/_type")[0].removesuffix("/path") for i in pictures}
+    assert {"latency_ms_1", "top1", "macs", "pictures/views", "predictions", "loss"} <= named
+    assert named <= found
 
 
 def test_what_is_not_a_finite_number_is_not_drawn() -> None:
