@@ -4,7 +4,8 @@ two processes with one thread each.
 Two cores could halve the time of one. The floor is a step on half the batch, with nothing else at work, and the bare
 exchange of the gradients' bytes; what two processes need beyond it is ours, torch's, and what two processes at work
 take from each other (memory's speed). Seconds lie between the records of a run, so that starting Python, validating
-and writing checkpoints are not in them; the lower quartile is told, as other programs only add to it. Every way is a process of its own, forked here: threads outlive no fork.
+and writing checkpoints are not in them; the lower quartile is told, as other programs only add to it. Every way is a
+process of its own, forked here: threads outlive no fork.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from vitlab.recorder import read_rows
 STEPS, BATCH = 14, 64
 WORDS = (
     *("method=supervised", "debug.max_images=128", f"debug.max_steps={STEPS}", "export=none", "evaluation=quick"),
-    *("evaluation.batch_size=64", "recipe.validate_every=1000ep", f"logger.every=1", "model=vit_small"),
+    *("evaluation.batch_size=64", "recipe.validate_every=1000ep", "logger.every=1", "model=vit_small"),
     *("model.name=vit_tiny_patch16_224", "model.args.patch_size=4", "model.args.embed_dim=192", "model.args.depth=2"),
 )
 ONE = "one process, one thread"
