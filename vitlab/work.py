@@ -69,6 +69,8 @@ def tell_all(run: Run, config: Config) -> list[Stage]:
     stages = method.stages(config)
     ahead = [stage for stage in stages if not run.is_done(stage.name)]
     preflight(config, set().union(*(stage.reads for stage in ahead)))
+    if ahead:
+        method.foresee()
     leads = rank() == 0
     recorder = run.recorder() if leads else None
     folders = {stage.name: run.folder / stage.name for stage in stages}
@@ -121,6 +123,7 @@ def rehearse(folder: Path, config: Config) -> str:
     config = replace(config, trainer=replace(config.trainer, devices=alone))
     settle(config)
     preflight(config, find_method(config.method.name).reads(config))
+    find_method(config.method.name)(config).foresee()
     method = find_method(config.method.name)(few(config))
     stages = method.stages(config)
     folders = {stage.name: folder / stage.name for stage in stages}
@@ -142,10 +145,13 @@ def rehearse(folder: Path, config: Config) -> str:
 
 
 def few(config: Config) -> Config:
-    """``config`` with just enough images for two steps of its largest batch, and one stored view of each."""
+    """``config`` with just enough images for two steps of its largest batch, and one stored view of each; all images
+    where the stored views are given, as they belong to these."""
     recipes = recipes_of(config, find_method(config.method.name).reads(config))
     batch = max((recipe.batch_size for recipe in recipes.values()), default=1)
-    images = min(2 * batch, config.debug.max_images or 2 * batch)
+    images: int | None = min(2 * batch, config.debug.max_images or 2 * batch)
+    if getattr(config.method, "store", None) is not None:
+        images = config.debug.max_images
     return replace(config, debug=replace(config.debug, max_images=images, max_slots=1))
 
 

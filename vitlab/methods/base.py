@@ -58,6 +58,13 @@ class Method:
         """
         return recipe_length(config.recipe, config) if "recipe" in stage.reads else ""
 
+    def foresee(self) -> None:
+        """Refuse now what would stop a later stage; called before the first, with torch and the data at hand.
+
+        Raises:
+            UserError: naming the key.
+        """
+
     @classmethod
     def reads(cls, config: Config) -> set[str]:
         """Config groups that some stage reads."""

@@ -60,6 +60,7 @@ def test_the_store_is_sound_and_says_what_it_is(run: Path) -> None:
 def test_stored_reinforcements_train_another_student(run: Path, tmp_path: Path) -> None:
     """No teacher is made, none is needed."""
     store = str(run / "reinforce" / "targets")
+    assert tell(tmp_path, method__store=store, mode="check") == 0
     assert tell(tmp_path, method__store=store, method__p="1", method__sampling="cycle") == 0
     assert sorted(path.parent.name for path in the_run(tmp_path).glob("*/model.json")) == ["train"]
 
@@ -146,8 +147,15 @@ def test_reinforced_training_takes_the_steps_of_plain_training_and_no_teacher(
 def test_a_store_of_the_other_kind_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from dataclasses import replace
 
+    assert tell(tmp_path / "out", method__store=str(run), method__erm="true") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "That is a run; give its reinforced data" in said and "reinforce/targets" in said
     store = TargetStore.open(run / "reinforce" / "targets")
     spec = replace(store.spec, protocol="tinyvit-1", fields=(), slots=1)
     TargetStore.create(tmp_path / "labels", spec, list(store.keys()))
-    assert tell(tmp_path / "out", method__store=str(tmp_path / "labels")) == 2
+    assert tell(tmp_path / "out", method__store=str(tmp_path / "labels"), method__erm="true") == 2
     assert "method=tinyvit" in capsys.readouterr().err
+    other = {"debug__max_images": "79", "method__store": str(run / "reinforce" / "targets"), "method__erm": "true"}
+    assert tell(tmp_path / "out", **other) == 2
+    assert "another data set" in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("model.safetensors")), "something was trained first"

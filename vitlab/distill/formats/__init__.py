@@ -52,7 +52,7 @@ def open_reinforcements(
     else:
         raise UserError(
             f"method.store names {len(folders)} folders, and they are not all reinforcements as they were released.",
-            "Give one folder of ours, or only folders that hold config.pth.tar.",
+            "Give one folder of ours (mode=merge makes one of several), or only folders that hold config.pth.tar.",
         )
     told = ", ".join(map(str, folders))
     for name, there, wanted in (("images", found.images, images), ("classes", found.classes, classes)):

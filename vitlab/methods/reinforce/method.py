@@ -41,6 +41,22 @@ def stores(options: ReinforceOptions) -> tuple[Path, ...]:
     return tuple(Path(str(one)) for one in given if one is not None)
 
 
+def holds_reinforcements(folder: Path) -> bool:
+    """Whether it looks like a store of ours or a released set; nothing is read."""
+    return any((folder / name).is_file() for name in ("store.json", "config.pth.tar")) or any(
+        folder.glob("*/config.pth.tar")
+    )
+
+
+def where_they_are(folder: Path) -> str:
+    """What to give instead of a folder that holds none."""
+    if folder.is_file():
+        return f"Pack the archive first: mode=convert method.store={folder} method.convert_to=FOLDER."
+    if (folder / "reinforce" / "targets").is_dir():
+        return f"That is a run; give its reinforced data: method.store={folder / 'reinforce' / 'targets'}."
+    return "Give the folder that holds store.json, or config.pth.tar where they are as released; or several: [A,B]."
+
+
 def refuse_twins(members: list[ModelConfig]) -> None:
     """Refuse an ensemble that names a network twice; what two names stand for, the teacher's stage finds out.
 
@@ -83,11 +99,8 @@ class Reinforce(Method):
         if makes_teacher(config):
             refuse_twins(config.teacher.members)
         for folder in stores(options):
-            if not folder.is_dir():
-                raise UserError(
-                    f"method.store={folder} is not a folder.",
-                    "Give the folder of reinforcements (unpack an archive first), or several: [A,B].",
-                )
+            if not holds_reinforcements(folder):
+                raise UserError(f"method.store={folder} holds no reinforcements.", where_they_are(folder))
         if reinforces(config) and options.views.variant == "center" and options.samples != 1:
             raise UserError(
                 f"method.views.variant=center has nothing random, and method.samples={options.samples} asks for so "
@@ -98,6 +111,19 @@ class Reinforce(Method):
             raise UserError(
                 "Reinforcing needs a teacher, and teacher=none has no members.", "Choose one: mode=list group=teacher."
             )
+
+    def foresee(self) -> None:
+        """Stored reinforcements of other images are refused before anything is trained."""
+        folders = stores(self.options)
+        if not folders:
+            return
+        from vitlab.data.build import open_splits
+        from vitlab.data.sources import fingerprint
+        from vitlab.distill.formats import open_reinforcements
+
+        config = self.config
+        images = open_splits(config.dataset, config.seed, config.debug.max_images)["train"]
+        open_reinforcements(folders, len(images), len(images.classes), {"data_fingerprint": fingerprint(images)})
 
     @classmethod
     def length(cls, stage: Stage, config: Config) -> str:
