@@ -15,6 +15,28 @@ STOCHASTIC = {
 }
 
 
+# How far the released generator's functions take the scene of 224 pixels at each severity (root mean square, in levels
+# of 256), and how near ours must come. Measured with imagecorruptions-imaug 1.1.5 (elastic_transform: the authors'),
+# the mean over 40 seeds; chance differs, and frost is drawn here.
+RELEASED: dict[str, tuple[tuple[float, ...], float]] = {
+    "gaussian_noise": ((19.4, 28.6, 41.4, 56.8, 75.3), 0.01),
+    "shot_noise": ((21.4, 32.2, 44.8, 64.9, 79.5), 0.01),
+    "impulse_noise": ((25.5, 36.0, 44.0, 60.6, 76.2), 0.02),
+    "defocus_blur": ((7.9, 9.0, 10.9, 12.4, 14.0), 0.03),
+    "glass_blur": ((11.0, 9.7, 16.8, 14.5, 15.3), 0.02),
+    "motion_blur": ((10.4, 14.3, 19.0, 23.9, 26.9), 0.15),
+    "zoom_blur": ((16.0, 19.1, 21.1, 23.3, 25.3), 0.03),
+    "snow": ((45.8, 74.2, 74.8, 90.3, 105.0), 0.06),
+    "frost": ((60.0, 72.9, 80.1, 77.5, 81.5), 0.25),
+    "fog": ((50.4, 56.0, 61.3, 62.0, 65.3), 0.08),
+    "brightness": ((16.8, 32.0, 44.3, 54.0, 60.0), 0.03),
+    "contrast": ((42.7, 49.8, 56.9, 64.0, 67.5), 0.01),
+    "elastic_transform": ((42.8, 59.0, 18.1, 18.5, 19.8), 0.2),
+    "pixelate": ((6.1, 6.3, 7.7, 9.0, 9.8), 0.02),
+    "jpeg_compression": ((9.6, 10.4, 11.1, 12.9, 15.2), 0.02),
+}
+
+
 def scene(width: int, height: int) -> Image.Image:
     """Smooth areas, edges and texture, in colour."""
     y, x = np.mgrid[:height, :width] / min(height, width)
@@ -45,9 +67,19 @@ def test_every_corruption(image: Image.Image, name: str) -> None:
     assert all(one.size == image.size and one.mode == "RGB" for one in made)
     assert np.array_equal(np.asarray(made[2]), np.asarray(corrupt(image, name, 3, 3)))
     far = [distance(image, one) for one in made]
-    assert far[0] > 1 and far[4] > far[0], far
+    assert far[0] > 1, far
+    assert far[4] > far[0] or name == "elastic_transform", far  # whose first two move all of the image together
     other = corrupt(image, name, 3, 4)
     assert np.array_equal(np.asarray(other), np.asarray(made[2])) == (name not in STOCHASTIC)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_strengths_are_those_of_the_released_generator(name: str) -> None:
+    view = scene(224, 224)
+    released, tolerance = RELEASED[name]
+    seeds = 1 if name not in STOCHASTIC else 2 if tolerance < 0.05 else 12
+    found = [np.mean([distance(view, corrupt(view, name, level, s)) for s in range(seeds)]) for level in SEVERITIES]
+    assert found == pytest.approx(released, rel=tolerance)
 
 
 def test_noise_has_the_strength_that_it_says() -> None:

@@ -1,10 +1,13 @@
 """The fifteen corruptions of ImageNet-C, made on the fly for images of any size.
 
 Hendrycks and Dietterich, Benchmarking Neural Network Robustness to Common Corruptions (ICLR 2019): four families, five
-severities. The published strengths are for views of 224 pixels; what is counted in pixels is scaled to the short side,
-so that a severity means the same on small images. Noise and places come from a seed for each image, so that every
-model meets the same pixels. The numbers are comparable between models measured here, not with those of the
-published image files, whose libraries and JPEG coding are gone.
+severities, with the strengths and the steps of the released generator for views of 224 pixels. What is counted in
+pixels is scaled to the short side, so that a severity means the same on small images. Noise and places come from a
+seed for each image, so that every model meets the same pixels.
+
+Frost is drawn, since the photographs are not free to pass on, and values are rounded, not cut off. The published
+files were JPEGs besides, made with libraries of their day: numbers compare between models measured here, not with
+those of the files.
 """
 
 from __future__ import annotations
@@ -12,18 +15,27 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.signal import fftconvolve
 
 from vitlab.measure.kinds import CORRUPTIONS, SEVERITIES
 
 Pixels = NDArray[np.float64]
 """[H, W, 3] in [0, 1]."""
 
+Places = NDArray[np.float64]
+"""In pixels."""
+
 REFERENCE = 224
 """Short side for which the strengths were published."""
+
+GREY = np.array([0.299, 0.587, 0.114])
+"""Weights of red, green and blue."""
 
 STRENGTHS: dict[str, tuple[tuple[float, ...], ...]] = {
     "gaussian_noise": ((0.08,), (0.12,), (0.18,), (0.26,), (0.38,)),  # standard deviation
@@ -31,14 +43,26 @@ STRENGTHS: dict[str, tuple[tuple[float, ...], ...]] = {
     "impulse_noise": ((0.03,), (0.06,), (0.09,), (0.17,), (0.27,)),  # share of values
     "defocus_blur": ((3,), (4,), (6,), (8,), (10,)),  # radius
     "glass_blur": ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)),  # sigma, reach, rounds
-    "motion_blur": ((10,), (15,), (15,), (15,), (20,)),  # length
+    "motion_blur": ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),  # half the length, sigma
     "zoom_blur": ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)),  # up to, step
-    "snow": ((0.1, 0.3, 3), (0.2, 0.3, 2), (0.55, 0.3, 4), (0.55, 0.3, 4.5), (0.55, 0.3, 2.5)),  # mean, std, zoom
+    "snow": (  # mean, std, zoom and least value of the flakes, length and sigma of their fall, weight of the image
+        (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
+        (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
+        (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
+        (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
+        (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
+    ),
     "frost": ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)),  # weight of the image, of the frost
     "fog": ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)),  # amount, roughness
     "brightness": ((0.1,), (0.2,), (0.3,), (0.4,), (0.5,)),  # added to the value
     "contrast": ((0.4,), (0.3,), (0.2,), (0.1,), (0.05,)),  # what is left of it
-    "elastic_transform": ((0.025, 0.05), (0.04, 0.045), (0.055, 0.04), (0.07, 0.035), (0.09, 0.03)),  # shift, scale
+    "elastic_transform": (  # amount and sigma of the displacements, reach of the affine part
+        (488, 170.8, 24.4),
+        (488, 19.52, 48.8),
+        (12.2, 2.44, 4.88),
+        (17.08, 2.44, 4.88),
+        (29.28, 2.44, 4.88),
+    ),
     "pixelate": ((0.6,), (0.5,), (0.4,), (0.3,), (0.25,)),  # side that is left
     "jpeg_compression": ((25,), (18,), (15,), (10,), (7,)),  # quality
 }
@@ -89,25 +113,28 @@ def _impulse(x: Pixels, rng: np.random.Generator, scale: float, share: float) ->
 
 def _defocus(x: Pixels, rng: np.random.Generator, scale: float, radius: float) -> Pixels:
     radius = radius * scale
-    reach = math.ceil(radius)
-    grid = np.arange(-reach, reach + 1)
-    disk = np.clip(radius + 1 - np.hypot(grid[:, None], grid[None]), 0, 1)
-    return _convolved(x, disk / disk.sum())
+    fine = np.linspace(-radius, radius, 8 * math.ceil(radius) + 1)
+    rows, columns = (grid.ravel() for grid in np.meshgrid(fine, fine))
+    return _spread(x, rows, columns, (np.hypot(rows, columns) <= radius).astype(float), "reflect")
 
 
 def _glass(x: Pixels, rng: np.random.Generator, scale: float, sigma: float, reach: float, rounds: float) -> Pixels:
+    """Pixels come from somewhere near, one after the other from the last: the released code means to exchange two, and
+    copies one."""
     x = _smooth(x, sigma * scale)
     height, width = x.shape[:2]
-    far = reach * scale
-    rows, columns = np.mgrid[:height, :width]
+    far = max(1, round(reach * scale))
+    here = (np.arange(height - far, far, -1)[:, None] * width + np.arange(width - far, far, -1)).ravel()
+    came = list(range(height * width))
     for _ in range(int(rounds)):
-        dy, dx = rng.uniform(-far, far, (2, height, width))
-        x = _sampled(x, rows + dy, columns + dx)
-    return _smooth(x, sigma * scale)
+        dy, dx = rng.integers(-far, far, (2, len(here)))
+        for to, of in zip(here.tolist(), (here + dy * width + dx).tolist(), strict=True):
+            came[to] = came[of]
+    return _smooth(x.reshape(-1, 3)[came].reshape(x.shape), sigma * scale)
 
 
-def _motion(x: Pixels, rng: np.random.Generator, scale: float, length: float) -> Pixels:
-    return _streaked(x, max(1.5, length * scale), rng.uniform(-45, 45))
+def _motion(x: Pixels, rng: np.random.Generator, scale: float, radius: float, sigma: float) -> Pixels:
+    return _streaked(x, radius * scale, sigma * scale, rng.uniform(-45, 45))
 
 
 def _zoom(x: Pixels, rng: np.random.Generator, scale: float, top: float, step: float) -> Pixels:
@@ -118,28 +145,36 @@ def _zoom(x: Pixels, rng: np.random.Generator, scale: float, top: float, step: f
     return total / (len(zooms) + 1)
 
 
-def _snow(x: Pixels, rng: np.random.Generator, scale: float, mean: float, std: float, zoom: float) -> Pixels:
-    height, width = x.shape[:2]
-    layer = np.repeat(rng.normal(mean, std, (height, width))[..., None], 3, 2)
-    layer = _magnified(np.clip(layer, 0, 1), 1 + (zoom - 1) * min(1.0, max(scale, 0.3)))
-    layer = np.where(layer < 0.5, 0, layer)
-    layer = _streaked(layer, max(1.5, 10 * scale), rng.uniform(-135, -45))
-    grey = np.maximum(x, x.mean(2, keepdims=True) * 1.5 + 0.5)
-    x = 0.8 * x + 0.2 * grey
-    return x + layer + np.rot90(layer, 2)
+def _snow(
+    x: Pixels,
+    rng: np.random.Generator,
+    scale: float,
+    mean: float,
+    std: float,
+    zoom: float,
+    least: float,
+    radius: float,
+    sigma: float,
+    own: float,
+) -> Pixels:
+    layer = rng.normal(mean, std, (*x.shape[:2], 1))
+    layer = _magnified(layer, 1 + (zoom - 1) * min(1.0, max(scale, 0.3)))  # flakes of small images are of a pixel or so
+    layer = np.clip(np.where(layer < least, 0, layer), 0, 1)
+    layer = _streaked(layer, radius * scale, sigma * scale, rng.uniform(-135, -45))
+    pale = np.maximum(x, (x @ GREY)[..., None] * 1.5 + 0.5)
+    return own * x + (1 - own) * pale + layer + np.rot90(layer, 2)
 
 
 def _frost(x: Pixels, rng: np.random.Generator, scale: float, own: float, frost: float) -> Pixels:
-    """Crystals are ridges of a rough random field, since the published photographs are not free to pass on."""
-    field = _field(rng, x.shape[0], x.shape[1], 1.2)
-    ridges = (1 - np.abs(2 * field - 1)) ** 3
-    tint = np.array([0.85, 0.95, 1.0])
-    return own * x + frost * ridges[..., None] * tint
+    """Crystals are ridges of a rough random field, as bright, contrasty and blue as the photographs are on average."""
+    ridges = 1 - np.abs(2 * _plasma(rng, x.shape[0], x.shape[1], 1.2) - 1)
+    layer = rng.uniform(0.35, 0.82) + 0.6 * (ridges - ridges.mean())
+    return own * x + frost * np.clip(layer[..., None] * np.array([0.88, 1.02, 1.10]), 0, 1)
 
 
 def _fog(x: Pixels, rng: np.random.Generator, scale: float, amount: float, roughness: float) -> Pixels:
     top = x.max()
-    field = _field(rng, x.shape[0], x.shape[1], roughness)
+    field = _plasma(rng, x.shape[0], x.shape[1], roughness)
     return np.asarray((x + amount * field[..., None]) * top / (top + amount))
 
 
@@ -154,16 +189,21 @@ def _contrast(x: Pixels, rng: np.random.Generator, scale: float, left: float) ->
     return (x - mean) * left + mean
 
 
-def _elastic(x: Pixels, rng: np.random.Generator, scale: float, shift: float, smooth: float) -> Pixels:
+def _elastic(x: Pixels, rng: np.random.Generator, scale: float, amount: float, sigma: float, reach: float) -> Pixels:
+    """Three corners of a square are moved, which makes an affine map; then every pixel is, smoothly."""
     height, width = x.shape[:2]
-    side = min(height, width)
-    moved = []
-    for _ in range(2):
-        field = _smooth(rng.uniform(-1, 1, (height, width, 1)), max(0.5, smooth * side))
-        field /= max(float(np.abs(field).max()), 1e-12)
-        moved.append(field[..., 0] * shift * side)
-    rows, columns = np.mgrid[:height, :width]
-    return _sampled(x, rows + moved[0], columns + moved[1])
+    middle, half = np.array([height // 2, width // 2]), min(height, width) // 3
+    corners = middle + half * np.array([[1, 1], [1, -1], [-1, -1]])
+    moved = corners + rng.uniform(-reach, reach, (3, 2)) * scale
+    affine = np.linalg.solve(np.column_stack([moved, np.ones(3)]), corners)  # from places after to places before
+    # Noise smoothed over sigma pixels is that much weaker: so the amount scales twice to move as much of the image.
+    shift = [
+        gaussian_filter(rng.uniform(-1, 1, (height, width)), sigma * scale, mode="reflect", truncate=3)
+        for _ in range(2)
+    ]
+    places = np.mgrid[:height, :width].astype(np.float64)
+    before = np.einsum("chw,cd->dhw", np.concatenate([places, np.ones((1, height, width))]), affine)
+    return _sampled(_sampled(x, before), places + amount * scale**2 * np.stack(shift))
 
 
 _MAKERS: dict[str, Callable[..., Pixels]] = {
@@ -192,30 +232,29 @@ def _coded(image: Image.Image, name: str, strength: float) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
-def _convolved(x: Pixels, kernel: NDArray[np.float64]) -> Pixels:
-    """Cross-correlation with an odd kernel, the border mirrored."""
-    ry, rx = kernel.shape[0] // 2, kernel.shape[1] // 2
-    padded = np.pad(x, ((ry, ry), (rx, rx), (0, 0)), "symmetric")
-    out = np.zeros_like(x)
-    for dy, dx in zip(*np.nonzero(kernel), strict=True):
-        out += kernel[dy, dx] * padded[dy : dy + x.shape[0], dx : dx + x.shape[1]]
-    return out
-
-
 def _smooth(x: Pixels, sigma: float) -> Pixels:
-    """A Gaussian blur, rows then columns."""
-    reach = max(1, math.ceil(3 * sigma))
-    line = np.exp(-0.5 * (np.arange(-reach, reach + 1) / max(sigma, 1e-3)) ** 2)
-    line /= line.sum()
-    return _convolved(_convolved(x, line[None]), line[:, None])
+    """A Gaussian blur."""
+    return np.asarray(gaussian_filter(x, (sigma, sigma, 0), mode="nearest"))
 
 
-def _streaked(x: Pixels, length: float, degrees: float) -> Pixels:
-    """Blurred along a line of ``length`` pixels."""
-    dy, dx = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
-    rows, columns = np.arange(x.shape[0]), np.arange(x.shape[1])
-    steps = np.linspace(-length / 2, length / 2, max(3, math.ceil(length) + 1))
-    return sum((_on_grid(x, rows + t * dy, columns + t * dx) for t in steps), np.zeros_like(x)) / len(steps)
+def _streaked(x: Pixels, radius: float, sigma: float, degrees: float) -> Pixels:
+    """Blurred to one side along a line of twice ``radius`` pixels, less with the distance."""
+    steps = np.linspace(0, 2 * radius, max(3, math.ceil(2 * radius) + 1))
+    rows, columns = (steps * f(math.radians(degrees)) for f in (math.sin, math.cos))
+    return _spread(x, rows, columns, np.exp(-0.5 * (steps / sigma) ** 2), "edge")
+
+
+def _spread(x: Pixels, rows: Places, columns: Places, weights: Places, border: Literal["edge", "reflect"]) -> Pixels:
+    """The weighted mean of what lies these fractions of pixels away; the border repeated or mirrored."""
+    reach = math.ceil(max(np.abs(rows).max(), np.abs(columns).max())) + 1
+    kernel = np.zeros((2 * reach + 1, 2 * reach + 1))
+    top, left = np.floor(rows).astype(int), np.floor(columns).astype(int)
+    for dy, along in ((0, 1 - (rows - top)), (1, rows - top)):
+        for dx, across in ((0, 1 - (columns - left)), (1, columns - left)):
+            np.add.at(kernel, (reach + top + dy, reach + left + dx), weights * along * across)
+    padded = np.pad(x, ((reach, reach), (reach, reach), (0, 0)), border)
+    kernel = kernel[::-1, ::-1, None] / kernel.sum()  # what lies beyond comes here: the convolution's other way round
+    return np.asarray(fftconvolve(padded, kernel, mode="valid", axes=(0, 1)))
 
 
 def _magnified(x: Pixels, zoom: float) -> Pixels:
@@ -225,8 +264,9 @@ def _magnified(x: Pixels, zoom: float) -> Pixels:
     return _on_grid(x, (rows - middle[0]) / zoom + middle[0], (columns - middle[1]) / zoom + middle[1])
 
 
-def _on_grid(x: Pixels, rows: NDArray[np.float64], columns: NDArray[np.float64]) -> Pixels:
-    """As :func:`_sampled` where every row of places has the same columns: first along one axis, then the other."""
+def _on_grid(x: Pixels, rows: Places, columns: Places) -> Pixels:
+    """Bilinear values where every row of places has the same columns: first along one axis, then along the other; the
+    border is repeated."""
     for axis, places in ((0, rows), (1, columns)):
         last = x.shape[axis] - 1
         places = np.clip(places, 0, last)
@@ -236,26 +276,30 @@ def _on_grid(x: Pixels, rows: NDArray[np.float64], columns: NDArray[np.float64])
     return x
 
 
-def _sampled(x: Pixels, rows: NDArray[np.float64], columns: NDArray[np.float64]) -> Pixels:
-    """Bilinear values at these places, the border repeated."""
-    height, width = x.shape[:2]
-    rows, columns = np.clip(rows, 0, height - 1), np.clip(columns, 0, width - 1)
-    r, c = np.floor(rows).astype(int), np.floor(columns).astype(int)
-    fr, fc = (rows - r)[..., None], (columns - c)[..., None]
-    r2, c2 = np.minimum(r + 1, height - 1), np.minimum(c + 1, width - 1)
-    return (x[r, c] * (1 - fc) + x[r, c2] * fc) * (1 - fr) + (x[r2, c] * (1 - fc) + x[r2, c2] * fc) * fr
+def _sampled(x: Pixels, places: Places) -> Pixels:
+    """Bilinear values at ``places`` [2, H, W]; beyond the border the image is mirrored."""
+    return np.stack([map_coordinates(x[..., c], places, order=1, mode="mirror") for c in range(x.shape[2])], 2)
 
 
-def _field(rng: np.random.Generator, height: int, width: int, roughness: float) -> NDArray[np.float64]:
-    """A plasma fractal [H, W] in [0, 1]: midpoint displacement whose steps shrink by ``roughness`` each halving."""
-    side = 2
-    field = rng.random((side, side))
-    step = 1.0
-    while side < max(height, width):
-        side *= 2
-        step /= roughness
-        grown = Image.fromarray(field.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR)
-        field = np.asarray(grown, dtype=np.float64) + step * rng.uniform(-0.5, 0.5, (side, side))
-    field = field[:height, :width]
+def _plasma(rng: np.random.Generator, height: int, width: int, decay: float) -> NDArray[np.float64]:
+    """A fractal [H, W] in [0, 1] by diamonds and squares on a torus; each halving divides the noise by ``decay``
+    twice."""
+    side = 1 << max(height - 1, width - 1, 1).bit_length()
+    field = np.zeros((side, side))
+    step, wobble = side, 1.0
+
+    def noisy(four: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(four / 4 + wobble * rng.uniform(-1, 1, four.shape))
+
+    while step >= 2:
+        half = step // 2
+        corners = field[::step, ::step]
+        rows = corners + np.roll(corners, -1, 0)
+        middles = noisy(rows + np.roll(rows, -1, 1))
+        field[half::step, half::step] = middles
+        # The edges' middles: of two corners along the edge, and of the middles of the squares beside it.
+        field[::step, half::step] = noisy(corners + np.roll(corners, -1, 1) + middles + np.roll(middles, 1, 0))
+        field[half::step, ::step] = noisy(corners + np.roll(corners, -1, 0) + middles + np.roll(middles, 1, 1))
+        step, wobble = half, wobble / decay**2
     low, high = field.min(), field.max()
-    return np.asarray((field - low) / max(high - low, 1e-12))
+    return np.asarray((field - low) / max(high - low, 1e-12))[:height, :width]
