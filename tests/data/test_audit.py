@@ -150,6 +150,18 @@ def test_stored_forms_are_told(make_images: MakeImages) -> None:
     assert (turned.width, turned.height, turned.orientation) == (70, 40, 8)
 
 
+def test_sizes_are_those_that_are_seen(tmp_path: Path) -> None:
+    """Least, median and most; an EXIF orientation from 5 on swaps the sides."""
+    for name, size, orientation in (("a/1", (70, 40), 8), ("a/2", (60, 50), 5), ("b/3", (90, 30), 4)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path = tmp_path / "photos" / f"{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scene(orientation).resize(size).save(path, exif=exif)
+    result, _ = audit(config(tmp_path / "photos"))
+    assert (result.width, result.height) == ((40, 50, 90), (30, 60, 70))
+
+
 def test_copies_across_classes_and_splits_come_first(make_images: MakeImages) -> None:
     root = make_images(*(f"{split}/{name}/{i}.png" for split in ("train", "val") for name in "ab" for i in range(3)))
     for number, path in enumerate(sorted(root.rglob("*.png"))):

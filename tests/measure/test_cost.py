@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,19 @@ def test_latency_is_of_every_batch_size_asked_for(tmp_path: Path) -> None:
 
 def test_throughput_follows_from_the_median() -> None:
     assert Latency(batch=32, median_ms=8.0, p10_ms=7.0, p90_ms=9.0, repeats=5).images_per_second == 4000.0
+
+
+def test_latency_is_in_milliseconds() -> None:
+    class Sleeper(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.01)
+            return x
+
+    begun = time.perf_counter()
+    found = measure_latency(Sleeper(1, 1), size=1, batch=1, repeats=4, warmup=0)
+    whole = 1000 * (time.perf_counter() - begun)
+    assert 10 <= found.p10_ms <= found.median_ms <= found.p90_ms
+    assert 4 * found.p10_ms <= whole
 
 
 def test_latency_needs_a_repeat() -> None:

@@ -79,6 +79,21 @@ def test_any_multipliers_give_a_bound() -> None:
     assert tighter > 0
 
 
+@pytest.mark.parametrize("classes", [None, 10])
+def test_what_the_bound_counts_is_what_structures_cost(classes: int | None) -> None:
+    """At all multipliers the slope, from the counts of a real structure, supports the bound, from formulas."""
+    problem, rng = replace(TINY, classes=classes), np.random.default_rng(1)
+    relaxation = Relaxation(problem)
+    centre, best = np.array([2.0, 2.0]), 400.0
+    root = relaxation.root((2.0, 2.0), best)
+    scale = best * np.array([1.0, 1.0, 1.0, 0.05, 0.05])
+    points = [scale * np.append(rng.uniform(0, 2, 3), rng.normal(size=2)) for _ in range(30)]
+    found = [relaxation._evaluate(root, point, centre)[:2] for point in points]
+    for (value, slope), at in zip(found, points, strict=True):
+        for (other, _), there in zip(found, points, strict=True):
+            assert other >= value + float(slope @ (there - at)) - 1e-6 * abs(value)
+
+
 def test_what_is_cut_off_is_not_better() -> None:
     """The intervals shrink, and every structure that scores more than ``beat`` stays inside them."""
     scores, genes = everything(TINY)

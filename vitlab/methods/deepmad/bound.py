@@ -219,6 +219,7 @@ class Relaxation:
         last = -self.alphas[-1] * scoring.factor * least * np.log(hi / outs)
         if problem.classes is not None:
             last -= GRID * outs * problem.classes * (per_param + per_flop)
+            total -= per_param * problem.classes  # the classifier's biases
         chain = Chain(float(total + conjugate), prices_of, nodes, [], [], last, depth, tangent, at, steepest)
         chain.levels.append(-per_param * 29 * c - per_flop * 30 * c * side * side)
         for j, (lo, hi) in enumerate(node.outs):
