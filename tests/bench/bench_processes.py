@@ -6,6 +6,9 @@ exchange of the gradients' bytes; what two processes need beyond it is ours, tor
 take from each other (memory's speed). Seconds lie between the records of a run, so that starting Python, validating
 and writing checkpoints are not in them; the lower quartile is told, as other programs only add to it. Every way is a
 process of its own, forked here: threads outlive no fork.
+
+Measured on two shared cores, milliseconds a step: one process with one thread 331, with two 195; two processes 180,
+with weights shared out (fsdp) 275; the floor 175, of which 3.8 are the exchange of 3.7 MB. Two processes need 1.03 of it.
 """
 
 from __future__ import annotations
