@@ -8,7 +8,8 @@ and writing checkpoints are not in them; the lower quartile is told, as other pr
 process of its own, forked here: threads outlive no fork.
 
 Measured on two shared cores, milliseconds a step: one process with one thread 331, with two 195; two processes 180,
-with weights shared out (fsdp) 275; the floor 175, of which 3.8 are the exchange of 3.7 MB. Two processes need 1.03 of it.
+with weights shared out (fsdp) 275; the floor 175, of which 3.8 are the exchange of 3.7 MB. Two processes need 1.03
+times the floor.
 """
 
 from __future__ import annotations
