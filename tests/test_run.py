@@ -235,7 +235,12 @@ from vitlab.run import Run
 
 run = Run.open(Path(sys.argv[1]), "tinyvit", "digits-tiny", {}, {"seed": 0})
 run.lock("first")
+ready, tell = os.pipe()
 child = os.fork() if sys.argv[2] == "fork" else 1
+if sys.argv[2] == "fork" and not child:
+    os.write(tell, b".")  # it runs: what happens in a new child has happened
+elif sys.argv[2] == "fork":
+    os.read(ready, 1)
 if child:
     print(os.getpid(), child, flush=True)
 time.sleep(600)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from vitlab.cli import main as vitlab
@@ -185,6 +186,7 @@ def conclusions(found: dict[str, list[Metrics]]) -> str:
     )
 
 
+@pytest.mark.slow
 def test_every_row_is_there(tmp_path: Path) -> None:
     short = ("debug.max_images=48", "debug.max_steps=2", "debug.max_slots=51", "recipe.batch_size=16")
     found = measure(tmp_path, (0,), (*short, "dataset.labels_per_class=null"), ("teacher.recipe.batch_size=16",))
