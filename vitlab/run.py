@@ -30,6 +30,7 @@ from pathlib import Path
 from vitlab.environment import now
 from vitlab.errors import UserError
 from vitlab.files import atomic_write, read_json, write_json
+from vitlab.locks import give_up, take
 from vitlab.recorder import Recorder, append_line, drop_half_line
 
 FORMAT = 1
@@ -177,8 +178,7 @@ class Run:
     def release(self) -> None:
         """Give the folder up before the process ends (it is given up then in any case)."""
         if self._lock is not None:
-            _HELD.discard(self._lock)
-            os.close(self._lock)
+            give_up(self._lock)
             self._lock = None
 
     def forget_if_empty(self, beside: Path | None = None) -> None:
@@ -292,20 +292,6 @@ def sweep(folder: Path) -> int:
     return len(stale)
 
 
-# Descriptors of the locks of this process. A forked child (a loader worker) shares the lock through its copy and
-# would keep it for as long as it outlives a killed parent, so it closes the copy first thing.
-_HELD: set[int] = set()
-
-
-def _forget_locks() -> None:
-    for descriptor in _HELD:
-        os.close(descriptor)
-    _HELD.clear()
-
-
-os.register_at_fork(after_in_child=_forget_locks)
-
-
 @contextlib.contextmanager
 def own(folder: Path, cure: str) -> Iterator[None]:
     """Own a folder that several commands may write into, for as long as the block lasts.
@@ -318,8 +304,7 @@ def own(folder: Path, cure: str) -> Iterator[None]:
     try:
         yield
     finally:
-        _HELD.discard(descriptor)
-        os.close(descriptor)
+        give_up(descriptor)
 
 
 def is_locked(folder: Path) -> bool:
@@ -342,7 +327,7 @@ def _acquire(
 ) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        take(descriptor)
     except OSError as error:
         owner = os.read(descriptor, 4096).decode(errors="replace")
         os.close(descriptor)
@@ -354,7 +339,6 @@ def _acquire(
             f"{folder} is being worked on by {owner.strip() or 'a process that has just started'}.",
             cure,
         ) from None
-    _HELD.add(descriptor)
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {now()}\n".encode())
     return descriptor

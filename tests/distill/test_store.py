@@ -6,6 +6,7 @@ import dataclasses
 import json
 import multiprocessing
 import multiprocessing.context
+import os
 import signal
 import time
 from pathlib import Path
@@ -223,6 +224,35 @@ def test_one_id_one_process(tmp_path: Path) -> None:
         store.writer(0, 0)
     with store.writer(0, 0):  # free again
         pass
+
+
+def test_what_a_killed_writer_forked_does_not_hold_its_slot(tmp_path: Path) -> None:
+    """A loader's process outlives a killed parent for some seconds; the same command may start at once."""
+    store = TargetStore.create(tmp_path, make_spec(), make_keys(40))
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+
+    def hold() -> None:
+        writer = store.writer(0, 0)  # noqa: F841  (held until the process is killed)
+        if (child := os.fork()) == 0:
+            theirs.send(os.getpid())  # it runs
+            time.sleep(600)
+        time.sleep(600)
+        os.kill(child, signal.SIGKILL)
+
+    holder = context.Process(target=hold)
+    holder.start()
+    child = ours.recv()
+    try:
+        with pytest.raises(UserError, match="another process"):
+            store.writer(0, 0)
+        holder.kill()
+        holder.join()
+        with store.writer(0, 0):
+            pass
+    finally:
+        holder.kill()
+        os.kill(child, signal.SIGKILL)
 
 
 def test_an_exception_loses_nothing(tmp_path: Path) -> None:
