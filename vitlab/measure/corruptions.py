@@ -8,6 +8,9 @@ seed for each image, so that every model meets the same pixels.
 Frost is drawn, since the photographs are not free to pass on, and values are rounded, not cut off. The published
 files were JPEGs besides, made with libraries of their day: numbers compare between models measured here, not with
 those of the files.
+
+Scipy is imported where something is corrupted: every table of results imports this module, and would take a second
+more.
 """
 
 from __future__ import annotations
@@ -20,8 +23,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.ndimage import gaussian_filter, map_coordinates
-from scipy.signal import fftconvolve
 
 from vitlab.measure.kinds import CORRUPTIONS, SEVERITIES
 
@@ -191,6 +192,8 @@ def _contrast(x: Pixels, rng: np.random.Generator, scale: float, left: float) ->
 
 def _elastic(x: Pixels, rng: np.random.Generator, scale: float, amount: float, sigma: float, reach: float) -> Pixels:
     """Three corners of a square are moved, which makes an affine map; then every pixel is, smoothly."""
+    from scipy.ndimage import gaussian_filter
+
     height, width = x.shape[:2]
     middle, half = np.array([height // 2, width // 2]), min(height, width) // 3
     corners = middle + half * np.array([[1, 1], [1, -1], [-1, -1]])
@@ -234,6 +237,8 @@ def _coded(image: Image.Image, name: str, strength: float) -> Image.Image:
 
 def _smooth(x: Pixels, sigma: float) -> Pixels:
     """A Gaussian blur."""
+    from scipy.ndimage import gaussian_filter
+
     return np.asarray(gaussian_filter(x, (sigma, sigma, 0), mode="nearest"))
 
 
@@ -246,6 +251,8 @@ def _streaked(x: Pixels, radius: float, sigma: float, degrees: float) -> Pixels:
 
 def _spread(x: Pixels, rows: Places, columns: Places, weights: Places, border: Literal["edge", "reflect"]) -> Pixels:
     """The weighted mean of what lies these fractions of pixels away; the border repeated or mirrored."""
+    from scipy.signal import fftconvolve
+
     reach = math.ceil(max(np.abs(rows).max(), np.abs(columns).max())) + 1
     kernel = np.zeros((2 * reach + 1, 2 * reach + 1))
     top, left = np.floor(rows).astype(int), np.floor(columns).astype(int)
@@ -278,6 +285,8 @@ def _on_grid(x: Pixels, rows: Places, columns: Places) -> Pixels:
 
 def _sampled(x: Pixels, places: Places) -> Pixels:
     """Bilinear values at ``places`` [2, H, W]; beyond the border the image is mirrored."""
+    from scipy.ndimage import map_coordinates
+
     return np.stack([map_coordinates(x[..., c], places, order=1, mode="mirror") for c in range(x.shape[2])], 2)
 
 
