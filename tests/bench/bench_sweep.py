@@ -1,4 +1,8 @@
-"""What a sweep adds to its jobs: so many jobs of a grid, one after the other, against the same commands typed."""
+"""What a sweep adds to its jobs: so many jobs of a grid, one after the other, against the same commands typed.
+
+Measured three times on two shared cores: 1.09, 1.20 and 0.86 of the time typed, so less than the machine's own
+unrest; the sweep again, with nothing to do, takes 1.6 s.
+"""
 
 from __future__ import annotations
 
