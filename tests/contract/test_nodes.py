@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.contract.story import the_run
-from tests.contract.test_processes import WORDS, alone, until_trained
+from tests.contract.test_processes import WORDS, alone, until_trained, worker
 from vitlab.compose import load
 from vitlab.errors import UserError
 from vitlab.nodes import Place, place
@@ -45,8 +45,11 @@ def test_two_machines_are_one_process_and_a_lost_one_is_told(tmp_path: Path) -> 
     port = free_port()
     first, second = (begin(tmp_path / "two", number, port, "method=supervised") for number in range(2))
     until_trained(first, tmp_path / "two", 30)
-    os.killpg(second.pid, signal.SIGSTOP)  # a machine without power: silent, its connections open
+    theirs = worker(1, the_run(tmp_path / "two"))  # in a session of its own
+    os.kill(theirs, signal.SIGSTOP)  # a machine without power: silent, its connections open
+    os.killpg(second.pid, signal.SIGSTOP)
     said = first.communicate(timeout=120)[0]
+    os.kill(theirs, signal.SIGKILL)
     os.killpg(second.pid, signal.SIGKILL)
     second.communicate()
     assert first.returncode == 1, said
