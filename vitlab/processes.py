@@ -100,6 +100,8 @@ def work_together(
             while launch.is_alive():
                 launch.join(0.1)
                 lost = talk is not None and talk.trouble is not None
+                if lost and (run.folder / "finished.json").exists():
+                    break  # torch's launcher would wait for the lost one's for minutes, and there is nothing left to do
                 asked = 2 if lost else min(len(heard.times), 2)
                 if asked > passed:
                     passed, waiting = asked, set(ranks)

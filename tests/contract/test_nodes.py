@@ -67,6 +67,21 @@ def test_two_machines_are_one_process_and_a_lost_one_is_told(tmp_path: Path) -> 
         torch.testing.assert_close(parts[name], whole[name], rtol=0, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
+def test_a_machine_that_is_lost_when_all_is_done_keeps_nobody_waiting(tmp_path: Path) -> None:
+    port = free_port()
+    first, second = (begin(tmp_path / "two", number, port, "method=supervised") for number in range(2))
+    until_trained(first, tmp_path / "two", 30)
+    os.killpg(second.pid, signal.SIGSTOP)  # the command alone: its worker, in a session of its own, does its part
+    said = first.communicate(timeout=100)[0]  # torch's launcher would wait for 300 seconds
+    os.killpg(second.pid, signal.SIGKILL)
+    second.communicate()
+    if first.returncode == 0:  # else the silence was noticed before the end, which the test above is about
+        assert (the_run(tmp_path / "two") / "finished.json").exists(), said
+    else:
+        assert "is not heard of any more" in said
+
+
 def test_where_a_machine_stands_is_in_the_environment() -> None:
     config = load(["method=supervised", "trainer.num_nodes=2", "hardware=cpu"]).config
     there = {"MASTER_ADDR": "a.b", "MASTER_PORT": "29500"}
