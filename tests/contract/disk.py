@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.story import before
+
 NEWNS, NEWUSER = 0x00020000, 0x10000000
 NOT_HERE = 77
 
@@ -67,19 +69,15 @@ def _mount(folder: Path, megabytes: int) -> None:
 def full_at(disk: Path, owner: object, name: str, when: Callable[..., bool], left: int = 0) -> Iterator[None]:
     """Fill ``disk`` but for ``left`` bytes when ``owner.name`` is about to be called with arguments that ``when``
     likes; there is room again after the block."""
-    original = getattr(owner, name)
     ballast = disk / "ballast"
 
-    def wrapped(*args: object, **kwargs: object) -> object:
-        if not ballast.exists() and when(*args, **kwargs):
-            free = os.statvfs(disk)
-            ballast.write_bytes(bytes(free.f_bavail * free.f_bsize - left))
-        return original(*args, **kwargs)
+    def fill() -> None:
+        free = os.statvfs(disk)
+        ballast.write_bytes(bytes(free.f_bavail * free.f_bsize - left))
 
-    setattr(owner, name, wrapped)
     try:
-        yield
+        with before(owner, name, when, fill):
+            yield
     finally:
-        setattr(owner, name, original)
         assert ballast.exists(), "the disk was not filled"
         ballast.unlink()

@@ -60,16 +60,16 @@ def tell_and_kill(output: Path, *words: str) -> None:
 
 
 @contextlib.contextmanager
-def at(owner: object, name: str, when: Callable[..., bool], number: signal.Signals) -> Iterator[None]:
-    """Send ``number`` to this process when ``owner.name`` is about to be called with arguments that ``when`` likes."""
+def before(owner: object, name: str, when: Callable[..., bool], do: Callable[[], None]) -> Iterator[None]:
+    """``do`` once, when ``owner.name`` is about to be called with arguments that ``when`` likes."""
     original = getattr(owner, name)
-    sent = False
+    done = False
 
     def wrapped(*args: object, **kwargs: object) -> object:
-        nonlocal sent
-        if not sent and when(*args, **kwargs):
-            sent = True
-            os.kill(os.getpid(), number)
+        nonlocal done
+        if not done and when(*args, **kwargs):
+            done = True
+            do()
         return original(*args, **kwargs)
 
     setattr(owner, name, wrapped)
@@ -77,6 +77,13 @@ def at(owner: object, name: str, when: Callable[..., bool], number: signal.Signa
         yield
     finally:
         setattr(owner, name, original)
+
+
+def at(
+    owner: object, name: str, when: Callable[..., bool], number: signal.Signals
+) -> contextlib.AbstractContextManager[None]:
+    """Send ``number`` to this process when ``owner.name`` is about to be called with arguments that ``when`` likes."""
+    return before(owner, name, when, lambda: os.kill(os.getpid(), number))
 
 
 def the_run(output: Path) -> Path:
