@@ -13,7 +13,6 @@ import torch.distributed as dist
 
 from vitlab.closing import close
 from vitlab.config import Config
-from vitlab.data.loader import loader_ended
 from vitlab.errors import UserError
 from vitlab.methods.base import Context, Method, Stage, find_method
 from vitlab.recorder import Recorder
@@ -106,10 +105,6 @@ def tell(method: Method, stage: Stage, context: Context) -> dict[str, object]:
             f"Stage {stage.name} ran out of GPU memory: {str(error).splitlines()[0]}",
             "Raise recipe.accumulate (the global batch and the results stay the same), or lower recipe.batch_size.",
         ) from error
-    except RuntimeError as error:
-        if (ended := loader_ended(error)) is None:
-            raise
-        raise ended from error
 
 
 def rehearse(folder: Path, config: Config) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from typing import Any, cast
 
 import torch
@@ -38,43 +38,34 @@ class Loader(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names its private iterator class
         try:
-            with _sigterm_waits():  # what a fork starts in a new process, telemetry's threads say, inherits the mask
+            # What a fork starts in a new process, telemetry's threads say, inherits the mask.
+            with _sigterm_waits(), _deaths_wait():
                 batches = super().__iter__()
             for batch in batches:
                 if isinstance(batch, UserError):
                     raise batch
                 yield batch
         except (RuntimeError, EOFError, OSError) as error:
-            if (ended := loader_ended(error) or self._process_gone()) is None:
+            if (gone := self._process_gone()) is None:
                 raise
-            raise ended from error
+            raise gone from error
 
     def _process_gone(self) -> UserError | None:
-        """The answer where a loader process died while it was handing a batch over: torch then says nothing of it."""
-        for process in getattr(self._iterator, "_workers", []):
-            process.join(timeout=0.5)
-            if not process.is_alive():
-                return _told(str(process.pid), "Killed" if process.exitcode == -signal.SIGKILL else None)
-        return None
-
-
-_ENDED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(?: is killed by signal: (\w[\w ]*))?")
-"""What torch says of a loader process that is gone."""
-
-
-def loader_ended(error: Exception) -> UserError | None:
-    """The answer where ``error`` is torch's word of a loader process that is gone; it may come at any place."""
-    if (found := _ENDED.search(str(error))) is None:
-        return None
-    return _told(found[1], found[2])
-
-
-def _told(processes: str, by: str | None) -> UserError:
-    how = f"was ended from outside ({by})" if by else "ended without a word"
-    return UserError(
-        f"A loader process ({processes}) {how}, most often for want of memory.",
-        "The same command continues from the last checkpoint; hardware.workers=1 (or 0) needs less.",
-    )
+        """The answer where a loader process is gone; torch may fail at the batch that it was handing over before that
+        is known."""
+        processes = getattr(self._iterator, "_workers", [])
+        if not processes:
+            return None
+        gone = wait([process.sentinel for process in processes], timeout=2)
+        ended = [process for process in processes if process.sentinel in gone]
+        if not ended:
+            return None
+        ended[0].join(timeout=5)  # a sentinel is ready a moment before the exit code is
+        how = "was ended from outside" if ended[0].exitcode == -signal.SIGKILL else "ended without a word"
+        return UserError(
+            f"A loader process ({ended[0].pid}) {how}, most often for want of memory.",
+            "The same command continues from the last checkpoint; hardware.workers=1 (or 0) needs less.",
+        )
 
 
 class _Courier(Dataset[Batch]):
@@ -92,6 +83,20 @@ class _Courier(Dataset[Batch]):
 
 def _as_is(batch: Any) -> Any:
     return batch
+
+
+@contextmanager
+def _deaths_wait() -> Iterator[None]:
+    """Keep torch from handling SIGCHLD: its handler raises wherever the main process is, in a writer or in the midst of
+    answering the first death. The loader asks after its processes anyway, after 5 s without a batch."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
 
 
 @contextmanager

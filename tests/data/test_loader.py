@@ -1,0 +1,74 @@
+"""The loader whose processes die: told once, where the next batch is fetched, and nowhere else."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from vitlab.data.batch import Batch
+from vitlab.data.loader import Loader
+from vitlab.errors import UserError
+
+
+class Numbers(Dataset[Batch]):
+    """Batches of their own indices; index 13 cannot be read, index 14 is a mistake of ours."""
+
+    def __getitems__(self, items: list[int]) -> Batch:
+        if 13 in items:
+            raise UserError("Image 13 is damaged.", "Remove it.")
+        if 14 in items:
+            raise ValueError("fourteen")
+        index = torch.tensor(items)
+        return Batch(torch.zeros(len(items), 1, 2, 2), index, index, index)
+
+
+def loader(workers: int, batches: int = 40) -> Loader:
+    return Loader(Numbers(), [[100 + number] for number in range(batches)], workers)
+
+
+def shoot(children: list[multiprocessing.process.BaseProcess], number: signal.Signals) -> None:
+    for child in children:
+        os.kill(child.pid or 0, number)
+    for child in children:
+        child.join(10)
+        time.sleep(0.05)
+
+
+KILLED, ENDED = (signal.SIGKILL, "ended from outside"), (signal.SIGUSR1, "without a word")
+
+
+@pytest.mark.parametrize(("number", "how"), [KILLED, ENDED])
+def test_death_is_told_at_the_next_batch_and_nowhere_else(number: signal.Signals, how: str) -> None:
+    """Also where two loaders lose their processes, one after the other: torch raises at each death, wherever it is."""
+    before = signal.getsignal(signal.SIGCHLD)
+    several = [loader(2), loader(1)]
+    running: list[Iterator[Batch]] = [iter(each) for each in several]
+    for batches in running:
+        next(batches)
+    children = [child for each in several for child in each._iterator._workers]  # type: ignore[union-attr]
+    shoot(children[:1], number)  # nothing is raised here
+    with pytest.raises(UserError, match=rf"A loader process \(\d+\) .*{how}.* memory") as told:
+        try:
+            for _ in running[0]:
+                pass
+        finally:
+            shoot(children[1:], number)  # nor here, in the midst of the answer
+    assert "the last checkpoint" in str(told.value)
+    with pytest.raises(UserError, match="A loader process"):
+        list(running[1])
+    assert signal.getsignal(signal.SIGCHLD) == before
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_mistakes_of_others_stay_what_they_are(workers: int) -> None:
+    for number, raised in ((13, UserError), (14, ValueError)):
+        with pytest.raises(raised) as told:
+            list(Loader(Numbers(), [[12], [number]], workers))
+        assert "loader process" not in str(told.value)
