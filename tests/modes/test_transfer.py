@@ -160,3 +160,17 @@ def test_the_papers_set_ups_run(name: str, run: Path, tmp_path: Path) -> None:
     meta = json.loads(student.read_text())
     assert meta["origin"] == str(run) and len(meta["classes"]) == SETS[name]
     assert (student.parents[1] / "finished.json").is_file()
+
+
+@pytest.mark.slow
+def test_all_transfers_of_a_run_in_one_sweep(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SETS:
+        small_set(name, tmp_path / "data")
+    monkeypatch.setenv("VITLAB_DATA", str(tmp_path / "data"))
+    words: tuple[str, ...] = ("-m", f"experiment={','.join(f'transfer_{name}' for name in SETS)}")
+    words += (f"model.checkpoint={run}", "model=tiny_vit_digits", "dataset.size=32", "debug=smoke")
+    assert ask(tmp_path, *words, "recipe.batch_size=20", "export=none", "evaluation=quick") == 0
+    (comparison,) = tmp_path.glob("sweeps/*/comparison.md")
+    assert all(f"transfer_{name} | finished" in comparison.read_text() for name in SETS)
+    started_from = [json.loads(path.read_text())["origin"] for path in tmp_path.glob("supervised/*/train/model.json")]
+    assert started_from == [str(run)] * 3
