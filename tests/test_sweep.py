@@ -108,6 +108,18 @@ def test_mean_and_spread_over_seeds(tmp_path: Path) -> None:
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_published_number_stands_beside_what_was_measured(tmp_path: Path) -> None:
+    """As where a sweep is over experiments; runs without a published row leave it open."""
+    jobs = [measured(tmp_path, number, lr, "0", 0.8) for number, lr in enumerate(("0.1", "0.2"), 1)]
+    report = json.loads((jobs[0].run / "report.json").read_text())
+    report["paper_rows"] = [{"name": "ours", "source": "Table 5", "metrics": {"top1": 0.791}}]
+    (jobs[0].run / "report.json").write_text(json.dumps(report))
+    write_comparison(tmp_path, jobs, "python -m vitlab -m experiment=a,b")
+    page = (tmp_path / "comparison.md").read_text()
+    assert "| Top-1 % | Paper's top-1 % |" in page
+    assert "| finished | 80.00 | 79.1 |" in page and "| finished | 80.00 | – |" in page
+
+
 def test_every_model_over_seeds(tmp_path: Path) -> None:
     """Who wins is said from paired differences: always two points ahead is a win, a level score none."""
     jobs = [measured(tmp_path, number, "0.1", str(number), top1) for number, top1 in enumerate((0.97, 0.971, 0.969))]

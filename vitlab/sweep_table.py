@@ -16,6 +16,7 @@ from vitlab.sweep_models import over_seeds
 
 SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("top1", "Top-1 %", lambda value: f"{100 * value:.2f}"),
+    ("paper_top1", "Paper's top-1 %", lambda value: f"{100 * value:.1f}"),
     ("nll", "NLL", lambda value: f"{value:.3f}"),
     ("ece", "ECE %", lambda value: f"{100 * value:.2f}"),
     ("params", "Params", lambda value: f"{value:,.0f}"),
@@ -50,7 +51,7 @@ class Group:
 
 
 def results(job: Job) -> dict[str, float]:
-    """What the method's result measured in a finished run; {} where there is none."""
+    """What the method's result measured in a finished run, and what its paper says of it; {} where there is none."""
     path = job.run / "report.json"
     if job.state != "finished" or not path.exists():
         return {}
@@ -60,6 +61,8 @@ def results(job: Job) -> dict[str, float]:
         return {}
     found = {**row["metrics"], **{name: row["cost"].get(name) for name in ("params", "macs", "bytes")}}
     found |= {f"latency_ms_{one['batch']}": one["median_ms"] for one in row["cost"].get("latency", [])}
+    for published in data.get("paper_rows", []):
+        found["paper_top1"] = published["metrics"].get("top1")
     return {
         name: float(value)
         for name, value in found.items()

@@ -84,7 +84,7 @@ def worker(rank: int, run: Path) -> int:
 
 def stop(process: subprocess.Popen[str], run: Path) -> None:
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=120)[0]
+    said = process.communicate(timeout=300)[0]
     assert process.returncode == 130, said
     assert "everything is saved" in said and "Traceback" not in said
 
@@ -92,7 +92,7 @@ def stop(process: subprocess.Popen[str], run: Path) -> None:
 def kill_one(process: subprocess.Popen[str], run: Path) -> None:
     other = worker(0, run)
     os.kill(worker(1, run), signal.SIGKILL)
-    said = process.communicate(timeout=120)[0]
+    said = process.communicate(timeout=300)[0]
     assert process.returncode == 1, said
     assert "Process 2 of 2 was ended by SIGKILL" in said and "Traceback" not in said
     assert not Path(f"/proc/{other}").exists(), "the other process was left behind"
@@ -174,7 +174,7 @@ def test_an_error_in_one_process_is_told_once_and_the_run_continues(tmp_path: Pa
 
     def end(env: dict[str, str] | None = None) -> tuple[int, str]:
         process = begin(tmp_path / "runs", *words, env=env)
-        said = process.communicate(timeout=120)[0]
+        said = process.communicate(timeout=300)[0]
         return process.returncode, " ".join(said.split())
 
     code, said = end(os.environ | {"PYTHONPATH": f"{tmp_path / 'fault'}:{os.environ.get('PYTHONPATH', '')}"})
