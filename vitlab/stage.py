@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from vitlab.config import Config, ModelConfig, RecipeConfig
 
 if TYPE_CHECKING:
-    from vitlab.recorder import Recorder
+    from vitlab.run.recorder import Recorder
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from vitlab.data.dataset import TrainViews
-from vitlab.data.images import Files
+from vitlab.data.decode import Files
 from vitlab.distill.draw import Augmentation
 from vitlab.distill.views import View
 

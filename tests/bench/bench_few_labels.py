@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from vitlab.cli import main as vitlab
+from vitlab.cli.main import main as vitlab
 from vitlab.files import read_json
 
 SEEDS = (0, 1, 2)

@@ -19,13 +19,13 @@ from pathlib import Path
 
 import torch
 
-from vitlab.compose import load
+from vitlab.compose.load import load
 from vitlab.data.batch import Batch
 from vitlab.methods.base import find_method
 from vitlab.models.build import build_model
-from vitlab.recorder import Recorder, read_rows
-from vitlab.run import Run
-from vitlab.training.assemble import make_optimizer
+from vitlab.run.recorder import Recorder, read_rows
+from vitlab.run.run import Run
+from vitlab.training.build import make_optimizer
 from vitlab.training.loggers import copied
 from vitlab.training.objectives import label_cross_entropy
 

@@ -31,7 +31,7 @@ import torch.distributed as dist
 from tests.contract.story import tell, the_run
 from tests.contract.together import tell_together
 from vitlab.files import read_json, write_json
-from vitlab.recorder import read_rows
+from vitlab.run.recorder import read_rows
 
 STEPS, BATCH = 14, 64
 WORDS = (

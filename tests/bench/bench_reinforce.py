@@ -35,7 +35,7 @@ from PIL import Image
 
 from tests.bench import bench_epoch
 from vitlab.data.dataset import TrainViews
-from vitlab.data.images import Files
+from vitlab.data.decode import Files
 from vitlab.data.reinforced import ReinforcedViews
 from vitlab.data.sources import fingerprint
 from vitlab.distill.draw import Augmentation

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import torch
 
-from vitlab.cli import main as vitlab
-from vitlab.compose import load as compose
+from vitlab.cli.main import main as vitlab
+from vitlab.compose.load import load as compose
 from vitlab.data.build import open_splits
 from vitlab.distill.views import EvalView
 from vitlab.files import read_json

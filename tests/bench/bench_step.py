@@ -17,8 +17,8 @@ from torch import nn
 
 from vitlab.config import AugmentationConfig, Config, DatasetConfig, LoggerConfig, RecipeConfig, TrainerConfig
 from vitlab.data.batch import Batch
-from vitlab.recorder import Recorder
-from vitlab.training.assemble import make_optimizer
+from vitlab.run.recorder import Recorder
+from vitlab.training.build import make_optimizer
 from vitlab.training.fit import fit
 from vitlab.training.learner import Learner
 from vitlab.training.objectives import label_cross_entropy

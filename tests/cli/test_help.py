@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 
 from vitlab import config
-from vitlab.cli import main
-from vitlab.compose import load
-from vitlab.compose_checks import EMBEDDED
-from vitlab.help import GROUPS, MODES, choices, conf_dir, head, page
+from vitlab.cli.help import GROUPS, MODES, choices, conf_dir, head, page
+from vitlab.cli.main import main
+from vitlab.compose.load import load
+from vitlab.compose.schema import ANSWERS, ELSEWHERE, fields, find
+from vitlab.compose.validate import EMBEDDED
 from vitlab.methods.base import find_method, method_names
-from vitlab.schema import ANSWERS, ELSEWHERE, fields, find
-from vitlab.sweep import expand
+from vitlab.sweep.grid import expand
 
 PROBE = """
 import json, resource, sys
-from vitlab.cli import main
+from vitlab.cli.main import main
 code = main(sys.argv[1:])
 used = resource.getrusage(resource.RUSAGE_SELF)
 heavy = sorted(set(sys.modules) & {"torch", "numpy", "lightning", "timm", "hydra", "omegaconf"})

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from vitlab.cli import main
+from vitlab.cli.main import main
 from vitlab.training import interrupt
 
 SMALL = (

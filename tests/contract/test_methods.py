@@ -13,15 +13,15 @@ import torch
 
 import vitlab
 from tests.contract.story import assert_same, at, content, tell, tell_and_kill, the_run
-from vitlab.compose import load
+from vitlab.cli.help import conf_dir
+from vitlab.compose.load import load
 from vitlab.data.build import open_splits
 from vitlab.distill.store_writer import SlotWriter
 from vitlab.distill.views import EvalView
-from vitlab.help import conf_dir
 from vitlab.methods.base import Stage, find_method, method_names
 from vitlab.models.artifact import ModelMeta
-from vitlab.recorder import read_rows
-from vitlab.training import bookkeeper
+from vitlab.run.recorder import read_rows
+from vitlab.training.callbacks import record_and_checkpoint
 from vitlab.training.learner import Learner
 
 METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
@@ -132,7 +132,7 @@ def test_killed_anywhere_continues_bit_for_bit(method: str, uninterrupted: Path,
     calls = itertools.count()
     tell_killed = [
         (Learner, "after_step", lambda learner: learner.step + 1 == 8),
-        (bookkeeper, "save_checkpoint", lambda *_: next(calls) == 1),
+        (record_and_checkpoint, "save_checkpoint", lambda *_: next(calls) == 1),
     ]
     if any(stage.makes == "store" for stage in every_stage(method)):
         writes = itertools.count()

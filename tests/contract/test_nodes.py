@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from tests.contract.story import the_run
 from tests.contract.test_processes import WORDS, alone, until_trained, worker
-from vitlab.compose import load
+from vitlab.compose.load import load
 from vitlab.errors import UserError
-from vitlab.nodes import Place, place
+from vitlab.launch.rendezvous import Place, place
 
 
 def begin(output: Path, number: int, port: int, *words: str) -> subprocess.Popen[str]:

@@ -21,8 +21,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.contract.story import SMALL, the_run
-from vitlab.cli import main
-from vitlab.recorder import Row, read_rows
+from vitlab.cli.main import main
+from vitlab.run.recorder import Row, read_rows
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 
@@ -77,7 +77,7 @@ def worker(rank: int, run: Path) -> int:
             environment = (folder / "environ").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"vitlab.worker" in words and str(run).encode() in words and f"RANK={rank}".encode() in environment:
+        if b"vitlab.launch.worker" in words and str(run).encode() in words and f"RANK={rank}".encode() in environment:
             return int(folder.name)
     raise AssertionError(f"no process of rank {rank}")
 

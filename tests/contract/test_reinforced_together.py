@@ -20,7 +20,7 @@ from tests.contract.story import tell, the_run
 from tests.contract.together import tell_together
 from vitlab.distill import store_writer
 from vitlab.distill.store import TargetStore
-from vitlab.training import label
+from vitlab.training import label_views
 
 pytestmark = pytest.mark.slow
 
@@ -103,8 +103,8 @@ def test_any_number_of_processes(
 
 # Of two processes each writes 40 blocks of four views in the first wave, then 20 of four in the second.
 DEATHS = {
-    "one of two, first wave": (die_at(label, "_write", 50, (1,)), 2, 4),
-    "all of four, second wave": (die_at(label, "_write", 90, (0, 1, 2, 3)), 4, 2),
+    "one of two, first wave": (die_at(label_views, "_write", 50, (1,)), 2, 4),
+    "all of four, second wave": (die_at(label_views, "_write", 90, (0, 1, 2, 3)), 4, 2),
     "the first of two, while it seals": (die_at(store_writer, "write_json", 2, (0,)), 2, 1),
 }
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.contract.story import assert_same, tell, the_run
-from vitlab.compose import load
+from vitlab.compose.load import load
 from vitlab.errors import UserError
-from vitlab.slurm import parameters
+from vitlab.launch.slurm import parameters
 
 STEPS = "debug.max_steps=150"  # long enough to be warned in mid-training
 WORDS = ("method=supervised", "export=none", "evaluation=quick", "recipe.validate_every=100st", STEPS)

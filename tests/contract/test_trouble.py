@@ -24,8 +24,8 @@ from tests.contract.disk import full_at, on_a_small_disk
 from tests.contract.story import assert_same, at, tell, the_run
 from vitlab.data.batch import Batch
 from vitlab.distill.store_writer import SlotWriter
-from vitlab.recorder import Recorder, read_rows
-from vitlab.training.bookkeeper import Bookkeeper
+from vitlab.run.recorder import Recorder, read_rows
+from vitlab.training.callbacks.record_and_checkpoint import Bookkeeper
 from vitlab.training.learner import Learner
 
 PLAIN = ("method=supervised", "export=none", "evaluation=quick")

@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 
 from tests.contract.story import small
-from vitlab.compose import load
-from vitlab.environment import environment
+from vitlab.compose.load import load
 from vitlab.errors import Interrupted, UserError
-from vitlab.launch import find_run
+from vitlab.launch.stages import work_in_turn
+from vitlab.launch.start import find_run
+from vitlab.run.environment import environment
 from vitlab.training import interrupt
-from vitlab.work import work_in_turn
 
 PATIENCE = 300
 """Seconds that a story in two processes may take."""

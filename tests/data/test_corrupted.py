@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.data.conftest import MakeImages
 from vitlab.data.corrupted import STRIDE, CorruptedViews, image_seed
-from vitlab.data.images import Files
+from vitlab.data.decode import Files
 from vitlab.data.loader import Loader
 from vitlab.data.sources import Subset
 from vitlab.distill.views import EvalView

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from tests.data.conftest import MakeImages
-from vitlab.data.images import Files
+from vitlab.data.decode import Files
 from vitlab.data.shifted import SETS, find_corrupted, find_set, wordnet_ids
 from vitlab.data.sources import labels_of
 from vitlab.errors import UserError
-from vitlab.measure.kinds import SHIFTED
+from vitlab.measure.robustness_names import SHIFTED
 
 TENCH, GOLDFISH, SHARK = wordnet_ids()[:3]
 

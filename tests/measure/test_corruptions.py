@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from vitlab.measure.corruptions import STRENGTHS, corrupt, mean_corruption_error
-from vitlab.measure.kinds import CORRUPTIONS, SEVERITIES
+from vitlab.measure.robustness_names import CORRUPTIONS, SEVERITIES
 
 STOCHASTIC = {
     *("gaussian_noise", "shot_noise", "impulse_noise", "glass_blur", "motion_blur", "snow", "frost", "fog"),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitlab.measure.cost import Cost, Latency, count_macs, count_params, measure_cost, measure_latency
-from vitlab.models.mode import evaluating
+from vitlab.models.eval_mode import evaluating
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from vitlab.errors import UserError
 from vitlab.measure.explain import enlarge, grad_cam, usual_layer
+from vitlab.measure.model_randomization import randomised, rank_correlation, sanity_check
 from vitlab.measure.rollout import attention_rollout, catch_attention
-from vitlab.measure.sanity import randomised, rank_correlation, sanity_check
 
 VIT: dict[str, Any] = {"embed_dim": 24, "num_heads": 2, "depth": 3}
 SWIN: dict[str, Any] = {"embed_dim": 8, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}

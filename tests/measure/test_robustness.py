@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from vitlab.measure.classification import evaluate_logits
-from vitlab.measure.kinds import CORRUPTIONS, FAMILIES, SEVERITIES
 from vitlab.measure.robustness import ALEXNET, Cell, Robustness, Shifted, ShiftedSet, Tally, nearest_accepted
+from vitlab.measure.robustness_names import CORRUPTIONS, FAMILIES, SEVERITIES
 
 
 def made(name: str, severity: int, top1: float) -> Cell:

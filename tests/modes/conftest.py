@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitlab.cli import main
+from vitlab.cli.main import main
 from vitlab.training import interrupt
 
 QUIET = ("hardware=cpu", "hardware.threads=1", "hardware.workers=0")

@@ -14,14 +14,14 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, log_loss
 
 from tests.modes.conftest import QUIET, ask, train
-from vitlab.compose import load
+from vitlab.compose.load import load
 from vitlab.errors import UserError
 from vitlab.files import sha256, write_json
+from vitlab.measure.bootstrap import mcnemar
 from vitlab.measure.classification import Evaluation
-from vitlab.measure.resample import mcnemar
 from vitlab.models.artifact import ModelMeta, read_meta
 from vitlab.modes.evaluate import class_numbers, measure
-from vitlab.modes.subject import find_subject
+from vitlab.modes.select_model import find_subject
 
 
 @pytest.fixture(scope="module")

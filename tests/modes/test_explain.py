@@ -13,7 +13,7 @@ from tests.modes.conftest import ask
 from vitlab.files import read_json
 from vitlab.measure.explain import enlarge, grad_cam
 from vitlab.models.artifact import load_model, read_meta
-from vitlab.report.maps import Shown, overlay, sanity_sheet, sheet
+from vitlab.report.saliency_figures import Shown, overlay, sanity_sheet, sheet
 from vitlab.report.style import LIGHT, png, themed
 
 

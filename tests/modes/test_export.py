@@ -12,7 +12,7 @@ import vitlab
 from tests.modes.conftest import ask
 from vitlab.files import read_json
 from vitlab.report.collect import _exports
-from vitlab.run import Run
+from vitlab.run.run import Run
 
 
 def test_a_run_is_exported_twice_and_keeps_both(output: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:

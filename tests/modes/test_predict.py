@@ -14,11 +14,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from tests.modes.conftest import ask
-from vitlab.data.images import read_rgb
+from vitlab.data.decode import read_rgb
 from vitlab.distill.views import EvalView
 from vitlab.files import read_json, write_json
 from vitlab.models.artifact import load_model, read_meta
-from vitlab.modes.inputs import expand, read_all
+from vitlab.modes.input_images import expand, read_all
 from vitlab.modes.predict import readable
 
 

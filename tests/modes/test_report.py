@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.modes.conftest import ask, train
-from vitlab.compose import load
+from vitlab.compose.load import load
 from vitlab.report.collect import paper_rows, training_command
 from vitlab.report.data import ReportData
-from vitlab.run import Run
+from vitlab.run.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,9 @@ def test_what_is_missing_is_named(run: Path, output: Path, capsys: pytest.Captur
 
 
 def test_a_report_needs_no_torch(run: Path, output: Path) -> None:
-    script = "import sys\nfrom vitlab.cli import main\ncode = main(sys.argv[1:])\nprint(code, 'torch' in sys.modules)"
+    script = (
+        "import sys\nfrom vitlab.cli.main import main\ncode = main(sys.argv[1:])\nprint(code, 'torch' in sys.modules)"
+    )
     words = ["mode=report", f"output={output}", f"run={run}"]
     done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
     assert done.stdout.split()[-2:] == ["0", "False"]

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from tests.modes.conftest import ask
-from vitlab.compose import load
+from vitlab.compose.load import load
 from vitlab.data.build import open_splits
 from vitlab.distill.sparse import sparsify
 from vitlab.distill.store import TargetStore
-from vitlab.methods.tinyvit.check import compare
+from vitlab.methods.tinyvit.modes.contract import judging
+from vitlab.methods.tinyvit.recheck import compare
 from vitlab.models.artifact import load_model
-from vitlab.modes.contract import judging
 
 SMALL = (
     "method=tinyvit",

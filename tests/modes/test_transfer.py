@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from scipy.io import savemat
 
 from tests.modes.conftest import ask, train
-from vitlab.compose import load
+from vitlab.compose.load import load
 from vitlab.config import Config
 from vitlab.errors import UserError
 from vitlab.methods.base import find_method
 from vitlab.models.build import build_model
-from vitlab.run import model_folder
+from vitlab.run.run import model_folder
 
 SETS = {"cifar100": 100, "flowers102": 102, "food101": 101}
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import timm
 
-from vitlab.compose import load
+from vitlab.compose.load import load
 from vitlab.config import Config, RecipeConfig
 from vitlab.measure.cost import count_params
 from vitlab.methods.base import find_method
 from vitlab.models.build import architecture
-from vitlab.models.groups import parameter_groups
+from vitlab.models.param_groups import parameter_groups
 from vitlab.training.schedule import Schedule
 
 COLUMNS: dict[str, dict[str, Any]] = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from vitlab.measure.bootstrap import Comparison, Difference
 from vitlab.measure.classification import Evaluation, evaluate_logits
 from vitlab.measure.interleave import Timing
-from vitlab.measure.resample import Comparison, Difference
 from vitlab.measure.temperature import Temperature
 from vitlab.report.data import Memory
 from vitlab.report.write import (

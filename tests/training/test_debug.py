@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.contract.story import the_run
-from vitlab.cli import main
-from vitlab.compose import load
+from vitlab.cli.main import main
+from vitlab.compose.load import load
 from vitlab.distill.sparse import sparsify
 from vitlab.training.objectives import distillation, label_cross_entropy
 from vitlab.training.overfit import Overfit, perfect

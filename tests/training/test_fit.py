@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tests.contract.story import assert_same, at, tell, the_run
 from vitlab.distill.teachers import OnlineTeacher
-from vitlab.recorder import read_rows
+from vitlab.run.recorder import read_rows
 from vitlab.training import objectives
 from vitlab.training.learner import Learner
 from vitlab.training.schedule import Schedule

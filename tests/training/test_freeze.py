@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitlab.compose import load
+from vitlab.compose.load import load
 from vitlab.methods.base import Context, Stage
 from vitlab.models.artifact import load_model
-from vitlab.recorder import Recorder
+from vitlab.run.recorder import Recorder
 from vitlab.training.objectives import label_cross_entropy
 from vitlab.training.train import train
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.contract.story import at, tell, the_run
-from vitlab.recorder import Recorder, Row, numbers, read_rows
+from vitlab.run.recorder import Recorder, Row, numbers, read_rows
 
 WORDS = ("method=supervised", "export=none", "evaluation=quick")
 LATENCY = "evaluation.latency=true"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vitlab.compose import load
+from vitlab.compose.load import load
 from vitlab.errors import UserError
 from vitlab.methods.base import find_method
 from vitlab.training.preflight import preflight

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from tests.contract.story import assert_same, at, tell, the_run
 from tests.contract.together import tell_together
-from vitlab.recorder import read_rows
+from vitlab.run.recorder import read_rows
 from vitlab.training.learner import Learner
 from vitlab.training.sharding import units
 

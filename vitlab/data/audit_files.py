@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitlab.data.images import to_rgb, why
+from vitlab.data.decode import to_rgb, why
 
 SIDE = 8
 """Pixels of the side of a thumbnail."""

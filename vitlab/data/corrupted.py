@@ -19,7 +19,7 @@ from vitlab.data.sampler import Item
 from vitlab.data.sources import Source
 from vitlab.distill.views import EvalView
 from vitlab.measure.corruptions import corrupt
-from vitlab.measure.kinds import SEVERITIES
+from vitlab.measure.robustness_names import SEVERITIES
 
 STRIDE = len(SEVERITIES) + 1  # a slot is STRIDE * corruption + severity
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from vitlab.config import DatasetConfig
-from vitlab.data.images import EXTENSIONS, Files
-from vitlab.data.roots import data_roots, missing
+from vitlab.data.decode import EXTENSIONS, Files
+from vitlab.data.group_split import held_out_groups
+from vitlab.data.paths import data_roots, missing
 from vitlab.data.sources import Source, held_out
-from vitlab.data.split import held_out_groups
 from vitlab.errors import UserError
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -206,7 +206,7 @@ def folder(cfg: DatasetConfig) -> dict[str, Source]:
     Class folders may lie in ``train``, ``val`` and ``test`` sub-folders (``val`` and ``test`` each optional). Without
     ``val``, ``dataset.val_fraction`` of each class of ``train`` is held out, chosen by a hash of the paths: the same
     images for every run and every seed, so that no run trains on what another is measured on. Where a CSV has a column
-    ``group``, whole groups are held out (:func:`vitlab.data.split.held_out_groups`).
+    ``group``, whole groups are held out (:func:`vitlab.data.group_split.held_out_groups`).
 
     Raises:
         UserError: as :func:`find`; a class folder or a whole split without images, a class that a split lacks.

@@ -27,11 +27,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vitlab.data.decode import Files
 from vitlab.data.folder import full_classes
-from vitlab.data.images import Files
 from vitlab.data.torchvision_sets import flat_val, wordnet_ids
 from vitlab.errors import UserError
-from vitlab.measure.kinds import FAMILIES, SEVERITIES
+from vitlab.measure.robustness_names import FAMILIES, SEVERITIES
 
 BORDER = 2  # pixels around every image of ObjectNet, red so that they are recognised in training data
 

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from vitlab.config import DatasetConfig
+from vitlab.data.decode import Files
 from vitlab.data.folder import full_classes
-from vitlab.data.images import Files
-from vitlab.data.roots import data_roots, missing
+from vitlab.data.paths import data_roots, missing
 from vitlab.data.sources import Arrays, Source
 from vitlab.errors import UserError
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitlab.measure.kinds import CORRUPTIONS, SEVERITIES
+from vitlab.measure.robustness_names import CORRUPTIONS, SEVERITIES
 
 Pixels = NDArray[np.float64]
 """[H, W, 3] in [0, 1]."""

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitlab.measure.memory import peak_memory
-from vitlab.models.mode import evaluating
+from vitlab.models.eval_mode import evaluating
 
 CHANNELS = 3
 

@@ -2,7 +2,7 @@
 
 A map is [B, h, w], on the grid of the layer it was read from, never negative; :func:`enlarge` brings it to the size of
 the view. Attention rollout is in :mod:`vitlab.measure.rollout`, the test that a map says anything about the weights in
-:mod:`vitlab.measure.sanity`.
+:mod:`vitlab.measure.model_randomization`.
 
 Written here rather than taken from the grad-cam package: that one asks the user for the layer and for a reshaping
 function of each transformer, and brings OpenCV; timm says of its own networks which layout they have.
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitlab.errors import UserError, nearest
-from vitlab.models.mode import evaluating
+from vitlab.models.eval_mode import evaluating
 
 LEAST_GRID = 4
 """Places a side of a map that is worth looking at."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vitlab.models.mode import evaluating
+from vitlab.models.eval_mode import evaluating
 
 
 def peak_memory(model: nn.Module, size: int, batch: int) -> int:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vitlab.measure.classification import CALIBRATION_BINS, Scores, calibration, score
 from vitlab.measure.corruptions import mean_corruption_error
-from vitlab.measure.kinds import CORRUPTIONS, FAMILIES, SEVERITIES
+from vitlab.measure.robustness_names import CORRUPTIONS, FAMILIES, SEVERITIES
 
 ALEXNET = {
     "gaussian_noise": 0.886428,

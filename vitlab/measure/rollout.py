@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from vitlab.errors import UserError
 from vitlab.measure.explain import token_grid
-from vitlab.models.mode import evaluating
+from vitlab.models.eval_mode import evaluating
 
 WINDOWED = (SwinTransformerBlock, SwinTransformerV2Block, TinyVitBlock)
 """Blocks that attend inside windows of their grid [B, h, w, C]."""

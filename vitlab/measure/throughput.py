@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from vitlab.models.mode import evaluating
+from vitlab.models.eval_mode import evaluating
 
 AUTOCAST = {"bf16-mixed": "bf16", "16-mixed": "fp16"}
 """From Lightning's words to ours; any other is full precision."""

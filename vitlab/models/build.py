@@ -32,10 +32,10 @@ from torch import nn
 from vitlab.errors import UserError, nearest
 from vitlab.models.artifact import read_meta
 from vitlab.models.checkpoints import META_FILE, load_weights, read_weights, zero_head
-from vitlab.models.groups import parameter_groups
 from vitlab.models.imagenet22k import ABSENT, CLASSES, class_map, remap_head
+from vitlab.models.param_groups import parameter_groups
 from vitlab.models.tinyvit_weights import RESIZES
-from vitlab.run import model_folder
+from vitlab.run.run import model_folder
 
 if TYPE_CHECKING:
     from vitlab.config import ModelConfig

@@ -5,11 +5,15 @@ The command line asks here which groups and keys a mode reads, so nothing here i
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+from types import ModuleType
+
 FRAME = frozenset({"hardware", "trainer", "mode", "seed", "output", "local"})
 """What every mode may be told."""
 
 SUBJECT = frozenset({"run", "model", "dataset", "experiment", "debug", "evaluation"})
-"""What says which model is meant, on which data: see :mod:`vitlab.modes.subject`."""
+"""What says which model is meant, on which data: see :mod:`vitlab.modes.select_model`."""
 
 STORE = frozenset({"method", "run", "dataset", "teacher", "recipe", "experiment", "debug"})
 """What says which stored labels are meant."""
@@ -45,3 +49,11 @@ def reads(mode: str, run: object, chosen: set[str]) -> set[str]:
     """
     read = set(READS.get(mode, ()))
     return read - {"dataset"} if run is not None and "dataset" not in chosen else read
+
+
+def find_mode(name: str) -> ModuleType:
+    """The module of ``mode=name``: a general one, or one that a method brings."""
+    general = Path(__file__).parent / f"{name}.py"
+    owners = sorted((Path(__file__).parents[1] / "methods").glob(f"*/modes/{name}.py"))
+    dotted = "vitlab.modes" if general.is_file() else f"vitlab.methods.{owners[0].parents[1].name}.modes"
+    return importlib.import_module(f"{dotted}.{name}")

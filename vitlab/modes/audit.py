@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from vitlab.compose import Composed
+from vitlab.compose.load import Composed
 from vitlab.config import Config
 from vitlab.data.audit import Audit, audit, audit_folder, refuse_faults, write_audit
 from vitlab.errors import UserError
-from vitlab.run import Run
+from vitlab.run.run import Run
 from vitlab.training.progress import Progress
 
 CACHE = "cache.sqlite"

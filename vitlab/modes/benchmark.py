@@ -18,14 +18,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitlab.compose import Composed, load
-from vitlab.environment import now
+from vitlab.cli.help import choices, conf_dir
+from vitlab.compose.load import Composed, load
 from vitlab.errors import UserError
 from vitlab.files import atomic_write, write_json
-from vitlab.help import choices, conf_dir
-from vitlab.modes.named import writing
-from vitlab.modes.subject import Subject, find_subject, find_subjects
-from vitlab.run import Run
+from vitlab.modes.find_runs import writing
+from vitlab.modes.select_model import Subject, find_subject, find_subjects
+from vitlab.run.environment import now
+from vitlab.run.run import Run
 
 if TYPE_CHECKING:
     from vitlab.measure.cost import Cost
@@ -53,7 +53,7 @@ def answer(composed: Composed) -> int:
                 f"pip install {' '.join(absent)}, or leave {backend} out.",
             )
     subjects = _subjects(composed)
-    from vitlab.training.devices import settle
+    from vitlab.training.distributed import settle
 
     settle(config)
     found, timings = measure(subjects, config.benchmark.backends, config.trainer.accelerator)
@@ -65,7 +65,7 @@ def answer(composed: Composed) -> int:
     print(said)
     folder = keep(found, timings, said, Path(config.output))
     print(f"\nwritten  {folder}")
-    from vitlab.report.landscape import write_landscape
+    from vitlab.report.accuracy_latency import write_landscape
 
     for path in write_landscape(Path(config.output)):
         print(f"written  {path}")
@@ -228,9 +228,9 @@ def _key(subject: Subject) -> str:
 def keep(found: Sequence[Costed], timings: Sequence[Timing], said: str, output: Path) -> Path:
     """``benchmark.json``, ``benchmark.txt`` and a picture of the times; in the run's folder, or for several models in
     one of their own."""
-    from vitlab.environment import environment
     from vitlab.report import style
-    from vitlab.report.timings import latency_bars
+    from vitlab.report.backend_figure import latency_bars
+    from vitlab.run.environment import environment
 
     folders = list(dict.fromkeys(one.subject.folder for one in found))
     if len(folders) == 1:
@@ -260,9 +260,9 @@ def keep(found: Sequence[Costed], timings: Sequence[Timing], said: str, output: 
 
 def summary(found: Sequence[Costed], timings: Sequence[Timing]) -> str:
     """What stands at the prompt."""
-    from vitlab.environment import environment
     from vitlab.report.compare import count, file_size, milliseconds, si
-    from vitlab.report.plain import text_table
+    from vitlab.report.text_tables import text_table
+    from vitlab.run.environment import environment
 
     first = found[0].cost
     machine = environment("")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from vitlab.compose import Composed
+from vitlab.compose.load import Composed
 from vitlab.errors import UserError
 
 

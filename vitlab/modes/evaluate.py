@@ -17,19 +17,19 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitlab.compose import Composed
+from vitlab.compose.load import Composed
 from vitlab.errors import UserError
 from vitlab.files import atomic_write, write_json
-from vitlab.modes.evaluated import Measured, about, draw, folder_of, note_in_model, write
-from vitlab.modes.named import models_of, result_of, writing
+from vitlab.modes.evaluation_files import Measured, about, draw, folder_of, note_in_model, write
+from vitlab.modes.find_runs import models_of, result_of, writing
 from vitlab.modes.robustness import probe
-from vitlab.modes.subject import Subject, find_subjects
+from vitlab.modes.select_model import Subject, find_subjects
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from vitlab.measure.resample import Comparison
+    from vitlab.measure.bootstrap import Comparison
     from vitlab.measure.temperature import Temperature
 
 
@@ -42,7 +42,7 @@ def answer(composed: Composed) -> int:
                 f"mode=evaluate needs images with labels, and {subject.title} belongs to no data set.",
                 "Say on which: dataset=NAME (mode=list group=dataset).",
             )
-    from vitlab.training.devices import settle
+    from vitlab.training.distributed import settle
 
     settle(composed.config)
     found: list[Measured] = []
@@ -98,8 +98,8 @@ def measure(subject: Subject) -> Measured:
         UserError: the classes of the model are not those of the data.
     """
     from vitlab.data.sources import fingerprint
+    from vitlab.measure.bootstrap import bootstrap
     from vitlab.measure.classification import evaluate_scores, predict, score
-    from vitlab.measure.resample import bootstrap
     from vitlab.training.progress import Progress
 
     data, meta, spec = subject.data, subject.meta, subject.config.evaluation
@@ -214,8 +214,8 @@ def _several(found: Sequence[Measured]) -> bool:
 
 def compare(found: Sequence[Measured]) -> list[Comparison]:
     """The result of a run against its other models, or the first run's result against the others'."""
+    from vitlab.measure.bootstrap import compare_models
     from vitlab.measure.classification import score
-    from vitlab.measure.resample import compare_models
 
     if len(found) < 2:
         return []
@@ -249,7 +249,7 @@ def summary(found: Sequence[Measured], comparisons: Sequence[Comparison]) -> str
     """What stands at the prompt when the measuring is done."""
     from vitlab.report.compare import SYNTHETIC, percent
     from vitlab.report.page import confused_pairs, weakest
-    from vitlab.report.plain import span, text_table, told
+    from vitlab.report.text_tables import span, text_table, told
 
     first = found[0]
     split = first.data.split_names["test"]

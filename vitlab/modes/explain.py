@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitlab.compose import Composed
+from vitlab.compose.load import Composed
 from vitlab.errors import UserError, nearest
 from vitlab.files import atomic_write, write_json
-from vitlab.modes.inputs import expand, read_all
-from vitlab.modes.named import writing
+from vitlab.modes.find_runs import writing
+from vitlab.modes.input_images import expand, read_all
 from vitlab.modes.predict import readable, temperature, view_of
-from vitlab.modes.subject import Subject, find_subject
+from vitlab.modes.select_model import Subject, find_subject
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
     from torch import Tensor, nn
 
-    from vitlab.measure.sanity import Sanity
+    from vitlab.measure.model_randomization import Sanity
 
 BATCH = 16  # images whose maps are computed at once
 CHECKED = 4  # images that the check by randomised weights looks at
@@ -51,7 +51,7 @@ def answer(composed: Composed) -> int:
     subject = find_subject(composed)
     spec = composed.config.explain
     pictures = expand(composed.config.input) if composed.config.input is not None else None
-    from vitlab.training.devices import settle
+    from vitlab.training.distributed import settle
 
     settle(composed.config)
     images, bad = _from_files(subject, list(pictures)) if pictures is not None else (_from_data(subject), 0)
@@ -192,8 +192,8 @@ def _check(
 ) -> dict[str, Sanity]:
     """Each method's maps as the weights are randomised, as numbers and as a picture."""
     from vitlab.measure.explain import enlarge
-    from vitlab.measure.sanity import sanity_check
-    from vitlab.report import maps, style
+    from vitlab.measure.model_randomization import sanity_check
+    from vitlab.report import saliency_figures, style
 
     few = images[:CHECKED]
     image, target = _stack(few, subject.device)
@@ -209,7 +209,7 @@ def _check(
         ]
         title = f"{_named(name)} as the weights are made random, from the head down"
         with style.themed(style.LIGHT):
-            drawing = maps.sanity_sheet([_pixels(subject, one) for one in few], steps, style.LIGHT, title)
+            drawing = saliency_figures.sanity_sheet([_pixels(subject, one) for one in few], steps, style.LIGHT, title)
             if subject.on_data and subject.config.dataset.name == "fake":
                 style.mark_synthetic(drawing, style.LIGHT)
             atomic_write(folder / f"sanity-{name}.png", style.png(drawing))
@@ -228,8 +228,8 @@ def _pixels(subject: Subject, one: Seen):  # type: ignore[no-untyped-def]  # num
 
 
 def _draw(subject: Subject, images: list[Seen], found: dict[str, Tensor], folder: Path) -> None:
-    """``maps.png`` with every image, and one PNG for each."""
-    from vitlab.report import maps, style
+    """``saliency_figures.png`` with every image, and one PNG for each."""
+    from vitlab.report import saliency_figures, style
     from vitlab.report.compare import clip
 
     names = dict(zip(subject.meta.classes, readable(subject.meta.classes), strict=True))
@@ -242,7 +242,7 @@ def _draw(subject: Subject, images: list[Seen], found: dict[str, Tensor], folder
             [f"Grad-CAM for {clip(names[explained], 14)}"] if explained != one.predicted and "gradcam" in found else []
         )
         shown.append(
-            maps.Shown(
+            saliency_figures.Shown(
                 _pixels(subject, one),
                 {TITLES[name]: heat[position].numpy() for name, heat in found.items()},
                 names[one.predicted],
@@ -254,7 +254,7 @@ def _draw(subject: Subject, images: list[Seen], found: dict[str, Tensor], folder
     with style.themed(style.LIGHT):
         pages = [("maps", shown), *((f"image-{number}", [one]) for number, one in enumerate(shown, 1))]
         for name, part in pages:
-            drawing = maps.sheet(part, style.LIGHT, title)
+            drawing = saliency_figures.sheet(part, style.LIGHT, title)
             if subject.on_data and subject.config.dataset.name == "fake":
                 style.mark_synthetic(drawing, style.LIGHT)
             atomic_write(folder / f"{name}.png", style.png(drawing))
@@ -307,4 +307,4 @@ def _tell(subject: Subject, images: list[Seen], checks: dict[str, Sanity], notes
         )
     for note in notes:
         print(f"\nleft out: {note}")
-    print(f"\nwritten  {folder}: maps.png, image-1.png ..., explain.json")
+    print(f"\nwritten  {folder}: saliency_figures.png, image-1.png ..., explain.json")

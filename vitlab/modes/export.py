@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitlab.compose import Composed
+from vitlab.cli.help import conf_dir, head, origin
+from vitlab.compose.load import Composed
 from vitlab.errors import UserError
 from vitlab.files import read_json
-from vitlab.help import conf_dir, head, origin
 from vitlab.modes.evaluate import class_numbers
-from vitlab.modes.named import writing
+from vitlab.modes.find_runs import writing
 from vitlab.modes.predict import view_of
-from vitlab.modes.subject import Subject, find_subject
+from vitlab.modes.select_model import Subject, find_subject
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,7 @@ def answer(composed: Composed) -> int:
     if not config.export.formats:
         raise UserError("export.formats names no format.", "Give some: export.formats=[onnx,timm].")
     subject = find_subject(composed)
-    from vitlab.training.devices import settle
+    from vitlab.training.distributed import settle
 
     settle(config)
     folder = subject.folder / "export" if subject.run is not None else subject.folder
@@ -69,7 +69,7 @@ def export_subject(subject: Subject, folder: Path) -> dict[str, Any]:
 
 def is_result(subject: Subject) -> bool:
     """Whether the subject is what its run is about."""
-    from vitlab.modes.named import models_of, result_of
+    from vitlab.modes.find_runs import models_of, result_of
 
     assert subject.run is not None
     return subject.stage == result_of(models_of(subject.run, subject.config))

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from vitlab.compose import Composed
+from vitlab.compose.load import Composed
 from vitlab.config import PredictConfig
 from vitlab.errors import UserError
 from vitlab.files import read_json
-from vitlab.modes.inputs import expand, read_all
-from vitlab.modes.subject import Subject, find_subject
+from vitlab.modes.input_images import expand, read_all
+from vitlab.modes.select_model import Subject, find_subject
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -58,7 +58,7 @@ def answer(composed: Composed) -> int:
     subject = find_subject(composed)
     names = expand(config.input)
     paths = itertools.chain([next(names)], names)  # the first mistake is answered before anything heavy is loaded
-    from vitlab.training.devices import settle
+    from vitlab.training.distributed import settle
 
     settle(config)
     scale = temperature(subject) if config.predict.calibrated else None

@@ -13,15 +13,15 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitlab.compose import Composed
+from vitlab.compose.load import Composed
 from vitlab.errors import UserError
-from vitlab.modes.named import command_of, config_of, find_runs, models_of, result_of, writing
+from vitlab.modes.find_runs import command_of, config_of, find_runs, models_of, result_of, writing
 from vitlab.report.card import write_card
 from vitlab.report.collect import collect, training_command
 from vitlab.report.compare import compare
 from vitlab.report.data import ReportData
 from vitlab.report.write import write_report
-from vitlab.run import Run
+from vitlab.run.run import Run
 
 
 def answer(composed: Composed) -> int:
@@ -38,7 +38,7 @@ def answer(composed: Composed) -> int:
             paths = write_report(folder, data)
             card = write_card(folder, data)
     else:
-        from vitlab.report.several import side_by_side
+        from vitlab.report.compare_runs import side_by_side
 
         names = short_names(runs)
         data = side_by_side(reports, names, command_of(composed), max(1, composed.config.evaluation.resamples))

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from vitlab.config import Config, EvaluationConfig
 from vitlab.files import atomic_write, read_json, write_json
-from vitlab.measure.kinds import CORRUPTIONS, FAMILIES
-from vitlab.modes.evaluated import folder_of, stem_of
-from vitlab.modes.subject import Subject
+from vitlab.measure.robustness_names import CORRUPTIONS, FAMILIES
+from vitlab.modes.evaluation_files import folder_of, stem_of
+from vitlab.modes.select_model import Subject
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,14 +13,14 @@ import hashlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from vitlab.data.roots import shifted_root
+from vitlab.data.paths import shifted_root
 from vitlab.errors import UserError
 from vitlab.files import read_json, write_json
-from vitlab.measure.kinds import SHIFTED
+from vitlab.measure.robustness_names import SHIFTED
 from vitlab.modes import robustness
-from vitlab.modes.evaluated import folder_of, stem_of
+from vitlab.modes.evaluation_files import folder_of, stem_of
 from vitlab.modes.robustness import weights_of
-from vitlab.modes.subject import Subject
+from vitlab.modes.select_model import Subject
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitlab.compose import Composed
+from vitlab.compose.load import Composed
 from vitlab.config import Config
 from vitlab.errors import UserError
 
@@ -24,7 +24,7 @@ def answer(composed: Composed) -> int:
     from vitlab.distill.formats.tinyvit_v0 import V0Store, is_v0
     from vitlab.distill.store import TargetStore
     from vitlab.distill.store_spec import BLOCK
-    from vitlab.training.devices import settle
+    from vitlab.training.distributed import settle
     from vitlab.training.progress import Progress
 
     settle(config)
@@ -66,8 +66,8 @@ def find_store(composed: Composed) -> tuple[Config, Path, Path | None]:
     Raises:
         UserError: neither ``run=`` nor ``method.store=`` names a store.
     """
-    from vitlab.modes.named import config_of, find_runs
-    from vitlab.modes.stores import refuse_released
+    from vitlab.modes.find_runs import config_of, find_runs
+    from vitlab.modes.select_store import refuse_released
 
     runs = find_runs(composed)
     given = getattr(composed.config.method, "store", None)
@@ -94,10 +94,10 @@ def find_store(composed: Composed) -> tuple[Config, Path, Path | None]:
 
 def _recheck(config: Config, folder: Path, artifact: Path | None, spec: StoreSpec, records: int, backend: str) -> bool:
     from vitlab.distill.teachers import Ensemble
-    from vitlab.methods.reinforce import check as reinforced
-    from vitlab.methods.tinyvit.check import Recheck, recheck
-    from vitlab.training.assemble import make_data, shortened
-    from vitlab.training.devices import device_of
+    from vitlab.methods.reinforce import recheck as reinforced
+    from vitlab.methods.tinyvit.recheck import Recheck, recheck
+    from vitlab.training.build import make_data, shortened
+    from vitlab.training.distributed import device_of
     from vitlab.training.progress import Progress
     from vitlab.training.teacher import make_teacher, normalisation_of
 

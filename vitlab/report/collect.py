@@ -11,7 +11,6 @@ from vitlab.files import read_json
 from vitlab.measure.classification import Evaluation
 from vitlab.measure.interleave import Timing
 from vitlab.measure.robustness import Robustness, Shifted
-from vitlab.recorder import read_rows
 from vitlab.report.compare import device, file_size, percent
 from vitlab.report.data import (
     Cost,
@@ -27,7 +26,8 @@ from vitlab.report.data import (
     comparison,
     curves_of,
 )
-from vitlab.run import Run
+from vitlab.run.recorder import read_rows
+from vitlab.run.run import Run
 from vitlab.stage import Stage
 
 

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitlab.files import read_json, write_json
+from vitlab.measure.bootstrap import Comparison, Difference
 from vitlab.measure.classification import Evaluation
 from vitlab.measure.interleave import Timing
-from vitlab.measure.resample import Comparison, Difference
 from vitlab.measure.robustness import Robustness, Shifted
 
 

@@ -25,7 +25,7 @@ from vitlab.errors import UserError
 from vitlab.files import atomic_write
 from vitlab.models.artifact import ModelMeta, load_model, rebuild, save_model
 from vitlab.models.checkpoints import WEIGHTS_FILE
-from vitlab.models.mode import evaluating
+from vitlab.models.eval_mode import evaluating
 from vitlab.report.export_card import Facts, model_card
 from vitlab.report.export_check import Exported, Test, compare, quiet
 from vitlab.report.export_onnx import export_int8, export_onnx, require_onnx, to_onnx

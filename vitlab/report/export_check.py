@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vitlab.errors import UserError
-from vitlab.models.mode import evaluating
+from vitlab.models.eval_mode import evaluating
 
 Test = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Opens the labelled images an inexact export is measured on: (image [B, 3, S, S], label [B] as a logit's number)."""

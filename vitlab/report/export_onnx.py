@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vitlab.errors import UserError
 from vitlab.files import atomic_write
 from vitlab.models.artifact import ModelMeta
-from vitlab.models.mode import evaluating
+from vitlab.models.eval_mode import evaluating
 from vitlab.report.export_check import Exported, Test, accuracy, compare, quiet
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from vitlab import __version__
+from vitlab.measure.bootstrap import Comparison
 from vitlab.measure.classification import ClassScore, Evaluation, wilson
-from vitlab.measure.resample import Comparison
 from vitlab.report import robust, style
 from vitlab.report.compare import DASH, SYNTHETIC, compare, count, duration, file_size, milliseconds, percent, si
 from vitlab.report.data import ModelRow, ReportData
-from vitlab.report.plain import CHANCE, p_value, span
+from vitlab.report.text_tables import CHANCE, p_value, span
 
 CLASSES_SHOWN = 100  # rows of the per-class table; the rest is in report.json
 PAIRS_SHOWN = 10

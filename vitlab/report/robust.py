@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vitlab.measure.kinds import FAMILIES
 from vitlab.measure.robustness import Robustness, Shifted
+from vitlab.measure.robustness_names import FAMILIES
 from vitlab.report.compare import DASH
 from vitlab.report.compare import percent as digits
 from vitlab.report.data import ModelRow
-from vitlab.report.plain import text_table
+from vitlab.report.text_tables import text_table
 
 Named = Sequence[tuple[str, Robustness]]
 

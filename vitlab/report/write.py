@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from vitlab.files import atomic_write
 from vitlab.report import curves, page, plots, robust_plots, style
+from vitlab.report.backend_figure import latency_bars
 from vitlab.report.data import (
     Cost,
     Curve,
@@ -30,7 +31,6 @@ from vitlab.report.data import (
     curves_of,
 )
 from vitlab.report.robust import of_rows
-from vitlab.report.timings import latency_bars
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,13 +14,13 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.profilers import Profiler
 
 from vitlab.config import Config, RecipeConfig
+from vitlab.data.datamodule import VisionData
 from vitlab.data.loader import Loader
-from vitlab.data.module import VisionData
-from vitlab.recorder import Recorder
-from vitlab.training.bookkeeper import Bookkeeper
-from vitlab.training.devices import device_of
+from vitlab.run.recorder import Recorder
+from vitlab.training.callbacks.record_and_checkpoint import Bookkeeper
+from vitlab.training.distributed import device_of
 from vitlab.training.learner import Learner
-from vitlab.training.memory import largest_that_fits, let_go, out_of_memory, too_large
+from vitlab.training.out_of_memory import largest_that_fits, let_go, out_of_memory, too_large
 from vitlab.training.overfit import Overfit
 from vitlab.training.profile import StepProfiler
 from vitlab.training.progress import Progress

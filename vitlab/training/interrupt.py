@@ -66,7 +66,7 @@ def asked_anywhere(device: torch.device) -> bool:
     """
     import torch  # here: designing a network listens to signals too, and needs no torch
 
-    from vitlab.training.devices import summed
+    from vitlab.training.distributed import summed
 
     return bool(summed(torch.tensor(float(asked())), device) > 0)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from vitlab.config import Config
 from vitlab.errors import UserError
 from vitlab.files import atomic_write
-from vitlab.recorder import Recorder, Row, numbers, read_rows
-from vitlab.run import Run
+from vitlab.run.recorder import Recorder, Row, numbers, read_rows
+from vitlab.run.run import Run
 from vitlab.stage import Stage
 from vitlab.training.wandb_logger import VIEWS, stage_job
 

@@ -10,7 +10,7 @@ from vitlab.data.build import open_splits
 from vitlab.errors import UserError
 from vitlab.models.build import build_model
 from vitlab.stage import models_of, recipes_of
-from vitlab.training.assemble import make_optimizer
+from vitlab.training.build import make_optimizer
 
 
 def preflight(config: Config, reads: set[str]) -> None:

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from vitlab.config import Config
-from vitlab.training.devices import device_of, world
+from vitlab.training.distributed import device_of, world
 
 SHARE = 100
 """A unit holds at least 1/SHARE of the network's weights; smaller ones belong to the unit around them."""

@@ -8,14 +8,14 @@ from pathlib import Path
 from torch import nn
 
 from vitlab.config import Config, ModelConfig
-from vitlab.data.module import VisionData
+from vitlab.data.datamodule import VisionData
 from vitlab.distill.teachers import Ensemble, OnlineTeacher
 from vitlab.errors import UserError
 from vitlab.files import read_json, write_json
 from vitlab.models.artifact import load_model, read_meta
 from vitlab.models.build import build_model, normalisation, pretrained_source
 from vitlab.stage import Context
-from vitlab.training.assemble import make_data
+from vitlab.training.build import make_data
 
 TEACHER_FILE = "teacher.json"
 

@@ -10,14 +10,14 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from vitlab.config import Config, ModelConfig, RecipeConfig
-from vitlab.data.module import VisionData
+from vitlab.data.datamodule import VisionData
 from vitlab.distill.teachers import StoredTeacher
 from vitlab.models.artifact import ModelMeta, load_model, read_meta, save_model
 from vitlab.models.build import architecture, build_model, normalisation
 from vitlab.stage import Context
-from vitlab.training.assemble import Reinforced, make_data, make_optimizer, shortened, whole_steps
-from vitlab.training.devices import device_of, world
-from vitlab.training.first_views import FirstViews
+from vitlab.training.build import Reinforced, make_data, make_optimizer, shortened, whole_steps
+from vitlab.training.callbacks.view_grid import FirstViews
+from vitlab.training.distributed import device_of, world
 from vitlab.training.fit import fit
 from vitlab.training.learner import AskTeacher, Learner
 from vitlab.training.objectives import Objective, label_cross_entropy

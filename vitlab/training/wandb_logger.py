@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from vitlab.config import Config
 from vitlab.files import atomic_write, read_json
-from vitlab.recorder import Recorder, Row, numbers
-from vitlab.run import Run
+from vitlab.run.recorder import Recorder, Row, numbers
+from vitlab.run.run import Run
 from vitlab.stage import Stage
 
 if TYPE_CHECKING:

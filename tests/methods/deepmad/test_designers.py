@@ -18,9 +18,9 @@ from vitlab.errors import Interrupted, UserError
 from vitlab.methods.deepmad import anneal, evolution, milp
 from vitlab.methods.deepmad.edges import Table, edges_of
 from vitlab.methods.deepmad.evaluate import Scoring, depth_penalty
+from vitlab.methods.deepmad.milp_model import build, penalty_slopes, reduced_costs, solve
 from vitlab.methods.deepmad.population import Population
 from vitlab.methods.deepmad.problem import Budget, Problem, Space, count, depthwise_space, milliseconds, resnet_space
-from vitlab.methods.deepmad.programme import build, penalty_slopes, reduced_costs, solve
 from vitlab.methods.deepmad.search import JOURNAL, Design, Search, load_design, save_design
 
 SMALL = Problem(

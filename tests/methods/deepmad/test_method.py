@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import timm
 
-from vitlab.compose import load
+from vitlab.compose.load import load
 from vitlab.config import Config
 from vitlab.errors import UserError
 from vitlab.methods.base import Context, find_method
 from vitlab.methods.deepmad.options import DeepMADOptions, problem_of, strides_for
 from vitlab.methods.deepmad.search import load_design
 from vitlab.methods.deepmad.structure import Structure
-from vitlab.recorder import Recorder
+from vitlab.run.recorder import Recorder
 
 WORDS = [
     *("method=deepmad", "method.budget.params=0.1M", "method.budget.flops=8M", "method.train=false"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vitlab.errors import UserError
-from vitlab.methods.deepmad.show import picture, text_table
+from vitlab.methods.deepmad.figures import picture, text_table
 from vitlab.methods.deepmad.structure import Conv, Structure, Superblock, format_official, parse_official
 
 R18_TEXT = """{ 'best_structures':[ [

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vitlab.cli import main
+from vitlab.cli.main import main
 from vitlab.files import read_json
 
 QUIET = ("hardware=cpu", "hardware.threads=1", "evaluation.latency=false", "evaluation.resamples=0", "export=none")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.contract.story import SMALL, the_run
-from vitlab.cli import main
+from vitlab.cli.main import main
 from vitlab.distill.store import TargetStore
 
 SHORT = {

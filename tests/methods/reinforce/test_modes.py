@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vitlab.cli import main
-from vitlab.compose import load as compose
+from vitlab.cli.main import main
+from vitlab.compose.load import load as compose
 from vitlab.data.build import open_splits
 from vitlab.data.sources import fingerprint
 from vitlab.distill.draw import Draw

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from vitlab.config import AugmentationConfig, DatasetConfig
-from vitlab.data.module import VisionData
+from vitlab.data.datamodule import VisionData
 from vitlab.data.reinforced import FreshViews
 from vitlab.distill.reinforce_draw import PROTOCOL, Reinforcement
 from vitlab.distill.reinforce_record import record_fields

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from vitlab.config import AugmentationConfig, DatasetConfig
-from vitlab.data.module import VisionData
+from vitlab.data.datamodule import VisionData
 from vitlab.data.reinforced import FreshViews
 from vitlab.distill.reinforce_draw import PROTOCOL, VARIANTS, Reinforcement
 from vitlab.distill.reinforce_record import record_fields
@@ -22,7 +22,7 @@ from vitlab.distill.sparse import sparsify
 from vitlab.distill.store import TargetStore
 from vitlab.distill.store_spec import StoreSpec, keys_digest
 from vitlab.distill.teachers import OnlineTeacher
-from vitlab.methods.reinforce.check import AGREEMENT, LOOSE, Replayed, recheck
+from vitlab.methods.reinforce.recheck import AGREEMENT, LOOSE, Replayed, recheck
 
 IMAGES, SAMPLES, SIZE, CLASSES, K = 10, 12, 224, 20, 10
 MEAN, STD = (0.5, 0.4, 0.45), (0.2, 0.25, 0.3)

@@ -10,13 +10,13 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from vitlab.cli import main
-from vitlab.compose import load
+from vitlab.cli.main import main
+from vitlab.compose.load import load
 from vitlab.config import ModelConfig
 from vitlab.data.batch import Batch
 from vitlab.errors import UserError
 from vitlab.models.build import pretrained_source
-from vitlab.training.assemble import make_data
+from vitlab.training.build import make_data
 from vitlab.training.teacher import make_teacher, refuse_aliases
 
 PARAMETERS = {"8d": 88_791_336, "16d": 194_026_792, "32d": 468_530_472, "48d": 828_411_176}

@@ -10,8 +10,8 @@ import timm
 from vitlab.errors import UserError
 from vitlab.measure.cost import count_macs, count_params
 from vitlab.methods.tinyvit.contract import Journal, Limits, Row, budget, contract, digest, reachable
+from vitlab.methods.tinyvit.contraction_report import table, write
 from vitlab.methods.tinyvit.families import Args, Family, family_of
-from vitlab.methods.tinyvit.found import table, write
 
 LIMITS = Limits(params=11e6, speed=1.5, steps=4, moves=3, tolerance=0.05, candidates=4)
 

@@ -9,12 +9,12 @@ import torch
 
 from tests.contract.story import tell, the_run
 from vitlab.config import AugmentationConfig, DatasetConfig
-from vitlab.data.module import VisionData
+from vitlab.data.datamodule import VisionData
 from vitlab.distill.draw import seeds_of
 from vitlab.distill.sparse import sparsify
 from vitlab.distill.store import TargetStore
 from vitlab.distill.store_spec import StoreSpec, keys_digest
-from vitlab.recorder import read_rows
+from vitlab.run.recorder import read_rows
 
 AUGMENTATION = AugmentationConfig(
     crop_scale=[0.3, 1.0], flip=0.5, randaug="rand-m9-mstd0.5-inc1", erase=0.25, mixup=0.8, cutmix=1.0

@@ -16,13 +16,13 @@ from sklearn.datasets import load_digits
 
 from tests.contract.story import assert_same, at, tell, tell_and_kill, the_run
 from tests.modes.conftest import ask
-from vitlab.compose import load
+from vitlab.compose.load import load
 from vitlab.distill.store import TargetStore
 from vitlab.distill.store_writer import SlotWriter
 from vitlab.models.artifact import load_model, read_meta
 from vitlab.models.imagenet22k import CLASSES, synsets
 from vitlab.models.tinyvit_weights import to_official
-from vitlab.recorder import read_rows
+from vitlab.run.recorder import read_rows
 from vitlab.training.learner import Learner
 
 SMOKE = ("experiment=tinyvit_smoke", "method.finetune.validate_every=1ep", "export=none")

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog
 
 from vitlab.methods.deepmad.evaluate import least_log_width, penalised
+from vitlab.methods.deepmad.milp_model import penalty_slopes
 from vitlab.methods.deepmad.problem import GRID, Problem, to_grid
-from vitlab.methods.deepmad.programme import penalty_slopes
 from vitlab.methods.deepmad.search import Design
 from vitlab.training.interrupt import stop_if_asked
 

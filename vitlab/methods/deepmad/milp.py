@@ -2,7 +2,7 @@
 
 A round takes a large table around the best so far, keeps the edges that the relaxed programme would miss least, and
 solves what is left by branch and bound; the result is the next centre, improved by exhaustive small moves. What a
-round proves, it proves for its edges. See :mod:`vitlab.methods.deepmad.programme`.
+round proves, it proves for its edges. See :mod:`vitlab.methods.deepmad.milp_model`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 
 from vitlab.methods.deepmad.anneal import AnnealSettings, anneal, polish
 from vitlab.methods.deepmad.edges import Edges, Table, edges_of
+from vitlab.methods.deepmad.milp_model import build, reduced_costs, solve
 from vitlab.methods.deepmad.population import Population
 from vitlab.methods.deepmad.problem import GRID, Problem, to_grid
-from vitlab.methods.deepmad.programme import build, reduced_costs, solve
 from vitlab.methods.deepmad.search import Design, Search
 from vitlab.methods.deepmad.structure import Structure
 

@@ -19,7 +19,7 @@ from vitlab.errors import UserError
 from vitlab.files import atomic_write, read_json, write_json
 from vitlab.methods.deepmad.problem import Problem
 from vitlab.methods.deepmad.structure import Structure
-from vitlab.recorder import append_line, drop_half_line
+from vitlab.run.recorder import append_line, drop_half_line
 from vitlab.training.interrupt import asked, stop_if_asked
 
 JOURNAL, STATE = "journal.jsonl", "state.json"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from vitlab.files import atomic_write
 from vitlab.methods.base import Context
+from vitlab.methods.deepmad.figures import picture, summary, text_table
 from vitlab.methods.deepmad.latency import CostTable
 from vitlab.methods.deepmad.options import DeepMADOptions, problem_of, seconds, start_of
 from vitlab.methods.deepmad.problem import Problem
 from vitlab.methods.deepmad.search import Design, save_design
-from vitlab.methods.deepmad.show import picture, summary, text_table
 from vitlab.methods.deepmad.structure import Structure
 from vitlab.training.interrupt import stop_if_asked
 

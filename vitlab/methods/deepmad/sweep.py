@@ -7,11 +7,11 @@ from typing import Any
 from vitlab.config import ModelConfig
 from vitlab.files import atomic_write, write_json
 from vitlab.methods.base import Context
+from vitlab.methods.deepmad.figures import pareto_picture, points_table
 from vitlab.methods.deepmad.latency import CostTable
 from vitlab.methods.deepmad.options import DeepMADOptions, beside_of, problem_of
 from vitlab.methods.deepmad.problem import Problem
 from vitlab.methods.deepmad.search import Design, load_design
-from vitlab.methods.deepmad.show import pareto_picture, points_table
 from vitlab.methods.deepmad.solve import class_count, design_with, expected
 
 
@@ -61,7 +61,7 @@ def handmade(model: ModelConfig, options: DeepMADOptions, problem: Problem) -> l
         shown.setdefault(options.other.name, options.other)
     if not shown:
         return []
-    from vitlab.methods.deepmad.handmade import handmade_point
+    from vitlab.methods.deepmad.reference_networks import handmade_point
 
     return [
         handmade_point(name, one, problem.resolution, problem.scoring, problem.classes, problem.costs)

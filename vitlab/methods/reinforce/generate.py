@@ -14,9 +14,9 @@ from vitlab.distill.reinforce_record import record_fields
 from vitlab.distill.teachers import Ensemble
 from vitlab.methods.reinforce.options import ReinforceOptions
 from vitlab.stage import Context
-from vitlab.training.assemble import make_data, shortened
-from vitlab.training.devices import device_of
-from vitlab.training.label import STORE, fill_store, store_spec
+from vitlab.training.build import make_data, shortened
+from vitlab.training.distributed import device_of
+from vitlab.training.label_views import STORE, fill_store, store_spec
 from vitlab.training.teacher import make_teacher, normalisation_of
 
 

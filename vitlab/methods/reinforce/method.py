@@ -197,8 +197,8 @@ class Reinforce(Method):
     def train(self, context: Context) -> dict[str, object]:
         """Minimise KL(stored teacher || student) on replayed views: section 7."""
         from vitlab.methods.reinforce.objectives import reinforced
-        from vitlab.training.assemble import Reinforced
-        from vitlab.training.label import STORE
+        from vitlab.training.build import Reinforced
+        from vitlab.training.label_views import STORE
         from vitlab.training.train import train
 
         options, recipe = self.options, self.config.recipe

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from vitlab.errors import UserError
 from vitlab.methods.tinyvit.families import Args, Family
-from vitlab.recorder import append_line, drop_half_line
+from vitlab.run.recorder import append_line, drop_half_line
 
 Verdict = Literal["start", "over budget", "too slow", "not scored", "scored", "chosen"]
 

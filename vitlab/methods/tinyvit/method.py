@@ -120,7 +120,7 @@ class TinyViT(Method):
     )
     def store(self, context: Context) -> dict[str, object]:
         """Label every view of every image once (section 3.1; record layout of the official store)."""
-        from vitlab.training.label import label_views
+        from vitlab.training.label_views import label_views
 
         options = self.options
         into = Path(options.store_to) if options.store_to else None
@@ -136,7 +136,7 @@ class TinyViT(Method):
     )
     def pretrain(self, context: Context) -> dict[str, object]:
         """Train the student on the teacher's soft labels (Eq. 1), stored or asked for at every step."""
-        from vitlab.training.label import STORE
+        from vitlab.training.label_views import STORE
         from vitlab.training.objectives import distillation
         from vitlab.training.train import train
 

@@ -1,0 +1,207 @@
+"""Every file of conf/ composes and is typed; who overrules whom; what names a run."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from vitlab.cli.help import conf_dir, head
+from vitlab.compose.load import RESULT_FREE, load
+from vitlab.config import GROUPS, MODES, Config, RecipeConfig
+from vitlab.errors import UserError
+from vitlab.methods.base import find_method, method_names
+
+CONF = conf_dir()
+FILES = sorted(CONF.glob("*/*.yaml"))
+NAMES = [f"{path.parent.name}/{path.stem}" for path in FILES]
+
+
+@pytest.fixture(autouse=True)
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data sets that need a folder find one."""
+    monkeypatch.setenv("VITLAB_DATA", str(tmp_path))
+
+
+def plain(value: Any) -> bool:
+    """Whether nothing of OmegaConf is left in a value."""
+    if is_dataclass(value):
+        return all(plain(getattr(value, one.name)) for one in fields(value))
+    if isinstance(value, dict):
+        return type(value) is dict and all(plain(one) for one in value.values())
+    if isinstance(value, list):
+        return type(value) is list and all(plain(one) for one in value)
+    return value is None or type(value) in (str, int, float, bool)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_file_composes_and_is_typed(name: str) -> None:
+    group, _, choice = name.partition("/")
+    composed = load([f"{group}={choice}"])
+    assert isinstance(composed.config, Config)
+    assert plain(composed.config)
+    assert composed.choices[group] == choice
+    assert composed.changed == {}
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_every_file_says_what_it_is(path: Path) -> None:
+    line = head(path)
+    assert 8 < len(line) <= 100
+    assert line.endswith(".")
+
+
+def test_every_file_is_in_a_known_group() -> None:
+    assert {path.parent.name for path in FILES} - {"local"} <= set(GROUPS)
+    assert all(list((CONF / group).glob("*.yaml")) for group in GROUPS)
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_an_experiment_says_what_to_expect(path: Path) -> None:
+    text = path.read_text()
+    for word in ("Paper:", "Hardware:", f"Command: python -m vitlab experiment={path.stem}"):
+        assert word in text
+    assert "Expected" in text or "top-1" in text or "tinyvit_5m_scratch" in text
+
+
+def test_no_file_repeats_more_than_half_of_another() -> None:
+    """Settings, that is: the row of a paper's table that an experiment quotes stands in the paper as it does here."""
+
+    def leaves(value: Any, prefix: str = "") -> set[str]:
+        if isinstance(value, dict):
+            parts = (leaves(one, f"{prefix}{key}.") for key, one in value.items() if f"{prefix}{key}" != "paper")
+            return set().union(*parts)
+        if prefix.startswith("defaults") and isinstance(value, list):
+            return {str(one) for one in value if one != "_self_"}
+        return {f"{prefix}={value}"}
+
+    found = {name: leaves(yaml.safe_load(path.read_text())) for name, path in zip(NAMES, FILES, strict=True)}
+    for name, mine in found.items():
+        for other, its in found.items():
+            if name.partition("/")[0] == other.partition("/")[0] and name != other and len(mine) > 3:
+                assert len(mine & its) <= len(mine) / 2, f"{name} repeats {other}"
+
+
+def test_the_bare_command_is_the_demo() -> None:
+    bare, said = load([]), load(["method=tinyvit", "dataset=digits", "hardware=auto"])
+    assert bare.config == said.config
+    assert bare.identity() == said.identity()
+    assert (bare.chosen, said.chosen) == (set(), {"method", "dataset", "hardware"})
+    assert bare.config.mode == MODES[0]
+
+
+def test_who_overrules_whom(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """base < method < dataset < local < experiment < prompt."""
+    import shutil
+
+    from vitlab.compose import load as load_module
+
+    conf = tmp_path / "conf"
+    shutil.copytree(CONF, conf, ignore=shutil.ignore_patterns("local"))
+    monkeypatch.setattr(load_module, "conf_dir", lambda: conf)
+    scratch = load(["method=supervised", "dataset=imagenet"])
+    assert scratch.choices["recipe"] == "tinyvit_scratch"
+    assert load(["method=tinyvit", "dataset=imagenet"]).choices["recipe"] == "tinyvit_distill"
+    assert load(["method=tinyvit", "dataset=digits"]).choices["recipe"] == "digits"
+    (conf / "local").mkdir()
+    (conf / "local" / "default.yaml").write_text("# @package _global_\n# Mine.\nseed: 5\nrecipe:\n  lr: 5.0\n")
+    assert load([]).config.recipe.lr == 5.0
+    assert load([]).config.seed == 5
+    (conf / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\n# Mine.\ndefaults:\n  - override /recipe: finetune\nrecipe:\n  lr: 6.0\n"
+    )
+    chosen = load(["experiment=mine"])
+    assert (chosen.choices["recipe"], chosen.config.recipe.lr, chosen.config.seed) == ("finetune", 6.0, 5)
+    typed = load(["experiment=mine", "recipe=digits", "recipe.lr=7"])
+    assert (typed.choices["recipe"], typed.config.recipe.lr) == ("digits", 7.0)
+
+
+def test_a_recipe_stands_in_other_places() -> None:
+    composed = load(["recipe@method.finetune=tinyvit_finetune", "recipe@teacher.recipe=finetune"])
+    finetune: Any = composed.config.method.finetune
+    assert isinstance(finetune, RecipeConfig)
+    assert finetune.layer_decay == 0.8
+    assert composed.config.teacher.recipe is not None
+    assert composed.config.teacher.recipe != composed.config.recipe
+    assert composed.choices["recipe@method.finetune"] == "tinyvit_finetune"
+    assert composed.chosen == {"method", "teacher"}
+    with pytest.raises(UserError, match="lr"):
+        load(["recipe@method.finetune=tinyvit_finetune", "method.finetune.lrr=1"])
+    assert load(["recipe@method.finetune=tinyvit_finetune", "method.finetune.lr=1"]).config.method.finetune.lr == 1.0
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "value"),
+    [
+        (["model.args.drop_path_rate=0.1"], "model.args.drop_path_rate", 0.1),
+        (["recipe.optimizer_args.betas=[0.8,0.9]"], "recipe.optimizer_args.betas", [0.8, 0.9]),
+        (["recipe.lr=1"], "recipe.lr", 1.0),
+        (["recipe.clip=null"], "recipe.clip", None),
+        (["model.pretrained=yes"], "model.pretrained", True),
+        (["name=a run, my first (of 2)"], "name", "a run, my first (of 2)"),
+        (["name=null"], None, None),
+        (["dataset.size=${recipe.batch_size}"], "dataset.size", 64),
+        (["recipe={lr:0.5}"], "recipe.lr", 0.5),
+        (["trainer.devices=[0,1]"], "trainer.devices", [0, 1]),
+    ],
+)
+def test_single_keys(words: list[str], key: str | None, value: Any) -> None:
+    composed = load(words)
+    assert composed.changed == ({} if key is None else {key: value})
+    found: Any = composed.config
+    for part in key.split(".") if key else []:
+        found = found[part] if isinstance(found, dict) else getattr(found, part)
+    assert key is None or (found == value and type(found) is type(value))
+
+
+def test_a_member_of_the_teacher_by_its_place() -> None:
+    composed = load(["teacher.members.0.name=resnet34", "teacher.members.0.args.layers=[2,2,2,2]"])
+    assert composed.config.teacher.members[0].name == "resnet34"
+    assert composed.config.teacher.members[0].args["layers"] == [2, 2, 2, 2]
+
+
+def test_a_network_by_its_timm_name_comes_without_the_arguments_of_the_usual_one() -> None:
+    def model(*words: str) -> tuple[str, dict[str, Any]]:
+        composed = load(list(words))
+        return composed.network, composed.config.model.args
+
+    name, usual = model()
+    assert name == "tiny_vit_digits"
+    assert "embed_dims" in usual
+    assert model("model.name=resnet18") == ("resnet18", {})
+    assert model("model.args.layers=[1,1,1,1]", "model.name=resnet18") == ("resnet18", {"layers": [1, 1, 1, 1]})
+    assert model("model.args={layers:[1,1,1,1]}", "model.name=resnet18")[1] == {"layers": [1, 1, 1, 1]}
+    assert model("model.name=tiny_vit_5m_224") == (name, usual), "that is the usual one"
+    assert model("model=tiny_vit_digits", "model.name=tiny_vit_11m_224") == ("tiny_vit_11m_224", usual)
+    assert model("model.name=hf-hub:timm/resnet18.a1_in1k")[0] == "hf-hub-timm-resnet18.a1_in1k"
+    assert model("model.args={drop_path_rate:0.2}")[1] == usual | {"drop_path_rate": 0.2}, "added to those there"
+
+
+def test_what_names_a_run() -> None:
+    def identity(*words: str) -> dict[str, Any]:
+        return load(list(words)).identity()
+
+    same = identity()
+    for word in ("hardware=cpu", "logger=csv", "trainer.devices=2", "name=mine", "output=/tmp", "fresh=true",
+                 "mode=check", "evaluation=quick", "export=none", "evaluation.bins=10"):  # fmt: skip
+        assert identity(word) == same, word
+    assert identity("recipe.weight_decay=0.05") == same, "a value given as it is anyway"
+    for word in ("recipe.lr=1", "seed=1", "model=resnet18", "model.args.x=1", "method.topk=3", "debug=smoke",
+                 "dataset.labels_per_class=3", "recipe@teacher.recipe=finetune", "teacher.temperature=2"):  # fmt: skip
+        assert identity(word) != same, word
+    assert identity("recipe.lr=1", "seed=1") == identity("seed=1", "recipe.lr=1")
+    unread = load(["method=supervised"]).identity()["choices"]
+    assert not {"teacher", "recipe@teacher.recipe"} & set(unread), "what no stage reads names nothing"
+    assert {group for group in same["choices"] if group in GROUPS} == set(GROUPS) - RESULT_FREE
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_every_method_has_its_file(name: str) -> None:
+    assert (CONF / "method" / f"{name}.yaml").is_file()
+    options: Any = load([f"method={name}"]).config.method
+    expected: Any = find_method(name).Options
+    assert type(options) is expected
+    assert options.name == name

@@ -1,0 +1,196 @@
+"""A mistake at the prompt: one short paragraph with the key, what is allowed and the nearest name; exit code 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vitlab.cli.main import main, paragraph
+
+CASES: list[tuple[str, list[str]]] = [
+    # mistyped keys
+    ("recipe.lrr=1", ["recipe.lrr", "Did you mean recipe.lr=1?", "a number", "peak learning rate"]),
+    ("lr=0.1", ["Did you mean recipe.lr=0.1?"]),
+    ("epochs=10", ["Did you mean recipe.duration=10ep?"]),
+    ("max_steps=10", ["Did you mean recipe.duration=10st?"]),
+    ("recpie.lr=1", ["Did you mean recipe.lr=1?"]),
+    ("recipe.mixup=0.8", ["Did you mean recipe.augmentation.mixup=0.8?"]),
+    ("teacher.members.0.nam=x", ["Did you mean teacher.members.0.name=x?"]),
+    ("model.arg.drop_path_rate=0.1", ["Did you mean model.args.drop_path_rate=0.1?"]),
+    ("method.topkk=3", ["Did you mean method.topk=3?"]),
+    ("gpus=2", ["trainer.devices=2"]),
+    ("device=cuda", ["Did you mean hardware=gpu?"]),
+    ("dataset.foo=1", ["The keys of dataset are: name, root, size"]),
+    ("resume=true", ["The same command continues"]),
+    ("recipe={lrr:1}", ["recipe.lrr", "Did you mean recipe.lr="]),
+    # +added keys
+    ("+typo=1", ["+typo=1", "At the top there are", "recipe"]),
+    ("+recipe.typo=1", ["The keys of recipe are", "duration"]),
+    ("++recipe.lr=1", ["Write it without plus: recipe.lr=1"]),
+    ("+model=resnet50", ["Write it without plus: model=resnet50"]),
+    ("~recipe.clip", ["recipe.clip=null"]),
+    # values of the wrong type
+    ("recipe.lr=fast", ["'fast' is not a number", "peak learning rate"]),
+    ("recipe.lr=", ["nothing stands right of the equals sign"]),
+    ("recipe.lr=null", ["'null' is not a number"]),
+    ("recipe.batch_size=64.5", ["'64.5' is not a whole number"]),
+    ("fresh=maybe", ["'maybe' is not true or false"]),
+    ("recipe.augmentation.crop_scale=0.5", ["is not a list of numbers", "[0.5,1]"]),
+    ("recipe.augmentation.crop_scale=[0.5,1", ["brackets"]),
+    ("recipe.decay_at=30ep,60ep", ["recipe.decay_at=[30ep,60ep]"]),
+    ("teacher.members=3", ["'3' is not a list"]),
+    ("teacher.members.1.name=x", ["the first is teacher.members.0"]),
+    ("dataset.size=${recipe.foo}", ["there is no key 'recipe.foo'"]),
+    # values that cannot be
+    ("recipe.duration=90", ["'90' is not a duration", "Did you mean 90ep or 90st?"]),
+    ("recipe.duration=90epochs", ["Did you mean 90ep?"]),
+    ("recipe.duration=10%", ["a share needs a whole"]),
+    ("recipe.duration=0ep", ["at least 1st"]),
+    ("recipe.schedule=cosin", ["linear, step, constant", "Did you mean cosine?"]),
+    ("recipe.batch_size=0", ["a whole number from 1 on"]),
+    ("recipe.batch_size=10 recipe.accumulate=3", ["multiple of recipe.accumulate"]),
+    ("recipe.lr=-1", ["larger than 0"]),
+    ("recipe.augmentation.crop_scale=[0.9,0.1]", ["0 < a ≤ b ≤ 1"]),
+    ("recipe.augmentation.flip=2", ["at least 0 and at most 1"]),
+    ("recipe.augmentation.randaug=foo", ["rand-m9-mstd0.5-inc1"]),
+    ("dataset.mean=[0.5]", ["dataset.mean takes 3 numbers"]),
+    ("teacher.weights=[1,2]", ["teacher.weights takes 1 numbers"]),
+    ("teacher.recipe=null", ["a teacher that is trained needs a recipe", "conf/teacher/digits.yaml, line"]),
+    ("method.finetune.lr=1", ["method.finetune is empty", "recipe@method.finetune=NAME"]),
+    ("method.finetune={lr:1}", ["method.finetune is empty", "recipe@method.finetune=NAME"]),
+    ("trainer.precision=bf16", ["Did you mean bf16-mixed?"]),
+    ("trainer.devices=two", ["a number of devices"]),
+    ("export.formats=[onxn]", ["Did you mean onnx?"]),
+    ("mode=chekc", ["train, evaluate", "check, list", "Did you mean check?"]),
+    ("model.checkpoint=/nonexistent.pth", ["no file or folder /nonexistent.pth"]),
+    ("seed=-1", ["seed is a number at least 0 and at most 2147483647"]),
+    ("recipe.lr=inf", ["no finite number"]),
+    ("recipe.warmup=20ep", ["a warm-up of 20ep fills the training of 20ep"]),
+    ("recipe.warmup=100%", ["fills the training"]),
+    ("recipe.min_lr=5", ["5 is above recipe.lr, which is 0.003"]),
+    ("recipe.validate_every=0ep", ["at least 1st"]),
+    ("output=", ["output=FOLDER"]),
+    ("model.args={}", ["changes nothing", "model.args.KEY=null"]),
+    # choices
+    ("model=resnet5", ["there is no model 'resnet5'", "Did you mean model=resnet50", "model.name=resnet5"]),
+    ("model=tiny_vit", ["model=tiny_vit_5m or "]),
+    ("dataset=mnist", ["There are: cifar10, cifar100, digits", "mode=list group=dataset"]),
+    ("hardware=cuda", ["Did you mean hardware=gpu?"]),
+    ("modle=resnet50", ["Did you mean model=resnet50?"]),
+    ("data=cifar10", ["Did you mean dataset=cifar10?"]),
+    ("model=null", ["cannot be without model"]),
+    ("model=resnet18,resnet50", ["one run takes one", "put -m first: python -m vitlab -m model=resnet18,resnet50"]),
+    ("model=resnet18 model=resnet50", ["model is given twice"]),
+    ("dataset.name=cifar10", ["Choose another with dataset=cifar10"]),
+    ("method.finetune=finetune", ["recipe@method.finetune=finetune"]),
+    ("recipe@method.finetune=fintune", ["Did you mean recipe@method.finetune=finetune?"]),
+    ("recipe@teacher.recipee=digits", ["Did you mean recipe@teacher.recipe=digits?"]),
+    ("method=supervised recipe@method.finetune=digits", ["no recipe is chosen at method.finetune"]),
+    # a group that no stage reads, a key of another method
+    ("method=supervised teacher=clip_vit_l14", ["no stage of method=supervised reads teacher", "method=tinyvit"]),
+    ("method=supervised teacher.temperature=2", ["no stage of method=supervised reads teacher"]),
+    ("method=supervised method.topk=3", ["It belongs to method=reinforce and method=tinyvit"]),
+    # devices
+    ("hardware=ddp_cpu trainer.sync_batchnorm=true", ["on GPUs only"]),
+    ("trainer.strategy=fspd", ["auto, ddp, fsdp", "Did you mean fsdp?"]),
+    ("hardware=cpu trainer.num_nodes=2", ["no MASTER_ADDR", "NODE_RANK=0 to 1"]),
+    ("hardware=ddp_cpu recipe.batch_size=15", ["recipe.batch_size=15 does not divide into 2", "multiple of 2"]),
+    (
+        "method=supervised hardware=ddp_cpu recipe.batch_size=18 recipe.augmentation.mixup=0.5",
+        ["does not divide", "pairs that are mixed", "multiple of 4"],
+    ),
+    ("slurm.executor=pbs", ["slurm, local"]),
+    # missing data
+    ("dataset=cifar10", ["cifar10", "dataset.root", "VITLAB_DATA"]),
+    ("dataset=folder dataset.root=/nonexistent", ["/nonexistent", "dataset.root"]),
+    ("dataset=cifar10 dataset.download=true", ["cifar10", "dataset.root", "VITLAB_DATA"]),
+    # no key=value at all
+    ("digits", ["Did you mean dataset=digits"]),
+    ("digitss", ["Did you mean dataset=digits"]),
+    ("train", ["Did you mean mode=train?"]),
+    ("--epochs 10", ["without dashes", "Did you mean recipe.duration=10ep?"]),
+    ("--batch-size=10", ["Did you mean recipe.batch_size=10?"]),
+    ("--helpp", ["Did you mean --help?"]),
+    ("-m model=resnet18", ["no key has several values"]),
+    ("-m seed=0,0", ["are the same run"]),
+    ("-m seed=0,1 recipe.lrr=1", ["Did you mean recipe.lr=1?"]),
+    ("-m recipe.lr=interval(0,1)", ["takes values one by one"]),
+    ("sweep.jobs=2", ["Put -m first"]),
+    ("model = resnet50", ["Write model=resnet50"]),
+    ("recipe.lr 0.1", ["Write recipe.lr=0.1"]),
+    ("recipe.lr= 0.1", ["Write recipe.lr=0.1"]),
+    ("recipe.lr =0.1", ["Write recipe.lr=0.1"]),
+    ("=3", ["nothing stands left"]),
+    ("recipe..lr=1", ["Keys are words joined by dots"]),
+    ("hydra.run.dir=/tmp", ["Hydra's own settings"]),
+    ("recipe/foo=3", ["there is no group 'recipe/foo'"]),
+    ("foo@bar=1", ["'foo' is no group"]),
+    # lists
+    ("group=model", ["mode=list group=model"]),
+    ("mode=list group=modle", ["Did you mean group=model?"]),
+    ("mode=list grop=model", ["Did you mean group=model?"]),
+    ("mode=list model", ["mode=list group=model"]),
+    ("mode=list key=recipe.lrr", ["Did you mean key=recipe.lr?"]),
+    ("mode=list group=model key=recipe", ["not both"]),
+]
+
+
+@pytest.mark.parametrize(("line", "parts"), CASES, ids=[line for line, _ in CASES])
+def test_the_answer(
+    line: str, parts: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VITLAB_DATA", raising=False)
+    assert main(line.split(" ")) == 2
+    out, err = capsys.readouterr()
+    said = " ".join(err.split())
+    for part in parts:
+        assert part in said
+    assert out == ""
+    assert "Traceback" not in err and "omegaconf" not in err.lower() and "full_key" not in err
+    assert len(said) < 600, "one short paragraph"
+    assert "\n\n" not in err.strip()
+
+
+def test_a_missing_package_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else there(name))
+    assert main(["logger=tensorboard"]) == 2
+    assert 'pip install "vitlab[tensorboard]"' in " ".join(capsys.readouterr().err.split())
+
+
+def test_our_own_failure_is_not_blamed_on_the_user(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitlab.compose import load as load_module
+
+    def broken(words: list[str]) -> None:
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr(load_module, "load", broken)
+    assert main([]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_interrupt_has_its_own_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitlab.compose import load as load_module
+
+    def interrupted(words: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(load_module, "load", interrupted)
+    assert main([]) == 130
+
+
+def test_a_path_stays_whole_in_a_paragraph() -> None:
+    path = "/data/" + "x" * 200
+    assert path in paragraph(f"There is no folder {path}. Give another.")
+
+
+def test_home_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitlab.compose.load import load
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load(["output=~/runs"]).config.output == str(tmp_path / "runs")

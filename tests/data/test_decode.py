@@ -1,0 +1,109 @@
+"""Files become what a person sees."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitlab.data.decode import Files, to_rgb
+from vitlab.errors import UserError
+
+
+def reopened(image: Image.Image, format: str = "PNG", **options: Any) -> Image.Image:
+    """The image as a file holds it."""
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return Image.open(io.BytesIO(buffer.getvalue()))
+
+
+def pixel(image: Image.Image) -> tuple[int, ...]:
+    rgb = to_rgb(image)
+    assert rgb.mode == "RGB"
+    value = rgb.getpixel((0, 0))
+    assert isinstance(value, tuple)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.new("RGB", (4, 4), (10, 20, 30)), (10, 20, 30)),
+        (Image.new("L", (4, 4), 77), (77, 77, 77)),
+        (Image.new("1", (4, 4), 1), (255, 255, 255)),
+        (Image.new("RGBA", (4, 4), (255, 0, 0, 0)), (255, 255, 255)),
+        (Image.new("RGBA", (4, 4), (255, 0, 0, 255)), (255, 0, 0)),
+        (Image.new("LA", (4, 4), (0, 0)), (255, 255, 255)),
+        (Image.new("I;16", (4, 4), 0x80FF), (128, 128, 128)),
+        (Image.new("RGB", (4, 4), (1, 200, 3)).convert("P", palette=Image.Palette.ADAPTIVE), (1, 200, 3)),
+    ],
+)
+def test_png_modes(image: Image.Image, expected: tuple[int, ...]) -> None:
+    assert pixel(reopened(image)) == expected
+
+
+def test_transparent_palette_lies_on_white() -> None:
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([9, 9, 9, 200, 0, 0])
+    assert pixel(reopened(image, transparency=0)) == (255, 255, 255)
+    assert pixel(reopened(image, "GIF")) == (9, 9, 9)
+
+
+def test_cmyk_jpeg() -> None:
+    red, green, blue = pixel(reopened(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95))
+    assert red > 240 and green < 15 and blue < 15
+
+
+def test_float_pixels_are_refused() -> None:
+    with pytest.raises(ValueError, match="unstated range"):
+        to_rgb(reopened(Image.new("F", (4, 4), 0.5), "TIFF"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied(orientation: int) -> None:
+    upright = np.zeros((30, 20, 3), np.uint8)
+    upright[:10, :10] = 255  # a mark in the upper left corner: no two orientations look the same with the shape
+    upright[:10, 10:, 0] = 255
+    inverse = {
+        1: None,
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }[orientation]
+    stored = Image.fromarray(upright) if inverse is None else Image.fromarray(upright).transpose(inverse)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert (np.asarray(to_rgb(reopened(stored, exif=exif))) == upright).all()
+
+
+def test_published_sets_ignore_orientation(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.jpg", exif=exif)
+    sizes = {upright: Files(tmp_path, ["a.jpg"], [0], ["a"], "train", upright)[0][0].size for upright in (True, False)}
+    assert sizes == {True: (10, 20), False: (20, 10)}
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", None])
+def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "bad.jpg").write_bytes(content)
+    with pytest.raises(UserError, match=r"bad\.jpg cannot be read"):
+        Files(tmp_path, ["bad.jpg"], [0], ["a"], "train")[0]
+
+
+def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "cut.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:1500])
+    for upright in (True, False):
+        with pytest.raises(UserError, match=r"cut\.jpg cannot be read"):
+            Files(tmp_path, ["cut.jpg"], [0], ["a"], "train", upright)[0]

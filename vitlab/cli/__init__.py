@@ -1,0 +1,1 @@
+"""The command line: the words that were typed, the help page, the lists."""

@@ -1,0 +1,234 @@
+"""The help page and the lists: read from the heads of the YAML files, without Hydra, OmegaConf or torch."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import textwrap
+from pathlib import Path
+
+from vitlab import __version__
+from vitlab.errors import UserError, nearest
+
+GROUPS = {
+    "method": "what is done, in stages",
+    "model": "the network that is trained",
+    "dataset": "the images",
+    "teacher": "who labels them, for methods that distil",
+    "recipe": "how it is trained: optimiser, schedule, augmentation",
+    "task": "what the network answers",
+    "hardware": "where it runs, and how precisely",
+    "logger": "copies of the record in metrics.jsonl",
+    "evaluation": "what is measured at the end",
+    "export": "the files that others can load",
+    "debug": "shortcuts, to see every stage pass quickly",
+    "sweep": "several runs of one command, after -m",
+    "experiment": "whole set-ups in one word",
+}
+"""The config groups and what each one decides."""
+
+MODES = {
+    "train": "every stage of the method, then evaluation, exports and report (the default)",
+    "evaluate": "accuracy, calibration, intervals of a run, or of model= on dataset=; run=[A,B]",
+    "benchmark": "parameters, multiply-adds, latency, memory side by side; run='*' draws all runs",
+    "predict": "name what is on pictures: run=FOLDER input=cat.jpg",
+    "explain": "where a model looks: run=FOLDER input=cat.jpg",
+    "export": "a model as files for others: run=FOLDER export.formats=[onnx]",
+    "audit": "what is in a folder of pictures: dataset=folder dataset.root=photos",
+    "report": "the page of a run written anew, or several side by side: run=[A,B]",
+    "verify": "stored labels: structure and checksums; with method.recheck=100 the teacher too",
+    "convert": "stored labels from or to the papers' own files: method.store=A method.convert_to=B",
+    "stats": "what reinforcements hold: entropy, agreement with the labels, partners, bytes",
+    "merge": "reinforcements of several seeds in one: method.store=[A,B] method.convert_to=C",
+    "subset": "fewer of them: method.store=A method.samples=10 method.topk=5 method.convert_to=B",
+    "contract": "make model= smaller step by step to method.contract.params (TinyViT's model scaling)",
+    "throughput": "images a second of a traced network, TinyViT's protocol",
+    "check": "the plan with sizes and estimates, and one batch of every stage",
+    "list": "what there is: mode=list group=GROUP, mode=list key=KEY",
+}
+"""What ``mode=`` accepts."""
+
+PAGE = """\
+vitlab {version}: from data to a small, fast, calibrated and exported vision model, with one command.
+
+  python -m vitlab [key=value ...]
+
+EXAMPLES
+  python -m vitlab
+      The demo, minutes on a CPU: TinyViT learns real digits from a teacher's labels; then a report.
+  python -m vitlab mode=check recipe.duration=30ep
+      Change one value, and see the plan and an estimate before anything is trained.
+  python -m vitlab dataset.labels_per_class=10
+      Only ten labelled digits of each class: here a method shows what it is worth.
+  python -m vitlab method=supervised dataset=folder dataset.root=photos
+      Finetune a pretrained TinyViT on your own images, a folder for each class.
+  python -m vitlab dataset=cifar100 dataset.root=data dataset.download=true model=deit_small
+      Another data set, another student; with hardware=gpu on a GPU in mixed precision.
+  python -m vitlab -m seed=0,1,2 recipe.lr=1e-3,3e-3 sweep.jobs=2
+      A run for each combination, two at once, and a comparison with mean and spread over seeds.
+
+CHOICES (GROUP=NAME; what each name is: mode=list group=GROUP)
+{groups}
+
+KEYS (KEY=VALUE; what each means: mode=list key=GROUP)
+  seed=0  name=TEXT  output=FOLDER  fresh=true (start once more, beside a run that exists)
+  recipe.lr=3e-4  recipe.duration=90ep|5000st  recipe.augmentation.crop_scale=[0.5,1]
+  dataset.val_fraction=0.1 (held out of training; a temperature is fitted on these images)
+  dataset.size=64  model.name=TIMM_NAME  model.checkpoint=FILE|RUN  model.args.drop_path_rate=0.1
+
+MODES
+{modes}
+
+WHERE THINGS ARE
+  A run is a folder, outputs/METHOD/NAME-HASH: models, stored labels, metrics.jsonl, report.html.
+  The same command continues it, after Ctrl-C or a power cut too; of a finished run it shows the
+  table. Data sets are looked for in dataset.root, then in $VITLAB_DATA/NAME. The choices are YAML
+  files, in {conf}
+
+EXIT CODES  0 done   1 our failure   2 a mistake in the command, or in files   130 interrupted
+"""
+
+LIST_WORDS = ("group", "key")
+INDENT, WIDTH = 14, 100
+
+
+def conf_dir() -> Path:
+    """The folder of the YAML files: inside the package when installed, beside it in a clone."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def page() -> str:
+    """The help page."""
+    groups = [_line(name, meaning, choices(conf_dir(), name)) for name, meaning in GROUPS.items()]
+    modes = [f"  {name:<{INDENT - 2}}{meaning}" for name, meaning in MODES.items()]
+    conf = conf_dir()
+    shown = conf.relative_to(Path.cwd()) if conf.is_relative_to(Path.cwd()) else conf
+    return PAGE.format(version=__version__, groups="\n".join(groups), modes="\n".join(modes), conf=f"{shown}/").rstrip()
+
+
+def head(path: Path) -> str:
+    """The first comment line of a YAML file that is not a directive of Hydra's: what the file is, in one line."""
+    with open(path) as file:
+        for line in file:
+            text = line.lstrip("#").strip()
+            if not line.startswith("#"):
+                break
+            if text and not text.startswith("@"):
+                return text
+    return ""
+
+
+def origin(path: Path) -> str:
+    """What a data set's file says behind ``# Origin:``: who made the data, and under which licence; "" if nothing."""
+    lines = (line.lstrip("#").strip() for line in path.read_text().splitlines() if line.startswith("#"))
+    return next((line.removeprefix("Origin:").strip() for line in lines if line.startswith("Origin:")), "")
+
+
+def answer_list(words: list[str]) -> str:
+    """What ``mode=list`` prints: the groups, the choices of ``group=``, or the keys under ``key=``.
+
+    Raises:
+        UserError: if a word is not one of those, or names something that there is not.
+    """
+    asked = {word.partition("=")[0]: word.partition("=")[2] for word in words if word.partition("=")[0] in LIST_WORDS}
+    others = [word for word in words if word.partition("=")[0] not in LIST_WORDS]
+    for word in others:
+        _check_word(word, asked)
+    if len(asked) == 2:
+        raise UserError("mode=list takes group=GROUP or key=KEY, not both.", "Leave one of them out.")
+    if "key" in asked:
+        return list_keys(asked["key"], others)
+    if others:
+        raise UserError(f"mode=list shows what there is and does not read {' '.join(others)}.", "Leave it out.")
+    return list_group(asked["group"]) if "group" in asked else list_groups()
+
+
+def list_groups() -> str:
+    """All groups with their meanings and names."""
+    rows = [_row(name, meaning, choices(conf_dir(), name)) for name, meaning in GROUPS.items()]
+    return "\n".join([*rows, "", "What each name is: mode=list group=GROUP. What each key means: mode=list key=GROUP."])
+
+
+def list_group(group: str) -> str:
+    """Every choice of a group with its first comment line.
+
+    Raises:
+        UserError: if there is no such group.
+    """
+    if group not in GROUPS:
+        near = nearest(group, GROUPS)
+        cure = f"Did you mean group={near}? " if near else ""
+        raise UserError(f"There is no group '{group}'.", f"{cure}The groups are: {', '.join(GROUPS)}.")
+    names = choices(conf_dir(), group)
+    width = max(map(len, names), default=0) + 2
+    rows = [_wrapped(f"  {name:<{width}}", head(conf_dir() / group / f"{name}.yaml")) for name in names]
+    count = f"{len(names)} choices" if len(names) != 1 else "1 choice"
+    foot = f"{count}; choose with {group}=NAME."
+    if group == "model":
+        foot += " Any other timm model: model.name=TIMM_NAME."
+    if group == "recipe":
+        foot += " Also for the teacher: recipe@teacher.recipe=NAME."
+    if group != "experiment":
+        foot += f" What can be set in it: mode=list key={group}."
+    return "\n".join([f"{group}: {GROUPS[group]}", "", *rows, "", _wrapped("", foot)])
+
+
+def list_keys(key: str, words: list[str]) -> str:
+    """The keys under ``key`` (all of the top without one): kind, value, meaning. Values are those in force under
+    ``words``, where words are given, since composing takes longer than a list may.
+
+    Raises:
+        UserError: if there is no such key, or the words are wrong.
+    """
+    from vitlab.cli.list_keys import describe
+
+    return describe(key, words, _wrapped)
+
+
+def _check_word(word: str, asked: dict[str, str]) -> None:
+    name, equals, value = word.partition("=")
+    if not equals and not asked and name in GROUPS:
+        raise UserError(f"'{word}' is not key=value.", f"Did you mean mode=list group={name}?")
+    near = nearest(name, LIST_WORDS)
+    if near and name not in GROUPS and not asked:
+        raise UserError(f"mode=list does not know {name}=.", f"Did you mean {near}={value or 'NAME'}?")
+
+
+def choices(conf: Path, group: str) -> list[str]:
+    """Names of the YAML files of a group, in the order of people."""
+    return sorted((path.stem for path in (conf / group).glob("*.yaml")), key=_natural)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort key by which cifar100 follows cifar10 and tiny_vit_5m comes before tiny_vit_11m."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _row(name: str, meaning: str, names: list[str]) -> str:
+    return f"  {name:<{INDENT - 2}}{meaning}\n" + _wrapped(" " * INDENT, ", ".join(names))
+
+
+def _line(name: str, meaning: str, names: list[str]) -> str:
+    """One line for a group: its meaning and as many names as fit."""
+    if not names:
+        return f"  {name:<{INDENT - 2}}{meaning}"
+    start, end = f"  {name:<{INDENT - 2}}{meaning}: ", f", ... ({len(names)})"
+    text = start + ", ".join(names)
+    while len(text) > WIDTH:
+        names = names[:-1]
+        text = start + ", ".join(names) + end
+    return text
+
+
+def _wrapped(indent: str, text: str) -> str:
+    width = max(min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH), 60)
+    return textwrap.fill(
+        text,
+        width,
+        initial_indent=indent,
+        subsequent_indent=" " * len(indent),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -1,0 +1,79 @@
+"""The prompt: read the words, answer what can be answered at once, hand the rest over.
+
+Exit codes: 0 done, 1 our failure (with a stack trace), 2 a mistake in what was typed, 130 interrupted.
+Help and lists import neither Hydra nor torch; a typo is answered without torch.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import textwrap
+import traceback
+
+from vitlab import __version__
+from vitlab.errors import Interrupted, UserError, full_disk
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line ``argv`` (default: that of this process) and return the exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    # Read when torch is loaded: threads that wait without spinning. Where cores are shared, a spinning wait makes a
+    # small network ten times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        return _answer(words)
+    except UserError as error:
+        sys.stdout.flush()
+        print(paragraph(str(error)), file=sys.stderr)
+        return 2
+    except (Interrupted, KeyboardInterrupt) as error:
+        sys.stdout.flush()
+        print(f"\n{error}" if str(error) else "\nInterrupted; the same command continues.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        sys.stdout.flush()
+        if (full := full_disk(error)) is not None:
+            print(paragraph(str(full)), file=sys.stderr)
+            return 2
+        traceback.print_exc()
+        return 1
+
+
+def paragraph(text: str) -> str:
+    """``text`` filled to the width of the terminal (at most 100 columns), long words left whole."""
+    width = min(shutil.get_terminal_size((100, 24)).columns, 100)
+    return textwrap.fill(text, max(width, 40), break_long_words=False, break_on_hyphens=False)
+
+
+def _answer(words: list[str]) -> int:
+    if {"--help", "-h", "help"} & set(words):
+        from vitlab.cli.help import page
+
+        print(page())
+        return 0
+    if {"--version", "-V"} & set(words):
+        print(f"vitlab {__version__}")
+        return 0
+    if {"mode=list", "list", "--list"} & set(words):
+        from vitlab.cli.help import answer_list
+
+        print(answer_list([word for word in words if word not in ("mode=list", "list", "--list")]))
+        return 0
+
+    if {"-m", "--multirun"} & set(words):
+        from vitlab.sweep.grid import sweep
+
+        return sweep(words)
+
+    from vitlab.compose.load import load
+
+    composed = load(words)
+
+    from vitlab.launch.start import start
+
+    return start(composed)

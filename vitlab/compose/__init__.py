@@ -1,0 +1,1 @@
+"""Hydra's part: words and YAML files become one typed, checked configuration. No torch."""

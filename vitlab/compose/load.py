@@ -1,0 +1,204 @@
+"""From the words at the prompt to one typed, checked configuration.
+
+Hydra composes the YAML files of ``conf/`` over the schema of :mod:`vitlab.config`; a second, strict pass turns the
+result into plain dataclasses, so that nothing below the command line sees Hydra or OmegaConf. Precedence, weakest
+first: the method's usual choices, the data set's, ``conf/local``, the experiment, the command line.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from dataclasses import dataclass
+from typing import Any, cast
+
+import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
+from hydra._internal.defaults_list import create_defaults_list
+from hydra._internal.utils import create_automatic_config_search_path
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigIndexError,
+    InterpolationKeyError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+)
+
+from vitlab.cli.help import conf_dir
+from vitlab.compose.overrides import check_keys, is_choice, read_words, takes, top, unknown
+from vitlab.compose.schema import Field, fields, find
+from vitlab.compose.validate import check, check_read
+from vitlab.compose.yaml_errors import Files, defaults_error, file_error, interpolation_error, missing_file, yaml_error
+from vitlab.config import GROUPS, Config
+from vitlab.config.debug import debugged
+from vitlab.errors import UserError
+from vitlab.methods.base import find_method
+from vitlab.modes import reads
+from vitlab.run.run import RESULT_FREE, RESULT_FREE_KEYS
+
+
+@dataclass
+class Composed:
+    """One command line, composed and checked."""
+
+    config: Config  # plain dataclasses, all the way down
+    choices: dict[str, str | None]  # every group (also mounted ones, recipe@teacher.recipe) and the choice in force
+    chosen: set[str]  # groups that the prompt named, by a choice (model=x) or by a key (model.name=x)
+    overrides: list[str]  # the words at the prompt, as typed
+    tree: dict[str, Any]  # the configuration as plain dicts, lists and scalars
+    changed: dict[str, Any]  # leaves that differ from what the choices alone give, by dotted key
+    usual: dict[str, Any]  # what those leaves are without the change
+    read: set[str]  # groups that some stage of the method, or the mode, reads
+
+    @property
+    def network(self) -> str:
+        """What the model is called in the names of runs: its choice, or the timm name that was typed instead."""
+        named = "model.name" in self.changed
+        return re.sub(r"[^\w.+-]+", "-", self.config.model.name) if named else str(self.choices["model"])
+
+    def identity(self) -> dict[str, Any]:
+        """What names a run: the choices and the changed leaves that can change its results."""
+
+        def matters(key: str) -> bool:
+            if key.rpartition(".")[2] in RESULT_FREE_KEYS:
+                return False
+            return top(key) not in RESULT_FREE and (top(key) in self.read or top(key) not in GROUPS)
+
+        choices = {group: choice for group, choice in sorted(self.choices.items()) if matters(group)}
+        changed = {key: value for key, value in sorted(self.changed.items()) if matters(key)}
+        return {"choices": choices, "changed": changed}
+
+
+def load(overrides: list[str]) -> Composed:
+    """Compose, type and check the configuration that ``overrides`` ask for.
+
+    Raises:
+        UserError: for whatever is wrong with the overrides or with a YAML file.
+    """
+    conf = conf_dir()
+    words = read_words(overrides, conf)
+    loader = ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf)))
+    repository = CachingConfigRepository(loader.repository)
+    try:
+        defaults = create_defaults_list(
+            repository, "config", [one for one in words if is_choice(one)], prepend_hydra=False, skip_missing=False
+        )
+    except MissingConfigException as error:
+        raise missing_file(str(error.missing_cfg_file), conf) from error
+    except yaml.YAMLError as error:
+        raise yaml_error(error, conf) from error
+    except HydraException as error:
+        raise defaults_error(error, conf, overrides) from error
+    choices = {
+        group: choice
+        for group, choice in defaults.overrides.known_choices.items()
+        if choice is None or (conf / group.partition("@")[0] / f"{choice}.yaml").is_file()
+    }
+    method = find_method(str(choices["method"]))
+    known = fields(method.Options)
+    keyed = check_keys([one for one in words if not is_choice(one)], known, conf)
+    files = Files(conf, defaults.defaults)
+    typed = {one.key_or_group: str(one.input_line) for one in words if not is_choice(one)}
+    try:
+        usual = OmegaConf.structured(Config(method=method.Options))
+        for default in defaults.defaults:
+            usual.merge_with(loader._load_single_config(default, repository).config)
+        OmegaConf.set_struct(usual, True)
+        asked = copy.deepcopy(usual)
+        refuse_below_nothing(keyed, asked, known)
+        drop_args(keyed, asked, {word.get_key_element() for word in words})
+        ConfigLoaderImpl._apply_overrides_to_config(keyed, asked)
+        tree = cast(dict[str, Any], OmegaConf.to_container(asked, resolve=True, throw_on_missing=True))
+        # Once more over the bare schema: strict, so that nothing can have come in that has no type.
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config(method=method.Options)), tree))
+        before, after = _leaves(OmegaConf.to_container(usual, resolve=True)), _leaves(tree)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explained(error, typed, files, known) from error
+    assert isinstance(config, Config)
+
+    def where(key: str) -> str:
+        if key in typed:
+            return typed[key]
+        place = files.find(key)
+        return f"{place}: {key}" if place else key
+
+    chosen = {top(word.get_key_element()): str(word.input_line) for word in words}
+    read = reads(config.mode, config.run, set(chosen)) or set(method.reads(config))
+    check(config, where, read)
+    check_read(config, method, chosen)
+    changed = {key: value for key, value in after.items() if before.get(key, ...) != value}
+    config = debugged(config)
+    usual_values = {key: before.get(key) for key in changed}
+    return Composed(config, choices, set(chosen) & set(GROUPS), list(overrides), tree, changed, usual_values, read)
+
+
+def refuse_below_nothing(keyed: list[Override], tree: DictConfig, known: dict[str, Field]) -> None:
+    """A key of a recipe that is not chosen has nowhere to stand; OmegaConf trips over it.
+
+    Raises:
+        UserError: naming the recipe and how it is chosen.
+    """
+    for word in keyed:
+        parts = word.key_or_group.split(".")
+        for key in (".".join(parts[:depth]) for depth in range(1, len(parts) + 1)):
+            below = key != word.key_or_group or isinstance(word.value(), dict)
+            if below and f"{key}.duration" in known and OmegaConf.select(tree, key) is None:
+                raise UserError(
+                    f"{word.input_line}: {key} is empty, so there is no key below it.",
+                    f"Choose a recipe for it first: recipe@{key}=NAME (mode=list group=recipe).",
+                )
+
+
+def drop_args(keyed: list[Override], tree: DictConfig, typed: set[str]) -> None:
+    """A network's arguments are its own: a timm name typed instead of the usual one comes without the usual one's.
+
+    Where the choice is typed as well (``model=tiny_vit_digits model.name=...``), they stay.
+    """
+    for word in keyed:
+        above, _, last = word.key_or_group.rpartition(".")
+        node = OmegaConf.select(tree, above) if last == "name" and top(above) not in typed else None
+        if node is not None and "args" in node and node.name != word.value():
+            node.args = {}
+
+
+def _explained(error: Exception, typed: dict[str, str], files: Files, known: dict[str, Field]) -> UserError:
+    """The user's mistake behind an exception of Hydra's or OmegaConf's."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OmegaConfBaseException):
+        cause = cause.__cause__ or cause.__context__
+    key = str(getattr(cause, "full_key", "") or "")
+    for name, line in typed.items():
+        if name != key and not key.startswith((f"{name}.", f"{name}[")) and line not in str(error):
+            continue
+        if isinstance(cause, (InterpolationKeyError, InterpolationResolutionError)):
+            return interpolation_error(line, cause)
+        if "dict is not a subclass" in str(cause) or isinstance(cause, ConfigIndexError):
+            above = re.split(r"\.\d", name)[0]
+            return UserError(
+                f"{line}: {above} has no such place; the first is {above}.0.",
+                f"For several, give the whole list: {above}=[{{name:NAME}},{{name:NAME}}].",
+            )
+        if key.startswith(f"{name}.") and find(key, known) is None:
+            return unknown(line, key, "VALUE", known, conf_dir())
+        field = find(key, known) or find(name, known)
+        value = line.partition("=")[2]
+        kind = f" is not {field.kind.partition(' such as')[0]}." if field else " does not fit."
+        what = f"{line}: '{value}'{kind}" if value else f"{line}: nothing stands right of the equals sign."
+        return UserError(what, takes(field) if field else "")
+    return file_error(cause if isinstance(cause, Exception) else error, files, known) or defaults_error(
+        error, conf_dir(), list(typed.values())
+    )
+
+
+def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict) or (not tree and prefix):
+        return {prefix: tree}
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found.update(_leaves(value, f"{prefix}.{key}" if prefix else str(key)))
+    return found

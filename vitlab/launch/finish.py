@@ -1,0 +1,63 @@
+"""How every run ends: its models are evaluated and measured, the result is exported, the report is written."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from vitlab.config import Config
+from vitlab.files import read_json, write_json
+from vitlab.methods.base import Stage, find_method
+from vitlab.modes import benchmark, evaluate, export
+from vitlab.modes.find_runs import result_of
+from vitlab.modes.log_to_wandb import log_models
+from vitlab.modes.robustness import probe
+from vitlab.modes.select_model import subjects_of
+from vitlab.report.card import write_card
+from vitlab.report.collect import collect
+from vitlab.report.compare import compare
+from vitlab.report.write import write_report
+from vitlab.run.run import Run
+from vitlab.training.interrupt import stop_if_asked
+
+
+def close(run: Run, config: Config, stages: list[Stage], command: str) -> None:
+    """Evaluate, benchmark, export and report; each is skipped where an earlier session finished it."""
+    measured = [stage for stage in stages if (run.folder / stage.name / "model.json").exists()]
+    notes = [
+        f"The {stage.title} was loaded, not trained here, and is not in the table."
+        for stage in stages
+        if stage.makes == "model" and stage not in measured
+    ]
+    if not measured:
+        told = [f"{stage.makes:<12} {run.folder / stage.name}" for stage in stages]
+        run.finish({"table": "\n".join(told)})
+        print("\n" + "\n".join(told))
+        return
+    primary = result_of(measured)
+    subjects = subjects_of(run, config, measured)
+    if not run.is_done("evaluation"):
+        found = evaluate.evaluate(subjects)
+        write_json(run.folder / "evaluation" / "comparisons.json", [asdict(one) for one in evaluate.compare(found)])
+        stop_if_asked()
+    probed = probe(subjects)
+    if not run.is_done("benchmark"):
+        run.mark_done("benchmark", {"costs": benchmark.costs(subjects)})
+        stop_if_asked()
+    if config.export.formats and not run.is_done("export"):
+        result = next(one for one in subjects if one.stage is primary)
+        run.mark_done("export", export.export_subject(result, run.stage_folder("export")))
+        stop_if_asked()
+    method = find_method(config.method.name).__name__
+    data = collect(run, method, stages, primary, command, notes)
+    paths = write_report(run.folder, data)
+    write_card(run.folder, data)
+    log_models(run, config, subjects, data.rows)
+    table = compare(data.rows, data.paper_rows, data.primary, data.dataset.synthetic).text()
+    told = [table, ""] + ([probed, ""] if probed else [])
+    told += [f"report   {paths.html}", f"model    {run.folder / primary.name}"]
+    told += [f"{one.format:<8} {run.folder / one.path}" for one in data.exports if one.format != "safetensors"]
+    for stage in stages:  # debug=overfit
+        if (path := run.folder / stage.name / "overfit.json").exists():
+            told += ["", f"{stage.name}: {read_json(path)['verdict']}"]
+    run.finish({"table": "\n".join(told)})
+    print("\n" + "\n".join(told))

@@ -1,0 +1,22 @@
+"""``mode=merge``: several stores of reinforcements, of the same images and teacher but other seeds, in one."""
+
+from __future__ import annotations
+
+from vitlab.compose.load import Composed
+
+
+def answer(composed: Composed) -> int:
+    """Write all samples of ``method.store=[A,B]`` to ``method.convert_to``.
+
+    Raises:
+        UserError: stores that do not go together, or no place to write to.
+    """
+    from vitlab.distill.store_edit import merge
+    from vitlab.modes.select_store import source_and_target, told
+    from vitlab.training.progress import watched
+
+    folders, into = source_and_target(composed, several=True)
+    with watched("merge", "sample") as tell:
+        found = merge(folders, into, tell)
+    print(f"{into}: {told(found)}")
+    return 0

@@ -1,0 +1,35 @@
+"""``mode=stats``: what a store of reinforcements holds; no teacher is asked, no image is read."""
+
+from __future__ import annotations
+
+from vitlab.compose.load import Composed
+from vitlab.errors import UserError
+
+
+def answer(composed: Composed) -> int:
+    """Tell about ``method.store`` or the store of ``run=``; agreement with the labels where ``dataset=`` is its own.
+
+    Raises:
+        UserError: no store, or one of other images than those of the data set.
+    """
+    from vitlab.data.build import open_splits
+    from vitlab.data.sources import fingerprint
+    from vitlab.distill.reinforce_store import ReinforcedStore
+    from vitlab.distill.store_stats import statistics
+    from vitlab.modes.select_store import named_stores
+    from vitlab.training.progress import watched
+
+    config, folders = named_stores(composed)
+    if len(folders) != 1:
+        raise UserError("mode=stats is about one store of reinforcements.", "Give run=FOLDER, or method.store=FOLDER.")
+    source = open_splits(config.dataset, config.seed, config.debug.max_images)["train"]
+    store = ReinforcedStore(folders[0], {"data_fingerprint": fingerprint(source)})
+    with watched("stats", "sample") as tell:
+        found = statistics(store, source.labels, config.debug.max_slots, tell)
+    teacher = store.spec.teacher
+    members = teacher.get("members", [teacher])
+    print(f"store    {folders[0]}")
+    print(f"variant  {store.views.variant}, K={store.spec.k} of {store.classes} classes, as {store.spec.prob}")
+    print(f"teacher  {', '.join(str(one.get('name')) for one in members)}")
+    print(found)
+    return 0

@@ -1,0 +1,31 @@
+"""``mode=subset``: a smaller store of reinforcements, its first ``method.samples`` samples, ``method.topk`` classes.
+
+What is not typed stays as it is.
+"""
+
+from __future__ import annotations
+
+from vitlab.compose.load import Composed
+from vitlab.errors import UserError
+
+
+def answer(composed: Composed) -> int:
+    """Write the part of ``method.store`` (or of ``run=``) to ``method.convert_to``.
+
+    Raises:
+        UserError: no store, no place to write to, nothing to leave out, or more asked for than there is.
+    """
+    from vitlab.distill.store_edit import subset
+    from vitlab.modes.find_runs import typed_keys
+    from vitlab.modes.select_store import source_and_target, told
+    from vitlab.training.progress import watched
+
+    (folder,), into = source_and_target(composed, several=False)
+    options, typed = composed.config.method, typed_keys(composed, "method")
+    samples, topk = (getattr(options, key) if key in typed else None for key in ("samples", "topk"))
+    if samples is None and topk is None:
+        raise UserError("mode=subset is to leave something out.", "Give method.samples=N, method.topk=K, or both.")
+    with watched("subset", "sample") as tell:
+        found = subset(folder, into, samples, topk, tell)
+    print(f"{into}: {told(found)}")
+    return 0

@@ -1,0 +1,1 @@
+"""What TinyViT can do besides training."""

@@ -1,0 +1,144 @@
+"""``mode=contract``: a network is made smaller step by step (TinyViT's model scaling; any family that it knows)."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vitlab.compose.load import Composed
+from vitlab.config import Config, DatasetConfig, ModelConfig
+from vitlab.errors import UserError
+from vitlab.run.environment import environment
+from vitlab.run.run import Run
+
+
+def answer(composed: Composed) -> int:
+    """Search from ``model=`` under ``method.contract.*``; killed, the same command goes on.
+
+    Raises:
+        UserError: another method, an unknown proxy, budgets that nothing keeps.
+    """
+    config = composed.config
+    options = getattr(config.method, "contract", None)
+    if options is None:
+        raise UserError(f"mode=contract is TinyViT's; method={config.method.name} has none.", "Give method=tinyvit.")
+    if options.proxy not in ("train", "params"):
+        raise UserError(f"method.contract.proxy={options.proxy} is not train or params.")
+    prefix = config.name or f"{config.dataset.name}-{composed.network}"
+    identity = composed.identity() | {"mode": "contract"}
+    run = Run.open(Path(config.output), "contract", prefix, identity, composed.tree, fresh=config.fresh)
+    command = shlex.join(["python", "-m", "vitlab", *composed.overrides])
+    if run.state == "finished":
+        print(run.read_finished()["table"])
+        return 0
+    run.lock(command)
+    try:
+        run.note_environment(environment(command))
+        run.finish({"table": search(config, run.folder)})
+    finally:
+        run.release()
+    print(run.read_finished()["table"])
+    return 0
+
+
+def search(config: Config, folder: Path) -> str:
+    """Contract, write what was found into ``folder``, and say it."""
+    import torch
+
+    from vitlab.data.build import open_splits
+    from vitlab.methods.tinyvit import contraction_report
+    from vitlab.methods.tinyvit.contract import Journal, Limits, contract
+    from vitlab.methods.tinyvit.families import Args, family_of
+    from vitlab.models.build import architecture, build_model
+    from vitlab.training.distributed import device_of, settle
+    from vitlab.training.interrupt import listen, stop_if_asked
+    from vitlab.training.progress import say
+
+    listen()
+    settle(config)
+    options, size = config.method.contract, config.dataset.size
+    classes = list(open_splits(config.dataset, config.seed, config.debug.max_images)["train"].classes)
+    name, args = architecture(config.model, size)
+    family = family_of(name, args, size, len(classes))
+    fixed: Args = {key: value for key, value in config.model.args.items() if key not in family.start}
+    limits = Limits(*(getattr(options, key) for key in Limits.__dataclass_fields__))
+
+    def candidate(args: Args) -> ModelConfig:
+        return ModelConfig(name=name, args=fixed | args, mean=config.model.mean, std=config.model.std)
+
+    def throughput(args: Args) -> float:
+        from vitlab.measure.throughput import AUTOCAST, measure_throughput
+
+        stop_if_asked()
+        torch.manual_seed(config.seed)
+        network = build_model(candidate(args), len(classes), size).to(device_of(config))
+        precision = AUTOCAST.get(config.trainer.precision, "32")
+        batch, seconds = options.batch_size, options.seconds
+        return measure_throughput(network, size, batch, seconds / 2, seconds, precision).images_per_second
+
+    def score(args: Args) -> float:
+        stop_if_asked()
+        if options.proxy == "params":
+            return float(family.cost(args)[0])
+        return trained(config, candidate(args), folder)
+
+    question = {"model": name, "args": config.model.args, "limits": asdict(limits), "proxy": options.proxy}
+    if options.proxy == "train":
+        question |= {"duration": options.duration, "holdout": options.holdout}
+    journal = Journal(folder / "journal.jsonl", question)
+    tell: Callable[[str], None] = say
+    way = contract(family, limits, journal, throughput, score, tell)
+    files = contraction_report.write(folder, journal.rows, name, fixed, options.proxy)
+    first, last = way[0], way[-1]
+    faster = f", {last.throughput / first.throughput:.2f}x as fast" if last.throughput and first.throughput else ""
+    lines = [
+        contraction_report.table(journal.rows, options.proxy),
+        f"from {first.params:,} to {last.params:,} parameters, {first.macs:,} to {last.macs:,} multiply-adds{faster}",
+        *(f"written  {file}" for file in files),
+    ]
+    return "\n".join(lines)
+
+
+def judging(dataset: DatasetConfig, seed: int, holdout: float) -> DatasetConfig:
+    """``dataset`` with ``holdout`` of every training class for validation, where it has no other split to choose by."""
+    from vitlab.data.build import open_splits
+
+    splits = open_splits(dataset, seed)
+    apart = splits["val"].split_name != splits["test"].split_name
+    return dataset if apart else replace(dataset, val_fraction=holdout)
+
+
+def trained(config: Config, model: ModelConfig, folder: Path) -> float:
+    """The proxy: top-1 after a short training on the labels, killed and continued like any.
+
+    Measured on a validation split, or where there is none on images held out of the training split: no candidate is
+    chosen by what the result will be measured on.
+    """
+    from vitlab.methods.base import Context, Stage
+    from vitlab.methods.tinyvit.contract import digest
+    from vitlab.run.recorder import Recorder, read_rows
+    from vitlab.training.objectives import label_cross_entropy
+    from vitlab.training.train import train
+
+    options = config.method.contract
+    config = replace(config, dataset=judging(config.dataset, config.seed, options.holdout))
+    recipe = replace(config.recipe, duration=options.duration, warmup="10%", decay_at=[])
+    key = digest(model.args)
+    inside = folder / "candidates" / key
+    inside.mkdir(parents=True, exist_ok=True)
+    stage = Stage(f"candidate {key}", (), (), "model", "candidate", "student", None)
+    recorder = Recorder(inside / "metrics.jsonl")
+    try:
+        objective = partial(label_cross_entropy, smoothing=recipe.label_smoothing)
+        train(Context(config, stage, {stage.name: inside}, recorder), model, recipe, objective)
+    finally:
+        recorder.close()
+    rows: list[dict[str, Any]] = [dict(row) for row in read_rows(inside / "metrics.jsonl")]
+    top1 = float(next(row["val_top1"] for row in reversed(rows) if "val_top1" in row))
+    shutil.rmtree(inside)  # a thousand candidates would leave a thousand networks
+    return top1

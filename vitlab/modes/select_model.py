@@ -1,0 +1,267 @@
+"""Which model is meant by the words at the prompt, and on which data.
+
+``run=`` names runs and their models (:mod:`vitlab.modes.find_runs`). Without it, ``model=`` (with
+``model.pretrained`` or ``model.checkpoint``) means a model that no run made.
+
+Folders are found, and mistakes answered, before torch is imported; networks and images come when they are asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitlab.compose.load import Composed
+from vitlab.compose.overrides import listed
+from vitlab.config import AugmentationConfig, Config
+from vitlab.errors import UserError, nearest
+from vitlab.files import read_json
+from vitlab.methods.base import Stage
+from vitlab.modes.find_runs import config_of, find_runs, known_runs, models_of, result_of, typed_keys
+from vitlab.run.run import Run, model_folder
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from vitlab.data.datamodule import VisionData
+    from vitlab.models.artifact import ModelMeta
+
+
+@dataclass
+class Subject:
+    """One model that a mode is about.
+
+    Attributes:
+        name: short, unique among the subjects of a command: a stage's name, or that of the model.
+        title: how reports and tables call it.
+        role: "teacher", "student", "baseline", or "model" for one that no run made.
+        folder: where a mode writes about it: the run's folder, or ``outputs/<mode>/<model>-<dataset>-<hash>``.
+        artifact: its model folder; None for a network of timm's or from a foreign checkpoint.
+        config: of the run, with what the prompt says of hardware, data and measuring; or that of the prompt.
+        run, stage: what made it, if a run did.
+        on_data: whether a data set is meant: that of the run, or one that was typed.
+        trained: refuse a network without trained weights.
+    """
+
+    name: str
+    title: str
+    role: str
+    folder: Path
+    artifact: Path | None
+    config: Config
+    run: Run | None = None
+    stage: Stage | None = None
+    on_data: bool = True
+    trained: bool = True
+    typed: frozenset[str] = field(default_factory=frozenset)  # keys of dataset. that were typed
+
+    @cached_property
+    def meta(self) -> ModelMeta:
+        """What the network sees and what its logits mean."""
+        if self.artifact is not None:
+            from vitlab.models.artifact import read_meta
+
+            return read_meta(self.artifact)
+        return self._bare[1]
+
+    def network(self) -> nn.Module:
+        """The network on the CPU, in eval mode; a new one each time it is asked for.
+
+        Raises:
+            UserError: weights are missing, damaged or do not fit; untrained where ``trained`` is demanded.
+        """
+        if self.artifact is not None:
+            from vitlab.models.artifact import load_model
+
+            return load_model(self.artifact)
+        from copy import deepcopy
+
+        return deepcopy(self._bare[0])
+
+    @cached_property
+    def data(self) -> VisionData:
+        """The data set as this network wants to see it.
+
+        Raises:
+            UserError: the data are missing, no data set was typed, or its size is not the network's.
+        """
+        if not self.on_data:
+            raise UserError(
+                f"mode={self.config.mode} needs images with labels, and {self.title} belongs to no data set.",
+                "Say on which: dataset=NAME (mode=list group=dataset).",
+            )
+        if self.artifact is not None and "size" in self.typed and self.config.dataset.size != self.meta.size:
+            raise UserError(
+                f"dataset.size={self.config.dataset.size}: {self.title} was made for {self.meta.size} px.",
+                "Leave dataset.size out.",
+            )
+        return open_data(self.config, self.meta, self.typed)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the prompt's hardware= wants it."""
+        from vitlab.training.distributed import device_of
+
+        return device_of(self.config)
+
+    @cached_property
+    def _bare(self) -> tuple[nn.Module, ModelMeta]:
+        from vitlab.modes.pretrained_model import build
+
+        return build(self.config, self.title, self.on_data, self.trained, self.typed)
+
+
+def open_data(config: Config, meta: ModelMeta, typed: frozenset[str] = frozenset()) -> VisionData:
+    """The data of ``config`` as ``meta`` wants to see them; a typed ``dataset.crop_pct`` or ``dataset.crop`` wins."""
+    from vitlab.data.datamodule import VisionData
+    from vitlab.training.distributed import rank, world
+
+    crop_pct = config.dataset.crop_pct if "crop_pct" in typed else meta.crop_pct
+    crop = config.dataset.crop if "crop" in typed else meta.crop
+    return VisionData(
+        replace(config.dataset, size=meta.size, crop_pct=crop_pct, crop=crop),
+        AugmentationConfig(interpolation=meta.interpolation),
+        batch_size=1,  # nothing is trained
+        eval_batch_size=config.evaluation.batch_size,
+        mean=meta.mean,
+        std=meta.std,
+        seed=config.seed,
+        workers=config.hardware.workers,
+        rank=rank(),
+        world=world(),
+        max_images=config.debug.max_images,
+        measuring=True,
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- from words
+
+
+def find_subjects(composed: Composed, *, trained: bool = True) -> list[Subject]:
+    """Every model that the prompt means: all of one run, the results of several, or the one of ``model=``.
+
+    Args:
+        trained: refuse a model without trained weights.
+
+    Raises:
+        UserError: nothing is named, no such run, a run without a model yet, or run= and model= together.
+    """
+    runs = find_runs(composed)
+    if not runs:
+        return [_bare_subject(composed, trained)]
+    found = []
+    for run, only in runs:
+        config = config_of(run, composed)
+        stages = models_of(run, config)
+        wanted = [stage for stage in stages if only in (None, stage.name)]
+        if not wanted:
+            raise _no_stage(run, only, stages)
+        if len(runs) > 1:
+            wanted = [result_of(wanted)]
+        prefix = f"{run.name}/" if len(runs) > 1 else ""
+        found += [_of_run(run, stage, config, typed_keys(composed, "dataset"), prefix) for stage in wanted]
+    return found
+
+
+def find_subject(composed: Composed, *, trained: bool = True) -> Subject:
+    """The one model that the prompt means: the result of ``run=``, the model ``run=RUN/STAGE``, or that of ``model=``.
+
+    Raises:
+        UserError: as :func:`find_subjects`, or several runs are named.
+    """
+    runs = find_runs(composed)
+    if not runs:
+        return _bare_subject(composed, trained)
+    if len(runs) > 1:
+        raise UserError(
+            f"mode={composed.config.mode} is about one model, and run= names {len(runs)} runs.",
+            f"Give one of them: run={runs[0][0].folder}.",
+        )
+    run, only = runs[0]
+    config = config_of(run, composed)
+    stages = models_of(run, config)
+    if only is None and stages:
+        return _of_run(run, result_of(stages), config, typed_keys(composed, "dataset"))
+    stage = next((one for one in stages if one.name == only), None)
+    if stage is None:
+        raise _no_stage(run, only, stages)
+    return _of_run(run, stage, config, typed_keys(composed, "dataset"))
+
+
+def subjects_of(run: Run, config: Config, stages: Sequence[Stage]) -> list[Subject]:
+    """The models that these stages of a run left."""
+    return [_of_run(run, stage, config, frozenset()) for stage in stages]
+
+
+# ------------------------------------------------------------------------------------------------------------- parts
+
+
+def _of_run(run: Run, stage: Stage, config: Config, typed: frozenset[str], prefix: str = "") -> Subject:
+    return Subject(
+        name=prefix + stage.name,
+        title=f"{run.name}: {stage.title}" if prefix else stage.title,
+        role=stage.role,
+        folder=run.folder,
+        artifact=run.folder / stage.name,
+        config=config,
+        run=run,
+        stage=stage,
+        typed=typed,
+    )
+
+
+def _bare_subject(composed: Composed, trained: bool) -> Subject:
+    config = composed.config
+    checkpoint = model_folder(Path(config.model.checkpoint).expanduser()) if config.model.checkpoint else None
+    if not {"model", "experiment"} & composed.chosen:
+        raise UserError(f"mode={config.mode} needs a model.", f"{known_runs(composed, '')} Or give model=NAME.")
+    if trained and checkpoint is None and not config.model.pretrained:
+        raise UserError(
+            f"{config.model.name} would have random weights.",
+            "Give model.pretrained=true, model.checkpoint=FILE, or run=FOLDER.",
+        )
+    artifact = checkpoint if checkpoint is not None and (checkpoint / "model.json").is_file() else None
+    named = any(word.startswith("model.name=") for word in composed.overrides)
+    title = composed.network
+    if artifact is not None:
+        title = artifact.resolve().name
+        stored = str(read_json(artifact / "model.json").get("name"))
+        if named and stored.partition(".")[0] != config.model.name.partition(".")[0]:
+            raise UserError(
+                f"model.name={config.model.name}: the model in {artifact} is a {stored}.", "Leave model.name out."
+            )
+    on_data = bool({"dataset", "experiment"} & composed.chosen)
+    typed = typed_keys(composed, "dataset")
+    about = {
+        "model": dataclasses.asdict(config.model),
+        "dataset": dataclasses.asdict(config.dataset) if on_data else None,
+        "debug": config.debug.max_images,
+        "seed": config.seed,
+    }
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
+    parts = [_file_name(title), config.dataset.name if on_data else "", digest]
+    folder = Path(config.output) / config.mode / "-".join(filter(None, parts))
+    return Subject(title, title, "model", folder, artifact, config, on_data=on_data, trained=trained, typed=typed)
+
+
+def _no_stage(run: Run, only: str | None, stages: Sequence[Stage]) -> UserError:
+    if not stages:
+        return UserError(
+            f"{run.folder} has no finished model yet.", "Let its training finish: the same command goes on."
+        )
+    near = nearest(str(only), [stage.name for stage in stages])
+    hint = f"Did you mean {run.folder / near}? " if near else ""
+    return UserError(
+        f"{run.folder} has no finished model '{only}'.", f"{hint}There are: {listed(stage.name for stage in stages)}."
+    )
+
+
+def _file_name(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "_.+-" else "-" for c in text)

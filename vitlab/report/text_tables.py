@@ -1,0 +1,44 @@
+"""Tables and sentences for the prompt: what a mode prints when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vitlab.measure.bootstrap import Comparison
+from vitlab.report.compare import percent
+
+CHANCE = 0.05
+"""McNemar p-values from here on are called chance."""
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells under a header, the first column to the left, the others to the right."""
+    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if c == 0 else cell.rjust(w) for c, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join(
+        [lines[0].rstrip(), "─" * (sum(widths) + 2 * (len(widths) - 1)), *(one.rstrip() for one in lines[1:])]
+    )
+
+
+def told(one: Comparison) -> str:
+    """What a comparison of two models on the same images says, in one sentence that claims no more."""
+    top1 = one.differences["top1"]
+    points = f"{100 * top1.value:+.2f} points of top-1 ({100 * top1.lo:+.2f} to {100 * top1.hi:+.2f})"
+    counts = f"right where the other is not: {one.only_second:,} against {one.only_first:,}"
+    verdict = "the difference may be chance" if one.p_value >= CHANCE else "more than chance explains"
+    return f"{one.second} against {one.first}: {points}; {counts}; McNemar p = {p_value(one.p_value)}, {verdict}."
+
+
+def p_value(value: float) -> str:
+    """Two significant digits, ``< 0.0001`` below that."""
+    return "< 0.0001" if value < 1e-4 else f"{value:.2g}"
+
+
+def span(interval: Sequence[float], digits: int = 1) -> str:
+    """An interval of shares in percent, ``94.2–98.1``."""
+    return "–".join(percent(end, digits) for end in interval)

@@ -1,0 +1,1 @@
+"""The run folder: identity, lock, stage markers, records. No torch."""

@@ -1,0 +1,219 @@
+"""The stage that has a teacher label every view of every image once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import reduce
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitlab.config import Config
+from vitlab.data.batch import Batch
+from vitlab.data.datamodule import VisionData
+from vitlab.data.loader import Loader
+from vitlab.data.reinforced import FreshViews
+from vitlab.distill.draw import seeds_of
+from vitlab.distill.sparse import SparseTarget, sparsify
+from vitlab.distill.store import TargetStore
+from vitlab.distill.store_spec import StoreSpec, keys_digest
+from vitlab.distill.store_writer import SlotWriter
+from vitlab.distill.teachers import Ensemble, OnlineTeacher
+from vitlab.errors import UserError
+from vitlab.stage import Context
+from vitlab.training.build import epochs_of, make_data, shortened, whole_steps
+from vitlab.training.distributed import barrier, device_of, rank, world
+from vitlab.training.interrupt import asked, asked_anywhere, stop
+from vitlab.training.profile import Tally
+from vitlab.training.progress import Progress
+from vitlab.training.teacher import make_teacher, normalisation_of
+
+STORE = "targets"
+"""Folder of the store inside the stage's; a store owns everything in its folder."""
+
+RECORDED = ("numpy", "Pillow", "torch", "torchvision", "timm")
+"""Libraries whose version decides what a view looks like or what the teacher says; written into every store."""
+
+BUFFER = 4096
+"""Records that a writer of a slot holds back."""
+
+Batches = Callable[[range, NDArray[np.int64]], Iterable[Batch]]
+
+
+def label_views(
+    context: Context,
+    artifact: Path,
+    topk: int,
+    prob_dtype: str,
+    slots: int | None = None,
+    into: Path | None = None,
+    only: range | None = None,
+) -> dict[str, object]:
+    """Have the teacher label every view of every training image, and seal the answers in ``context.folder``.
+
+    What is on disk is not computed again: an interrupted pass continues, and its bytes equal an uninterrupted one's.
+
+    Args:
+        artifact: folder of the teacher.
+        topk: probabilities kept of each view; all of them where there are fewer classes.
+        prob_dtype: f2, f4 or bf16.
+        slots: views of each image; None: one for each epoch of ``config.recipe``.
+        into: folder of the store, which several runs may fill together; None: in the stage's own.
+        only: the slots that this run labels; None: all that are missing.
+
+    Raises:
+        Interrupted: somebody asked to stop; everything labelled is on disk.
+        UserError: the teacher knows other classes than the data, or changed; ``only`` reaches beyond the slots.
+    """
+    config = context.config
+    recipe = shortened(config, config.recipe)
+    data = make_data(config, recipe, *normalisation_of(config, artifact))
+    wanted = slots
+    slots = wanted or epochs_of(recipe, data)
+    slots = min(slots, config.debug.max_slots or slots)
+    if only is not None and not context.trial and only.stop > slots:
+        raise UserError(f"method.store_views={[only.start, only.stop]}: the store has {slots} views of every image.")
+    teacher = make_teacher(config, artifact, data).to(device_of(config))
+    folder = into if into is not None and not context.trial else context.folder / STORE
+    spec = store_spec(config, data, teacher, min(topk, data.num_classes), prob_dtype, slots)
+    batch_size = config.evaluation.batch_size
+
+    def batches(wave: range, missing: NDArray[np.int64]) -> Loader:
+        return data.label_dataloader(wave.start, missing, batch_size + batch_size % 2)
+
+    return fill_store(context, folder, spec, data.train_source.keys, teacher, batches, wanted, only)
+
+
+def fill_store(
+    context: Context,
+    folder: Path,
+    spec: StoreSpec,
+    keys: Sequence[str],
+    teacher: OnlineTeacher | Ensemble,
+    batches: Batches,
+    slots: int | None,
+    only: range | None = None,
+    wave: int = 1,
+) -> dict[str, object]:
+    """Make the store of ``spec`` in ``folder``, or continue it; what the stage's marker records.
+
+    Args:
+        keys: of the images.
+        batches: for the slots of a wave and the images that one of them lacks, batches of views: of each image those
+            of all slots of the wave, one after the other.
+        slots: views of each image that the method asks for; None: one an epoch. A rehearsal tells of so many.
+        only: the slots that are filled, None: all; a rehearsal fills all that it has, and tells of these.
+        wave: slots that are filled together, so that an image is decoded once for all of them.
+
+    Raises:
+        Interrupted: somebody asked to stop; everything labelled is on disk.
+    """
+    if context.leads:
+        TargetStore.create(folder, spec, list(keys))
+    barrier()
+    store = TargetStore.open(folder, allow_partial=True)
+    part = range(spec.slots) if only is None or context.trial else only
+    seconds = _fill(context, store, teacher, batches, part, wave)
+    sealed = all(map(store.is_sealed, range(spec.slots)))
+    if context.whole is not None:
+        _, epochs, images = whole_steps(context.whole, context.whole.recipe)
+        asked_for = slots or epochs
+        asked_for = min(asked_for, context.whole.debug.max_slots or asked_for)
+        seconds *= images * asked_for / (spec.images * spec.slots)
+        spec = replace(spec, images=images, slots=asked_for)
+        part = range(asked_for) if only is None else only
+        seconds *= len(part) / asked_for
+    return {
+        "seconds": round(seconds, 2),
+        "views": spec.images * len(part),
+        "images": spec.images,
+        "slots": spec.slots,
+        "probabilities_kept": spec.k,
+        "bytes": spec.slot_bytes * spec.slots,
+        "fingerprint": store.fingerprint if sealed else "",  # other runs are still to fill their part
+    }
+
+
+def store_spec(
+    config: Config, data: VisionData, teacher: OnlineTeacher | Ensemble, k: int, prob_dtype: str, slots: int
+) -> StoreSpec:
+    """What ``store.json`` will say."""
+    return StoreSpec(
+        images=len(data.train_source),
+        slots=slots,
+        k=k,
+        classes=data.num_classes,
+        keys_sha256=keys_digest(data.train_source.keys),
+        data_fingerprint=data.fingerprint,
+        augmentation=data.augmentation.to_dict(),
+        augmentation_fingerprint=data.augmentation.fingerprint(),
+        teacher=teacher.describe(),
+        mean=data.mean,
+        std=data.std,
+        base_seed=config.seed,
+        prob=prob_dtype,
+        versions={name: version(name) for name in RECORDED},
+    )
+
+
+def _fill(
+    context: Context, store: TargetStore, teacher: OnlineTeacher | Ensemble, batches: Batches, slots: range, size: int
+) -> float:
+    """Label what is missing of ``slots``, ``size`` of them at a time, and seal each; the seconds it took.
+
+    Every process writes the batches that are its own, under its own name; nobody waits for anybody before the seal.
+    """
+    spec, device = store.spec, device_of(context.config)
+    begun = time.monotonic()
+    total = spec.images * len(slots)
+    done = sum(store.count(slot) for slot in slots)
+    quiet = context.trial or not context.leads
+    tally = Tally(context.config.debug.profile is not None and not quiet, device)
+    with Progress(context.stage.name, total, done=done, unit="view", quiet=quiet) as progress:
+        for first in range(slots.start, slots.stop, size):
+            wave = range(first, min(first + size, slots.stop))
+            unsealed = [slot for slot in wave if not store.is_sealed(slot)]
+            if not unsealed:
+                continue
+            missing = reduce(np.union1d, [store.missing(slot) for slot in unsealed])
+            with ExitStack() as stack:
+                writers = {slot: stack.enter_context(store.writer(slot, rank(), BUFFER)) for slot in unsealed}
+                tally.charge(None)
+                for batch in batches(wave, missing):
+                    tally.batches += 1
+                    tally.charge("data")
+                    output = teacher(batch.to(device))
+                    target = (output if isinstance(output, SparseTarget) else sparsify(output, spec.k)).to("cpu")
+                    tally.charge("teacher")
+                    new = sum(_write(writers[slot], batch, target, slot - first, len(wave)) for slot in unsealed)
+                    tally.charge("writing")
+                    progress.update(min(total, progress.done + new * world()))
+                    if asked():
+                        break
+            tally.charge("writing")  # what the writers held back
+            if asked_anywhere(device):
+                stop()
+            barrier()
+            if context.leads:
+                for slot in unsealed:
+                    store.seal(slot)
+            barrier()
+            tally.charge("sealing")
+    tally.tell(context.stage.name, context.folder / "profile")
+    return time.monotonic() - begun
+
+
+def _write(writer: SlotWriter, batch: Batch, target: SparseTarget, first: int, step: int) -> int:
+    """Every ``step``-th row of a labelled batch from ``first`` on, which are those of one slot."""
+    rows = slice(first, None, step)
+    part = SparseTarget(target.prob[rows], target.index[rows], target.classes)
+    index = batch.index[rows].cpu().numpy()
+    if isinstance(batch, FreshViews):
+        return writer.write(index, None, part, **{name: values[rows] for name, values in batch.fields.items()})
+    assert writer.spec.base_seed is not None  # views that were drawn here
+    return writer.write(index, seeds_of(writer.spec.base_seed, batch.slot[rows].cpu().numpy(), index), part)
