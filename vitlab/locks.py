@@ -19,7 +19,7 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-def take(descriptor: int) -> None:
+def acquire(descriptor: int) -> None:
     """Lock an open file for this process alone, at once.
 
     Raises:
@@ -30,7 +30,7 @@ def take(descriptor: int) -> None:
     _HELD.add(descriptor)
 
 
-def give_up(descriptor: int) -> None:
+def release(descriptor: int) -> None:
     """Close the file, and so free it."""
     _HELD.discard(descriptor)
     os.close(descriptor)

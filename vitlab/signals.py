@@ -11,7 +11,7 @@ SAME = 1.0
 """Seconds within which a second signal is the first one told twice: a terminal and its parent both deliver it."""
 
 
-class Heard:
+class SignalListener:
     """While entered, the first signal is answered with ``answer`` on stderr; :attr:`times` holds when each came.
 
     The first one asks to save and stop, the second one to stop at once; who looks after others passes them on.
@@ -21,7 +21,7 @@ class Heard:
         self.answer = answer
         self.times: list[float] = []
 
-    def __enter__(self) -> Heard:
+    def __enter__(self) -> SignalListener:
         numbers = (signal.SIGINT, signal.SIGTERM)
         self.before = {number: signal.signal(number, self._hear) for number in numbers}
         return self

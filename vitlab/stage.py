@@ -68,7 +68,7 @@ class Context:
         stage: this stage.
         folder: where its artifact goes; what an earlier, killed session left is still there.
         recorder: of ``metrics.jsonl``; None on ranks other than 0.
-        whole: in a rehearsal (mode=check) the configuration of the real thing, while ``config`` is cut to a few
+        full_config: in a rehearsal (mode=check) the configuration of the real thing, while ``config`` is cut to a few
             images: the stage does a few batches and returns the sizes and seconds of the whole. Else None.
     """
 
@@ -78,22 +78,22 @@ class Context:
         stage: Stage,
         folders: Mapping[str, Path],
         recorder: Recorder | None,
-        whole: Config | None = None,
+        full_config: Config | None = None,
     ) -> None:
         self.config = config
         self.stage = stage
         self.folder = folders[stage.name]
         self.recorder = recorder
-        self.whole = whole
+        self.full_config = full_config
         self._folders = folders
 
     @property
-    def trial(self) -> bool:
+    def dry_run(self) -> bool:
         """Whether this is a rehearsal."""
-        return self.whole is not None
+        return self.full_config is not None
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process is the one that writes (rank 0)."""
         return self.recorder is not None
 

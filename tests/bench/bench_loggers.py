@@ -26,7 +26,7 @@ from vitlab.models.build import build_model
 from vitlab.run.recorder import Recorder, read_rows
 from vitlab.run.run import Run
 from vitlab.training.build import make_optimizer
-from vitlab.training.loggers import copied
+from vitlab.training.loggers import logging_to
 from vitlab.training.objectives import label_cross_entropy
 
 LOGGERS = ("local", "csv", "tensorboard", "wandb")
@@ -63,7 +63,7 @@ def measure(rows: int, rounds: int, folder: Path) -> dict[str, list[float]]:
             recorders[name] = run.recorder()
             stages = find_method("supervised").stages(composed.config)
             config = replace(composed.config, logger=replace(composed.config.logger, offline=True))
-            stack.enter_context(copied(config, run, stages, stages[0], recorders[name]))
+            stack.enter_context(logging_to(config, run, stages, stages[0], recorders[name]))
         for number in range(rounds + 1):
             for name in LOGGERS:
                 seconds = timed(lambda: write(recorders[name], rows, number), settle=name == "wandb")  # noqa: B023

@@ -38,12 +38,12 @@ def small(*words: str) -> list[str]:
 def tell(output: Path, *words: str) -> int:
     """One command; its exit code. Signals that it asked for are forgotten afterwards."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    interrupt._asked.clear()
+    interrupt._requests.clear()
     torch.set_num_threads(1)
     try:
         return main([*small(*words), f"output={output}", *words])
     finally:
-        interrupt._asked.clear()
+        interrupt._requests.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
 

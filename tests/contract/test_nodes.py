@@ -17,7 +17,7 @@ from tests.contract.story import the_run
 from tests.contract.test_processes import WORDS, alone, until_trained, worker
 from vitlab.compose.load import load
 from vitlab.errors import UserError
-from vitlab.launch.rendezvous import Place, place
+from vitlab.launch.rendezvous import NodeInfo, node_info
 
 
 def begin(output: Path, number: int, port: int, *words: str) -> subprocess.Popen[str]:
@@ -85,9 +85,9 @@ def test_a_machine_that_is_lost_when_all_is_done_keeps_nobody_waiting(tmp_path: 
 def test_where_a_machine_stands_is_in_the_environment() -> None:
     config = load(["method=supervised", "trainer.num_nodes=2", "hardware=cpu"]).config
     there = {"MASTER_ADDR": "a.b", "MASTER_PORT": "29500"}
-    assert place(config, there | {"NODE_RANK": "1"}) == Place(1, 2, "a.b", 29500)
-    assert place(config, {f"PET_{name}": value for name, value in there.items()} | {"PET_NODE_RANK": "0"}).leads
+    assert node_info(config, there | {"NODE_RANK": "1"}) == NodeInfo(1, 2, "a.b", 29500)
+    assert node_info(config, {f"PET_{name}": value for name, value in there.items()} | {"PET_NODE_RANK": "0"}).is_main
     for rank, told in ((None, "no NODE_RANK"), ("one", "a strange NODE_RANK"), ("2", "none of the 2 machines")):
         with pytest.raises(UserError, match=told):
-            place(config, there | ({} if rank is None else {"NODE_RANK": rank}))
-    assert place(load(["method=supervised"]).config, {}) == Place()
+            node_info(config, there | ({} if rank is None else {"NODE_RANK": rank}))
+    assert node_info(load(["method=supervised"]).config, {}) == NodeInfo()

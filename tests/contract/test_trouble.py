@@ -25,7 +25,7 @@ from tests.contract.story import assert_same, at, tell, the_run
 from vitlab.data.batch import Batch
 from vitlab.distill.store_writer import SlotWriter
 from vitlab.run.recorder import Recorder, read_rows
-from vitlab.training.callbacks.record_and_checkpoint import Bookkeeper
+from vitlab.training.callbacks.record_and_checkpoint import RecordAndCheckpoint
 from vitlab.training.learner import Learner
 
 PLAIN = ("method=supervised", "export=none", "evaluation=quick")
@@ -56,7 +56,9 @@ def test_disk_full(sound: Path, tmp_path: Path) -> None:
         assert re.search(
             r"Writing \S+/metrics\.jsonl failed: No space left on device \(0\.000 MB to write, 0\.000 MB", said
         )
-        with full_at(disk, Bookkeeper, "_checkpoint", lambda _, trainer, learner: learner.step == 7, left=9000):
+        with full_at(
+            disk, RecordAndCheckpoint, "_checkpoint", lambda _, trainer, learner: learner.step == 7, left=9000
+        ):
             said = stopped(disk, *words)
         assert re.search(
             r"Writing \S+/checkpoint\.ckpt failed: No space left on device \(\d\.\d+ MB to write, 0\.\d+ MB free", said

@@ -17,7 +17,7 @@ import torch
 from tests.contract.story import small
 from vitlab.compose.load import load
 from vitlab.errors import Interrupted, UserError
-from vitlab.launch.stages import work_in_turn
+from vitlab.launch.stages import run_method_on_rank
 from vitlab.launch.start import find_run
 from vitlab.run.environment import environment
 from vitlab.training import interrupt
@@ -52,7 +52,7 @@ def tell_together(
                 try:
                     if meanwhile is not None:
                         meanwhile(rank)
-                    work_in_turn(run, composed.config, "together")
+                    run_method_on_rank(run, composed.config, "together")
                     code = 0
                 except UserError as error:
                     print(error, file=sys.stderr)
@@ -75,8 +75,8 @@ def _be(rank: int, processes: int, port: int) -> None:
     """What torch's launcher says to a worker."""
     faulthandler.dump_traceback_later(PATIENCE, exit=True)  # who waits so long waits for nobody
     torch.set_num_threads(1)
-    interrupt._asked.clear()
-    interrupt.listen(quiet=True)
+    interrupt._requests.clear()
+    interrupt.install_signal_handlers(quiet=True)
     here = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
     talk = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "together"}
     os.environ.update({name: str(value) for name, value in (here | talk).items()})

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitlab.measure.cost import Cost, Latency, count_macs, count_params, measure_cost, measure_latency
-from vitlab.models.eval_mode import evaluating
+from vitlab.models.eval_mode import eval_mode
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_no_table_of_old_parameters_stays_behind() -> None:
         window_sizes=[8, 4, 2, 1],
     ).eval()  # fmt: skip
     image = torch.randn(1, 3, 32, 32)
-    with evaluating(model):
+    with eval_mode(model):
         first = model(image)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

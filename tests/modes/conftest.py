@@ -24,7 +24,7 @@ def ask(output: Path, *words: str) -> int:
     try:
         return main([*QUIET, f"output={output}", *words])
     finally:
-        interrupt._asked.clear()
+        interrupt._requests.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
 

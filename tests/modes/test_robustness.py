@@ -38,13 +38,13 @@ def read(folder: Path) -> Robustness:
 def answered(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Sizes of the batches that networks were asked for, counted where they are asked."""
     sizes: list[int] = []
-    real = robustness.answers
+    real = robustness.evaluation_logits
 
     def counted(network: torch.nn.Module, batch: robustness.Batch, device: torch.device) -> np.ndarray:
         sizes.append(len(batch))
         return real(network, batch, device)
 
-    monkeypatch.setattr(robustness, "answers", counted)
+    monkeypatch.setattr(robustness, "evaluation_logits", counted)
     yield sizes
 
 
@@ -111,7 +111,7 @@ def test_stopped_between_corruptions_it_goes_on(
         if next(calls) == 1:
             raise Interrupted("enough")
 
-    monkeypatch.setattr("vitlab.training.interrupt.stop_if_asked", stop)
+    monkeypatch.setattr("vitlab.training.interrupt.stop_if_requested", stop)
     assert ask(output, "mode=evaluate", f"run={robust}", *WORDS) == 130
     assert {one.name for one in read(robust).cells} == {"gaussian_noise"}
     assert ask(output, "mode=evaluate", f"run={robust}", *WORDS) == 0

@@ -13,11 +13,11 @@ from tests.modes.conftest import ask
 from vitlab.compose.load import load
 from vitlab.errors import UserError
 from vitlab.modes.find_runs import config_of
-from vitlab.modes.select_model import Subject, find_subject, find_subjects
+from vitlab.modes.select_model import SelectedModel, find_subject, find_subjects
 from vitlab.run.run import Run
 
 
-def subject(output: Path, *words: str, mode: str = "evaluate") -> Subject:
+def subject(output: Path, *words: str, mode: str = "evaluate") -> SelectedModel:
     return find_subject(load([f"mode={mode}", f"output={output}", *words]))
 
 

@@ -14,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from vitlab.errors import UserError
-from vitlab.run.run import RESULT_FREE, Run, differences, sweep
+from vitlab.run.run import RESULT_FREE, Run, differences, remove_temporary_files
 
 IDENTITY = {"choices": {"method": "tinyvit", "dataset": "digits"}, "changed": {}}
 TREE: dict[str, Any] = {
@@ -224,7 +224,7 @@ def test_sweep_removes_only_our_temporary_files(tmp_path: Path) -> None:
     kept = ["a.tmp", ".tmp", ".notes.tmp", "deep/b.12.tmp"]
     for name in kept:
         (tmp_path / name).write_text("")
-    assert sweep(tmp_path) == 2
+    assert remove_temporary_files(tmp_path) == 2
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == sorted(kept)
 
 

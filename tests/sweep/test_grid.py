@@ -15,7 +15,7 @@ import pytest
 
 from vitlab.compose.load import load
 from vitlab.errors import UserError
-from vitlab.run.run import is_locked, own
+from vitlab.run.run import is_locked, locked
 from vitlab.sweep.grid import expand, read
 from vitlab.sweep.jobs import visible_gpus, wanted_gpus
 from vitlab.sweep.statistics import over_seeds, verdict
@@ -64,9 +64,9 @@ def test_a_configuration_may_say_what_is_swept_and_the_prompt_is_stronger() -> N
 
 def test_one_sweep_at_a_time(tmp_path: Path) -> None:
     assert not is_locked(tmp_path)
-    with own(tmp_path, "Wait."):
+    with locked(tmp_path, "Wait."):
         assert is_locked(tmp_path)
-        with pytest.raises(UserError, match=r"worked on by process \d+.*Wait"), own(tmp_path, "Wait."):
+        with pytest.raises(UserError, match=r"worked on by process \d+.*Wait"), locked(tmp_path, "Wait."):
             pass
     assert not is_locked(tmp_path)
 

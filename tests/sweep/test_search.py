@@ -21,7 +21,7 @@ from vitlab.launch.start import find_run
 from vitlab.run.recorder import Recorder
 from vitlab.sweep.grid import read
 from vitlab.sweep.jobs import PROGRESS
-from vitlab.sweep.report import about_search
+from vitlab.sweep.report import write_search_report
 from vitlab.sweep.search import Search, distribution, search
 from vitlab.sweep.table import Job, write_comparison
 
@@ -142,7 +142,7 @@ def test_a_bad_trial_is_pruned_and_a_failed_one_is_replaced_next_time(tmp_path: 
     queue.ended(failed)
     assert queue.next() is None
     assert [trial.state.name for trial in queue.study.trials] == ["COMPLETE", "COMPLETE", "PRUNED", "FAIL"]
-    text, told = about_search(queue.study, tmp_path, queue.jobs)
+    text, told = write_search_report(queue.study, tmp_path, queue.jobs)
     table = write_comparison(tmp_path, queue.jobs, "command", about=text, show=queue.names)
     assert "best: run 2, val_top1 0.9" in told and "2 finished, 1 pruned, 1 failed" in told
     assert "run 4 failed: out of memory" in table
@@ -161,7 +161,7 @@ def test_two_metrics_make_a_front(tmp_path: Path) -> None:
         job = start(queue)
         run(job, [], top1)
         queue.ended(job)
-    text, told = about_search(queue.study, tmp_path, queue.jobs)
+    text, told = write_search_report(queue.study, tmp_path, queue.jobs)
     assert "maximize top1, minimize params" in told and told.count("on the Pareto front") == 2
     assert "run 2" not in told and "(pareto.png)" in text
 

@@ -59,7 +59,7 @@ def test_an_action_counts_for_one_part() -> None:
     assert part_of("[_TrainingEpochLoop].train_dataloader_next") == "data"
     assert part_of("[Strategy]SingleDeviceStrategy.training_step") == "forward and loss"
     assert part_of("[LightningModule]Learner.on_before_optimizer_step") == "optimiser"
-    assert part_of("[Callback]Bookkeeper.on_train_batch_end") == "logging"
+    assert part_of("[Callback]RecordAndCheckpoint.on_train_batch_end") == "logging"
     assert part_of("run_training_batch") == REST
 
 

@@ -30,12 +30,12 @@ from omegaconf.errors import (
 )
 
 from vitlab.cli.help import conf_dir
-from vitlab.compose.overrides import check_keys, is_choice, read_words, takes, top, unknown
+from vitlab.compose.overrides import check_keys, describe_field, is_choice, read_words, top_level_key, unknown_key
 from vitlab.compose.schema import Field, fields, find
 from vitlab.compose.validate import check, check_read
 from vitlab.compose.yaml_errors import Files, defaults_error, file_error, interpolation_error, missing_file, yaml_error
 from vitlab.config import GROUPS, Config
-from vitlab.config.debug import debugged
+from vitlab.config.debug import apply_debug
 from vitlab.errors import UserError
 from vitlab.methods.base import find_method
 from vitlab.modes import reads
@@ -67,7 +67,9 @@ class Composed:
         def matters(key: str) -> bool:
             if key.rpartition(".")[2] in RESULT_FREE_KEYS:
                 return False
-            return top(key) not in RESULT_FREE and (top(key) in self.read or top(key) not in GROUPS)
+            return top_level_key(key) not in RESULT_FREE and (
+                top_level_key(key) in self.read or top_level_key(key) not in GROUPS
+            )
 
         choices = {group: choice for group, choice in sorted(self.choices.items()) if matters(group)}
         changed = {key: value for key, value in sorted(self.changed.items()) if matters(key)}
@@ -127,12 +129,12 @@ def load(overrides: list[str]) -> Composed:
         place = files.find(key)
         return f"{place}: {key}" if place else key
 
-    chosen = {top(word.get_key_element()): str(word.input_line) for word in words}
+    chosen = {top_level_key(word.get_key_element()): str(word.input_line) for word in words}
     read = reads(config.mode, config.run, set(chosen)) or set(method.reads(config))
     check(config, where, read)
     check_read(config, method, chosen)
     changed = {key: value for key, value in after.items() if before.get(key, ...) != value}
-    config = debugged(config)
+    config = apply_debug(config)
     usual_values = {key: before.get(key) for key in changed}
     return Composed(config, choices, set(chosen) & set(GROUPS), list(overrides), tree, changed, usual_values, read)
 
@@ -161,7 +163,7 @@ def drop_args(keyed: list[Override], tree: DictConfig, typed: set[str]) -> None:
     """
     for word in keyed:
         above, _, last = word.key_or_group.rpartition(".")
-        node = OmegaConf.select(tree, above) if last == "name" and top(above) not in typed else None
+        node = OmegaConf.select(tree, above) if last == "name" and top_level_key(above) not in typed else None
         if node is not None and "args" in node and node.name != word.value():
             node.args = {}
 
@@ -184,12 +186,12 @@ def _explained(error: Exception, typed: dict[str, str], files: Files, known: dic
                 f"For several, give the whole list: {above}=[{{name:NAME}},{{name:NAME}}].",
             )
         if key.startswith(f"{name}.") and find(key, known) is None:
-            return unknown(line, key, "VALUE", known, conf_dir())
+            return unknown_key(line, key, "VALUE", known, conf_dir())
         field = find(key, known) or find(name, known)
         value = line.partition("=")[2]
         kind = f" is not {field.kind.partition(' such as')[0]}." if field else " does not fit."
         what = f"{line}: '{value}'{kind}" if value else f"{line}: nothing stands right of the equals sign."
-        return UserError(what, takes(field) if field else "")
+        return UserError(what, describe_field(field) if field else "")
     return file_error(cause if isinstance(cause, Exception) else error, files, known) or defaults_error(
         error, conf_dir(), list(typed.values())
     )

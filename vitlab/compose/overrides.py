@@ -29,7 +29,7 @@ SAME_CHOICE = {"cuda": "gpu", "nvidia": "gpu", "false": "none", "off": "none", "
 """What other programs call a choice, and its name here."""
 
 
-def top(key: str) -> str:
+def top_level_key(key: str) -> str:
     """The top-level key that a dotted key, a group, or a mounted group (recipe@teacher.recipe) belongs to."""
     group, _, mount = key.partition("@")
     return (mount or group).partition(".")[0]
@@ -70,13 +70,13 @@ def check_keys(keyed: list[Override], known: dict[str, Field], conf: Path) -> li
     return [_check_key(word, str(word.input_line), known, conf) for word in keyed]
 
 
-def takes(field: Field) -> str:
+def describe_field(field: Field) -> str:
     """``recipe.lr takes a number (peak learning rate ...)``, for a message."""
     kind = field.kind + (", or null" if field.optional else "")
     return f"{field.key} takes {kind}" + (f" ({field.meaning})." if field.meaning else ".")
 
 
-def listed(words: Iterable[str], limit: int = 24) -> str:
+def list_names(words: Iterable[str], limit: int = 24) -> str:
     """Comma-separated, cut after ``limit`` words (and says so)."""
     every = list(words)
     more = f" and {len(every) - limit} more" if len(every) > limit else ""
@@ -208,9 +208,9 @@ def _check_choice(word: Override, typed: str, conf: Path) -> None:
     if value is None and (_is_mount(word) or group in ("experiment", "local")):
         raise UserError(f"{typed}: a choice cannot be taken back like this.", "Leave the word out.")
     if value is None:
-        raise UserError(f"{typed}: a run cannot be without {group}.", f"There are: {listed(names)}.")
+        raise UserError(f"{typed}: a run cannot be without {group}.", f"There are: {list_names(names)}.")
     if not isinstance(value, str):
-        raise UserError(f"{typed}: {group} takes one name.", f"There are: {listed(names)}.")
+        raise UserError(f"{typed}: {group} takes one name.", f"There are: {list_names(names)}.")
     key = typed.partition("=")[0]
     raise UserError(
         f"{typed}: there is no {group} '{value}' ({conf.name}/{group}/{value}.yaml).", _choose(key, value, names)
@@ -227,7 +227,7 @@ def _choose(key: str, value: str, names: list[str]) -> str:
     if fits:
         cure = f"Did you mean {' or '.join(f'{key}={one}' for one in fits[:3])}? "
     else:
-        cure = f"There are: {listed(names)}. " if names else "There is none yet. "
+        cure = f"There are: {list_names(names)}. " if names else "There is none yet. "
     cure += f"What each is: mode=list group={group}."
     return cure + (f" Any timm model is taken by its name: model.name={value}." if group == "model" else "")
 
@@ -243,7 +243,11 @@ def _check_mount(word: Override) -> None:
         raise UserError(f"{word.input_line}: only recipes are mounted with @.", f"Write {word.key_or_group}=NAME.")
     if place not in places:
         near = nearest(place, places)
-        cure = f"Did you mean recipe@{near}={word.value()}?" if near else f"Recipes stand at: recipe, {listed(places)}."
+        cure = (
+            f"Did you mean recipe@{near}={word.value()}?"
+            if near
+            else f"Recipes stand at: recipe, {list_names(places)}."
+        )
         raise UserError(f"{word.input_line}: no recipe can stand at '{place}'.", cure)
 
 
@@ -256,17 +260,17 @@ def _check_key(word: Override, line: str, known: dict[str, Field], conf: Path) -
     value = line.partition("=")[2]
     if word.package is not None:
         raise UserError(
-            f"{line}: '{key}' is no group.", f"Only groups are mounted with @; the groups are: {listed(GROUPS)}."
+            f"{line}: '{key}' is no group.", f"Only groups are mounted with @; the groups are: {list_names(GROUPS)}."
         )
     if re.match(r"hydra\b", key):
         raise UserError(f"{line}: Hydra's own settings are not used here.", "Leave it out.")
     if key in ("group", "key"):
         raise UserError(f"{line} belongs to a list.", f"Write mode=list {line}.")
     if "/" in key:
-        raise UserError(f"{line}: there is no group '{key}'.", f"The groups are: {listed(GROUPS)}.")
+        raise UserError(f"{line}: there is no group '{key}'.", f"The groups are: {list_names(GROUPS)}.")
     field = find(key, known)
     if field is None:
-        raise unknown(f"{plus}{key}={value}", key, value, known, conf)
+        raise unknown_key(f"{plus}{key}={value}", key, value, known, conf)
     if plus and not find(key, {k: v for k, v in known.items() if v.free}):
         raise UserError(f"{line}: {key} exists, so it is not added.", f"Write it without plus: {key}={value}.")
     group, _, last = key.rpartition(".")
@@ -295,10 +299,10 @@ def _branch(word: Override, field: Field, value: str, known: dict[str, Field]) -
         return UserError(
             f"{field.key}={value}: {field.key} is a recipe.", f"Choose one with recipe@{field.key}={value}."
         )
-    return UserError(f"{field.key}={value}: {field.key} is a group of keys.", f"Give one of them: {listed(below)}.")
+    return UserError(f"{field.key}={value}: {field.key} is a group of keys.", f"Give one of them: {list_names(below)}.")
 
 
-def unknown(word: str, key: str, value: str, known: dict[str, Field], conf: Path) -> UserError:
+def unknown_key(word: str, key: str, value: str, known: dict[str, Field], conf: Path) -> UserError:
     """The answer to a key that there is not: the nearest one, with its kind and meaning, or all beside it."""
     what = f"{word}: there is no key '{key}'."
     if key in ANSWERS:
@@ -312,7 +316,7 @@ def unknown(word: str, key: str, value: str, known: dict[str, Field], conf: Path
     beside = [one.rpartition(".")[2] for one in known if one.rpartition(".")[0] == parent]
     if near is None:
         where = f"The keys of {parent} are" if parent else "At the top there are"
-        return UserError(what, f"{where}: {listed(beside, 40)}.")
+        return UserError(what, f"{where}: {list_names(beside, 40)}.")
     if near in GROUPS:
         names = choices(conf, near)
         meant = f"{near}={key}" if key in names else _rewritten(key, near, value)
@@ -323,7 +327,7 @@ def unknown(word: str, key: str, value: str, known: dict[str, Field], conf: Path
     assert field is not None
     index = re.search(r"\.(\d+)\.", key)
     shown = re.sub(r"\.0\.", index[0], near) if index else near
-    cure = f"Did you mean {_rewritten(key, shown, value)}? {takes(dataclasses.replace(field, key=shown))}"
+    cure = f"Did you mean {_rewritten(key, shown, value)}? {describe_field(dataclasses.replace(field, key=shown))}"
     if near == "trainer.devices":
         cure = f"Did you mean trainer.devices={value}, with hardware=gpu?"
     group = near.partition(".")[0]

@@ -21,7 +21,7 @@ from omegaconf.errors import (
 )
 
 from vitlab.cli.help import choices
-from vitlab.compose.overrides import listed, takes
+from vitlab.compose.overrides import describe_field, list_names
 from vitlab.compose.schema import Field, find, suggest
 from vitlab.config import GROUPS
 from vitlab.errors import UserError, nearest
@@ -108,12 +108,12 @@ def value_error(error: OmegaConfBaseException, files: Files, known: dict[str, Fi
     if isinstance(error, MissingMandatoryValue):
         giver = files.giver(key)
         what = f"{giver} gives {key} no value." if giver else f"{key} has no value."
-        return UserError(what, f"Give it one there, or {key}=VALUE. {takes(field)}" if field else "")
+        return UserError(what, f"Give it one there, or {key}=VALUE. {describe_field(field)}" if field else "")
     if field is None:
         message = str(error.msg or error).split("\n")[0]
         return UserError(f"{where}: {message}.", f"What there is: mode=list key={key.partition('.')[0]}.")
     shown = f"'{place.value}'" if place else "the value"
-    return UserError(f"{where}: {shown} is not {field.kind.partition(' such as')[0]}.", takes(field))
+    return UserError(f"{where}: {shown} is not {field.kind.partition(' such as')[0]}.", describe_field(field))
 
 
 def interpolation_error(where: str, error: OmegaConfBaseException) -> UserError:
@@ -147,7 +147,7 @@ def missing_file(missing: str, conf: Path) -> UserError:
     place = place or _search(conf / group, rf"^\s*-\s*{re.escape(choice)}\s*(#.*)?$")
     return UserError(
         f"{f'{place}: ' if place else ''}there is no file {choice}.yaml in {conf.name}/{group or '.'}.",
-        f"Did you mean {near}?" if near else f"There are: {listed(names)}.",
+        f"Did you mean {near}?" if near else f"There are: {list_names(names)}.",
     )
 
 
@@ -180,7 +180,7 @@ def _unknown_in_file(key: str, place: Place, known: dict[str, Field]) -> UserErr
         return UserError(what, f"To set {inner} from here, let the file begin with the line '# @package _global_'.")
     near = suggest(key, known)
     field = find(near, known) if near else None
-    cure = f"Did you mean '{field.key.rpartition('.')[2]}'? {takes(field)}" if field else _beside(key, known)
+    cure = f"Did you mean '{field.key.rpartition('.')[2]}'? {describe_field(field)}" if field else _beside(key, known)
     return UserError(what, cure)
 
 
@@ -201,7 +201,9 @@ def _beside(key: str, known: dict[str, Field]) -> str:
     parent = key.rpartition(".")[0]
     names = [one.rpartition(".")[2] for one in known if one.rpartition(".")[0] == parent]
     return (
-        f"The keys there are: {listed(names, 40)}." if names else f"What there is: mode=list key={key.split('.')[0]}."
+        f"The keys there are: {list_names(names, 40)}."
+        if names
+        else f"What there is: mode=list key={key.split('.')[0]}."
     )
 
 

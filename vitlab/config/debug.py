@@ -7,7 +7,7 @@ from dataclasses import replace
 from vitlab.config import AugmentationConfig, Config, RecipeConfig
 
 
-def debugged(config: Config) -> Config:
+def apply_debug(config: Config) -> Config:
     """``config`` with every recipe as ``debug.`` wants it: batches that few images fill, and to overfit them, nothing
     that keeps a network from learning by heart."""
     if config.debug.max_images is None and config.debug.overfit is None:

@@ -23,7 +23,7 @@ from vitlab.distill.sparse import SparseTarget
 from vitlab.distill.store_spec import BLOCK, CRC, RECORDS, SEALED, StoreSpec, slot_folder
 from vitlab.errors import UserError, written_to
 from vitlab.files import atomic_write, fsync_dir, read_json, write_json
-from vitlab.locks import give_up, take
+from vitlab.locks import acquire, release
 
 
 class SlotWriter:
@@ -55,7 +55,7 @@ class SlotWriter:
         self._interval = interval
         self._bitmap = os.open(folder / f"done_{writer_id}.bits", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            take(self._bitmap)
+            acquire(self._bitmap)
         except OSError:
             os.close(self._bitmap)
             raise UserError(f"{folder} is being written by another process.", "Wait for it, or stop it.") from None
@@ -145,7 +145,7 @@ class SlotWriter:
             self.flush()
         finally:
             os.close(self._records)
-            give_up(self._bitmap)
+            release(self._bitmap)
 
     def __enter__(self) -> SlotWriter:
         return self

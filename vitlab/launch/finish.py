@@ -10,17 +10,17 @@ from vitlab.methods.base import Stage, find_method
 from vitlab.modes import benchmark, evaluate, export
 from vitlab.modes.find_runs import result_of
 from vitlab.modes.log_to_wandb import log_models
-from vitlab.modes.robustness import probe
-from vitlab.modes.select_model import subjects_of
+from vitlab.modes.robustness import measure_robustness
+from vitlab.modes.select_model import select_models
 from vitlab.report.card import write_card
 from vitlab.report.collect import collect
 from vitlab.report.compare import compare
 from vitlab.report.write import write_report
 from vitlab.run.run import Run
-from vitlab.training.interrupt import stop_if_asked
+from vitlab.training.interrupt import stop_if_requested
 
 
-def close(run: Run, config: Config, stages: list[Stage], command: str) -> None:
+def finish_run(run: Run, config: Config, stages: list[Stage], command: str) -> None:
     """Evaluate, benchmark, export and report; each is skipped where an earlier session finished it."""
     measured = [stage for stage in stages if (run.folder / stage.name / "model.json").exists()]
     notes = [
@@ -34,19 +34,19 @@ def close(run: Run, config: Config, stages: list[Stage], command: str) -> None:
         print("\n" + "\n".join(told))
         return
     primary = result_of(measured)
-    subjects = subjects_of(run, config, measured)
+    subjects = select_models(run, config, measured)
     if not run.is_done("evaluation"):
         found = evaluate.evaluate(subjects)
         write_json(run.folder / "evaluation" / "comparisons.json", [asdict(one) for one in evaluate.compare(found)])
-        stop_if_asked()
-    probed = probe(subjects)
+        stop_if_requested()
+    probed = measure_robustness(subjects)
     if not run.is_done("benchmark"):
         run.mark_done("benchmark", {"costs": benchmark.costs(subjects)})
-        stop_if_asked()
+        stop_if_requested()
     if config.export.formats and not run.is_done("export"):
         result = next(one for one in subjects if one.stage is primary)
         run.mark_done("export", export.export_subject(result, run.stage_folder("export")))
-        stop_if_asked()
+        stop_if_requested()
     method = find_method(config.method.name).__name__
     data = collect(run, method, stages, primary, command, notes)
     paths = write_report(run.folder, data)

@@ -21,9 +21,9 @@ from uuid import uuid4
 from vitlab.config import Config
 from vitlab.errors import Interrupted, UserError
 from vitlab.files import read_json, write_json
-from vitlab.launch.rendezvous import MEETING, Outcome, Place, Talk
+from vitlab.launch.rendezvous import RENDEZVOUS_TIMEOUT, NodeInfo, Outcome, Rendezvous
 from vitlab.run.run import Run
-from vitlab.signals import Heard
+from vitlab.signals import SignalListener
 
 LAUNCH = "launch.json"
 """What the workers read, in the run's folder: the finished configuration and the command."""
@@ -32,7 +32,7 @@ PATIENCE = 30
 """Seconds that processes get to end once one of them has failed."""
 
 
-def known_count(config: Config) -> int | None:
+def known_process_count(config: Config) -> int | None:
     """How many processes ``trainer.devices`` means, as far as that can be said without torch; None: all GPUs."""
     devices = config.trainer.devices
     if devices == "auto":
@@ -40,7 +40,7 @@ def known_count(config: Config) -> int | None:
     return len(devices) if isinstance(devices, list) else int(devices)
 
 
-def count(config: Config) -> int:
+def process_count(config: Config) -> int:
     """How many processes ``trainer.devices`` means on this machine.
 
     Raises:
@@ -54,7 +54,7 @@ def count(config: Config) -> int:
         raise UserError("There is no GPU here that torch can use.", "Choose hardware=cpu, or hardware=auto.")
     if trainer.accelerator == "mps" and not torch.backends.mps.is_available():
         raise UserError("hardware=mps: this is no Apple machine, or its torch has no MPS.", "Choose hardware=auto.")
-    known = known_count(config)
+    known = known_process_count(config)
     if known is None:
         return max(here, 1)
     cuda = trainer.accelerator in ("auto", "gpu") and here > 0
@@ -70,8 +70,8 @@ def count(config: Config) -> int:
     return known
 
 
-def work_together(
-    run: Run, config: Config, tree: dict[str, object], command: str, processes: int, here: Place | None = None
+def run_distributed(
+    run: Run, config: Config, tree: dict[str, object], command: str, processes: int, here: NodeInfo | None = None
 ) -> int:
     """The work of ``run`` in so many processes of each machine; the exit code (0, or 1 with the reason told).
 
@@ -81,11 +81,11 @@ def work_together(
     """
     from vitlab.training.interrupt import SAVING
 
-    here = here or Place()
-    if here.leads:
+    here = here or NodeInfo()
+    if here.is_main:
         write_json(run.folder / LAUNCH, {"command": command, "tree": tree})
-    talk = Talk(here) if here.count > 1 else None
-    if talk is not None and here.leads:
+    talk = Rendezvous(here) if here.count > 1 else None
+    if talk is not None and here.is_main:
         talk.hold(run.folder, tree)
     with tempfile.TemporaryDirectory(prefix="vitlab-") as name:
         folder = Path(name)
@@ -94,7 +94,7 @@ def work_together(
         launch.start()
         if talk is not None:
             talk.start()
-        with Heard(SAVING) as heard:
+        with SignalListener(SAVING) as heard:
             passed = 0
             waiting = set(ranks)
             while launch.is_alive():
@@ -120,7 +120,7 @@ def work_together(
 class _Launch(threading.Thread):
     """torch's elastic agent. In a thread, where it leaves signals alone: its own way is to kill after 30 seconds."""
 
-    def __init__(self, run: Path, folder: Path, processes: int, here: Place) -> None:
+    def __init__(self, run: Path, folder: Path, processes: int, here: NodeInfo) -> None:
         super().__init__(daemon=True)
         self.run_folder, self.folder, self.processes, self.here = run, folder, processes, here
         self.failed: dict[int, tuple[int, int]] = {}  # rank: exit code, time in seconds
@@ -139,7 +139,7 @@ class _Launch(threading.Thread):
             run_id=uuid4().hex if alone else "vitlab",
             rdzv_backend="c10d" if alone else "static",
             rdzv_endpoint=f"{self.here.host}:{self.here.port}",
-            rdzv_configs={} if alone else {"rank": self.here.number, "timeout": MEETING},
+            rdzv_configs={} if alone else {"rank": self.here.number, "timeout": RENDEZVOUS_TIMEOUT},
             local_addr="127.0.0.1" if alone else None,
             max_restarts=0,  # a failed run is continued by its command, from what is on disk
             logs_specs=DefaultLogsSpecs(log_dir=str(self.folder / "logs")),

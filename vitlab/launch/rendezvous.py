@@ -24,15 +24,15 @@ from vitlab.run.run import differences
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
 
-MEETING = 900
+RENDEZVOUS_TIMEOUT = 900
 """Seconds that machines wait for each other at the start."""
 
-SILENCE = 60.0
+HEARTBEAT_TIMEOUT = 60.0
 """Seconds without a word after which a machine is taken for lost; VITLAB_NODE_SILENCE gives others."""
 
 
 @dataclass(frozen=True)
-class Place:
+class NodeInfo:
     """Which machine this is among how many, and where they meet."""
 
     number: int = 0
@@ -41,7 +41,7 @@ class Place:
     port: int = 0
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether the run is held here."""
         return self.number == 0
 
@@ -60,7 +60,7 @@ class Outcome:
     time: float = 0.0
 
 
-def place(config: Config, environment: Mapping[str, str] = os.environ) -> Place:
+def node_info(config: Config, environment: Mapping[str, str] = os.environ) -> NodeInfo:
     """Where this machine stands.
 
     Raises:
@@ -68,7 +68,7 @@ def place(config: Config, environment: Mapping[str, str] = os.environ) -> Place:
     """
     count = config.trainer.num_nodes
     if count == 1:
-        return Place()
+        return NodeInfo()
     found = {}
     for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK"):
         value = environment.get(name) or environment.get(f"PET_{name}")
@@ -82,17 +82,17 @@ def place(config: Config, environment: Mapping[str, str] = os.environ) -> Place:
     number = int(found["NODE_RANK"])
     if number >= count:
         raise UserError(f"NODE_RANK={number} is none of the {count} machines of trainer.num_nodes.", "Count from 0.")
-    return Place(number, count, found["MASTER_ADDR"], int(found["MASTER_PORT"]))
+    return NodeInfo(number, count, found["MASTER_ADDR"], int(found["MASTER_PORT"]))
 
 
-class Talk(threading.Thread):
+class Rendezvous(threading.Thread):
     """This machine's word to the others, over the store that torch's launcher keeps on the first one."""
 
-    def __init__(self, here: Place) -> None:
+    def __init__(self, here: NodeInfo) -> None:
         super().__init__(daemon=True)
         self.here = here
         self.trouble: Outcome | None = None  # why the others cannot go on
-        self.silence = float(os.environ.get("VITLAB_NODE_SILENCE", SILENCE))
+        self.silence = float(os.environ.get("VITLAB_NODE_SILENCE", HEARTBEAT_TIMEOUT))
         self._folder: str | None = None
         self._tree: dict[str, Any] = {}
         self._over = threading.Event()
@@ -108,7 +108,7 @@ class Talk(threading.Thread):
         Raises:
             UserError: nobody came, the commands differ, or the folder cannot be seen from here.
         """
-        deadline = time.monotonic() + MEETING
+        deadline = time.monotonic() + RENDEZVOUS_TIMEOUT
         while True:
             try:
                 said = json.loads(self._store(5.0).get("run"))
@@ -116,7 +116,8 @@ class Talk(threading.Thread):
             except Exception as error:
                 if time.monotonic() > deadline:
                     raise UserError(
-                        f"The first machine was not heard at {self.here.host}:{self.here.port} for {MEETING} seconds.",
+                        f"The first machine was not heard at {self.here.host}:{self.here.port} for "
+                        f"{RENDEZVOUS_TIMEOUT} seconds.",
                         "Start the same command there with NODE_RANK=0, and see that the port can be reached.",
                     ) from error
                 time.sleep(0.5)
@@ -138,7 +139,7 @@ class Talk(threading.Thread):
         """Say that we are alive and listen whether the others are, until :meth:`end`."""
         heard: dict[int, tuple[bytes, float]] = {}
         try:
-            self._connected = store = self._store(MEETING)
+            self._connected = store = self._store(RENDEZVOUS_TIMEOUT)
             if self._folder is not None:
                 store.set("run", json.dumps({"folder": self._folder, "tree": self._tree}))
         except Exception:
@@ -195,7 +196,7 @@ class Talk(threading.Thread):
             if outcome is not None and self.trouble is None:
                 said = {"node": self.here.number, **asdict(outcome)}
                 store.compare_set("end", "", json.dumps(said))
-                time.sleep(3 * min(1.0, self.silence / 10) if self.here.leads else 0)  # the store ends with us
+                time.sleep(3 * min(1.0, self.silence / 10) if self.here.is_main else 0)  # the store ends with us
         except Exception:
             return  # nobody is left to hear it
 

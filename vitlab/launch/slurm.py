@@ -32,7 +32,7 @@ OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FA
 """States in which a job does nothing any more; SLURM may write more behind the word."""
 
 
-def queued(config: Config) -> bool:
+def is_queued(config: Config) -> bool:
     """Whether the command is to be put into a queue, and is not yet in a job of it."""
     return config.hardware.name == "slurm" and INSIDE not in os.environ
 

@@ -13,39 +13,39 @@ import torch.distributed as dist
 
 from vitlab.config import Config
 from vitlab.errors import UserError
-from vitlab.launch.finish import close
+from vitlab.launch.finish import finish_run
 from vitlab.methods.base import Context, Method, Stage, find_method
 from vitlab.run.recorder import Recorder
 from vitlab.run.run import Run
 from vitlab.stage import recipes_of
-from vitlab.training.distributed import barrier, device_of, rank, settle
+from vitlab.training.distributed import barrier, configure_torch, device_of, rank
 from vitlab.training.fit import CHECKPOINT
-from vitlab.training.interrupt import asked_anywhere, listen, stop
-from vitlab.training.loggers import copied
+from vitlab.training.interrupt import install_signal_handlers, stop, stop_requested_on_any_rank
+from vitlab.training.loggers import logging_to
 from vitlab.training.preflight import preflight
-from vitlab.training.progress import clock, say
+from vitlab.training.progress import format_duration, print_line
 
 
-def work(run: Run, config: Config, command: str) -> None:
+def run_method(run: Run, config: Config, command: str) -> None:
     """Tell the method's story in ``run``'s folder, skipping what is done, and close the run.
 
     Raises:
         Interrupted: somebody asked to stop; what was done is saved.
         UserError: whatever the user can mend.
     """
-    listen()
-    settle(config)
-    stages = tell_all(run, config)
-    close(run, config, stages, command)
+    install_signal_handlers()
+    configure_torch(config)
+    stages = run_stages(run, config)
+    finish_run(run, config, stages, command)
 
 
-def work_in_turn(run: Run, config: Config, command: str) -> None:
+def run_method_on_rank(run: Run, config: Config, command: str) -> None:
     """The same in one of several processes: the stages together, the closing in the first process alone.
 
     torch's launcher has said who we are (RANK, WORLD_SIZE, MASTER_ADDR ...).
 
     Raises:
-        Interrupted, UserError: as :func:`work`.
+        Interrupted, UserError: as :func:`run_method`.
     """
     device = device_of(config)
     if device.type == "cuda":
@@ -53,49 +53,49 @@ def work_in_turn(run: Run, config: Config, command: str) -> None:
     # One process may work alone for hours (a design, a file to write) while the others wait for it; the launcher, not
     # a time limit, notices a dead one.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=30))
-    settle(config)
-    stages = tell_all(run, config)
-    leads = rank() == 0
+    configure_torch(config)
+    stages = run_stages(run, config)
+    is_main = rank() == 0
     barrier()
     dist.destroy_process_group()
-    if leads:
-        close(run, config, stages, command)
+    if is_main:
+        finish_run(run, config, stages, command)
 
 
-def tell_all(run: Run, config: Config) -> list[Stage]:
+def run_stages(run: Run, config: Config) -> list[Stage]:
     """The stages of the method in order, skipping what is done; several processes tell them together."""
     method = find_method(config.method.name)(config)
     stages = method.stages(config)
     ahead = [stage for stage in stages if not run.is_done(stage.name)]
     preflight(config, set().union(*(stage.reads for stage in ahead)))
     if ahead:
-        method.foresee()
-    leads = rank() == 0
-    recorder = run.recorder() if leads else None
+        method.check_data()
+    is_main = rank() == 0
+    recorder = run.recorder() if is_main else None
     folders = {stage.name: run.folder / stage.name for stage in stages}
     for number, stage in enumerate(stages, 1):
         if run.is_done(stage.name):
             continue
         barrier()  # everybody has seen that it is not done
-        if leads:
-            say(f"\n[{number}/{len(stages)}] {stage.name}: {stage.title}")
+        if is_main:
+            print_line(f"\n[{number}/{len(stages)}] {stage.name}: {stage.title}")
         run.stage_folder(stage.name)
-        if leads or stage.makes != "architecture":  # a design is one process's work
-            with copied(config, run, stages, stage, recorder) if recorder is not None else nullcontext():
-                record = tell(method, stage, Context(config, stage, folders, recorder))
+        if is_main or stage.makes != "architecture":  # a design is one process's work
+            with logging_to(config, run, stages, stage, recorder) if recorder is not None else nullcontext():
+                record = run_stage(method, stage, Context(config, stage, folders, recorder))
         barrier()
-        if leads:
+        if is_main:
             run.mark_done(stage.name, record)
             # Only now: it is what a killed stage goes on from.
             (run.folder / stage.name / CHECKPOINT).unlink(missing_ok=True)
-            say(f"{stage.name} done in {clock(_seconds(record))}")
+            print_line(f"{stage.name} done in {format_duration(_seconds(record))}")
         barrier()
-        if asked_anywhere(device_of(config)):
+        if stop_requested_on_any_rank(device_of(config)):
             stop()
     return stages
 
 
-def tell(method: Method, stage: Stage, context: Context) -> dict[str, object]:
+def run_stage(method: Method, stage: Stage, context: Context) -> dict[str, object]:
     """Run one stage; running out of GPU memory is answered with the cure."""
     try:
         record: dict[str, object] = getattr(method, stage.name)(context)
@@ -116,17 +116,19 @@ def rehearse(folder: Path, config: Config) -> str:
     devices = config.trainer.devices
     alone = [devices[0]] if isinstance(devices, list) else 1
     config = replace(config, trainer=replace(config.trainer, devices=alone))
-    settle(config)
+    configure_torch(config)
     preflight(config, find_method(config.method.name).reads(config))
-    find_method(config.method.name)(config).foresee()
-    method = find_method(config.method.name)(few(config))
+    find_method(config.method.name)(config).check_data()
+    method = find_method(config.method.name)(shrink_for_rehearsal(config))
     stages = method.stages(config)
     folders = {stage.name: folder / stage.name for stage in stages}
     recorder = Recorder(folder / "metrics.jsonl")
     rows: list[tuple[str, dict[str, object]]] = []
     for stage in stages:
         folders[stage.name].mkdir()
-        rows.append((stage.name, tell(method, stage, Context(method.config, stage, folders, recorder, whole=config))))
+        rows.append(
+            (stage.name, run_stage(method, stage, Context(method.config, stage, folders, recorder, full_config=config)))
+        )
     if config.evaluation.corruptions:
         from vitlab.modes.robustness import estimate
 
@@ -134,12 +136,14 @@ def rehearse(folder: Path, config: Config) -> str:
     total = sum(_seconds(record) for _, record in rows)
     where = "this machine" if devices == 1 else "one device of this machine"
     lines = ["", f"A few batches of every stage ran. On {where} the whole takes about"]
-    lines += [f"  {name:<10} {clock(_seconds(record)):>14}   {_sizes(record)}" for name, record in rows]
-    lines.append(f"  {'together':<10} {clock(total):>14}   and a little for evaluation, exports and the report")
+    lines += [f"  {name:<10} {format_duration(_seconds(record)):>14}   {_sizes(record)}" for name, record in rows]
+    lines.append(
+        f"  {'together':<10} {format_duration(total):>14}   and a little for evaluation, exports and the report"
+    )
     return "\n".join(lines)
 
 
-def few(config: Config) -> Config:
+def shrink_for_rehearsal(config: Config) -> Config:
     """``config`` with just enough images for two steps of its largest batch, and one stored view of each; all images
     where the stored views are given, as they belong to these."""
     recipes = recipes_of(config, find_method(config.method.name).reads(config))

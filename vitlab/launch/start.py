@@ -15,9 +15,9 @@ from pathlib import Path
 from vitlab.compose.load import Composed
 from vitlab.config import Config
 from vitlab.errors import Interrupted, UserError
-from vitlab.launch.processes import known_count
-from vitlab.launch.rendezvous import Place, Talk, place
-from vitlab.launch.slurm import queued, submit
+from vitlab.launch.processes import known_process_count
+from vitlab.launch.rendezvous import NodeInfo, Rendezvous, node_info
+from vitlab.launch.slurm import is_queued, submit
 from vitlab.methods.base import find_method
 from vitlab.modes import ALONE, READS, find_mode
 from vitlab.run.environment import environment
@@ -34,7 +34,7 @@ def start(composed: Composed) -> int:
     """
     config = composed.config
     if config.mode in READS:
-        if config.mode in ALONE and (several := known_count(config)) != 1:
+        if config.mode in ALONE and (several := known_process_count(config)) != 1:
             whole = "all GPUs" if several is None else f"{several} devices"
             print(f"devices  one, not {whole}: mode={config.mode} is one process's work", file=sys.stderr)
         answer: Callable[[Composed], int] = find_mode(config.mode).answer
@@ -57,19 +57,19 @@ def start(composed: Composed) -> int:
         print(run.read_finished()["table"])
         print(f"\nThis run is finished: {run.folder}. fresh=true starts it once more.")
         return 0
-    check_division(config, known_count(config))
-    if queued(config):
+    check_division(config, known_process_count(config))
+    if is_queued(config):
         print(plan(run, composed), flush=True)
         return submit(run, config, composed.overrides, command)
-    here = place(config)
+    here = node_info(config)
     if here.count > 1:  # read when torch is loaded: meeting takes many tries, each of which it would tell
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
-    if here.leads:
-        return lead(run, composed, command)
-    return follow(here, config, composed.tree, command)
+    if here.is_main:
+        return run_as_leader(run, composed, command)
+    return join_leader(here, config, composed.tree, command)
 
 
-def lead(run: Run, composed: Composed, command: str) -> int:
+def run_as_leader(run: Run, composed: Composed, command: str) -> int:
     """Hold the run and do its work; the exit code. A start that fails leaves no run behind."""
     config = composed.config
     run.lock(command)
@@ -77,8 +77,8 @@ def lead(run: Run, composed: Composed, command: str) -> int:
     try:
         print(plan(run, composed), flush=True)
         run.note_environment(environment(command))
-        look_at_data(run, config)
-        code = go(run, config, composed.tree, command)
+        audit_data(run, config)
+        code = run_local_or_distributed(run, config, composed.tree, command)
         begun = True
         return code
     except (Interrupted, KeyboardInterrupt):
@@ -90,29 +90,29 @@ def lead(run: Run, composed: Composed, command: str) -> int:
         run.release()
 
 
-def follow(here: Place, config: Config, tree: dict[str, object], command: str) -> int:
+def join_leader(here: NodeInfo, config: Config, tree: dict[str, object], command: str) -> int:
     """Another machine than the first: do its share of the run that the first one holds; the exit code."""
-    from vitlab.launch.processes import count, work_together
+    from vitlab.launch.processes import process_count, run_distributed
 
-    processes = count(config)
+    processes = process_count(config)
     print(f"{here.told(here.number)} waits for the first one at {here.host}:{here.port}", file=sys.stderr, flush=True)
-    run = Run.at(Talk(here).meet(tree))
-    return work_together(run, config, tree, command, processes, here)
+    run = Run.at(Rendezvous(here).meet(tree))
+    return run_distributed(run, config, tree, command, processes, here)
 
 
-def go(run: Run, config: Config, tree: dict[str, object], command: str) -> int:
+def run_local_or_distributed(run: Run, config: Config, tree: dict[str, object], command: str) -> int:
     """The work itself: here on one device, in a process for each of several; the exit code."""
-    from vitlab.launch.processes import count, work_together
+    from vitlab.launch.processes import process_count, run_distributed
 
-    here = place(config)
-    if (processes := count(config)) * here.count == 1:
-        from vitlab.launch.stages import work
+    here = node_info(config)
+    if (processes := process_count(config)) * here.count == 1:
+        from vitlab.launch.stages import run_method
 
-        work(run, config, command)
+        run_method(run, config, command)
         return 0
     check_division(config, processes)
     print(batches(config, processes), flush=True)
-    return work_together(run, config, tree, command, processes, here)
+    return run_distributed(run, config, tree, command, processes, here)
 
 
 def check_division(config: Config, processes: int | None) -> None:
@@ -177,8 +177,8 @@ def check(run: Run, config: Config, composed: Composed) -> int:
         UserError: the data cannot be trained on.
     """
     print(plan(run, composed), flush=True)
-    check_division(config, known_count(config))
-    if looks_at_data(config):
+    check_division(config, known_process_count(config))
+    if audits_data(config):
         from vitlab.modes.audit import before_check
 
         before_check(config)
@@ -189,19 +189,19 @@ def check(run: Run, config: Config, composed: Composed) -> int:
     return 0
 
 
-def look_at_data(run: Run, config: Config) -> None:
+def audit_data(run: Run, config: Config) -> None:
     """A folder of the user's own is audited before it is trained on.
 
     Raises:
         UserError: the data cannot be trained on.
     """
-    if looks_at_data(config):
+    if audits_data(config):
         from vitlab.modes.audit import before_training
 
         before_training(config, run)
 
 
-def looks_at_data(config: Config) -> bool:
+def audits_data(config: Config) -> bool:
     """Whether the data are a folder of the user's own that some stage reads."""
     folder = config.dataset.name == "folder" and config.audit.before_training
     return folder and "dataset" in find_method(config.method.name).reads(config)
@@ -257,7 +257,7 @@ def _detail(group: str, config: Config) -> str:
             return f"{config.recipe.duration}, {config.recipe.optimizer}, lr {config.recipe.lr:g}"
         case "hardware":
             trainer = config.trainer
-            number = known_count(config)
+            number = known_process_count(config)
             many = "all GPUs" if number is None else f"{number} device{'s' if number > 1 else ''}"
             return f"{trainer.accelerator}, {many}, {trainer.precision}"
         case _:

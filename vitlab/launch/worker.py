@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 
 from vitlab.compose.schema import from_tree
-from vitlab.config.debug import debugged
+from vitlab.config.debug import apply_debug
 from vitlab.errors import Interrupted, UserError, full_disk
 from vitlab.files import read_json
 from vitlab.launch.processes import LAUNCH, write_outcome
@@ -25,17 +25,17 @@ from vitlab.run.run import Run
 
 def main(run_folder: str, folder: str, parent: str) -> int:
     """Do this process's share; the exit code tells the launcher whether to end the others."""
-    from vitlab.training.interrupt import asked, listen
+    from vitlab.training.interrupt import install_signal_handlers, stop_requested
 
     rank, talk = int(os.environ["RANK"]), Path(folder)
-    listen(quiet=True)
+    install_signal_handlers(quiet=True)
     (talk / f"{rank}.pid").write_text(str(os.getpid()))
-    threading.Thread(target=_outlive_nobody, args=(int(parent),), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(int(parent),), daemon=True).start()
     launch = read_json(Path(run_folder) / LAUNCH)
     try:
-        from vitlab.launch.stages import work_in_turn
+        from vitlab.launch.stages import run_method_on_rank
 
-        work_in_turn(Run.at(Path(run_folder)), debugged(from_tree(launch["tree"])), launch["command"])
+        run_method_on_rank(Run.at(Path(run_folder)), apply_debug(from_tree(launch["tree"])), launch["command"])
     except UserError as error:
         write_outcome(talk, rank, Outcome("mistake", error.what, error.cure))
         return 2
@@ -45,7 +45,9 @@ def main(run_folder: str, folder: str, parent: str) -> int:
         if (full := full_disk(error)) is not None:
             write_outcome(talk, rank, Outcome("mistake", full.what, full.cure))
             return 2
-        if asked() and rank:  # the leading process stopped first, and whoever waited for it hears that as an error
+        if (
+            stop_requested() and rank
+        ):  # the leading process stopped first, and whoever waited for it hears that as an error
             write_outcome(talk, rank, Outcome("stopped", ""))
             return 0
         write_outcome(talk, rank, Outcome("failure", traceback.format_exc()))
@@ -53,7 +55,7 @@ def main(run_folder: str, folder: str, parent: str) -> int:
     return 0
 
 
-def _outlive_nobody(parent: int) -> None:
+def _exit_with_parent(parent: int) -> None:
     """End with the process that holds the run's lock: another start must not meet us at work."""
     while os.getppid() == parent:
         time.sleep(0.5)

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitlab.measure.memory import peak_memory
-from vitlab.models.eval_mode import evaluating
+from vitlab.models.eval_mode import eval_mode
 
 CHANNELS = 3
 
@@ -102,7 +102,7 @@ def count_macs(model: nn.Module, size: int) -> int:
     A network on the meta device is counted without computing anything.
     """
     # The math kernel writes attention out as two products, so it is counted alike on every device and torch version.
-    with evaluating(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with eval_mode(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(_images(model, 1, size))
     return int(counter.get_total_flops()) // 2  # torch counts the multiplication and the addition
 
@@ -117,7 +117,7 @@ def measure_latency(model: nn.Module, size: int, batch: int, repeats: int, warmu
         raise ValueError(f"latency needs at least one repeat, not {repeats}")
     images = _images(model, batch, size).normal_()
     elapsed = []
-    with evaluating(model):
+    with eval_mode(model):
         for _ in range(warmup):
             model(images)
         for _ in range(repeats):

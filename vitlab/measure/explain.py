@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitlab.errors import UserError, nearest
-from vitlab.models.eval_mode import evaluating
+from vitlab.models.eval_mode import eval_mode
 
 LEAST_GRID = 4
 """Places a side of a map that is worth looking at."""
@@ -100,7 +100,7 @@ def usual_layer(model: nn.Module, image: Tensor) -> str | None:
     named = [(name, module) for name, module in model.named_modules() if name and name.count(".") <= 1]
     handles = [module.register_forward_hook(note(name)) for name, module in named]
     try:
-        with evaluating(model):
+        with eval_mode(model):
             features = model.forward_features(image[:1])  # type: ignore[operator]
     finally:
         for handle in handles:

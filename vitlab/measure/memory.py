@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vitlab.models.eval_mode import evaluating
+from vitlab.models.eval_mode import eval_mode
 
 
 def peak_memory(model: nn.Module, size: int, batch: int) -> int:
@@ -23,7 +23,7 @@ def peak_memory(model: nn.Module, size: int, batch: int) -> int:
     """
     like = next(model.parameters())
     images = torch.zeros(batch, 3, size, size, dtype=like.dtype, device=like.device)
-    with evaluating(model):
+    with eval_mode(model):
         model(images)  # tables that a network keeps from its first pass are not part of the next
         if like.device.type == "cuda":
             before = torch.cuda.memory_allocated(like.device)

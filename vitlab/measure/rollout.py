@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from vitlab.errors import UserError
 from vitlab.measure.explain import token_grid
-from vitlab.models.eval_mode import evaluating
+from vitlab.models.eval_mode import eval_mode
 
 WINDOWED = (SwinTransformerBlock, SwinTransformerV2Block, TinyVitBlock)
 """Blocks that attend inside windows of their grid [B, h, w, C]."""
@@ -86,7 +86,7 @@ def catch_attention(model: nn.Module, image: Tensor) -> list[Attention]:
         module.register_forward_hook(catcher.leave) for module in model.modules() if isinstance(module, WINDOWED)
     ]
     try:
-        with evaluating(model), catcher:
+        with eval_mode(model), catcher:
             model(image)
     finally:
         for handle in handles:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from vitlab.models.eval_mode import evaluating
+from vitlab.models.eval_mode import eval_mode
 
 AUTOCAST = {"bf16-mixed": "bf16", "16-mixed": "fp16"}
 """From Lightning's words to ours; any other is full precision."""
@@ -45,7 +45,7 @@ def measure_throughput(
     device = next(model.parameters()).device
     images = torch.randn(batch, 3, size, size, device=device)
     kind = kinds[precision]
-    with evaluating(model), torch.autocast(device.type, kind, enabled=kind is not None, cache_enabled=False):
+    with eval_mode(model), torch.autocast(device.type, kind, enabled=kind is not None, cache_enabled=False):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is traced is known: fixed sizes are what is timed
             traced = torch.jit.trace(model, images, check_trace=False)

@@ -58,7 +58,7 @@ class Method:
         """
         return recipe_length(config.recipe, config) if "recipe" in stage.reads else ""
 
-    def foresee(self) -> None:
+    def check_data(self) -> None:
         """Refuse now what would stop a later stage; called before the first, with torch and the data at hand.
 
         Raises:

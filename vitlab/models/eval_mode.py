@@ -10,7 +10,7 @@ from torch import nn
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
     """``model`` in eval mode and without gradients; afterwards every module's own mode is as it was.
 
     ``train`` is called on leaving even where nothing changes: some of timm's networks (TinyViT, LeViT) keep tables

@@ -23,7 +23,7 @@ from vitlab.compose.load import Composed, load
 from vitlab.errors import UserError
 from vitlab.files import atomic_write, write_json
 from vitlab.modes.find_runs import writing
-from vitlab.modes.select_model import Subject, find_subject, find_subjects
+from vitlab.modes.select_model import SelectedModel, find_subject, find_subjects
 from vitlab.run.environment import now
 from vitlab.run.run import Run
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 class Costed:
     """One model with what it costs."""
 
-    subject: Subject
+    subject: SelectedModel
     cost: Cost
     skipped: dict[str, str]  # backend: why it did not run
 
@@ -53,9 +53,9 @@ def answer(composed: Composed) -> int:
                 f"pip install {' '.join(absent)}, or leave {backend} out.",
             )
     subjects = _subjects(composed)
-    from vitlab.training.distributed import settle
+    from vitlab.training.distributed import configure_torch
 
-    settle(config)
+    configure_torch(config)
     found, timings = measure(subjects, config.benchmark.backends, config.trainer.accelerator)
     session = now()
     for run in dict.fromkeys(one.run for one in subjects if one.run is not None):
@@ -63,23 +63,23 @@ def answer(composed: Composed) -> int:
             _record(run, [one for one in found if one.subject.run is run], session)
     said = summary(found, timings)
     print(said)
-    folder = keep(found, timings, said, Path(config.output))
+    folder = write_timings(found, timings, said, Path(config.output))
     print(f"\nwritten  {folder}")
-    from vitlab.report.accuracy_latency import write_landscape
+    from vitlab.report.accuracy_latency import write_accuracy_latency
 
-    for path in write_landscape(Path(config.output)):
+    for path in write_accuracy_latency(Path(config.output)):
         print(f"written  {path}")
     return 0
 
 
-def costs(subjects: Sequence[Subject]) -> dict[str, Any]:
+def costs(subjects: Sequence[SelectedModel]) -> dict[str, Any]:
     """Parameters, multiply-adds, memory, size and latency of the models of one run, by stage."""
     found, _ = measure(subjects, ("eager",), subjects[0].config.trainer.accelerator)
     return {_key(one.subject): asdict(one.cost) for one in found}
 
 
 def measure(
-    subjects: Sequence[Subject], backends: Sequence[str], accelerator: str
+    subjects: Sequence[SelectedModel], backends: Sequence[str], accelerator: str
 ) -> tuple[list[Costed], list[Timing]]:
     """Count every model, then time all models in all backends round by round, one batch size after the other."""
     import torch
@@ -189,7 +189,7 @@ def _record(run: Run, found: Sequence[Costed], session: str) -> None:
 # -------------------------------------------------------------------------------------------------------------- words
 
 
-def _subjects(composed: Composed) -> list[Subject]:
+def _subjects(composed: Composed) -> list[SelectedModel]:
     """The models of run= or model=, then those of benchmark.models, under different names."""
     more = composed.config.benchmark.models
     named = composed.config.run is not None or {"model", "experiment"} & composed.chosen
@@ -204,7 +204,7 @@ def _subjects(composed: Composed) -> list[Subject]:
     return found
 
 
-def _another(word: str, composed: Composed, found: Sequence[Subject]) -> Subject:
+def _another(word: str, composed: Composed, found: Sequence[SelectedModel]) -> SelectedModel:
     """A model of benchmark.models: a name in conf/model, a model folder, or a name of timm's; seen at the size of the
     first model when that is one of a run and no size was typed."""
     ours = ("run", "model", "benchmark", "experiment")
@@ -221,11 +221,11 @@ def _another(word: str, composed: Composed, found: Sequence[Subject]) -> Subject
     return find_subject(load(words), trained=False)
 
 
-def _key(subject: Subject) -> str:
+def _key(subject: SelectedModel) -> str:
     return subject.artifact.name if subject.artifact is not None else subject.name
 
 
-def keep(found: Sequence[Costed], timings: Sequence[Timing], said: str, output: Path) -> Path:
+def write_timings(found: Sequence[Costed], timings: Sequence[Timing], said: str, output: Path) -> Path:
     """``benchmark.json``, ``benchmark.txt`` and a picture of the times; in the run's folder, or for several models in
     one of their own."""
     from vitlab.report import style

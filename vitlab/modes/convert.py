@@ -30,9 +30,9 @@ def answer(composed: Composed) -> int:
     from vitlab.distill.draw import Augmentation
     from vitlab.distill.formats.tinyvit_v0 import is_v0
     from vitlab.methods.tinyvit.convert import export_v0, import_v0
-    from vitlab.training.progress import watched
+    from vitlab.training.progress import progress_bar
 
-    with watched("convert", "record") as tell:
+    with progress_bar("convert", "record") as tell:
         if is_v0(folder):
             source = open_splits(config.dataset, config.seed, config.debug.max_images)["train"]
             augmentation = Augmentation(size=config.dataset.size, **asdict(config.recipe.augmentation))
@@ -55,7 +55,7 @@ def _reinforcements(composed: Composed) -> int:
     from vitlab.data.sources import fingerprint
     from vitlab.distill.formats.imagenet_plus import is_imagenet_plus
     from vitlab.methods.reinforce.convert import ARCHIVE, pack, unpack
-    from vitlab.training.progress import watched
+    from vitlab.training.progress import progress_bar
 
     config, options = composed.config, composed.config.method
     if options.store is None or isinstance(options.store, list) or options.convert_to is None:
@@ -66,7 +66,7 @@ def _reinforcements(composed: Composed) -> int:
     source, into = Path(options.store).expanduser(), Path(options.convert_to).expanduser()
     if not source.exists():
         raise UserError(f"method.store={options.store}: there is no such folder or archive.")
-    with watched("convert", "image") as tell:
+    with progress_bar("convert", "image") as tell:
         if source.is_file() or is_imagenet_plus(source):
             images = open_splits(config.dataset, config.seed, config.debug.max_images)["train"]
             found = pack(source, into, images.keys, len(images.classes), fingerprint(images), tell)

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 from vitlab.compose.load import Composed
 from vitlab.errors import UserError
 from vitlab.files import atomic_write, write_json
-from vitlab.modes.evaluation_files import Measured, about, draw, folder_of, note_in_model, write
+from vitlab.modes.evaluation_files import Measured, draw, folder_of, note_in_model, write, write_report_inputs
 from vitlab.modes.find_runs import models_of, result_of, writing
-from vitlab.modes.robustness import probe
-from vitlab.modes.select_model import Subject, find_subjects
+from vitlab.modes.robustness import measure_robustness
+from vitlab.modes.select_model import SelectedModel, find_subjects
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,27 +42,27 @@ def answer(composed: Composed) -> int:
                 f"mode=evaluate needs images with labels, and {subject.title} belongs to no data set.",
                 "Say on which: dataset=NAME (mode=list group=dataset).",
             )
-    from vitlab.training.distributed import settle
+    from vitlab.training.distributed import configure_torch
 
-    settle(composed.config)
+    configure_torch(composed.config)
     found: list[Measured] = []
     probed: list[str] = []
     for run, models in groupby(subjects, key=lambda one: one.run):
         group = list(models)
         with writing(run, composed):
             found += evaluate(group, pictures=True)
-            probed.append(probe(group))
+            probed.append(measure_robustness(group))
     same_images(found)
     comparisons = compare(found)
     print("\n\n".join(filter(None, [summary(found, comparisons), *probed])))
-    folder = keep(found, comparisons, Path(composed.config.output))
+    folder = write_comparison(found, comparisons, Path(composed.config.output))
     print(
         "\n" + "\n".join(f"written  {one}" for one in dict.fromkeys([*(folder_of(m.subject) for m in found), folder]))
     )
     return 0
 
 
-def evaluate(subjects: Sequence[Subject], pictures: bool = False) -> list[Measured]:
+def evaluate(subjects: Sequence[SelectedModel], pictures: bool = False) -> list[Measured]:
     """Logits of every model on the test split, and what follows from them, in the subjects' evaluation folders.
 
     Args:
@@ -80,18 +80,18 @@ def evaluate(subjects: Sequence[Subject], pictures: bool = False) -> list[Measur
         stages = models_of(run, subjects[0].config)
         primary = next((one for one in found if one.subject.stage == result_of(stages)), None)
         if primary is not None:
-            about(primary, run.folder / "evaluation")
+            write_report_inputs(primary, run.folder / "evaluation")
         told = run.read_done("evaluation").get("metrics") if run.is_done("evaluation") else None
         metrics = dict(told) if isinstance(told, dict) else {}
         metrics |= {one.subject.artifact.name: one.evaluation.metrics() for one in found if one.subject.artifact}
         if all(stage.name in metrics for stage in stages):
             run.mark_done("evaluation", {"metrics": metrics, "result": result_of(stages).name})
     else:
-        about(found[-1], folder_of(subjects[0]))
+        write_report_inputs(found[-1], folder_of(subjects[0]))
     return found
 
 
-def measure(subject: Subject) -> Measured:
+def measure(subject: SelectedModel) -> Measured:
     """Run one network over the test split.
 
     Raises:
@@ -232,7 +232,7 @@ def compare(found: Sequence[Measured]) -> list[Comparison]:
     return out
 
 
-def keep(found: Sequence[Measured], comparisons: Sequence[Comparison], output: Path) -> Path:
+def write_comparison(found: Sequence[Measured], comparisons: Sequence[Comparison], output: Path) -> Path:
     """``comparisons.json`` and ``evaluation.txt``, in the run's folder or, about several runs, in one of their own."""
     folders = list(dict.fromkeys(folder_of(one.subject) for one in found))
     folder = folders[0]
@@ -249,7 +249,7 @@ def summary(found: Sequence[Measured], comparisons: Sequence[Comparison]) -> str
     """What stands at the prompt when the measuring is done."""
     from vitlab.report.compare import SYNTHETIC, percent
     from vitlab.report.page import confused_pairs, weakest
-    from vitlab.report.text_tables import span, text_table, told
+    from vitlab.report.text_tables import describe_comparison, span, text_table
 
     first = found[0]
     split = first.data.split_names["test"]
@@ -285,5 +285,5 @@ def summary(found: Sequence[Measured], comparisons: Sequence[Comparison]) -> str
     lines += ["", f"weakest classes of {main.subject.title}: {', '.join(weak) or 'none, all images are right'}"]
     pairs = [f"{a} taken for {b} ({count})" for a, b, count, _ in confused_pairs(main.evaluation)[:5]]
     lines += [f"most frequent mistakes: {', '.join(pairs)}"] if pairs else []
-    lines += ["", *(told(one) for one in comparisons)] if comparisons else []
+    lines += ["", *(describe_comparison(one) for one in comparisons)] if comparisons else []
     return "\n".join(lines)

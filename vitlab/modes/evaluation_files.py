@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitlab.files import atomic_write, write_json
-from vitlab.modes.select_model import Subject
+from vitlab.modes.select_model import SelectedModel
 from vitlab.run.environment import now
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ ASIDE = ("root", "download")  # keys of dataset. that do not change the images
 class Measured:
     """One model's answers on the measured images."""
 
-    subject: Subject
+    subject: SelectedModel
     evaluation: Evaluation
     logits: NDArray[np.float32]  # [N, C]
     label: NDArray[np.int64]  # [N], numbers of the model's classes
@@ -42,7 +42,7 @@ class Measured:
     index: NDArray[np.int64]  # [N] into the test split
 
 
-def folder_of(subject: Subject) -> Path:
+def folder_of(subject: SelectedModel) -> Path:
     """Where the files go: ``evaluation/`` of the run, or beside it when the prompt asks for other images."""
     if subject.run is None:
         return subject.folder
@@ -58,7 +58,7 @@ def folder_of(subject: Subject) -> Path:
     return subject.folder / f"evaluation-{subject.config.dataset.name}-{digest}"
 
 
-def stem_of(subject: Subject) -> str:
+def stem_of(subject: SelectedModel) -> str:
     """What the files of this model are called."""
     return subject.artifact.name if subject.run is not None and subject.artifact is not None else "model"
 
@@ -99,7 +99,7 @@ def note_in_model(one: Measured) -> None:
     note_metrics(subject.artifact, subject.meta.metrics)
 
 
-def about(one: Measured, folder: Path) -> None:
+def write_report_inputs(one: Measured, folder: Path) -> None:
     """What a report needs beside the numbers: the worst mistakes of this model, and the data in words."""
     write_json(folder / "mistakes.json", [asdict(each) for each in worst_mistakes(one)])
     write_json(folder / "dataset.json", asdict(describe_dataset(one)))
@@ -145,7 +145,7 @@ def describe_dataset(one: Measured) -> DatasetInfo:
     )
 
 
-def trained_on(subject: Subject) -> int:
+def trained_on(subject: SelectedModel) -> int:
     """How many images a run's model was trained on, as its stage noted; 0 where nobody knows."""
     if subject.run is None or subject.stage is None:
         return 0

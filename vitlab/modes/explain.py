@@ -14,7 +14,7 @@ from vitlab.files import atomic_write, write_json
 from vitlab.modes.find_runs import writing
 from vitlab.modes.input_images import expand, read_all
 from vitlab.modes.predict import readable, temperature, view_of
-from vitlab.modes.select_model import Subject, find_subject
+from vitlab.modes.select_model import SelectedModel, find_subject
 
 if TYPE_CHECKING:
     import torch
@@ -51,9 +51,9 @@ def answer(composed: Composed) -> int:
     subject = find_subject(composed)
     spec = composed.config.explain
     pictures = expand(composed.config.input) if composed.config.input is not None else None
-    from vitlab.training.distributed import settle
+    from vitlab.training.distributed import configure_torch
 
-    settle(composed.config)
+    configure_torch(composed.config)
     images, bad = _from_files(subject, list(pictures)) if pictures is not None else (_from_data(subject), 0)
     if not images:
         raise UserError("None of the pictures could be read.", "The lines above say why.")
@@ -68,14 +68,14 @@ def answer(composed: Composed) -> int:
         checks = _check(network, subject, images, methods, folder) if spec.sanity else {}
         _draw(subject, images, maps, folder)
         write_json(folder / "explain.json", _record(subject, images, checks, notes))
-    _tell(subject, images, checks, notes, folder)
+    _print(subject, images, checks, notes, folder)
     return 2 if bad else 0
 
 
 # ------------------------------------------------------------------------------------------------------------- images
 
 
-def _from_files(subject: Subject, paths: list[str]) -> tuple[list[Seen], int]:
+def _from_files(subject: SelectedModel, paths: list[str]) -> tuple[list[Seen], int]:
     """The named pictures, and how many of them could not be read (each is told)."""
     view, seen, bad = view_of(subject.meta), [], 0
     for path, image in read_all(paths, subject.config.hardware.workers or subject.config.hardware.threads):
@@ -87,7 +87,7 @@ def _from_files(subject: Subject, paths: list[str]) -> tuple[list[Seen], int]:
     return seen, bad
 
 
-def _from_data(subject: Subject) -> list[Seen]:
+def _from_data(subject: SelectedModel) -> list[Seen]:
     """``explain.images`` test images, of the classes in turn, the same every time."""
     from vitlab.data.sources import limit
 
@@ -101,7 +101,7 @@ def _from_data(subject: Subject) -> list[Seen]:
     ]
 
 
-def _ask(network: nn.Module, subject: Subject, images: list[Seen]) -> None:
+def _ask(network: nn.Module, subject: SelectedModel, images: list[Seen]) -> None:
     """Fill in what the network says, calibrated as in mode=predict, and the class that is to be explained."""
     import torch
 
@@ -131,7 +131,7 @@ def _ask(network: nn.Module, subject: Subject, images: list[Seen]) -> None:
 
 
 def _methods(
-    network: nn.Module, subject: Subject, images: list[Seen]
+    network: nn.Module, subject: SelectedModel, images: list[Seen]
 ) -> tuple[dict[str, Callable[..., Tensor]], list[str]]:
     """The maps that were asked for and that this network allows, and a line for each that it does not.
 
@@ -167,7 +167,7 @@ def _methods(
     return allowed, notes
 
 
-def _maps(method: Callable[..., Tensor], subject: Subject, network: nn.Module, images: list[Seen]) -> Tensor:
+def _maps(method: Callable[..., Tensor], subject: SelectedModel, network: nn.Module, images: list[Seen]) -> Tensor:
     """[N, S, S] on the CPU, each in [0, 1]."""
     import torch
 
@@ -188,7 +188,11 @@ def _stack(images: list[Seen], device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _check(
-    network: nn.Module, subject: Subject, images: list[Seen], methods: dict[str, Callable[..., Tensor]], folder: Path
+    network: nn.Module,
+    subject: SelectedModel,
+    images: list[Seen],
+    methods: dict[str, Callable[..., Tensor]],
+    folder: Path,
 ) -> dict[str, Sanity]:
     """Each method's maps as the weights are randomised, as numbers and as a picture."""
     from vitlab.measure.explain import enlarge
@@ -219,7 +223,7 @@ def _check(
 # -------------------------------------------------------------------------------------------------------------- files
 
 
-def _pixels(subject: Subject, one: Seen):  # type: ignore[no-untyped-def]  # numpy is not imported above
+def _pixels(subject: SelectedModel, one: Seen):  # type: ignore[no-untyped-def]  # numpy is not imported above
     """The view as a picture again, [S, S, 3] uint8."""
     import torch
 
@@ -227,7 +231,7 @@ def _pixels(subject: Subject, one: Seen):  # type: ignore[no-untyped-def]  # num
     return ((one.view * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
 
 
-def _draw(subject: Subject, images: list[Seen], found: dict[str, Tensor], folder: Path) -> None:
+def _draw(subject: SelectedModel, images: list[Seen], found: dict[str, Tensor], folder: Path) -> None:
     """``saliency_figures.png`` with every image, and one PNG for each."""
     from vitlab.report import saliency_figures, style
     from vitlab.report.compare import clip
@@ -265,7 +269,9 @@ def _named(method: str) -> str:
     return TITLES[method][0].upper() + TITLES[method][1:]
 
 
-def _record(subject: Subject, images: list[Seen], checks: dict[str, Sanity], notes: list[str]) -> dict[str, object]:
+def _record(
+    subject: SelectedModel, images: list[Seen], checks: dict[str, Sanity], notes: list[str]
+) -> dict[str, object]:
     return {
         "model": str(subject.artifact or subject.title),
         "images": [
@@ -292,7 +298,9 @@ def _record(subject: Subject, images: list[Seen], checks: dict[str, Sanity], not
     }
 
 
-def _tell(subject: Subject, images: list[Seen], checks: dict[str, Sanity], notes: list[str], folder: Path) -> None:
+def _print(
+    subject: SelectedModel, images: list[Seen], checks: dict[str, Sanity], notes: list[str], folder: Path
+) -> None:
     width = min(max(len(one.name) for one in images), 60)
     for number, one in enumerate(images, 1):
         label = f"   label {one.label}" if one.label is not None and one.label != one.predicted else ""

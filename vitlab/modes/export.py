@@ -13,7 +13,7 @@ from vitlab.files import read_json
 from vitlab.modes.evaluate import class_numbers
 from vitlab.modes.find_runs import writing
 from vitlab.modes.predict import view_of
-from vitlab.modes.select_model import Subject, find_subject
+from vitlab.modes.select_model import SelectedModel, find_subject
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,9 +34,9 @@ def answer(composed: Composed) -> int:
     if not config.export.formats:
         raise UserError("export.formats names no format.", "Give some: export.formats=[onnx,timm].")
     subject = find_subject(composed)
-    from vitlab.training.distributed import settle
+    from vitlab.training.distributed import configure_torch
 
-    settle(config)
+    configure_torch(config)
     folder = subject.folder / "export" if subject.run is not None else subject.folder
     with writing(subject.run, composed):
         record = export_subject(subject, folder)
@@ -51,7 +51,7 @@ def answer(composed: Composed) -> int:
     return 0
 
 
-def export_subject(subject: Subject, folder: Path) -> dict[str, Any]:
+def export_subject(subject: SelectedModel, folder: Path) -> dict[str, Any]:
     """The subject's network in every asked format, checked on real images; ``{"files": [...]}``.
 
     Of a model that is not its run's result the files go into a folder of its name: neither overwrites the other.
@@ -67,7 +67,7 @@ def export_subject(subject: Subject, folder: Path) -> dict[str, Any]:
     return {"files": files}
 
 
-def is_result(subject: Subject) -> bool:
+def is_result(subject: SelectedModel) -> bool:
     """Whether the subject is what its run is about."""
     from vitlab.modes.find_runs import models_of, result_of
 
@@ -75,7 +75,7 @@ def is_result(subject: Subject) -> bool:
     return subject.stage == result_of(models_of(subject.run, subject.config))
 
 
-def sample_of(subject: Subject) -> Tensor:
+def sample_of(subject: SelectedModel) -> Tensor:
     """[3, 3, S, S] real images: of the test split, or without a data set scikit-learn's two photographs, and one of
     them turned."""
     import torch
@@ -91,7 +91,7 @@ def sample_of(subject: Subject) -> Tensor:
     return torch.stack([view(first), view(second), view(first.transpose(Image.Transpose.ROTATE_90))])
 
 
-def _labelled(subject: Subject) -> Iterator[tuple[Tensor, Tensor]]:
+def _labelled(subject: SelectedModel) -> Iterator[tuple[Tensor, Tensor]]:
     """The test images and, for each, the number of its logit."""
     import torch
 
@@ -100,7 +100,7 @@ def _labelled(subject: Subject) -> Iterator[tuple[Tensor, Tensor]]:
         yield batch.image, number[batch.label]
 
 
-def facts_of(subject: Subject) -> Facts:
+def facts_of(subject: SelectedModel) -> Facts:
     """What is known for the model card: of a run, what its evaluation wrote."""
     from vitlab.report.export_card import Facts
 

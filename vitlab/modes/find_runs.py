@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vitlab.cli.help import conf_dir
 from vitlab.compose.load import Composed
-from vitlab.compose.overrides import listed
+from vitlab.compose.overrides import list_names
 from vitlab.config import Config
 from vitlab.errors import UserError, nearest
 from vitlab.methods.base import Stage, find_method
@@ -178,7 +178,7 @@ def known_runs(composed: Composed, word: str) -> str:
     if near:
         return f"Did you mean run={next(folder for folder in found if folder.name == near)}?"
     latest = sorted(found, key=lambda folder: (folder / "run.json").stat().st_mtime, reverse=True)
-    return f"The latest runs: {listed((f'run={folder}' for folder in latest), 3)}."
+    return f"The latest runs: {list_names((f'run={folder}' for folder in latest), 3)}."
 
 
 def _seen(found: Sequence[tuple[Run, str | None]]) -> set[tuple[Path, str | None]]:

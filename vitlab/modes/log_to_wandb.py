@@ -8,7 +8,7 @@ import numpy as np
 
 from vitlab.config import Config
 from vitlab.files import atomic_write
-from vitlab.modes.select_model import Subject
+from vitlab.modes.select_model import SelectedModel
 from vitlab.report import plots, style
 from vitlab.report.data import ModelRow
 from vitlab.run.run import Run
@@ -17,7 +17,7 @@ from vitlab.training.wandb_logger import Prediction, model_job
 THUMBNAIL = 160  # pixels
 
 
-def log_models(run: Run, config: Config, subjects: Sequence[Subject], rows: Sequence[ModelRow]) -> None:
+def log_models(run: Run, config: Config, subjects: Sequence[SelectedModel], rows: Sequence[ModelRow]) -> None:
     """One job of W&B for each model that a run evaluated; nothing under another logger."""
     if config.logger.name != "wandb":
         return
@@ -51,7 +51,7 @@ def summary(row: ModelRow) -> Mapping[str, float]:
     return {**row.metrics, **{name: float(value) for name, value in costs.items() if value is not None}, **times}
 
 
-def predictions(run: Run, subject: Subject) -> list[Prediction]:
+def predictions(run: Run, subject: SelectedModel) -> list[Prediction]:
     """The first ``logger.predictions`` test images and what the model says of them."""
     count, source = subject.config.logger.predictions, subject.data.sources["test"]
     with np.load(run.folder / "evaluation" / f"{subject.name}.npz", allow_pickle=False) as kept:

@@ -19,7 +19,7 @@ from vitlab.config import PredictConfig
 from vitlab.errors import UserError
 from vitlab.files import read_json
 from vitlab.modes.input_images import expand, read_all
-from vitlab.modes.select_model import Subject, find_subject
+from vitlab.modes.select_model import SelectedModel, find_subject
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -58,9 +58,9 @@ def answer(composed: Composed) -> int:
     subject = find_subject(composed)
     names = expand(config.input)
     paths = itertools.chain([next(names)], names)  # the first mistake is answered before anything heavy is loaded
-    from vitlab.training.distributed import settle
+    from vitlab.training.distributed import configure_torch
 
-    settle(config)
+    configure_torch(config)
     scale = temperature(subject) if config.predict.calibrated else None
     print(f"model          {subject.artifact or subject.title}", file=sys.stderr)
     print(f"probabilities  {_told(subject, scale)}", file=sys.stderr)
@@ -88,13 +88,13 @@ def answer(composed: Composed) -> int:
     return 2 if bad else 0
 
 
-def temperature(subject: Subject) -> float | None:
+def temperature(subject: SelectedModel) -> float | None:
     """The temperature that the evaluation of its run fitted for this model; None where there is none."""
     fitted = _evaluated(subject).get("temperature")
     return float(fitted["value"]) if fitted else None
 
 
-def _evaluated(subject: Subject) -> dict[str, Any]:
+def _evaluated(subject: SelectedModel) -> dict[str, Any]:
     """What the evaluation of its run wrote of this model; nothing for one without."""
     if subject.run is None or subject.artifact is None:
         return {}
@@ -102,7 +102,7 @@ def _evaluated(subject: Subject) -> dict[str, Any]:
     return dict(read_json(path)) if path.is_file() else {}
 
 
-def _told(subject: Subject, scale: float | None) -> str:
+def _told(subject: SelectedModel, scale: float | None) -> str:
     """Whether probabilities are calibrated, and by what; or why they are not."""
     if scale is not None:
         fitted = _evaluated(subject)["temperature"].get("fitted_on")
@@ -122,7 +122,7 @@ def view_of(meta: ModelMeta) -> EvalView:
 
 
 def predictions(
-    subject: Subject, paths: Iterator[str], scale: float
+    subject: SelectedModel, paths: Iterator[str], scale: float
 ) -> Iterator[list[tuple[Prediction, Image.Image | None]]]:
     """Predictions in the order of ``paths``, a batch at a time, each with its picture; None for one that is bad."""
     network = subject.network().to(subject.device).eval()
@@ -141,7 +141,7 @@ def predictions(
 
 
 def _top(
-    network: nn.Module, subject: Subject, views: Sequence[object], scale: float, names: Sequence[str]
+    network: nn.Module, subject: SelectedModel, views: Sequence[object], scale: float, names: Sequence[str]
 ) -> list[list[tuple[str, float]]]:
     """The most probable classes of each view [3, S, S]."""
     if not views:

@@ -21,7 +21,7 @@ from vitlab.config import Config, EvaluationConfig
 from vitlab.files import atomic_write, read_json, write_json
 from vitlab.measure.robustness_names import CORRUPTIONS, FAMILIES
 from vitlab.modes.evaluation_files import folder_of, stem_of
-from vitlab.modes.select_model import Subject
+from vitlab.modes.select_model import SelectedModel
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from vitlab.measure.robustness import Robustness
 
 
-def probe(subjects: Sequence[Subject]) -> str:
+def measure_robustness(subjects: Sequence[SelectedModel]) -> str:
     """Measure what the subjects' configuration asks for beyond their test images; what the prompt is told of it.
 
     Args:
@@ -88,10 +88,10 @@ def corruptions_of(asked: Sequence[str]) -> list[str]:
     return [name for name in CORRUPTIONS if name in meant]
 
 
-def under_corruptions(subjects: Sequence[Subject]) -> list[Robustness]:
+def under_corruptions(subjects: Sequence[SelectedModel]) -> list[Robustness]:
     """Every model under every corruption; those that see the same view are asked together, so that a corrupted image
     is made once for all of them."""
-    groups: dict[str, list[Subject]] = {}
+    groups: dict[str, list[SelectedModel]] = {}
     for one in subjects:
         meta = one.meta
         same = (meta.size, meta.crop_pct, meta.crop, meta.interpolation, list(meta.mean), list(meta.std))
@@ -104,7 +104,7 @@ def under_corruptions(subjects: Sequence[Subject]) -> list[Robustness]:
     return [_asked_for(found[one.name], one.config.evaluation) for one in subjects]
 
 
-def _begun(subject: Subject) -> Robustness:
+def _begun(subject: SelectedModel) -> Robustness:
     """What is known of a model already, or a new record with its answers to the same images without corruption."""
     import numpy as np
 
@@ -136,14 +136,14 @@ def _begun(subject: Subject) -> Robustness:
     return state
 
 
-def _finish(group: Sequence[Subject], states: Sequence[Robustness]) -> None:
+def _finish(group: Sequence[SelectedModel], states: Sequence[Robustness]) -> None:
     """Measure what a state lacks, a corruption in all its severities at a time."""
     from vitlab.data.corrupted import STRIDE, CorruptedViews
     from vitlab.data.loader import Loader, default_workers
     from vitlab.data.sources import limit
     from vitlab.measure.robustness import Tally
     from vitlab.modes.evaluate import class_numbers
-    from vitlab.training.interrupt import stop_if_asked
+    from vitlab.training.interrupt import stop_if_requested
     from vitlab.training.progress import Progress
 
     config, data, device = group[0].config, group[0].data, group[0].device
@@ -175,9 +175,11 @@ def _finish(group: Sequence[Subject], states: Sequence[Robustness]) -> None:
             for _ in starts:
                 batch = next(loader)
                 for network, tally, number in zip(networks, tallies, numbers, strict=True):
-                    tally.add(answers(network, batch, device), number[batch.label.numpy()], batch.slot.numpy())
+                    tally.add(
+                        evaluation_logits(network, batch, device), number[batch.label.numpy()], batch.slot.numpy()
+                    )
                 progress.update(progress.done + len(batch))
-                stop_if_asked()
+                stop_if_requested()
             for one, state, tally in zip(group, states, tallies, strict=True):
                 state.cells = [cell for cell in state.cells if (cell.name, cell.severity) not in _cells(name, levels)]
                 state.cells += [tally.cell(name, level, state.bins, STRIDE * c + level) for level in levels]
@@ -196,7 +198,7 @@ def _asked_for(state: Robustness, spec: EvaluationConfig) -> Robustness:
     return replace(state, cells=[one for one in state.cells if one.name in names and one.severity in spec.severities])
 
 
-def answers(network: torch.nn.Module, batch: Batch, device: torch.device) -> NDArray[np.float32]:
+def evaluation_logits(network: torch.nn.Module, batch: Batch, device: torch.device) -> NDArray[np.float32]:
     """Logits [B, C] of a network in eval mode."""
     import torch
 
@@ -205,7 +207,7 @@ def answers(network: torch.nn.Module, batch: Batch, device: torch.device) -> NDA
     return logits.float().cpu().numpy()
 
 
-def weights_of(subject: Subject) -> str:
+def weights_of(subject: SelectedModel) -> str:
     """SHA-256 of a model's weights: what a measurement of it belongs to."""
     if subject.meta.sha256:
         return subject.meta.sha256

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitlab.compose.load import Composed
-from vitlab.compose.overrides import listed
+from vitlab.compose.overrides import list_names
 from vitlab.config import AugmentationConfig, Config
 from vitlab.errors import UserError, nearest
 from vitlab.files import read_json
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Subject:
+class SelectedModel:
     """One model that a mode is about.
 
     Attributes:
@@ -121,7 +121,7 @@ class Subject:
 def open_data(config: Config, meta: ModelMeta, typed: frozenset[str] = frozenset()) -> VisionData:
     """The data of ``config`` as ``meta`` wants to see them; a typed ``dataset.crop_pct`` or ``dataset.crop`` wins."""
     from vitlab.data.datamodule import VisionData
-    from vitlab.training.distributed import rank, world
+    from vitlab.training.distributed import rank, world_size
 
     crop_pct = config.dataset.crop_pct if "crop_pct" in typed else meta.crop_pct
     crop = config.dataset.crop if "crop" in typed else meta.crop
@@ -135,7 +135,7 @@ def open_data(config: Config, meta: ModelMeta, typed: frozenset[str] = frozenset
         seed=config.seed,
         workers=config.hardware.workers,
         rank=rank(),
-        world=world(),
+        world=world_size(),
         max_images=config.debug.max_images,
         measuring=True,
     )
@@ -144,7 +144,7 @@ def open_data(config: Config, meta: ModelMeta, typed: frozenset[str] = frozenset
 # -------------------------------------------------------------------------------------------------------- from words
 
 
-def find_subjects(composed: Composed, *, trained: bool = True) -> list[Subject]:
+def find_subjects(composed: Composed, *, trained: bool = True) -> list[SelectedModel]:
     """Every model that the prompt means: all of one run, the results of several, or the one of ``model=``.
 
     Args:
@@ -170,7 +170,7 @@ def find_subjects(composed: Composed, *, trained: bool = True) -> list[Subject]:
     return found
 
 
-def find_subject(composed: Composed, *, trained: bool = True) -> Subject:
+def find_subject(composed: Composed, *, trained: bool = True) -> SelectedModel:
     """The one model that the prompt means: the result of ``run=``, the model ``run=RUN/STAGE``, or that of ``model=``.
 
     Raises:
@@ -195,7 +195,7 @@ def find_subject(composed: Composed, *, trained: bool = True) -> Subject:
     return _of_run(run, stage, config, typed_keys(composed, "dataset"))
 
 
-def subjects_of(run: Run, config: Config, stages: Sequence[Stage]) -> list[Subject]:
+def select_models(run: Run, config: Config, stages: Sequence[Stage]) -> list[SelectedModel]:
     """The models that these stages of a run left."""
     return [_of_run(run, stage, config, frozenset()) for stage in stages]
 
@@ -203,8 +203,8 @@ def subjects_of(run: Run, config: Config, stages: Sequence[Stage]) -> list[Subje
 # ------------------------------------------------------------------------------------------------------------- parts
 
 
-def _of_run(run: Run, stage: Stage, config: Config, typed: frozenset[str], prefix: str = "") -> Subject:
-    return Subject(
+def _of_run(run: Run, stage: Stage, config: Config, typed: frozenset[str], prefix: str = "") -> SelectedModel:
+    return SelectedModel(
         name=prefix + stage.name,
         title=f"{run.name}: {stage.title}" if prefix else stage.title,
         role=stage.role,
@@ -217,7 +217,7 @@ def _of_run(run: Run, stage: Stage, config: Config, typed: frozenset[str], prefi
     )
 
 
-def _bare_subject(composed: Composed, trained: bool) -> Subject:
+def _bare_subject(composed: Composed, trained: bool) -> SelectedModel:
     config = composed.config
     checkpoint = model_folder(Path(config.model.checkpoint).expanduser()) if config.model.checkpoint else None
     if not {"model", "experiment"} & composed.chosen:
@@ -248,7 +248,7 @@ def _bare_subject(composed: Composed, trained: bool) -> Subject:
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
     parts = [_file_name(title), config.dataset.name if on_data else "", digest]
     folder = Path(config.output) / config.mode / "-".join(filter(None, parts))
-    return Subject(title, title, "model", folder, artifact, config, on_data=on_data, trained=trained, typed=typed)
+    return SelectedModel(title, title, "model", folder, artifact, config, on_data=on_data, trained=trained, typed=typed)
 
 
 def _no_stage(run: Run, only: str | None, stages: Sequence[Stage]) -> UserError:
@@ -259,7 +259,8 @@ def _no_stage(run: Run, only: str | None, stages: Sequence[Stage]) -> UserError:
     near = nearest(str(only), [stage.name for stage in stages])
     hint = f"Did you mean {run.folder / near}? " if near else ""
     return UserError(
-        f"{run.folder} has no finished model '{only}'.", f"{hint}There are: {listed(stage.name for stage in stages)}."
+        f"{run.folder} has no finished model '{only}'.",
+        f"{hint}There are: {list_names(stage.name for stage in stages)}.",
     )
 
 

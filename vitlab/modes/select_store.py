@@ -75,7 +75,7 @@ def _check_method(composed: Composed) -> None:
         raise UserError(f"mode={composed.config.mode} is about reinforcements.", "Say method=reinforce.")
 
 
-def told(store: ReinforcedStore) -> str:
+def describe_store(store: ReinforcedStore) -> str:
     """A store in words."""
     spec = store.spec
     size = spec.slot_bytes * spec.slots / 2**20

@@ -20,7 +20,7 @@ from vitlab.measure.robustness_names import SHIFTED
 from vitlab.modes import robustness
 from vitlab.modes.evaluation_files import folder_of, stem_of
 from vitlab.modes.robustness import weights_of
-from vitlab.modes.select_model import Subject
+from vitlab.modes.select_model import SelectedModel
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from vitlab.measure.robustness import Cell, Robustness, Shifted, ShiftedSet
 
 
-def on_shifted_sets(subject: Subject) -> Shifted:
+def on_shifted_sets(subject: SelectedModel) -> Shifted:
     """One model on all the sets that the configuration names and that are there.
 
     Raises:
@@ -72,7 +72,7 @@ def on_shifted_sets(subject: Subject) -> Shifted:
 class _Reader:
     """A network that answers sets of images, with the classes that it knows."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: SelectedModel) -> None:
         from vitlab.data.torchvision_sets import wordnet_ids
 
         self.subject = subject
@@ -151,7 +151,7 @@ class _Reader:
         from vitlab.data.loader import Loader, default_workers
         from vitlab.data.sampler import ShardSampler
         from vitlab.measure.robustness import Tally, nearest_accepted
-        from vitlab.training.interrupt import stop_if_asked
+        from vitlab.training.interrupt import stop_if_requested
         from vitlab.training.progress import Progress
 
         config = self.subject.config
@@ -161,11 +161,14 @@ class _Reader:
         full, part = Tally(), None if among.all() else Tally()
         with Progress(f"{found.title} for {self.subject.name}", len(source), unit="image") as progress:
             for batch in loader:
-                logits, accepted = robustness.answers(self.network, batch, self.device), right[batch.label.numpy()]
+                logits, accepted = (
+                    robustness.evaluation_logits(self.network, batch, self.device),
+                    right[batch.label.numpy()],
+                )
                 full.add(logits, nearest_accepted(logits, accepted))
                 if part is not None:
                     part.add(logits[:, among], nearest_accepted(logits[:, among], accepted[:, among]))
                 progress.update(progress.done + len(batch))
-                stop_if_asked()
+                stop_if_requested()
         bins = config.evaluation.bins
         return full.cell(found.name, bins=bins), part.cell(found.name, bins=bins) if part is not None else None

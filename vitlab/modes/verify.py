@@ -24,10 +24,10 @@ def answer(composed: Composed) -> int:
     from vitlab.distill.formats.tinyvit_v0 import V0Store, is_v0
     from vitlab.distill.store import TargetStore
     from vitlab.distill.store_spec import BLOCK
-    from vitlab.training.distributed import settle
+    from vitlab.training.distributed import configure_torch
     from vitlab.training.progress import Progress
 
-    settle(config)
+    configure_torch(config)
     source = open_splits(config.dataset, config.seed, config.debug.max_images)["train"]
     store: TargetStore | V0Store
     if is_v0(folder):

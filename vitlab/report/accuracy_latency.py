@@ -90,7 +90,7 @@ def _point(run: Run) -> Point | None:
     )
 
 
-def write_landscape(output: Path) -> list[Path]:
+def write_accuracy_latency(output: Path) -> list[Path]:
     """``benchmark/landscape.png`` and ``.json`` below ``output``; nothing where fewer than two runs have both numbers.
 
     Of several devices, that of most runs is drawn; the JSON holds all points.

@@ -25,11 +25,11 @@ from vitlab.errors import UserError
 from vitlab.files import atomic_write
 from vitlab.models.artifact import ModelMeta, load_model, rebuild, save_model
 from vitlab.models.checkpoints import WEIGHTS_FILE
-from vitlab.models.eval_mode import evaluating
+from vitlab.models.eval_mode import eval_mode
 from vitlab.report.export_card import Facts, model_card
 from vitlab.report.export_check import Exported, Test, compare, quiet
 from vitlab.report.export_onnx import export_int8, export_onnx, require_onnx, to_onnx
-from vitlab.report.export_timm import export_hub, export_timm, foreign
+from vitlab.report.export_timm import export_hub, export_timm, non_timm_part
 
 __all__ = ["Exported", "export"]
 
@@ -101,7 +101,7 @@ def _export_program(model: nn.Module, meta: ModelMeta, folder: Path, sample: Ten
     temporary = path.with_name(f".{PROGRAM_FILE}.new.pt2")  # torch insists on the suffix
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with quiet(), evaluating(model):
+        with quiet(), eval_mode(model):
             program = torch.export.export(
                 model, (sample[:2].clone(),), dynamic_shapes=({0: torch.export.Dim("batch")},)
             )
@@ -122,4 +122,4 @@ def _export_program(model: nn.Module, meta: ModelMeta, folder: Path, sample: Ten
 
 
 def _card(meta: ModelMeta, facts: Facts) -> str:
-    return model_card(meta, replace(facts, imports=foreign(meta)))
+    return model_card(meta, replace(facts, imports=non_timm_part(meta)))

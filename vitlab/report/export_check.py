@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vitlab.errors import UserError
-from vitlab.models.eval_mode import evaluating
+from vitlab.models.eval_mode import eval_mode
 
 Test = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Opens the labelled images an inexact export is measured on: (image [B, 3, S, S], label [B] as a logit's number)."""
@@ -54,7 +54,7 @@ def compare(
     Raises:
         UserError: it is above ``tolerance``, or not a number.
     """
-    with evaluating(model):
+    with eval_mode(model):
         differences = [exported(sample[:batch]) - model(sample[:batch]) for batch in (1, 3, len(sample))]
     difference = float(torch.cat(differences).abs().max())  # NaN if there is one
     if not difference <= tolerance:  # not >, so that NaN is refused
@@ -75,7 +75,7 @@ def accuracy(exported: Callable[[Tensor], Tensor], model: nn.Module, test: Test)
     """
     right = [0, 0]
     n = same = 0
-    with evaluating(model):
+    with eval_mode(model):
         for image, label in test():
             mine, theirs = model(image).argmax(1), exported(image).argmax(1)
             right[0] += int((theirs == label).sum())

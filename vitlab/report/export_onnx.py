@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vitlab.errors import UserError
 from vitlab.files import atomic_write
 from vitlab.models.artifact import ModelMeta
-from vitlab.models.eval_mode import evaluating
+from vitlab.models.eval_mode import eval_mode
 from vitlab.report.export_check import Exported, Test, accuracy, compare, quiet
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def to_onnx(model: nn.Module, meta: ModelMeta, sample: Tensor) -> bytes:
             f"'{meta.name}' has {weights / 2**30:.1f} GiB of weights; one ONNX file holds 2 GiB.",
             "Leave onnx out of export.formats.",
         )
-    with quiet(), evaluating(model):
+    with quiet(), eval_mode(model):
         program = torch.onnx.export(
             model,
             (sample[:2].clone(),),
@@ -121,13 +121,13 @@ def to_onnx(model: nn.Module, meta: ModelMeta, sample: Tensor) -> bytes:
     if program is None:  # torch's signature allows it for the exporter that is not used here
         raise RuntimeError("torch.onnx.export returned no program")
     proto: onnx.ModelProto = program.model_proto
-    for key, value in described(meta).items():
+    for key, value in onnx_metadata(meta).items():
         proto.metadata_props.add(key=key, value=value)
     content: bytes = proto.SerializeToString()
     return content
 
 
-def described(meta: ModelMeta) -> dict[str, str]:
+def onnx_metadata(meta: ModelMeta) -> dict[str, str]:
     """What a runtime must know besides the graph; lists are JSON."""
     return {
         "input": "RGB image in [0, 1], minus mean, divided by std, float32 [batch, 3, size, size]",

@@ -69,7 +69,7 @@ def export_timm(
     difference = compare(kind, run, model, sample, tolerance)
     weights = target / WEIGHTS_FILE
     note = f'timm.create_model("local-dir:{target}", pretrained=True)'
-    if module := foreign(meta):
+    if module := non_timm_part(meta):
         note += f' after "import {module}"'
     return {"format": kind, "path": str(weights), "bytes": weights.stat().st_size, "max_diff": difference, "note": note}
 
@@ -89,7 +89,7 @@ def squashed(meta: ModelMeta) -> bool:
     return meta.crop == "squash" or (meta.crop == "auto" and meta.crop_pct >= 1)
 
 
-def foreign(meta: ModelMeta) -> str | None:
+def non_timm_part(meta: ModelMeta) -> str | None:
     """The module to import before timm knows the architecture; None for timm's own."""
     module = model_entrypoint(meta.name.partition(".")[0]).__module__
     return None if module.startswith("timm.") else module

@@ -39,7 +39,7 @@ class Table:
         return "\n".join(f"| {' | '.join(row)} |" for row in (lines[0], ruler, *lines[1:]))
 
 
-def told_of(state: Robustness) -> str:
+def describe_corruptions(state: Robustness) -> str:
     """What was measured, in a sentence."""
     many = f"{state.n:,} images" if state.n == state.whole else f"{state.n:,} of {state.whole:,} images"
     where = "the published files of ImageNet-C" if state.published else "made on the fly"
@@ -104,7 +104,7 @@ def sets(rows: Sequence[tuple[str, Shifted]]) -> Table:
     return Table(head, out, words=2)
 
 
-def said_of_sets(rows: Sequence[tuple[str, Shifted]]) -> list[str]:
+def describe_sets(rows: Sequence[tuple[str, Shifted]]) -> list[str]:
     """Averages, mCE, what was left out and what was not found, a sentence each."""
     lines = []
     for name, state in rows:
@@ -121,7 +121,7 @@ def said_of_sets(rows: Sequence[tuple[str, Shifted]]) -> list[str]:
 
 def robust_text(rows: Named) -> str:
     """For the prompt."""
-    lines = ["under corruptions: " + told_of(rows[0][1]), "", summary(rows).text()]
+    lines = ["under corruptions: " + describe_corruptions(rows[0][1]), "", summary(rows).text()]
     if len(rows) == 1:
         lines += ["", by_corruption(rows[0][1]).text()]
     return "\n".join(lines)
@@ -129,7 +129,7 @@ def robust_text(rows: Named) -> str:
 
 def shifted_text(rows: Sequence[tuple[str, Shifted]]) -> str:
     """For the prompt."""
-    return "\n".join(["shifted sets", "", sets(rows).text(), "", *said_of_sets(rows)])
+    return "\n".join(["shifted sets", "", sets(rows).text(), "", *describe_sets(rows)])
 
 
 def of_rows(rows: Sequence[ModelRow]) -> list[tuple[str, Robustness]]:
@@ -156,11 +156,11 @@ def section(rows: Sequence[ModelRow]) -> Section | None:
     if not robust and not shifted:
         return None
     left = [row.name for row in rows if row.robust is not None and row.name not in dict(robust)]
-    said = said_of_sets(shifted)
+    said = describe_sets(shifted)
     if left:
         said.append(f"Measured under other corruptions, images or seeds, and not shown: {', '.join(left)}.")
     return Section(
-        told_of(robust[0][1]) if robust else "",
+        describe_corruptions(robust[0][1]) if robust else "",
         summary(robust) if robust else None,
         [(name, by_corruption(state)) for name, state in robust],
         sets(shifted) if shifted else None,

@@ -25,7 +25,7 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def told(one: Comparison) -> str:
+def describe_comparison(one: Comparison) -> str:
     """What a comparison of two models on the same images says, in one sentence that claims no more."""
     top1 = one.differences["top1"]
     points = f"{100 * top1.value:+.2f} points of top-1 ({100 * top1.lo:+.2f} to {100 * top1.hi:+.2f})"

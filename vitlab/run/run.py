@@ -29,7 +29,7 @@ from pathlib import Path
 
 from vitlab.errors import UserError
 from vitlab.files import atomic_write, read_json, write_json
-from vitlab.locks import give_up, take
+from vitlab.locks import acquire, release
 from vitlab.run.environment import now
 from vitlab.run.recorder import Recorder, append_line, drop_half_line
 
@@ -167,7 +167,7 @@ class Run:
             raise RuntimeError(f"{self.folder} is locked already by this Run")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = _acquire(self.folder / "lock", self.folder)
-        sweep(self.folder)
+        remove_temporary_files(self.folder)
         drop_half_line(self.folder / "metrics.jsonl")
         self.state = _state(self.folder)
         if self.state == "new":
@@ -178,7 +178,7 @@ class Run:
     def release(self) -> None:
         """Give the folder up before the process ends (it is given up then in any case)."""
         if self._lock is not None:
-            give_up(self._lock)
+            release(self._lock)
             self._lock = None
 
     def forget_if_empty(self, beside: Path | None = None) -> None:
@@ -284,7 +284,7 @@ def differences(old: Mapping[str, object], new: Mapping[str, object]) -> dict[st
     }
 
 
-def sweep(folder: Path) -> int:
+def remove_temporary_files(folder: Path) -> int:
     """Remove the temporary files of a killed vitlab.files.atomic_write below ``folder``; returns how many."""
     stale = [path for path in folder.rglob(".*.tmp") if re.fullmatch(r"\..+\.\d+\.tmp", path.name) and path.is_file()]
     for path in stale:
@@ -293,7 +293,7 @@ def sweep(folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def own(folder: Path, cure: str) -> Iterator[None]:
+def locked(folder: Path, cure: str) -> Iterator[None]:
     """Own a folder that several commands may write into, for as long as the block lasts.
 
     Raises:
@@ -304,7 +304,7 @@ def own(folder: Path, cure: str) -> Iterator[None]:
     try:
         yield
     finally:
-        give_up(descriptor)
+        release(descriptor)
 
 
 def is_locked(folder: Path) -> bool:
@@ -327,7 +327,7 @@ def _acquire(
 ) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        take(descriptor)
+        acquire(descriptor)
     except OSError as error:
         owner = os.read(descriptor, 4096).decode(errors="replace")
         os.close(descriptor)

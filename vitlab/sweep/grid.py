@@ -21,11 +21,11 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 
 from vitlab.compose.load import Composed, load
-from vitlab.compose.overrides import top
+from vitlab.compose.overrides import top_level_key
 from vitlab.errors import Interrupted, UserError
 from vitlab.launch.start import find_run
-from vitlab.run.run import RESULT_FREE, own
-from vitlab.sweep.jobs import Listen, say, work
+from vitlab.run.run import RESULT_FREE, locked
+from vitlab.sweep.jobs import PassSignalsOn, print_line, run_jobs
 from vitlab.sweep.table import Job, write_comparison
 
 MULTIRUN = ("-m", "--multirun")
@@ -50,9 +50,9 @@ def sweep(words: list[str]) -> int:
     name = first.config.sweep.name or "sweep-" + hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:8]
     folder = folder_of(first, name)
     at_once = first.config.sweep.jobs
-    with own(folder, "Wait for it, stop it, or give this one a name: sweep.name=NAME."), Listen() as asked:
+    with locked(folder, "Wait for it, stop it, or give this one a name: sweep.name=NAME."), PassSignalsOn() as asked:
         print(f"sweep    {folder}  ({len(jobs)} runs, {at_once} at once)", flush=True)
-        work(Grid(jobs, composed), folder, at_once, asked)
+        run_jobs(Grid(jobs, composed), folder, at_once, asked)
         table = write_comparison(folder, jobs, command)
     print(f"\n{table}\n\ncompared {folder / 'comparison.md'}")
     if asked.times:
@@ -159,7 +159,11 @@ def multiply(plain: Sequence[str], swept: Sequence[Override]) -> tuple[list[Job]
     for one in swept:
         values_of(one)
     # Two ways to run one training would be one run: each way gets a name of its own.
-    ways = [one.get_key_element() for one in swept if top(one.get_key_element()) in RESULT_FREE - {"name", "output"}]
+    ways = [
+        one.get_key_element()
+        for one in swept
+        if top_level_key(one.get_key_element()) in RESULT_FREE - {"name", "output"}
+    ]
     mine = [word for word in plain if not is_of_sweep(word)]
     jobs: list[Job] = []
     composed: list[Composed] = []
@@ -197,7 +201,7 @@ class Grid:
         self.waiting = [(job, one) for job, one in zip(jobs, composed, strict=True) if job.state == "waiting"]
         for job in jobs:
             if job.state == "finished":
-                say(job, self.total, "finished before")
+                print_line(job, self.total, "finished before")
 
     def next(self) -> tuple[Job, Composed] | None:
         return self.waiting.pop(0) if self.waiting else None

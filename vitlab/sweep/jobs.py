@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Protocol
 
 from vitlab.compose.load import Composed
-from vitlab.launch.processes import known_count
+from vitlab.launch.processes import known_process_count
 from vitlab.run.run import is_locked
-from vitlab.signals import Heard
+from vitlab.signals import SignalListener
 from vitlab.sweep.table import Job
 from vitlab.training.wandb_logger import SWEEP_NAME
 
@@ -60,7 +60,7 @@ class Running:
     pruned: bool = False
 
 
-def work(queue: Queue, folder: Path, at_once: int, asked: Listen) -> None:
+def run_jobs(queue: Queue, folder: Path, at_once: int, asked: PassSignalsOn) -> None:
     """Run the jobs of ``queue``, ``at_once`` of them together, until there are none or somebody asks to stop."""
     free = visible_gpus() if at_once > 1 else []
     gpus = list(free)
@@ -81,7 +81,7 @@ def work(queue: Queue, folder: Path, at_once: int, asked: Listen) -> None:
                 break
             devices, free = free[:wants], free[wants:]
             held = None
-            say(job, queue.total, "running")
+            print_line(job, queue.total, "running")
             running.append(Running(job, start(job, folder, devices), devices))
         if not running and (held is None or asked.times):
             return
@@ -90,9 +90,9 @@ def work(queue: Queue, folder: Path, at_once: int, asked: Listen) -> None:
         for one in [one for one in running if one.process.poll() is not None]:
             running.remove(one)
             free += one.devices
-            settle(one, folder, bool(asked.times))
+            finish_job(one, folder, bool(asked.times))
             queue.ended(one.job)
-            say(one.job, queue.total, f"{one.job.state} {one.job.reason}".strip())
+            print_line(one.job, queue.total, f"{one.job.state} {one.job.reason}".strip())
         for one in running:
             if not one.pruned and not asked.times and queue.look(one.job):
                 one.pruned = True
@@ -114,7 +114,7 @@ def wanted_gpus(composed: Composed, gpus: Sequence[str]) -> int:
     """How many of ``gpus`` a job takes for itself."""
     if composed.config.trainer.accelerator in ("cpu", "mps"):
         return 0
-    known = known_count(composed.config)
+    known = known_process_count(composed.config)
     return len(gpus) if known is None else min(known, len(gpus))
 
 
@@ -141,7 +141,7 @@ def _end_with_us() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
-def settle(one: Running, folder: Path, asked: bool) -> None:
+def finish_job(one: Running, folder: Path, asked: bool) -> None:
     """Why a job ended, for the table. ``asked``: somebody asked the whole sweep to stop."""
     code, job = one.process.returncode, one.job
     job.seconds = round(time.monotonic() - one.begun, 1)
@@ -173,20 +173,20 @@ def log_of(job: Job, folder: Path) -> Path:
     return folder / "logs" / f"{job.number:03d}.log"
 
 
-def say(job: Job, total: int, what: str) -> None:
+def print_line(job: Job, total: int, what: str) -> None:
     """A line about one job."""
     told = " ".join(f"{key}={value}" for key, value in job.values.items())
     print(f"[{job.number}/{total}] {told}: {what}", file=sys.stderr, flush=True)
 
 
-class Listen(Heard):
+class PassSignalsOn(SignalListener):
     """A first signal asks the running jobs to save and stop, a second one ends them at once."""
 
     def __init__(self) -> None:
         super().__init__("the jobs save and stop; once more stops at once.")
         self.passed = 0
 
-    def __enter__(self) -> Listen:
+    def __enter__(self) -> PassSignalsOn:
         super().__enter__()
         return self
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 CHOSEN = "A best one of many is chosen by its luck, too: judge it by runs with other seeds."
 
 
-def about_search(study: optuna.Study, folder: Path, jobs: Sequence[Job]) -> tuple[str, str]:
+def write_search_report(study: optuna.Study, folder: Path, jobs: Sequence[Job]) -> tuple[str, str]:
     """The search in Markdown, its pictures drawn into ``folder``, and in lines for the prompt."""
     states = [job.state for job in jobs]
     counts = ", ".join(f"{states.count(one)} {one}" for one in dict.fromkeys(states))

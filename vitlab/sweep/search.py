@@ -31,9 +31,9 @@ from vitlab.launch.start import find_run
 from vitlab.methods.base import find_method
 from vitlab.modes.find_runs import result_of
 from vitlab.run.recorder import Row, read_rows
-from vitlab.run.run import own
+from vitlab.run.run import locked
 from vitlab.sweep.grid import example, folder_of, is_of_sweep, values_of
-from vitlab.sweep.jobs import Listen, say, work
+from vitlab.sweep.jobs import PassSignalsOn, print_line, run_jobs
 from vitlab.sweep.table import Job, results, write_comparison
 
 if TYPE_CHECKING:
@@ -65,13 +65,13 @@ def search(plain: list[str], swept: list[Override], first: Composed, command: st
     what = json.dumps(sorted(kept))
     name = spec.name or "search-" + hashlib.sha256(what.encode()).hexdigest()[:8]
     folder = folder_of(first, name)
-    with own(folder, "Wait for it, stop it, or give this one a name: sweep.name=NAME."), Listen() as asked:
+    with locked(folder, "Wait for it, stop it, or give this one a name: sweep.name=NAME."), PassSignalsOn() as asked:
         print(f"search   {folder}  ({spec.trials} trials, {spec.jobs} at once)", flush=True)
         queue = Search(folder, mine, space, first, what)
-        work(queue, folder, spec.jobs, asked)
-        from vitlab.sweep.report import about_search
+        run_jobs(queue, folder, spec.jobs, asked)
+        from vitlab.sweep.report import write_search_report
 
-        about, told = about_search(queue.study, folder, queue.jobs)
+        about, told = write_search_report(queue.study, folder, queue.jobs)
         table = write_comparison(folder, queue.jobs, command, about=about, show=queue.names)
     print(f"\n{table}\n\n{told}\n\ncompared {folder / 'comparison.md'}")
     if queue.mistake is not None:
@@ -249,7 +249,7 @@ class Search:
             job.run = find_run(composed).folder
         except UserError as error:
             job.state, job.reason = "failed", str(error)
-            say(job, self.total, f"failed {job.reason}")
+            print_line(job, self.total, f"failed {job.reason}")
             self._settle(trial, job)
             return None
         self.stage = result_of(find_method(composed.config.method.name).stages(composed.config)).name
@@ -260,7 +260,7 @@ class Search:
         if find_run(composed).state == "finished" or (same is not None and same.state == "pruned"):
             job.state = "finished" if same is None else same.state
             job.reason = "" if same is None else f"the same run as {same.number}"
-            say(job, self.total, f"{job.state} before")
+            print_line(job, self.total, f"{job.state} before")
             self._settle(trial, job)
             return None
         self.trials[job.number] = trial

@@ -17,7 +17,7 @@ from vitlab.data.datamodule import VisionData
 from vitlab.data.sampler import SlotPolicy
 from vitlab.errors import UserError, nearest
 from vitlab.models.build import parameter_groups
-from vitlab.training.distributed import rank, world
+from vitlab.training.distributed import rank, world_size
 from vitlab.training.schedule import Schedule
 
 
@@ -61,10 +61,10 @@ def make_data(
     Raises:
         UserError: the global batch does not divide into equal micro-batches; ``exact``, and too few stored views.
     """
-    parts = world() * recipe.accumulate
+    parts = world_size() * recipe.accumulate
     if recipe.batch_size % parts:
         raise UserError(
-            f"recipe.batch_size={recipe.batch_size} does not divide into {world()} device(s) × recipe.accumulate="
+            f"recipe.batch_size={recipe.batch_size} does not divide into {world_size()} device(s) × recipe.accumulate="
             f"{recipe.accumulate}.",
             f"Take a multiple of {parts}.",
         )
@@ -82,7 +82,7 @@ def make_data(
         seed=config.seed,
         workers=config.hardware.workers,
         rank=rank(),
-        world=world(),
+        world=world_size(),
         store=store,
         slots=slots,
         num_slots=views,
@@ -122,7 +122,7 @@ def make_optimizer(network: nn.Module, recipe: RecipeConfig) -> Optimizer:
         raise UserError(f"recipe.optimizer_args: {error}.", f"See the arguments of {recipe.optimizer}.") from None
 
 
-def whole_steps(config: Config, recipe: RecipeConfig) -> tuple[int, int, int]:
+def full_steps(config: Config, recipe: RecipeConfig) -> tuple[int, int, int]:
     """Optimiser steps and epochs begun of ``recipe`` on ``config``'s data, and its images; no image is read."""
     images = len(open_splits(config.dataset, config.seed, config.debug.max_images)["train"])
     per_epoch = images // recipe.batch_size

@@ -17,7 +17,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world() -> int:
+def world_size() -> int:
     """How many processes work together now."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -28,7 +28,7 @@ def barrier() -> None:
         dist.barrier()
 
 
-def summed(values: Tensor, device: torch.device) -> Tensor:
+def all_reduce_sum(values: Tensor, device: torch.device) -> Tensor:
     """The sum of ``values`` over all processes, in their own precision; every process calls this.
 
     Args:
@@ -41,7 +41,7 @@ def summed(values: Tensor, device: torch.device) -> Tensor:
     return shared.to(values.device)
 
 
-def most(value: int, device: torch.device) -> int:
+def all_reduce_max(value: int, device: torch.device) -> int:
     """The largest ``value`` of all processes; every process calls this."""
     if not dist.is_initialized():
         return value
@@ -61,11 +61,11 @@ def device_of(config: Config) -> torch.device:
     return torch.device("cpu")
 
 
-def settle(config: Config) -> None:
+def configure_torch(config: Config) -> None:
     """Process-wide switches that hardware= decides; warnings of ours reach the prompt."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     if config.hardware.threads is not None:
         torch.set_num_threads(config.hardware.threads)
-    elif world() > 1 and device_of(config).type == "cpu":
+    elif world_size() > 1 and device_of(config).type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     torch.set_float32_matmul_precision("high")

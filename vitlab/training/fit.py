@@ -17,15 +17,15 @@ from vitlab.config import Config, RecipeConfig
 from vitlab.data.datamodule import VisionData
 from vitlab.data.loader import Loader
 from vitlab.run.recorder import Recorder
-from vitlab.training.callbacks.record_and_checkpoint import Bookkeeper
+from vitlab.training.callbacks.record_and_checkpoint import RecordAndCheckpoint
 from vitlab.training.distributed import device_of
 from vitlab.training.learner import Learner
-from vitlab.training.out_of_memory import largest_that_fits, let_go, out_of_memory, too_large
+from vitlab.training.out_of_memory import free_traceback, largest_that_fits, out_of_memory, too_large
 from vitlab.training.overfit import Overfit
 from vitlab.training.profile import StepProfiler
 from vitlab.training.progress import Progress
 from vitlab.training.schedule import duration_steps
-from vitlab.training.sharding import Sharded, shards
+from vitlab.training.sharding import Sharded, uses_sharding
 
 CHECKPOINT = "checkpoint.ckpt"
 
@@ -44,7 +44,7 @@ def make_trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
         num_nodes=hardware.num_nodes,
-        strategy=Sharded() if shards(config) else "auto" if hardware.strategy == "fsdp" else hardware.strategy,
+        strategy=Sharded() if uses_sharding(config) else "auto" if hardware.strategy == "fsdp" else hardware.strategy,
         precision=hardware.precision,  # type: ignore[arg-type]  # free text in the configuration, checked by Lightning
         max_epochs=1,
         accumulate_grad_batches=accumulate,
@@ -102,7 +102,7 @@ def fit(
     trial, per_epoch = rehearse is not None, data.steps_per_epoch
     total = min(learner.schedule.total, 3) if trial else learner.schedule.total
     with Progress(stage, total, done=step, quiet=trial or recorder is None) as progress:
-        keeper = Bookkeeper(
+        keeper = RecordAndCheckpoint(
             stage=stage,
             folder=folder,
             recorder=recorder,
@@ -134,8 +134,8 @@ def fit(
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
-            let_go(error)
-            fits = None if shards(config) else largest_that_fits(trainer, learner, data)
+            free_traceback(error)
+            fits = None if uses_sharding(config) else largest_that_fits(trainer, learner, data)
             raise too_large(config, recipe, stage, fits) from error
         return watch.estimate(rehearse * recipe.accumulate) if rehearse is not None else keeper.elapsed()
 

@@ -14,39 +14,39 @@ from vitlab.signals import SAME
 if TYPE_CHECKING:
     import torch
 
-_asked: list[float] = []
+_requests: list[float] = []
 _quiet = False
-_listening = False
+_installed = False
 
 
-def listen(quiet: bool = False) -> None:
+def install_signal_handlers(quiet: bool = False) -> None:
     """Take SIGINT and SIGTERM as a request to save and stop; a second one stops at once.
 
     Args:
         quiet: another process, which passes the signals on, tells the user.
     """
     global _quiet, _listening
-    _quiet, _listening = quiet, True
+    _quiet, _installed = quiet, True
     signal.signal(signal.SIGINT, _on_signal)
     signal.signal(signal.SIGTERM, _on_signal)
 
 
-def listen_again() -> None:
+def reinstall_signal_handlers() -> None:
     """Take the signals back from a library that put itself in front of us.
 
     Lightning's handler of SIGTERM broadcasts to the other processes, from wherever it interrupts them: they hang.
     """
-    if _listening:
-        listen(_quiet)
+    if _installed:
+        install_signal_handlers(_quiet)
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    if _asked:
-        if time.monotonic() - _asked[0] < SAME:
+    if _requests:
+        if time.monotonic() - _requests[0] < SAME:
             return
         signal.signal(number, signal.SIG_DFL)
         raise KeyboardInterrupt
-    _asked.append(time.monotonic())
+    _requests.append(time.monotonic())
     if not _quiet:  # the bar may be in mid-line
         print(f"\n{signal.Signals(number).name}: {SAVING}", file=sys.stderr)
 
@@ -54,26 +54,26 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 SAVING = "saving, then stopping; once more stops at once."
 
 
-def asked() -> bool:
+def stop_requested() -> bool:
     """Whether somebody asked this process to stop."""
-    return bool(_asked)
+    return bool(_requests)
 
 
-def asked_anywhere(device: torch.device) -> bool:
+def stop_requested_on_any_rank(device: torch.device) -> bool:
     """Whether somebody asked any of the processes to stop; all of them call this at the same place.
 
     A signal reaches the processes at different moments, and whoever stopped alone would leave the others waiting.
     """
     import torch  # here: designing a network listens to signals too, and needs no torch
 
-    from vitlab.training.distributed import summed
+    from vitlab.training.distributed import all_reduce_sum
 
-    return bool(summed(torch.tensor(float(asked())), device) > 0)
+    return bool(all_reduce_sum(torch.tensor(float(stop_requested())), device) > 0)
 
 
-def stop_if_asked() -> None:
+def stop_if_requested() -> None:
     """Raise :class:`Interrupted` if somebody asked to stop; called where everything done so far is saved."""
-    if _asked:
+    if _requests:
         stop()
 
 

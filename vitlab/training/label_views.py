@@ -26,9 +26,9 @@ from vitlab.distill.store_writer import SlotWriter
 from vitlab.distill.teachers import Ensemble, OnlineTeacher
 from vitlab.errors import UserError
 from vitlab.stage import Context
-from vitlab.training.build import epochs_of, make_data, shortened, whole_steps
-from vitlab.training.distributed import barrier, device_of, rank, world
-from vitlab.training.interrupt import asked, asked_anywhere, stop
+from vitlab.training.build import epochs_of, full_steps, make_data, shortened
+from vitlab.training.distributed import barrier, device_of, rank, world_size
+from vitlab.training.interrupt import stop, stop_requested, stop_requested_on_any_rank
 from vitlab.training.profile import Tally
 from vitlab.training.progress import Progress
 from vitlab.training.teacher import make_teacher, normalisation_of
@@ -76,10 +76,10 @@ def label_views(
     wanted = slots
     slots = wanted or epochs_of(recipe, data)
     slots = min(slots, config.debug.max_slots or slots)
-    if only is not None and not context.trial and only.stop > slots:
+    if only is not None and not context.dry_run and only.stop > slots:
         raise UserError(f"method.store_views={[only.start, only.stop]}: the store has {slots} views of every image.")
     teacher = make_teacher(config, artifact, data).to(device_of(config))
-    folder = into if into is not None and not context.trial else context.folder / STORE
+    folder = into if into is not None and not context.dry_run else context.folder / STORE
     spec = store_spec(config, data, teacher, min(topk, data.num_classes), prob_dtype, slots)
     batch_size = config.evaluation.batch_size
 
@@ -113,17 +113,17 @@ def fill_store(
     Raises:
         Interrupted: somebody asked to stop; everything labelled is on disk.
     """
-    if context.leads:
+    if context.is_main:
         TargetStore.create(folder, spec, list(keys))
     barrier()
     store = TargetStore.open(folder, allow_partial=True)
-    part = range(spec.slots) if only is None or context.trial else only
+    part = range(spec.slots) if only is None or context.dry_run else only
     seconds = _fill(context, store, teacher, batches, part, wave)
     sealed = all(map(store.is_sealed, range(spec.slots)))
-    if context.whole is not None:
-        _, epochs, images = whole_steps(context.whole, context.whole.recipe)
+    if context.full_config is not None:
+        _, epochs, images = full_steps(context.full_config, context.full_config.recipe)
         asked_for = slots or epochs
-        asked_for = min(asked_for, context.whole.debug.max_slots or asked_for)
+        asked_for = min(asked_for, context.full_config.debug.max_slots or asked_for)
         seconds *= images * asked_for / (spec.images * spec.slots)
         spec = replace(spec, images=images, slots=asked_for)
         part = range(asked_for) if only is None else only
@@ -172,7 +172,7 @@ def _fill(
     begun = time.monotonic()
     total = spec.images * len(slots)
     done = sum(store.count(slot) for slot in slots)
-    quiet = context.trial or not context.leads
+    quiet = context.dry_run or not context.is_main
     tally = Tally(context.config.debug.profile is not None and not quiet, device)
     with Progress(context.stage.name, total, done=done, unit="view", quiet=quiet) as progress:
         for first in range(slots.start, slots.stop, size):
@@ -192,14 +192,14 @@ def _fill(
                     tally.charge("teacher")
                     new = sum(_write(writers[slot], batch, target, slot - first, len(wave)) for slot in unsealed)
                     tally.charge("writing")
-                    progress.update(min(total, progress.done + new * world()))
-                    if asked():
+                    progress.update(min(total, progress.done + new * world_size()))
+                    if stop_requested():
                         break
             tally.charge("writing")  # what the writers held back
-            if asked_anywhere(device):
+            if stop_requested_on_any_rank(device):
                 stop()
             barrier()
-            if context.leads:
+            if context.is_main:
                 for slot in unsealed:
                     store.seal(slot)
             barrier()

@@ -15,11 +15,11 @@ from torch.optim import Optimizer
 from vitlab.data.batch import Batch
 from vitlab.distill.sparse import SparseTarget
 from vitlab.training.objectives import Objective, accuracy
-from vitlab.training.profile import charged
+from vitlab.training.profile import timed
 from vitlab.training.schedule import Schedule
-from vitlab.training.sharding import is_sharded, shard, whole
+from vitlab.training.sharding import full_tensor, is_sharded, shard
 
-AskTeacher = Callable[[Batch], "SparseTarget | Tensor"]
+TeacherFn = Callable[[Batch], "SparseTarget | Tensor"]
 
 
 class Learner(L.LightningModule):
@@ -45,7 +45,7 @@ class Learner(L.LightningModule):
         compile: run the student through ``torch.compile``.
     """
 
-    teacher: AskTeacher | None
+    teacher: TeacherFn | None
     forward_student: Callable[[Tensor], Tensor]
 
     def __init__(
@@ -55,7 +55,7 @@ class Learner(L.LightningModule):
         schedule: Schedule,
         make_optimizer: Callable[[nn.Module], Optimizer],
         *,
-        teacher: AskTeacher | None = None,
+        teacher: TeacherFn | None = None,
         freeze_batchnorm: bool = False,
         clip: float | None = None,
         ema: float | None = None,
@@ -122,7 +122,7 @@ class Learner(L.LightningModule):
         """One batch -> named losses; gradients flow from ``loss``."""
         target = None
         if self.teacher is not None:
-            with charged(self.trainer, "teacher"):
+            with timed(self.trainer, "teacher"):
                 target = self.teacher(batch)
         logits = self.forward_student(batch.image)
         losses = self.objective(logits, batch.label, target)
@@ -134,7 +134,7 @@ class Learner(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         limit = self.clip if self.clip is not None else float("inf")
-        self.gradient_norm = whole(nn.utils.clip_grad_norm_(self.student.parameters(), limit))
+        self.gradient_norm = full_tensor(nn.utils.clip_grad_norm_(self.student.parameters(), limit))
 
     def after_step(self) -> None:
         """Count the optimiser step just taken and let the weight average follow."""

@@ -21,7 +21,7 @@ from vitlab.training.wandb_logger import VIEWS, stage_job
 
 
 @contextmanager
-def copied(config: Config, run: Run, stages: Sequence[Stage], stage: Stage, recorder: Recorder) -> Iterator[None]:
+def logging_to(config: Config, run: Run, stages: Sequence[Stage], stage: Stage, recorder: Recorder) -> Iterator[None]:
     """While ``stage`` (of ``stages``) runs, the logger that ``logger=`` names hears every row of it.
 
     Raises:

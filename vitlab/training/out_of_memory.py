@@ -13,7 +13,7 @@ from vitlab.data.datamodule import VisionData
 from vitlab.errors import UserError
 from vitlab.stage import recipes_of
 from vitlab.training.build import shortened
-from vitlab.training.distributed import world
+from vitlab.training.distributed import world_size
 from vitlab.training.learner import Learner
 
 
@@ -22,7 +22,7 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def let_go(error: BaseException) -> None:
+def free_traceback(error: BaseException) -> None:
     """Free what the frames of a step that ran out of memory hold: all that it had computed until then."""
     cause: BaseException | None = error
     while cause is not None:
@@ -66,11 +66,11 @@ def too_large(config: Config, recipe: RecipeConfig, stage: str, fits: int | None
     """
     recipes = recipes_of(config, {"recipe", "teacher"})
     key = next((name for name, one in recipes.items() if shortened(config, one) == recipe), "recipe")
-    at_once = recipe.batch_size // (world() * recipe.accumulate)
+    at_once = recipe.batch_size // (world_size() * recipe.accumulate)
     what = f"Stage {stage} ran out of memory with {at_once} images at once on each device"
     mixes = recipe.augmentation.mixup > 0 or recipe.augmentation.cutmix > 0
     for parts in range(recipe.accumulate + 1, recipe.batch_size + 1):
-        each, rest = divmod(recipe.batch_size, world() * parts)
+        each, rest = divmod(recipe.batch_size, world_size() * parts)
         if not rest and 0 < each <= (at_once // 2 if fits is None else fits) and not (mixes and each % 2):
             return UserError(
                 f"{what}; {'fewer may fit' if fits is None else f'{fits} fit'}.",

@@ -14,7 +14,7 @@ from vitlab.data.batch import Batch
 from vitlab.distill.sparse import SparseTarget, densify
 from vitlab.files import write_json
 from vitlab.training.learner import Learner
-from vitlab.training.progress import say
+from vitlab.training.progress import print_line
 
 CERTAIN = 30.0  # logit of a class that is as good as sure
 
@@ -68,7 +68,7 @@ class Overfit(Callback):
             self.folder / "overfit.json",
             {"verdict": told, "first": first, "last": round(self.last, 5), "near": self.near, "reached": self.reached},
         )
-        say(f"{self.stage}: {told}")
+        print_line(f"{self.stage}: {told}")
 
     def verdict(self) -> str:
         """One sentence that says whether the training learnt its few images by heart, and else where to look."""

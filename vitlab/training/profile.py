@@ -21,7 +21,7 @@ from lightning.pytorch.profilers import Profiler
 from torch.profiler import ProfilerActivity, record_function
 
 from vitlab.files import atomic_write, write_json
-from vitlab.training.progress import say
+from vitlab.training.progress import print_line
 
 TRACED = 5  # steps under torch's profiler
 PARTS = (
@@ -33,7 +33,7 @@ PARTS = (
     ("weight average", ("weight average",)),
     ("validation", ("validation",)),
     ("checkpoint", ("checkpoint",)),
-    ("logging", ("Bookkeeper", "[Callback]")),
+    ("logging", ("RecordAndCheckpoint", "[Callback]")),
 )
 """Rows of the table, and the actions of Lightning's and ours that count for each; the first match counts."""
 REST = "Lightning's loop"
@@ -44,7 +44,7 @@ def part_of(action: str) -> str:
     return next((part for part, words in PARTS if any(word in action for word in words)), REST)
 
 
-def charged(trainer: L.Trainer, part: str) -> AbstractContextManager[str]:
+def timed(trainer: L.Trainer, part: str) -> AbstractContextManager[str]:
     """While the block runs, its time counts for ``part``, if somebody profiles."""
     profiler: Profiler = trainer.profiler  # type: ignore[attr-defined]  # set by a connector of Lightning's
     return profiler.profile(part)
@@ -134,7 +134,7 @@ class StepProfiler(Profiler):
         write_json(
             self.folder / "profile.json", {"batches": self.timed, "device": str(self.device), "ms": self.parts()}
         )
-        say(self.table())
+        print_line(self.table())
 
     @property
     def timed(self) -> int:
@@ -148,7 +148,8 @@ class StepProfiler(Profiler):
 
     def table(self) -> str:
         """Where the time goes, for people."""
-        return f"{told(self.stage, self.parts(), self.device, self.timed)}\n  trace and operators: {self.folder}"
+        parts = describe_profile(self.stage, self.parts(), self.device, self.timed)
+        return f"{parts}\n  trace and operators: {self.folder}"
 
 
 class Tally:
@@ -182,10 +183,10 @@ class Tally:
             return
         ms = {part: round(1e3 * seconds / self.batches, 4) for part, seconds in self.spent.items()}
         write_json(folder / "profile.json", {"batches": self.batches, "device": str(self.device), "ms": ms})
-        say(told(stage, ms, self.device, self.batches))
+        print_line(describe_profile(stage, ms, self.device, self.batches))
 
 
-def told(stage: str, parts: Mapping[str, float], device: torch.device, batches: int) -> str:
+def describe_profile(stage: str, parts: Mapping[str, float], device: torch.device, batches: int) -> str:
     """Where the time goes, for people: milliseconds a batch of every part, and its share."""
     whole = sum(parts.values())
     lines = [f"{stage}: {whole:.2f} ms a batch on {device.type} (mean of {batches})"]

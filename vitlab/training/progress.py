@@ -51,7 +51,7 @@ class Progress:
         left = (self.total - self.done) / rate if rate > 0 else float("inf")
         told = f"  {_show(values)}" if values else ""
         print(
-            f"{self.title}: {self.done}/{self.total} {self.unit}s, {clock(left)} left{told}",
+            f"{self.title}: {self.done}/{self.total} {self.unit}s, {format_duration(left)} left{told}",
             file=sys.stderr,
             flush=True,
         )
@@ -74,7 +74,7 @@ class Progress:
 
 
 @contextmanager
-def watched(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """A function that shows progress when it is called with (done, total); the first call opens the bar."""
     with ExitStack() as stack:
         bar: list[Progress] = []
@@ -87,7 +87,7 @@ def watched(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         yield tell
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A duration as people say it: 42 s, 3 min 05 s, 2 h 10 min."""
     if seconds == float("inf"):
         return "unknown time"
@@ -103,6 +103,6 @@ def _show(values: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """A line for the person at the prompt, beside the progress."""
     print(text, file=sys.stderr, flush=True)

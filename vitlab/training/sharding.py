@@ -21,20 +21,20 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from vitlab.config import Config
-from vitlab.training.distributed import device_of, world
+from vitlab.training.distributed import device_of, world_size
 
 SHARE = 100
 """A unit holds at least 1/SHARE of the network's weights; smaller ones belong to the unit around them."""
 
 
-def shards(config: Config) -> bool:
+def uses_sharding(config: Config) -> bool:
     """Whether ``trainer.strategy=fsdp`` has several processes to share among; one alone trains as ever."""
-    return config.trainer.strategy == "fsdp" and world() > 1
+    return config.trainer.strategy == "fsdp" and world_size() > 1
 
 
 def all_processes(config: Config) -> DeviceMesh:
     """Every process, in one row."""
-    return init_device_mesh(device_of(config).type, (world(),))
+    return init_device_mesh(device_of(config).type, (world_size(),))
 
 
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
@@ -66,7 +66,7 @@ def is_sharded(network: nn.Module) -> bool:
     return isinstance(network, FSDPModule)
 
 
-def whole_state(network: nn.Module) -> dict[str, Tensor]:
+def full_state_dict(network: nn.Module) -> dict[str, Tensor]:
     """The state of ``network`` as one process has it, on the CPU; every process calls this, the first one gets it."""
     if not is_sharded(network):
         return {name: value.detach().cpu() for name, value in network.state_dict().items()}
@@ -91,7 +91,7 @@ class Sharded(ModelParallelStrategy):
     """
 
     def __init__(self) -> None:
-        super().__init__(data_parallel_size=world(), tensor_parallel_size=1, save_distributed_checkpoint=False)
+        super().__init__(data_parallel_size=world_size(), tensor_parallel_size=1, save_distributed_checkpoint=False)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """What one process would save; every process calls this."""
@@ -132,6 +132,6 @@ def _share(value: Any, weight: Tensor) -> Any:
     return value
 
 
-def whole(value: Tensor) -> Tensor:
+def full_tensor(value: Tensor) -> Tensor:
     """A number that all processes share, as a plain tensor."""
     return value.full_tensor() if isinstance(value, DTensor) else value

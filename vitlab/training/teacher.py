@@ -22,7 +22,7 @@ TEACHER_FILE = "teacher.json"
 Channels = tuple[float, ...]
 
 
-def adopt(context: Context) -> dict[str, object]:
+def load_teacher(context: Context) -> dict[str, object]:
     """Make a teacher that needs no training an artifact: its description, with the hash of its weights.
 
     The weights stay where they came from (hub cache, checkpoint); with the hash, a changed teacher is an error.
@@ -30,7 +30,7 @@ def adopt(context: Context) -> dict[str, object]:
     config = context.config
     data = make_data(config, config.recipe, *normalisation_of(config, None))
     described = make_teacher(config, None, data).describe()
-    if context.leads:
+    if context.is_main:
         write_json(context.folder / TEACHER_FILE, described)
     return {"teacher": described, "seconds": 0.0}
 

@@ -15,15 +15,15 @@ from vitlab.distill.teachers import StoredTeacher
 from vitlab.models.artifact import ModelMeta, load_model, read_meta, save_model
 from vitlab.models.build import architecture, build_model, normalisation
 from vitlab.stage import Context
-from vitlab.training.build import Reinforced, make_data, make_optimizer, shortened, whole_steps
-from vitlab.training.callbacks.view_grid import FirstViews
-from vitlab.training.distributed import device_of, world
+from vitlab.training.build import Reinforced, full_steps, make_data, make_optimizer, shortened
+from vitlab.training.callbacks.view_grid import ViewGrid
+from vitlab.training.distributed import device_of, world_size
 from vitlab.training.fit import fit
-from vitlab.training.learner import AskTeacher, Learner
+from vitlab.training.learner import Learner, TeacherFn
 from vitlab.training.objectives import Objective, label_cross_entropy
 from vitlab.training.schedule import Schedule
-from vitlab.training.sharding import all_processes, shard, shards, whole_state
-from vitlab.training.teacher import adopt, make_teacher
+from vitlab.training.sharding import all_processes, full_state_dict, shard, uses_sharding
+from vitlab.training.teacher import load_teacher, make_teacher
 
 
 def train(
@@ -58,8 +58,8 @@ def train(
     network = make_network(config, model, data, start)
     schedule = Schedule.from_recipe(recipe, data.steps_per_epoch)
     steps, images = schedule.total, len(data.train_source)
-    if context.whole is not None:
-        steps, _, images = whole_steps(context.whole, asked)
+    if context.full_config is not None:
+        steps, _, images = full_steps(context.full_config, asked)
     learner = Learner(
         network,
         objective,
@@ -81,12 +81,12 @@ def train(
         folder=context.folder,
         recorder=context.recorder,
         validation=data.val_dataloader(),
-        rehearse=steps if context.whole is not None else None,
-        callbacks=[FirstViews(context.folder / "views.png", mean, std)] if context.leads else [],
+        rehearse=steps if context.full_config is not None else None,
+        callbacks=[ViewGrid(context.folder / "views.png", mean, std)] if context.is_main else [],
     )
     meta = describe_model(config, model, data, mean, std, start)
-    state = whole_state(learner.result)
-    if context.leads:
+    state = full_state_dict(learner.result)
+    if context.is_main:
         save_model(context.folder, learner.result, meta, state)
     params = sum(p.numel() for p in network.parameters())
     return {"seconds": round(seconds, 2), "params": params, "images": images, "steps": steps}
@@ -97,7 +97,7 @@ def train_teacher(context: Context) -> dict[str, object]:
     it becomes an artifact."""
     spec = context.config.teacher
     if not spec.train:
-        return adopt(context)
+        return load_teacher(context)
     assert spec.recipe is not None  # checked when the configuration was composed
     objective = partial(label_cross_entropy, smoothing=spec.recipe.label_smoothing)
     return train(context, spec.members[0], spec.recipe, objective)
@@ -109,7 +109,7 @@ def make_network(config: Config, model: ModelConfig, data: VisionData, start: Pa
     network = build_model(model, data.num_classes, config.dataset.size, data.classes, pretrained=start is None)
     if start is not None:
         network.load_state_dict(load_model(start).state_dict())
-    return synchronised(network) if config.trainer.sync_batchnorm and world() > 1 else network
+    return synchronised(network) if config.trainer.sync_batchnorm and world_size() > 1 else network
 
 
 def synchronised(network: nn.Module) -> nn.Module:
@@ -147,13 +147,13 @@ def describe_model(
     )
 
 
-def _teacher(config: Config, teacher: Path | None, stored: bool, data: VisionData) -> AskTeacher | None:
+def _teacher(config: Config, teacher: Path | None, stored: bool, data: VisionData) -> TeacherFn | None:
     if stored:
         return StoredTeacher()
     if teacher is None:
         return None
     online = make_teacher(config, teacher, data)
-    if shards(config):
+    if uses_sharding(config):
         for network in online.networks:
             shard(network, all_processes(config))
     return online.to(device_of(config))

@@ -26,7 +26,7 @@ from vitlab.methods.deepmad.evaluate import least_log_width, penalised
 from vitlab.methods.deepmad.milp_model import penalty_slopes
 from vitlab.methods.deepmad.problem import GRID, Problem, to_grid
 from vitlab.methods.deepmad.search import Design
-from vitlab.training.interrupt import stop_if_asked
+from vitlab.training.interrupt import stop_if_requested
 
 Floats = NDArray[np.float64]
 
@@ -460,7 +460,7 @@ def certify(
     best, root = relaxation.bound(root, design.score)
     heap, count, settled = [(-best, 0, relaxation.trim(root) or root)], 1, design.score
     while heap and time.monotonic() - start < seconds and (parts is None or count < parts):
-        stop_if_asked()
+        stop_if_requested()
         value, _, node = heapq.heappop(heap)
         if -value <= design.score * (1 + enough):
             heapq.heappush(heap, (value, 0, node))

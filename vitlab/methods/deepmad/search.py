@@ -20,7 +20,7 @@ from vitlab.files import atomic_write, read_json, write_json
 from vitlab.methods.deepmad.problem import Problem
 from vitlab.methods.deepmad.structure import Structure
 from vitlab.run.recorder import append_line, drop_half_line
-from vitlab.training.interrupt import asked, stop_if_asked
+from vitlab.training.interrupt import stop_if_requested, stop_requested
 
 JOURNAL, STATE = "journal.jsonl", "state.json"
 SAVE_EVERY, SPEAK_EVERY = 5.0, 2.0  # seconds
@@ -154,7 +154,7 @@ class Search:
         now = self._clock()
         if not self.quiet and now - self._spoken >= SPEAK_EVERY:
             self._speak(note)
-        return now - self._saved >= SAVE_EVERY or asked()
+        return now - self._saved >= SAVE_EVERY or stop_requested()
 
     def save(self, state: dict[str, Any]) -> None:
         """Keep ``state``, plain values that say all of the solver, for the next session.
@@ -164,12 +164,12 @@ class Search:
         """
         self._saved = self._clock()
         if self.folder is None:
-            stop_if_asked()
+            stop_if_requested()
             return
         kept = {"seconds": self.seconds, "evaluations": self.evaluations, "improvements": len(self.trace)}
         bests = {"bound": self.bound, "notes": self.notes}
         atomic_write(self.folder / STATE, json.dumps({**kept, **bests, "state": state}))
-        stop_if_asked()
+        stop_if_requested()
 
     def finish(self) -> Design:
         """The answer.

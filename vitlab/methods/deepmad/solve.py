@@ -14,7 +14,7 @@ from vitlab.methods.deepmad.options import DeepMADOptions, problem_of, seconds, 
 from vitlab.methods.deepmad.problem import Problem
 from vitlab.methods.deepmad.search import Design, save_design
 from vitlab.methods.deepmad.structure import Structure
-from vitlab.training.interrupt import stop_if_asked
+from vitlab.training.interrupt import stop_if_requested
 
 STRUCTURE, DESIGN, COSTS = "structure.json", "design.json", "costs.json"
 CHECKED = 4  # whole networks that a cost table is checked on
@@ -23,10 +23,10 @@ CHECKED = 4  # whole networks that a cost table is checked on
 def solve(context: Context, options: DeepMADOptions) -> dict[str, object]:
     """Design, and leave ``structure.json``, ``design.json``, ``design.txt``, ``design.png`` and the journal."""
     config = context.config
-    if not context.leads:
+    if not context.is_main:
         # One process designs; the others need its answer, and have no process group yet to wait in.
         while not (context.folder / DESIGN).exists():
-            stop_if_asked()
+            stop_if_requested()
             time.sleep(0.5)
         return {}
     costs = cost_table(context, options)
@@ -39,11 +39,11 @@ def solve(context: Context, options: DeepMADOptions) -> dict[str, object]:
         design = Design(structure, problem.evaluate(structure).score, "given")
         design.notes = [f"The given structure is outside the programme: {one}." for one in over]
     else:
-        if context.trial:
+        if context.dry_run:
             whole = options
             options = replace(options, solver="anneal", chains=256, steps=300, time_limit="20s", certify="0s")
         design = design_with(options, problem, seed, folder=context.folder, quiet=False)
-        if context.trial:
+        if context.dry_run:
             estimate = expected(whole, design.seconds / (256 * 300))
     design.structure.save(context.folder / STRUCTURE)
     save_design(context.folder / DESIGN, design)

@@ -20,19 +20,19 @@ def sweep(context: Context, options: DeepMADOptions) -> dict[str, object]:
 
     A design that is there from an earlier session is not made again.
     """
-    if not context.leads:
+    if not context.is_main:
         return {}
     config, solved = context.config, context.artifact("solve")
     costs = CostTable.load(solved / "costs.json") if (solved / "costs.json").exists() else None
     classes = class_count(context, options)
     seed = config.seed if options.seed is None else options.seed
     points, spent_seconds = [], 0.0
-    for times in options.sweep[:1] if context.trial else options.sweep:
+    for times in options.sweep[:1] if context.dry_run else options.sweep:
         problem = problem_of(options, config.dataset.size, classes=classes, costs=costs, times=times)
         path = context.folder / f"times_{times:g}" / "design.json"
         if path.exists():
             design = load_design(path)
-        elif context.trial:
+        elif context.dry_run:
             design = load_design(solved / "design.json")
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def sweep(context: Context, options: DeepMADOptions) -> dict[str, object]:
     atomic_write(context.folder / "sweep.md", table)
     print(f"\n{table}")
     pareto_picture(points, context.folder / "sweep.png")
-    if context.trial:
+    if context.dry_run:
         tried = load_design(solved / "design.json")
         spent_seconds = len(options.sweep) * expected(options, tried.seconds / max(1, tried.evaluations))
     return {"seconds": round(spent_seconds, 2), "designs": len(points)}

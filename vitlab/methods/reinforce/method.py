@@ -112,7 +112,7 @@ class Reinforce(Method):
                 "Reinforcing needs a teacher, and teacher=none has no members.", "Choose one: mode=list group=teacher."
             )
 
-    def foresee(self) -> None:
+    def check_data(self) -> None:
         """Stored reinforcements of other images are refused before anything is trained."""
         folders = stores(self.options)
         if not folders:

@@ -19,15 +19,15 @@ from vitlab.data.loader import Loader
 from vitlab.errors import UserError, written_to
 from vitlab.files import fsync_dir, write_json
 from vitlab.run.recorder import Recorder
-from vitlab.training.distributed import most, summed, world
-from vitlab.training.interrupt import asked, asked_anywhere, listen_again, stop
+from vitlab.training.distributed import all_reduce_max, all_reduce_sum, world_size
+from vitlab.training.interrupt import reinstall_signal_handlers, stop, stop_requested, stop_requested_on_any_rank
 from vitlab.training.learner import Learner
-from vitlab.training.profile import charged
+from vitlab.training.profile import timed
 from vitlab.training.progress import Progress
 from vitlab.training.sharding import is_sharded, share_buffers
 
 
-class Bookkeeper(Callback):
+class RecordAndCheckpoint(Callback):
     """Keeps the record, validates, writes checkpoints and stops the training where it may be continued.
 
     The order is what makes a continued training equal an uninterrupted one: a checkpoint of step s is written after
@@ -79,6 +79,11 @@ class Bookkeeper(Callback):
 
     # -- Lightning's hooks -------------------------------------------------------------------------------------------
 
+    @property
+    def state_key(self) -> str:
+        """Lightning's key of this callback in a checkpoint; the first name of the class, so that old ones are read."""
+        return "Bookkeeper"
+
     def state_dict(self) -> dict[str, Any]:
         window = torch.stack(self.window).cpu() if self.window else torch.zeros(0, len(self.names))
         return {"names": self.names, "window": window, "seconds": self.elapsed()}
@@ -90,7 +95,7 @@ class Bookkeeper(Callback):
         self.seconds = state_dict["seconds"]
 
     def on_train_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
-        listen_again()
+        reinstall_signal_handlers()
         self.left = time.monotonic()
 
     def on_train_batch_start(
@@ -109,27 +114,27 @@ class Bookkeeper(Callback):
         self.left = time.monotonic()
 
     def _after_step(self, trainer: L.Trainer, learner: Learner) -> None:
-        with charged(trainer, "weight average"):
+        with timed(trainer, "weight average"):
             learner.after_step()
         step = learner.step
         last = step >= self.total
         if step % self.record_every == 0 or last:
             self._record(trainer, learner)
         if step % self.validate_every == 0 or last:
-            with charged(trainer, "validation"):
+            with timed(trainer, "validation"):
                 self._validate(trainer, learner)
         stopping = not last and self._asked(trainer, step)
         if step % self.checkpoint_every == 0 or last or stopping:
-            with charged(trainer, "checkpoint"):
+            with timed(trainer, "checkpoint"):
                 self._checkpoint(trainer, learner)
         if stopping:
             stop()
 
     def _asked(self, trainer: L.Trainer, step: int) -> bool:
         """Whether to stop after this step; several processes ask each other only where they talk anyway."""
-        if world() == 1:
-            return asked()
-        return step % self.record_every == 0 and asked_anywhere(trainer.strategy.root_device)
+        if world_size() == 1:
+            return stop_requested()
+        return step % self.record_every == 0 and stop_requested_on_any_rank(trainer.strategy.root_device)
 
     # -- one method for each thing that happens ----------------------------------------------------------------------
 
@@ -162,7 +167,7 @@ class Bookkeeper(Callback):
 
     def _share(self, trainer: L.Trainer) -> Tensor:
         """The window as means over all processes, [batches, names]; refuses losses that are not finite."""
-        return summed(self._refuse_non_finite(), trainer.strategy.root_device) / world()
+        return all_reduce_sum(self._refuse_non_finite(), trainer.strategy.root_device) / world_size()
 
     def _record(self, trainer: L.Trainer, learner: Learner) -> None:
         window = self._share(trainer)
@@ -247,7 +252,7 @@ def validate(trainer: L.Trainer, learner: Learner, batches: Loader, example: Ten
     # By way of train(): TinyViT keeps tables that it computed in eval mode, which a weight average never leaves.
     network.train().eval()
     total = torch.zeros(3, dtype=torch.float64, device="cpu")
-    idle = most(len(batches), device) - len(batches) if is_sharded(network) else 0
+    idle = all_reduce_max(len(batches), device) - len(batches) if is_sharded(network) else 0
     try:
         for batch in batches:
             batch = trainer.strategy.batch_to_device(batch)
@@ -262,6 +267,6 @@ def validate(trainer: L.Trainer, learner: Learner, batches: Loader, example: Ten
                 network(example)
     finally:
         network.train(training)
-    total = summed(total, device)
+    total = all_reduce_sum(total, device)
     right_share, nll_mean = float(total[0] / total[2]), float(total[1] / total[2])
     return {"val_top1": right_share, "val_nll": nll_mean}

@@ -21,7 +21,7 @@ SIDE = 64  # pixels of one at least: smaller ones are enlarged without smoothing
 GAP = 2  # pixels between two
 
 
-class FirstViews(Callback):
+class ViewGrid(Callback):
     """Writes ``path`` when a training begins; a continued one finds it there.
 
     Args:
@@ -35,10 +35,10 @@ class FirstViews(Callback):
     def on_train_batch_start(self, trainer: L.Trainer, learner: L.LightningModule, batch: Batch, index: int) -> None:
         if not self.done:
             self.done = True
-            atomic_write(self.path, sheet(batch.image[:MOST], self.mean, self.std))
+            atomic_write(self.path, grid(batch.image[:MOST], self.mean, self.std))
 
 
-def sheet(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> bytes:
+def grid(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> bytes:
     """Normalised images [N, 3, H, W] side by side as a PNG, about twice as wide as high."""
     scale, shift = (torch.tensor(one).view(3, 1, 1) for one in (std, mean))
     pixels = (image.detach().float().cpu() * scale + shift).clamp(0, 1).mul(255).round().to(torch.uint8)

@@ -12,11 +12,11 @@ def answer(composed: Composed) -> int:
         UserError: stores that do not go together, or no place to write to.
     """
     from vitlab.distill.store_edit import merge
-    from vitlab.modes.select_store import source_and_target, told
-    from vitlab.training.progress import watched
+    from vitlab.modes.select_store import describe_store, source_and_target
+    from vitlab.training.progress import progress_bar
 
     folders, into = source_and_target(composed, several=True)
-    with watched("merge", "sample") as tell:
+    with progress_bar("merge", "sample") as tell:
         found = merge(folders, into, tell)
-    print(f"{into}: {told(found)}")
+    print(f"{into}: {describe_store(found)}")
     return 0

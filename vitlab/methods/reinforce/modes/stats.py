@@ -17,14 +17,14 @@ def answer(composed: Composed) -> int:
     from vitlab.distill.reinforce_store import ReinforcedStore
     from vitlab.distill.store_stats import statistics
     from vitlab.modes.select_store import named_stores
-    from vitlab.training.progress import watched
+    from vitlab.training.progress import progress_bar
 
     config, folders = named_stores(composed)
     if len(folders) != 1:
         raise UserError("mode=stats is about one store of reinforcements.", "Give run=FOLDER, or method.store=FOLDER.")
     source = open_splits(config.dataset, config.seed, config.debug.max_images)["train"]
     store = ReinforcedStore(folders[0], {"data_fingerprint": fingerprint(source)})
-    with watched("stats", "sample") as tell:
+    with progress_bar("stats", "sample") as tell:
         found = statistics(store, source.labels, config.debug.max_slots, tell)
     teacher = store.spec.teacher
     members = teacher.get("members", [teacher])

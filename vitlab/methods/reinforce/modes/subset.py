@@ -17,15 +17,15 @@ def answer(composed: Composed) -> int:
     """
     from vitlab.distill.store_edit import subset
     from vitlab.modes.find_runs import typed_keys
-    from vitlab.modes.select_store import source_and_target, told
-    from vitlab.training.progress import watched
+    from vitlab.modes.select_store import describe_store, source_and_target
+    from vitlab.training.progress import progress_bar
 
     (folder,), into = source_and_target(composed, several=False)
     options, typed = composed.config.method, typed_keys(composed, "method")
     samples, topk = (getattr(options, key) if key in typed else None for key in ("samples", "topk"))
     if samples is None and topk is None:
         raise UserError("mode=subset is to leave something out.", "Give method.samples=N, method.topk=K, or both.")
-    with watched("subset", "sample") as tell:
+    with progress_bar("subset", "sample") as tell:
         found = subset(folder, into, samples, topk, tell)
-    print(f"{into}: {told(found)}")
+    print(f"{into}: {describe_store(found)}")
     return 0

@@ -55,12 +55,12 @@ def search(config: Config, folder: Path) -> str:
     from vitlab.methods.tinyvit.contract import Journal, Limits, contract
     from vitlab.methods.tinyvit.families import Args, family_of
     from vitlab.models.build import architecture, build_model
-    from vitlab.training.distributed import device_of, settle
-    from vitlab.training.interrupt import listen, stop_if_asked
-    from vitlab.training.progress import say
+    from vitlab.training.distributed import configure_torch, device_of
+    from vitlab.training.interrupt import install_signal_handlers, stop_if_requested
+    from vitlab.training.progress import print_line
 
-    listen()
-    settle(config)
+    install_signal_handlers()
+    configure_torch(config)
     options, size = config.method.contract, config.dataset.size
     classes = list(open_splits(config.dataset, config.seed, config.debug.max_images)["train"].classes)
     name, args = architecture(config.model, size)
@@ -74,7 +74,7 @@ def search(config: Config, folder: Path) -> str:
     def throughput(args: Args) -> float:
         from vitlab.measure.throughput import AUTOCAST, measure_throughput
 
-        stop_if_asked()
+        stop_if_requested()
         torch.manual_seed(config.seed)
         network = build_model(candidate(args), len(classes), size).to(device_of(config))
         precision = AUTOCAST.get(config.trainer.precision, "32")
@@ -82,7 +82,7 @@ def search(config: Config, folder: Path) -> str:
         return measure_throughput(network, size, batch, seconds / 2, seconds, precision).images_per_second
 
     def score(args: Args) -> float:
-        stop_if_asked()
+        stop_if_requested()
         if options.proxy == "params":
             return float(family.cost(args)[0])
         return trained(config, candidate(args), folder)
@@ -91,7 +91,7 @@ def search(config: Config, folder: Path) -> str:
     if options.proxy == "train":
         question |= {"duration": options.duration, "holdout": options.holdout}
     journal = Journal(folder / "journal.jsonl", question)
-    tell: Callable[[str], None] = say
+    tell: Callable[[str], None] = print_line
     way = contract(family, limits, journal, throughput, score, tell)
     files = contraction_report.write(folder, journal.rows, name, fixed, options.proxy)
     first, last = way[0], way[-1]

@@ -16,9 +16,9 @@ def answer(composed: Composed) -> int:
     config = composed.config
     subjects = find_subjects(composed, trained=False)
     from vitlab.measure.throughput import AUTOCAST, measure_throughput
-    from vitlab.training.distributed import settle
+    from vitlab.training.distributed import configure_torch
 
-    settle(config)
+    configure_torch(config)
     batch = max(config.evaluation.latency_batches, default=1)
     kind = AUTOCAST.get(config.trainer.precision, "32")
     seconds = 10.0 if config.debug.max_steps is None else 0.5
