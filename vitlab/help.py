@@ -23,6 +23,7 @@ GROUPS = {
     "export": "the files that others can load",
     "debug": "shortcuts, to see every stage pass quickly",
     "sweep": "several runs of one command, after -m",
+    "paper": "the published row that stands beside the result",
     "experiment": "whole set-ups in one word",
 }
 """The config groups and what each one decides."""
@@ -197,8 +198,9 @@ def _check_word(word: str, asked: dict[str, str]) -> None:
 
 
 def choices(conf: Path, group: str) -> list[str]:
-    """Names of the YAML files of a group, in the order of people."""
-    return sorted((path.stem for path in (conf / group).glob("*.yaml")), key=_natural)
+    """Names of the YAML files of a group, in the order of people; ``_NAME.yaml`` is a base of others, not a choice."""
+    names = (path.stem for path in (conf / group).glob("*.yaml"))
+    return sorted((name for name in names if not name.startswith("_")), key=_natural)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
