@@ -15,10 +15,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import yaml
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import CachingConfigRepository
-from hydra._internal.defaults_list import create_defaults_list
-from hydra._internal.utils import create_automatic_config_search_path
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
@@ -35,6 +31,12 @@ from vitlab.config import GROUPS, Config
 from vitlab.debug import debugged
 from vitlab.errors import UserError
 from vitlab.help import conf_dir
+from vitlab.hydra_private import (
+    CachingConfigRepository,
+    ConfigLoaderImpl,
+    create_automatic_config_search_path,
+    create_defaults_list,
+)
 from vitlab.methods.base import find_method
 from vitlab.modes import reads
 from vitlab.prompt import check_keys, is_choice, read_words, takes, top, unknown

@@ -15,13 +15,13 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 
 from vitlab.compose import Composed, load
 from vitlab.errors import Interrupted, UserError
+from vitlab.hydra_private import BasicSweeper
 from vitlab.launch import find_run
 from vitlab.prompt import top
 from vitlab.run import RESULT_FREE, own
