@@ -23,7 +23,7 @@ SOURCES = Path(vitlab.__file__).parent
 
 @contextmanager
 def blame(name: str) -> Iterator[None]:
-    """Whatever goes wrong inside is told as a change of ``name`` by the installed Hydra."""
+    """Report whatever fails inside as a change of ``name`` by the installed Hydra."""
     try:
         yield
     except Exception as error:
