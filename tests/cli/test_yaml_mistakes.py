@@ -25,6 +25,7 @@ CASES: list[tuple[str, str, list[str]]] = [
     ("model/mine", "# Mine.\n_target_: os.system\n", ["line 2", "no key '_target_'"]),
     ("recipe/mine", "# Mine.\nlr: 1\n", ["gives recipe.duration no value"]),
     ("recipe/mine", "# Mine.\ndefaults:\n  - digit\n  - _self_\n", ["line 3", "Did you mean digits?"]),
+    ("recipe/mine", "# Mine.\ndefaults: [digit]\n", ["line 2", "Did you mean digits?"]),
     ("recipe/mine", f"{DIGITS}augmentation:\n  flipp: 1\n", ["line 6", "recipe.augmentation.flipp", "'flip'"]),
     ("recipe/mine", f"{DIGITS}augmentation:\n  flip: 2\n", ["line 6: recipe.augmentation.flip=2.0", "in [0, 1]"]),
     ("recipe/mine", f"{DIGITS}lr: fast\n", ["line 5", "'fast' is not a number"]),
