@@ -191,7 +191,7 @@ class DebugConfig:
 
 @dataclass
 class PaperConfig:
-    """A published row that stands in the report beside the run's result; experiments give it."""
+    """A published row that stands in the report beside the run's result; chosen with paper=NAME."""
 
     name: Optional[str] = None  # the row, e.g. TinyViT-5M, 300 epochs; null: none
     source: str = ""  # where it stands, e.g. Wu et al. 2022, main table
