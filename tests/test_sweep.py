@@ -22,7 +22,15 @@ from vitlab.sweep_models import over_seeds, verdict
 from vitlab.sweep_table import Job, grouped, results, write_comparison
 
 SMALL = (
-    *("method=supervised", "dataset=digits", "hardware.threads=1", "debug=smoke", "export=none", "sweep.name=grid"),
+    *(
+        "method=supervised",
+        "dataset=digits",
+        "hardware.threads=1",
+        "debug=smoke",
+        "export=none",
+        "report.figures=false",
+        "sweep.name=grid",
+    ),
     *("evaluation=quick", "evaluation.latency=false"),
 )
 

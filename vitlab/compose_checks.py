@@ -82,7 +82,7 @@ def check_read(config: Config, method: type[Method], chosen: dict[str, str]) -> 
     Raises:
         UserError: naming the methods, or the modes, that do read it.
     """
-    free = {"trainer", "mode", "seed", "name", "output", "fresh", "local", "paper", "audit", "sweep", "slurm"}
+    free = {"trainer", "mode", "seed", "name", "output", "fresh", "local", "paper", "audit", "report", "sweep", "slurm"}
     keys = frozenset().union(*READS.values()) - set(GROUPS) - free
     for group, word in chosen.items():
         if config.mode in READS or group in keys:

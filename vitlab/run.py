@@ -43,6 +43,7 @@ RESULT_FREE = frozenset(
         *("hardware", "trainer", "logger", "evaluation", "export", "mode", "name", "output", "fresh", "local"),
         *("run", "input", "benchmark", "predict", "explain", "audit"),  # of the modes that look at what was trained
         "paper",  # a published row to stand beside the result
+        "report",  # what of the result is drawn
     )
 )
 """Top-level keys and groups that cannot change what is learned; they may differ when a run continues."""

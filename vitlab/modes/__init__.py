@@ -21,7 +21,7 @@ READS: dict[str, frozenset[str]] = {
     "explain": FRAME | SUBJECT | {"input", "explain"},
     "export": FRAME | SUBJECT | {"export"},
     "audit": FRAME | {"dataset", "experiment", "audit"},
-    "report": FRAME | {"run"},
+    "report": FRAME | {"run", "report"},
     "verify": FRAME | STORE | {"evaluation"},
     "convert": FRAME | STORE,
     "stats": FRAME | STORE,

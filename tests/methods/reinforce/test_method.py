@@ -17,7 +17,6 @@ SHORT = {
     **dict(word.split("=", 1) for word in SMALL),
     "method": "reinforce",
     "method.erm": "false",
-    "export": "none",
     "debug.max_steps": "3",
     "debug.max_slots": "3",
 }
