@@ -46,7 +46,7 @@ def test_supervised(teacher: Path, tmp_path: Path) -> None:
     same(teacher, the_run(tmp_path))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["tinyvit", pytest.param("reinforce", marks=pytest.mark.slow)])
 def test_method_with_a_teacher(method: str, teacher: Path, tmp_path: Path) -> None:
     asked = [word % (ARGS, teacher / "train") if "%s" in word else word for word in METHODS[method]]
     assert tell(tmp_path / "one", *asked, *WORDS) == 0
