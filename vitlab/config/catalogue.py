@@ -56,13 +56,27 @@ PLAN_ORDER = ("method", "dataset", "model", "teacher", "recipe", "hardware", "ex
 """The groups whose choice the plan of a run shows."""
 
 TRAINING_KEYS = frozenset(
-    {"trainer", "mode", "seed", "name", "output", "fresh", "only", "local", "paper", "audit", "sweep", "slurm"}
+    {
+        "trainer",
+        "mode",
+        "seed",
+        "name",
+        "output",
+        "fresh",
+        "only",
+        "local",
+        "paper",
+        "audit",
+        "report",
+        "sweep",
+        "slurm",
+    }
 )
 """Top-level keys and groups that any training takes, beside what its stages read."""
 
 RESULT_FREE = frozenset(name for name, group in GROUPS.items() if not group.changes_result) | {
     *("slurm", "trainer", "mode", "name", "output", "fresh", "only", "local"),
-    *("run", "input", "benchmark", "predict", "explain", "audit"),  # of the modes that read what was trained
+    *("run", "input", "benchmark", "predict", "explain", "audit", "report"),  # of the modes that read what was trained
 }
 """Top-level keys and groups that cannot change what is learned; they may differ when a run continues."""
 

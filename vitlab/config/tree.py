@@ -235,6 +235,13 @@ class ExplainConfig:
 
 
 @dataclass
+class ReportConfig:
+    """The page of a run."""
+
+    figures: bool = True  # draw them; false: tables and words only, for sweeps of many runs (mode=report draws later)
+
+
+@dataclass
 class SweepConfig:
     """Several runs of one command: -m and key=a,b; with sweep=optuna also key=interval(a,b)."""
 
@@ -302,6 +309,7 @@ class Config:
     predict: PredictConfig = field(default_factory=PredictConfig)
     explain: ExplainConfig = field(default_factory=ExplainConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
 
