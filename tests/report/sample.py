@@ -5,16 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from vitlab.measure.classification import Evaluation, evaluate_logits
-from vitlab.measure.interleave import Timing
+from vitlab.measure.cost_record import Cost, Latency, Memory
 from vitlab.measure.resample import Comparison, Difference
 from vitlab.measure.temperature import Temperature
-from vitlab.report.data import Memory
+from vitlab.measure.timing import Timing
 from vitlab.report.write import (
-    Cost,
     DatasetInfo,
     Example,
     ExportFile,
-    Latency,
     ModelRow,
     PaperRow,
     ReportData,

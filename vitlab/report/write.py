@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitlab.files import atomic_write
+from vitlab.measure.cost_record import Cost, Latency
 from vitlab.report import curves, page, plots, robust_plots, style
 from vitlab.report.data import (
-    Cost,
     Curve,
     DatasetInfo,
     Example,
     ExportFile,
-    Latency,
     ModelRow,
     PaperRow,
     ReportData,
