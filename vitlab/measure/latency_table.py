@@ -58,7 +58,7 @@ class Grid:
         spread: 90 % minus 10 % quantile over rounds, divided by the median; same shape.
     """
 
-    axes: dict[str, tuple[int, ...]]
+    axes: Mapping[str, tuple[int, ...]]
     seconds: Floats
     spread: Floats
 

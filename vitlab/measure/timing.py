@@ -326,8 +326,8 @@ class Conditions:
     precision: str
     backend: str
     tf32: bool  # whether a GPU may round the inputs of float32 products to TF32
-    torch: str
-    timm: str
+    torch_version: str
+    timm_version: str
 
     @classmethod
     def of(cls, device: torch.device, batch: int, precision: str = "32", backend: str = "eager") -> Conditions:
