@@ -121,6 +121,17 @@ def test_a_block_of_calls_is_waited_for() -> None:
     assert block_size(lambda: None, 1.0, clock=machine.clock, largest=7) == 7
 
 
+def test_a_sample_in_a_busy_moment_does_not_take_forever() -> None:
+    machine = Machine()
+
+    def slow(done: int, total: int) -> None:
+        machine.load = 1000.0
+
+    found = time_in_rounds(machine.cells(a=0.001), 2, 1.0, clock=machine.clock, progress=slow)
+    assert found.seconds["a"] == pytest.approx([0.001, 1.0])
+    assert len(machine.calls) == 2 + 1000 + 1 + 4
+
+
 def test_rounds_time_each_once_in_changing_order() -> None:
     machine = Machine()
     found = time_in_rounds(machine.cells(a=0.5, b=2.0, c=1.0), 40, 1.0, clock=machine.clock)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 WARMUP = 3
 DRAWS = 500  # of the bootstrap behind the interval of a ratio
 SAVE_EVERY = 5.0  # seconds of timing that a kill may cost
+LONGEST = 4  # times as long as wanted may a sample take that falls into a busy moment
 
 Call = Callable[[], object]
 Clock = Callable[[], float]
@@ -89,14 +90,20 @@ def time_for(call: Call, seconds: float, least: int = 1, clock: Clock = time.per
 
 
 def time_block(
-    call: Call, count: int, wait: Callable[[], object] = lambda: None, clock: Clock = time.perf_counter
+    call: Call,
+    count: int,
+    wait: Callable[[], object] = lambda: None,
+    clock: Clock = time.perf_counter,
+    most: float = float("inf"),
 ) -> float:
-    """Mean seconds of ``count`` calls in a row; ``wait`` returns when everything that they queued is done."""
-    start = clock()
-    for _ in range(count):
+    """Mean seconds of ``count`` calls in a row, or of those begun within ``most`` seconds; ``wait`` returns when
+    everything that they queued is done."""
+    start, made = clock(), 0
+    while made < count and (made == 0 or clock() - start < most):
         call()
+        made += 1
     wait()
-    return (clock() - start) / count
+    return (clock() - start) / made
 
 
 def block_size(
@@ -265,7 +272,7 @@ def time_in_rounds(
                     wait()
                 else:
                     sizes[name] = block_size(call, seconds, wait, clock)
-                samples.seconds[name].append(time_block(call, sizes[name], wait, clock))
+                samples.seconds[name].append(time_block(call, sizes[name], wait, clock, LONGEST * seconds))
                 done += 1
                 if partial is not None and time.monotonic() - saved > SAVE_EVERY:
                     _write_partial(partial, asked, samples)
