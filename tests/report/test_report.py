@@ -16,9 +16,10 @@ import pytest
 
 from tests.report.sample import CLASSES, make
 from vitlab.measure.classification import wilson
+from vitlab.measure.cost_record import Cost
 from vitlab.report import page
 from vitlab.report.compare import DASH, SYNTHETIC
-from vitlab.report.data import Cost, Example, ModelRow, PaperRow, ReportData, curves_of
+from vitlab.report.data import Example, ModelRow, PaperRow, ReportData, curves_of
 from vitlab.report.write import ReportPaths, write_report
 
 EMPTY = {"meta", "img", "br", "source", "link", "hr", "input"}

@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitlab.files import atomic_write
+from vitlab.measure.cost_record import Cost, Latency
 from vitlab.report import curves, page, plots, robust_plots, style
 from vitlab.report.backend_figure import latency_bars
 from vitlab.report.data import (
-    Cost,
     Curve,
     DatasetInfo,
     Example,
     ExportFile,
-    Latency,
     ModelRow,
     PaperRow,
     ReportData,
