@@ -22,6 +22,7 @@ from vitlab.modes import ALONE, READS
 from vitlab.nodes import Place, Talk, place
 from vitlab.processes import known_count
 from vitlab.run import Run
+from vitlab.schema import complete
 from vitlab.slurm import queued, submit
 from vitlab.stage import recipes_of
 
@@ -166,7 +167,7 @@ def find_run(composed: Composed) -> Run:
     config = composed.config
     prefix = config.name or f"{config.dataset.name}-{composed.network}"
     return Run.open(
-        Path(config.output), config.method.name, prefix, composed.identity(), composed.tree, fresh=config.fresh
+        Path(config.output), config.method.name, prefix, composed.identity(), composed.tree, config.fresh, complete
     )
 
 

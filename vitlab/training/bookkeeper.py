@@ -77,6 +77,11 @@ class Bookkeeper(Callback):
         """Seconds spent on this training, over all sessions up to the last checkpoint."""
         return self.seconds + time.monotonic() - self.begun
 
+    @property
+    def state_key(self) -> str:
+        """Under which checkpoints hold :meth:`state_dict`: of all times, whatever the class is called."""
+        return "Bookkeeper"
+
     # -- Lightning's hooks -------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:

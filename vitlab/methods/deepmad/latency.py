@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitlab.errors import UserError
-from vitlab.files import read_json, write_json
+from vitlab.files import read_json, stable_dict, write_json
 from vitlab.methods.deepmad.evaluate import squeezed
 from vitlab.methods.deepmad.problem import Problem, Space
 from vitlab.methods.deepmad.structure import Conv, Structure
@@ -63,13 +63,19 @@ class CostTable:
     scale: float = 1.0
     error: float | None = None
 
+    FIRST: ClassVar[tuple[str, ...]] = (
+        *("device", "batch", "kind", "channels", "pointwise"),
+        *("spatial", "stem", "scale", "error"),
+    )
+    """Never changed: tables of all times are known by these (:func:`vitlab.files.stable_dict`)."""
+
     def __hash__(self) -> int:
         return hash(self.fingerprint)
 
     @property
     def fingerprint(self) -> str:
         """Short hash of the content."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(stable_dict(self), sort_keys=True).encode()).hexdigest()[:16]
 
     def save(self, path: Path) -> None:
         """Write JSON."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 from vitlab.errors import UserError
+from vitlab.files import stable_dict
 from vitlab.methods.deepmad.evaluate import Evaluation, Scoring, evaluate
 from vitlab.methods.deepmad.structure import Conv, Structure, Superblock
 
@@ -58,6 +59,12 @@ class Space:
     depth_max: int = 40
     tail: int | None = None
     monotone: bool = True
+
+    FIRST: ClassVar[tuple[str, ...]] = (
+        *("kind", "strides", "stem", "kernels", "out_max", "growth"),
+        *("bottleneck_share", "ratios", "first_depth", "depth_max", "tail", "monotone"),
+    )
+    """Never changed: journals of all times are known by these (:func:`vitlab.files.stable_dict`)."""
 
     def kernel_at(self, kernel: int, side: int) -> int:
         """``kernel`` shrunk until it fits an input of ``side`` pixels."""
@@ -163,6 +170,9 @@ class Budget:
     rho: float | None = None
     latency: float | None = None  # milliseconds, by the problem's cost table
 
+    FIRST: ClassVar[tuple[str, ...]] = ("params", "flops", "rho", "latency")
+    """Never changed: journals of all times are known by these (:func:`vitlab.files.stable_dict`)."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -180,6 +190,9 @@ class Problem:
     resolution: int
     classes: int | None = None
     costs: CostTable | None = None
+
+    FIRST: ClassVar[tuple[str, ...]] = ("space", "scoring", "budget", "resolution", "classes", "costs")
+    """Never changed: journals of all times are known by these (:func:`vitlab.files.stable_dict`)."""
 
     def __post_init__(self) -> None:
         stride = 2 * math.prod(self.space.strides)
@@ -252,10 +265,11 @@ class Problem:
                 )
 
     def describe(self) -> dict[str, object]:
-        """Plain values that say which problem this is."""
-        plain = {key: value for key, value in asdict(self).items() if key != "costs"}
-        plain["costs"] = None if self.costs is None else self.costs.fingerprint
-        return plain
+        """Plain values that say which problem this is; a journal of another one is not continued."""
+        return {
+            **stable_dict(replace(self, costs=None)),
+            "costs": None if self.costs is None else self.costs.fingerprint,
+        }
 
 
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?(?:e\+?\d+)?)\s*([a-zA-Zµ]*)\s*")
