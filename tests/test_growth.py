@@ -130,7 +130,7 @@ def test_a_later_field_needs_a_default() -> None:
 
         FIRST: ClassVar[tuple[str, ...]] = ("one",)
 
-    with pytest.raises(TypeError, match="Wrong.two is not in FIRST"):
+    with pytest.raises(TypeError, match=r"Wrong\.two is not in FIRST"):
         stable_dict(Wrong(1, 2))
 
 
