@@ -202,7 +202,7 @@ def test_different_images_do_not_compare(run: Path, output: Path, capsys: pytest
 def test_a_model_folder_on_typed_data_with_a_validation_split(run: Path, output: Path, tmp_path: Path) -> None:
     """Digits as class folders with val and test: the temperature comes from val alone."""
     from vitlab.config import DatasetConfig
-    from vitlab.data.embedded import digits
+    from vitlab.data.sets.digits import splits as digits
 
     source = digits(DatasetConfig(name="digits", size=32, mean=[0.3] * 3, std=[0.3] * 3))["test"]
     for i in range(120):

@@ -181,7 +181,7 @@ def audit(
         empty=found.empty,
         lacking={
             split: absent
-            for split, part in found.rows.items()
+            for split, part in ({} if cfg.folds or cfg.split_file else found.rows).items()
             if (absent := sorted(set(classes) - {row.label for row in part}))
         },
         passed=found.passed,
@@ -194,9 +194,14 @@ def audit(
 
 
 def _how(cfg: DatasetConfig, found: Found) -> str:
+    if cfg.split_file:
+        return f"as {cfg.split_file} has it"
     if not made_here(cfg, found):
         return GIVEN
-    grouped = any(row.group for row in found.rows["train"])
+    grouped = any(row.group for part in found.rows.values() for row in part)
+    if cfg.folds:
+        of = "whole groups" if grouped else "stratified"
+        return f"fold {cfg.fold} of {cfg.folds} is test, {100 * cfg.val_fraction:g} % of the rest val, by a hash, {of}"
     whole = "every class" if set(found.rows) == {"train"} else "every class of train"
     return f"{100 * cfg.val_fraction:g} % of {whole} held out by a hash, {'whole groups' if grouped else 'stratified'}"
 

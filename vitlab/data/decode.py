@@ -88,10 +88,12 @@ class Files:
         classes: list[str],
         split_name: str,
         upright: bool = True,
+        groups: Sequence[str] | None = None,
     ) -> None:
         self.root = root
         self.keys = Strings(paths)
         self.labels: Labels = np.asarray(labels, dtype=np.int64)
+        self.groups = None if groups is None else Strings(groups)
         self.classes = classes
         self.split_name = split_name
         self.upright = upright

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from vitlab.config import Config
+from vitlab.data.build import write_splits
 from vitlab.files import read_json, write_json
 from vitlab.methods.base import Stage, find_method
 from vitlab.modes import benchmark, evaluate, export
@@ -39,6 +40,7 @@ def finish_run(run: Run, config: Config, stages: list[Stage], command: str) -> N
         found = evaluate.evaluate(subjects)
         write_json(run.folder / "evaluation" / "comparisons.json", [asdict(one) for one in evaluate.compare(found)])
         stop_if_requested()
+        write_splits(run.folder / "splits.csv", config.dataset, config.seed)
     probed = measure_robustness(subjects)
     if not run.is_done("benchmark"):
         run.mark_done("benchmark", {"costs": benchmark.costs(subjects)})

@@ -256,7 +256,7 @@ def summary(found: Sequence[Measured], comparisons: Sequence[Comparison]) -> str
     lines = [f"data     {first.subject.config.dataset.name}, {split} split, {len(first.label):,} images"]
     for view in dict.fromkeys(one.evaluation.view for one in found):
         lines.append(f"view     {view}")
-    if first.subject.config.dataset.name == "fake":
+    if first.data.synthetic:
         lines.append(SYNTHETIC)
     bins = [int(b) for b, *_ in first.evaluation.calibrations]
     rows = [["model", "Top-1 %", "95 %", f"Top-{first.evaluation.top_k} %", "NLL", "Brier"]]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vitlab.report.data import DatasetInfo, Example
 
 EXAMPLES = 24  # worst mistakes that are shown
-ASIDE = ("root", "download")  # keys of dataset. that do not change the images
+ASIDE = ("root", "download", "embedded", "synthetic")  # keys of dataset. that do not change the images
 
 
 @dataclass
@@ -92,7 +92,7 @@ def note_in_model(one: Measured) -> None:
         "dataset": subject.config.dataset.name,
         "split": one.data.split_names["test"],
         "images": len(one.label),
-        "synthetic": subject.config.dataset.name == "fake",
+        "synthetic": one.data.synthetic,
         "date": now(),
     }
     subject.meta.metrics = about | one.evaluation.metrics()
@@ -117,7 +117,7 @@ def draw(one: Measured) -> None:
             ("mistakes", plots.mistakes(worst_mistakes(one), theme)),
         ):
             if figure is not None:
-                if one.subject.config.dataset.name == "fake":
+                if one.data.synthetic:
                     style.mark_synthetic(figure, theme)
                 atomic_write(folder / f"{stem}-{name}.png", style.png(figure))
 
@@ -139,7 +139,7 @@ def describe_dataset(one: Measured) -> DatasetInfo:
         split=data.split_names["test"],
         classes=list(data.classes),
         size=data.eval_view.size,
-        synthetic=config.dataset.name == "fake",
+        synthetic=data.synthetic,
         fingerprint=data.fingerprint,
         val=data.sizes["val"] if fingerprint(data.sources["val"]) != one.images else 0,
     )
