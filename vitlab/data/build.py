@@ -111,7 +111,7 @@ def is_synthetic(cfg: DatasetConfig, source: Source) -> bool:
 
 
 def write_splits(path: Path, cfg: DatasetConfig, seed: int) -> None:
-    """Write the split that ``cfg`` makes as ``dataset.split_file`` reads it, before ``labels_per_class`` takes a subset.
+    """Write the split that ``cfg`` makes as ``dataset.split_file`` reads it; ``labels_per_class`` is no part of it.
 
     Nothing is written where the split is the set's own; a split file is copied, with the images that it leaves out.
     """

@@ -217,6 +217,12 @@ def groups_of(source: Source) -> Sequence[str] | None:
     return groups
 
 
+def groups_at(source: Source, index: Indices) -> list[str] | None:
+    """``[M]`` the groups of some images of a source; None where it has no groups."""
+    groups = groups_of(source)
+    return None if groups is None else [groups[int(i)] for i in index]
+
+
 def labels_of(source: Source) -> Labels:
     """``[N]`` labels of a source; reads every item where they are not known."""
     if source.labels is not None:

@@ -56,7 +56,7 @@ def splits_of_file(
             if path not in number:
                 raise UserError(
                     f"{place}: {path or 'an empty path'} is no image of data set '{cfg.name}'.",
-                    f"Its paths look like this: {keys[0]}. Remove the line, or give the data that the file was made for.",
+                    f"Its paths look like this: {keys[0]}. Remove the line, or choose the data that it was made for.",
                 )
             if split[number[path]]:
                 raise UserError(f"{place}: {path} is in the file twice.", "Remove one of the lines.")

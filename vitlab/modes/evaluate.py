@@ -97,7 +97,7 @@ def measure(subject: SelectedModel) -> Measured:
     Raises:
         UserError: the classes of the model are not those of the data.
     """
-    from vitlab.data.sources import fingerprint
+    from vitlab.data.sources import fingerprint, groups_at
     from vitlab.measure.bootstrap import bootstrap
     from vitlab.measure.classification import evaluate_scores, predict, score
     from vitlab.training.progress import Progress
@@ -114,7 +114,8 @@ def measure(subject: SelectedModel) -> Measured:
     found = evaluate_scores(scores, label, meta.classes, spec.bins)
     found.view = str(data.eval_view)
     if spec.resamples:
-        found.intervals = {k: list(v) for k, v in bootstrap(scores, spec.bins, spec.resamples).items()}
+        groups = groups_at(data.sources["test"], index)
+        found.intervals = {k: list(v) for k, v in bootstrap(scores, spec.bins, spec.resamples, groups=groups).items()}
     one = Measured(subject, found, logits, label, fingerprint(data.sources["test"]), data, index)
     if spec.temperature:
         found.no_temperature = why_no_temperature(one)
@@ -214,6 +215,7 @@ def _several(found: Sequence[Measured]) -> bool:
 
 def compare(found: Sequence[Measured]) -> list[Comparison]:
     """The result of a run against its other models, or the first run's result against the others'."""
+    from vitlab.data.sources import groups_at
     from vitlab.measure.bootstrap import compare_models
     from vitlab.measure.classification import score
 
@@ -222,13 +224,15 @@ def compare(found: Sequence[Measured]) -> list[Comparison]:
     main, several = main_of(found), _several(found)
     spec = main.subject.config.evaluation
     mine = score(main.logits, main.label)
+    groups, resamples = groups_at(main.data.sources["test"], main.index), max(spec.resamples, 1)
     out = []
     for one in found:
         if one is not main:
             other = score(one.logits, one.label)
             a, b = (main, one) if several else (one, main)
             x, y = (mine, other) if several else (other, mine)
-            out.append(compare_models(a.subject.title, b.subject.title, x, y, spec.bins, max(spec.resamples, 1)))
+            names = a.subject.title, b.subject.title
+            out.append(compare_models(*names, x, y, spec.bins, resamples, groups=groups))
     return out
 
 

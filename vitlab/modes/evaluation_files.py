@@ -64,13 +64,19 @@ def stem_of(subject: SelectedModel) -> str:
 
 
 def write(one: Measured) -> None:
-    """``<model>.json`` (the numbers), ``.npz`` (logits, label, index) and ``-classes.csv``."""
+    """``<model>.json`` (the numbers), ``.npz`` (logits, label, index, key and, where there are groups, group: one entry
+    for each image) and ``-classes.csv``."""
     import numpy as np
+
+    from vitlab.data.sources import groups_at
 
     folder, stem = folder_of(one.subject), stem_of(one.subject)
     write_json(folder / f"{stem}.json", one.evaluation.to_dict())
     buffer = io.BytesIO()
-    np.savez(buffer, logits=one.logits, label=one.label, index=one.index)
+    images = one.data.sources["test"]
+    named = {"key": [images.keys[int(i)] for i in one.index], "group": groups_at(images, one.index)}
+    text_arrays = {name: np.asarray(values, dtype=np.str_) for name, values in named.items() if values is not None}
+    np.savez(buffer, logits=one.logits, label=one.label, index=one.index, **text_arrays)
     atomic_write(folder / f"{stem}.npz", buffer.getvalue())
     text = io.StringIO()
     table = csv.writer(text)

@@ -81,7 +81,8 @@ def config_of(run: Run, composed: Composed) -> Config:
         else:
             values = {key: getattr(getattr(asked, group), key) for key in typed_keys(composed, group)}
             config = replace(config, **{group: replace(getattr(config, group), **values)})
-    for key in ("val_fraction", "folds", "fold", "split_file"):
+    elsewhere = (config.dataset.root, config.dataset.csv) != (trained.root, trained.csv)  # other images, or moved ones
+    for key in ("val_fraction",) if elsewhere else ("val_fraction", "folds", "fold", "split_file"):
         now, then = getattr(config.dataset, key), getattr(trained, key)
         if config.dataset.name == trained.name and now != then:
             now, then = (

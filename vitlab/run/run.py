@@ -48,7 +48,7 @@ RESULT_FREE = frozenset(
 """Top-level keys and groups that cannot change what is learned; they may differ when a run continues."""
 
 RESULT_FREE_KEYS = frozenset({"accumulate", "embedded", "synthetic"})
-"""Last parts of keys of which the same is true: how a batch is taken apart, which memory decides; what a set is."""
+"""Last parts of keys that cannot either: how a batch is taken apart, which memory decides; what a data set is."""
 
 _SHOWN = 12  # changed keys that an error message lists before it counts the rest
 
