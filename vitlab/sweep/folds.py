@@ -8,13 +8,11 @@ sets overlap, so neither is the spread of independent repetitions.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitlab.errors import UserError
+from vitlab.files import read_json
 from vitlab.run.run import Run
 
 if TYPE_CHECKING:
@@ -33,7 +31,7 @@ class Pooled:
 
     values: dict[str, str]  # the other swept keys
     folds: int
-    missing: list[int]  # folds without a finished run; nothing is pooled then
+    reason: str = ""  # why nothing is pooled
     images: int = 0
     groups: int | None = None
     metrics: dict[str, float] | None = None  # of all images together
@@ -43,11 +41,7 @@ class Pooled:
 
 
 def pooled(jobs: Sequence[Job]) -> list[Pooled]:
-    """One entry for each setting of the other swept keys, in their order; [] where no fold is swept.
-
-    Raises:
-        UserError: the runs' predictions are not of one data set, or an image was tested in two folds.
-    """
+    """One entry for each setting of the other swept keys, in their order; [] where no fold is swept."""
     together: dict[tuple[tuple[str, str], ...], list[Job]] = {}
     for job in jobs:
         if FOLD in job.values:
@@ -68,20 +62,21 @@ def _pool(values: dict[str, str], jobs: Sequence[Job]) -> Pooled | None:
     dataset, spec = _part(runs[0], "dataset"), _part(runs[0], "evaluation")
     count = int(dataset["folds"])
     by_fold = {int(_part(run, "dataset")["fold"]): run for run in runs}
-    found = Pooled(values, count, [fold for fold in range(count) if fold not in by_fold])
-    if found.missing:
+    found = Pooled(values, count)
+    if missing := [str(fold) for fold in range(count) if fold not in by_fold]:
+        found.reason = f"fold {', '.join(missing)} of {count} is missing"
+        return found
+    if old := [fold for fold in range(count) if not _keyed(by_fold[fold])]:
+        found.reason = (
+            f"the predictions of fold {old[0]} do not name their images: mode=evaluate run={by_fold[old[0]].folder}"
+        )
         return found
     parts = [_predictions(by_fold[fold]) for fold in range(count)]
     classes = parts[0].classes
     keys = np.concatenate([one.key for one in parts])
-    for fold, one in enumerate(parts):
-        if one.classes != classes:
-            raise UserError(f"Fold {fold} has other classes than fold 0: {by_fold[fold].folder}.", "Train it again.")
-    if len(np.unique(keys)) < len(keys):
-        raise UserError(
-            f"Folds of {by_fold[0].folder} share test images: they are not folds of one data set.",
-            "Train them again on the same data.",
-        )
+    if any(one.classes != classes for one in parts) or len(np.unique(keys)) < len(keys):
+        found.reason = "the folds differ in their classes or share test images, so they are not of one data set"
+        return found
     label = np.concatenate([one.label for one in parts])
     scores = score(np.concatenate([one.logits for one in parts]), label)
     groups = np.concatenate([one.group for one in parts]) if all(one.group is not None for one in parts) else None
@@ -109,6 +104,16 @@ class _Predictions:
     classes: list[str]
 
 
+def _keyed(run: Run) -> bool:
+    """Whether the predictions name their images; those of earlier versions do not."""
+    import numpy as np
+
+    with np.load(
+        run.folder / "evaluation" / f"{run.read_done('evaluation')['result']}.npz", allow_pickle=False
+    ) as kept:
+        return "key" in kept
+
+
 def _predictions(run: Run) -> _Predictions:
     import numpy as np
 
@@ -116,7 +121,7 @@ def _predictions(run: Run) -> _Predictions:
     folder = run.folder / "evaluation"
     with np.load(folder / f"{stem}.npz", allow_pickle=False) as kept:
         group = kept.get("group")
-        classes = list(json.loads(Path(folder / f"{stem}.json").read_text())["classes"])
+        classes = list(read_json(folder / f"{stem}.json")["classes"])
         return _Predictions(kept["logits"], kept["label"], kept["key"], group, classes)
 
 
@@ -134,8 +139,7 @@ def fold_table(found: Sequence[Pooled]) -> tuple[list[list[str]], list[str]]:
     for one in found:
         name = " ".join(f"{key}={value}" for key, value in one.values.items())
         if one.metrics is None or one.mean is None or one.spread is None:
-            absent = ", ".join(map(str, one.missing))
-            lines.append(f"{name + ': ' if name else ''}nothing is pooled, fold {absent} of {one.folds} is missing.")
+            lines.append(f"{name + ': ' if name else ''}nothing is pooled, {one.reason}.")
             continue
         for key, title, unit, digits in COLUMNS:
             ends = (one.intervals or {}).get(key)
