@@ -8,8 +8,9 @@ sets overlap, so neither is the spread of independent repetitions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlab.files import read_json
@@ -18,8 +19,6 @@ from vitlab.run.run import Run
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from vitlab.sweep.table import Job
 
 FOLD = "dataset.fold"
 COLUMNS = (("top1", "Top-1 %", 100.0, 2), ("nll", "NLL", 1.0, 3), ("ece", "ECE %", 100.0, 2))
@@ -40,25 +39,26 @@ class Pooled:
     spread: dict[str, float] | None = None  # their sample standard deviation
 
 
-def pooled(jobs: Sequence[Job]) -> list[Pooled]:
-    """One entry for each setting of the other swept keys, in their order; [] where no fold is swept."""
-    together: dict[tuple[tuple[str, str], ...], list[Job]] = {}
-    for job in jobs:
-        if FOLD in job.values:
-            key = tuple((name, value) for name, value in job.values.items() if name != FOLD)
-            together.setdefault(key, []).append(job)
-    return [found for key, own in together.items() if (found := _pool(dict(key), own)) is not None]
+def pooled(finished: Iterable[tuple[dict[str, str], Path]]) -> list[Pooled]:
+    """One entry for each setting of the other swept keys, in their order; [] where no fold is swept.
+
+    Args:
+        finished: the swept keys with their values, and the folder, of every finished run.
+    """
+    together: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for values, folder in finished:
+        if FOLD in values:
+            key = tuple((name, value) for name, value in values.items() if name != FOLD)
+            together.setdefault(key, []).append(Run.at(folder))
+    return [_pool(dict(key), runs) for key, runs in together.items()]
 
 
-def _pool(values: dict[str, str], jobs: Sequence[Job]) -> Pooled | None:
+def _pool(values: dict[str, str], runs: Sequence[Run]) -> Pooled:
     import numpy as np
 
     from vitlab.measure.bootstrap import bootstrap
     from vitlab.measure.classification import evaluate_scores, score
 
-    runs = [Run.at(job.run) for job in jobs if job.state == "finished"]
-    if not runs:
-        return None
     dataset, spec = _part(runs[0], "dataset"), _part(runs[0], "evaluation")
     count = int(dataset["folds"])
     by_fold = {int(_part(run, "dataset")["fold"]): run for run in runs}

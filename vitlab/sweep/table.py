@@ -127,7 +127,7 @@ def write_comparison(
     models, sentences = over_seeds(_same_but_seed(jobs)) if many else ([], [])
     if models:
         parts += ["Every model, mean ± standard deviation over seeds:", _markdown(models), "\n".join(sentences)]
-    folds = pooled(jobs)
+    folds = pooled((job.values, job.run) for job in jobs if job.state == "finished")
     fold_rows, fold_lines = fold_table(folds)
     if folds:
         parts += ["Cross-validation, out-of-fold predictions pooled:"]
