@@ -1,4 +1,4 @@
-"""From a dataset config to sources: the splits of a set as it gives them, or as ``dataset.*`` asks for them."""
+"""From a dataset config to sources: the splits of a set as it gives them, or as keys of ``dataset`` split it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def open_splits(
 
     Where a set has no ``val``, ``dataset.val_fraction`` of ``train`` is held out as such; with a fraction of 0 ``test``
     stands in for it. A set without ``test`` is measured on its ``val``, and keeps doing so when a part of ``train`` is
-    held out. ``source.split_name`` says which split it really is.
+    held out. ``source.split_name`` is the split that it really is.
 
     ``dataset.labels_per_class`` thins out what is left of ``train``; ``max_images`` cuts every split. Both choose by a
     hash of (``seed``, key) within each class; where there are groups, group by group.

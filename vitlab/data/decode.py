@@ -61,7 +61,7 @@ def read_rgb(path: Path, upright: bool = True) -> Image.Image:
 
 
 def why(error: Exception) -> str:
-    """What an exception met while reading an image means, in a few words."""
+    """The cause of an exception met while reading an image, in short."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     if isinstance(error, UnidentifiedImageError):

@@ -273,7 +273,7 @@ def read_csv(cfg: DatasetConfig) -> Found:
     """Rows ``path,label[,split][,group]``; paths relative to ``dataset.root``, or to the CSV's folder without one.
 
     Labels are names; where all of them are whole numbers they are sorted as numbers. Whether the files exist is not
-    asked here.
+    checked here.
 
     Raises:
         UserError: no such file, or a line that cannot be understood.
@@ -368,7 +368,7 @@ def _groups(rows: Sequence[Row]) -> list[str] | None:
 
 
 def made_here(cfg: DatasetConfig, found: Found) -> bool:
-    """Whether ``val`` is held out of ``train`` here: there is none, and one is asked for or nothing else measures."""
+    """Whether ``val`` is held out of ``train`` here: there is none, and it is requested or the only one to measure on."""
     if cfg.folds or cfg.split_file:
         return True
     return "train" in found.rows and "val" not in found.rows and ("test" not in found.rows or cfg.val_fraction != 0)
@@ -389,7 +389,7 @@ def _sources(cfg: DatasetConfig, found: Found) -> dict[str, Source]:
     sources: dict[str, Source] = {}
     for split, part in split_rows(cfg, found).items():
         if not part and split != "train":
-            continue  # nothing could be held out; open_splits says what is missing
+            continue  # nothing could be held out; open_splits raises
         paths = [row.path for row in part]
         source = Files(found.root, paths, _labels(found, part), classes, split, groups=_groups(part))
         source.ignored = found.ignored

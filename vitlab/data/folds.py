@@ -22,9 +22,10 @@ def fold_numbers(keys: Sequence[str], labels: Labels, folds: int, groups: Sequen
     """``[N]`` the fold in which each image is tested, 0 to ``folds - 1``, stratified by class.
 
     Without groups the images of a class are dealt to the folds in turn, in the order of SHA-256 of their keys; a class
-    goes on where the one before it ended. Folds differ by at most one image, in every class and in all.
+    starts at the fold after the last one of the class before it. Folds differ by at most one image, in every class and
+    in all.
 
-    With groups, groups are dealt whole: from the largest to the smallest (equal ones by SHA-256 of their names), each
+    Groups are dealt undivided: from the largest to the smallest (equal ones by SHA-256 of their names), each
     to the fold where the sum over classes of ``(images of the class in the fold / images of the class)^2`` stays
     smallest over all folds, which evens out every class; of equally good folds to the one with fewer images.
 
@@ -105,8 +106,8 @@ def splits_of_fold(
     if cfg.val_fraction:
         rest = np.flatnonzero(split == "train")
         if groups is None:
-            held = held_out([keys[i] for i in rest], labels[rest], cfg.val_fraction)
+            held = held_out([keys[int(i)] for i in rest], labels[rest], cfg.val_fraction)
         else:
-            held = held_out_groups([groups[i] for i in rest], labels[rest], cfg.val_fraction)
+            held = held_out_groups([groups[int(i)] for i in rest], labels[rest], cfg.val_fraction)
         split[rest[held]] = "val"
     return split

@@ -4,7 +4,7 @@ A source may also have ``groups``, the name of each image's group (a patient, a 
 not independent, so splits, subsets, folds and bootstrap resamples take groups as units. And it may state that it is
 ``synthetic``. Both are optional: :func:`groups_of` and ``getattr`` read them.
 
-Everything that must be the same tomorrow hangs on a source: stored teacher labels are addressed by its indices and
+Reproducibility depends on sources: stored teacher labels are addressed by its indices and
 refused when :func:`fingerprint` differs, and every subset or split here is a function of keys and seed alone, never of
 the order in which a file system lists names.
 
@@ -30,7 +30,7 @@ class Source(Protocol):
     """What the rest of vitlab needs to know about a data set."""
 
     split_name: str
-    """Which split this really is: ``test`` where a set has no ``val`` and ``val`` was asked for."""
+    """Which split this really is: ``test`` where a set has no ``val`` and ``val`` was requested."""
 
     in_memory: bool
     """Images are cheap to get: no worker processes are needed by default."""

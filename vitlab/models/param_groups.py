@@ -37,8 +37,8 @@ def parameter_groups(
     parameters are groups of their own, last, and learn at ``head_lr`` times what they would.
 
     Raises:
-        UserError: layer decay is asked of a network that does not say what its layers are, or another rate of the head
-            of one that does not say what its classifier is.
+        UserError: layer decay for a network that does not name its layers, or another rate of the head for one that
+            does not name its classifier.
         ValueError: ``layer_decay`` is not in (0, 1].
     """
     if not 0 < layer_decay <= 1:
@@ -67,7 +67,7 @@ def head_names(model: nn.Module) -> set[str]:
     ``classifier`` (two in a distilled DeiT), else of what ``get_classifier()`` returns.
 
     Raises:
-        UserError: the network says neither, or has no classifier.
+        UserError: the network has neither, or no classifier.
     """
     stated = (getattr(model, "default_cfg", None) or {}).get("classifier") or ()
     prefixes = (stated,) if isinstance(stated, str) else tuple(stated)
@@ -88,8 +88,8 @@ def head_names(model: nn.Module) -> set[str]:
 
 def undecayed_names(model: nn.Module) -> set[str]:
     """Names of the parameters that weight decay leaves alone."""
-    patterns = _said_by(model, "no_weight_decay")
-    keywords = _said_by(model, "no_weight_decay_keywords")
+    patterns = _stated_by(model, "no_weight_decay")
+    keywords = _stated_by(model, "no_weight_decay_keywords")
     return {
         name
         for name, parameter in model.named_parameters()
@@ -101,7 +101,7 @@ def undecayed_names(model: nn.Module) -> set[str]:
     }
 
 
-def _said_by(model: nn.Module, method: str) -> set[str]:
+def _stated_by(model: nn.Module, method: str) -> set[str]:
     function = getattr(model, method, None)
     found: Iterable[str] = function() if callable(function) else ()
     return set(found)

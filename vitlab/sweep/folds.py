@@ -2,7 +2,7 @@
 
 Every image is tested in one fold, by a model that was not trained on it. The pooled numbers are those of all images
 together, with a bootstrap interval over images (over groups where there are groups); beside them stand the mean and
-standard deviation over folds, which say how much training sets and test images of this size vary. The folds' training
+standard deviation over folds, which show how much the result varies with training and test images. The folds' training
 sets overlap, so neither is the spread of independent repetitions.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from vitlab.training.objectives import Objective, label_cross_entropy
 
 
 def balanced(objective: Objective, balance: str, source: Source) -> Objective:
-    """``objective`` with the class weights or the logit adjustment that ``recipe.balance`` asks for.
+    """``objective`` with the class weights or the logit adjustment of ``recipe.balance``.
 
     Args:
         balance: ``none`` and ``sampler`` leave the objective as it is; ``weight`` and ``logit_adjust`` give
@@ -41,9 +42,10 @@ def balanced(objective: Objective, balance: str, source: Source) -> Objective:
             f"recipe.balance={balance}: class '{source.classes[int(counts.argmin())]}' has no training image.",
             "Choose recipe.balance=none, or data in which every class has some.",
         )
+    on_labels = cast(Any, objective)  # the function that was checked above, with arguments of its own
     if balance == "weight":
-        return partial(objective, class_weight=class_weights(counts))
-    return partial(objective, log_prior=log_priors(counts))
+        return partial(on_labels, class_weight=class_weights(counts))
+    return partial(on_labels, log_prior=log_priors(counts))
 
 
 def class_weights(counts: NDArray[np.int64]) -> Tensor:

@@ -1,7 +1,7 @@
 """The data sets: one module each, named as ``dataset.name`` names it.
 
 ``vitlab/data/sets/<name>.py`` has one function ``splits(cfg) -> {"train": source, "test": source}``; ``train`` is
-needed, and of ``val`` and ``test`` one stands in for the other where it is missing. ``conf/dataset/<name>.yaml`` says
+needed, and of ``val`` and ``test`` one stands in for the other where it is missing. ``conf/dataset/<name>.yaml`` states
 how a network sees it. A module may state ``DOWNLOADABLE = True`` where it obeys ``dataset.download``. Modules whose
 name begins with an underscore are shared by several sets.
 """

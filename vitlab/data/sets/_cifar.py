@@ -1,4 +1,4 @@
-"""CIFAR's "python version": pickled dictionaries, read by an unpickler that knows numpy arrays and nothing else.
+"""CIFAR's "python version": pickled dictionaries, read by an unpickler that allows numpy arrays and nothing else.
 
 torchvision downloads them; it is not used to read them, because its reader unpickles whatever it finds.
 """

@@ -27,7 +27,7 @@ def fetch_folder(cfg: DatasetConfig, base: str, download: Callable[[str], object
     """The folder ``base``; fetched first if it is missing and ``dataset.download`` is set.
 
     Fetched beside its place and renamed, so that an interrupted download is not taken for the data; one process at a
-    time, so that several ranks may ask.
+    time, so that several ranks may call this.
     """
     folder = find_folder(cfg, base)
     if folder is not None or not cfg.download:
@@ -38,7 +38,7 @@ def fetch_folder(cfg: DatasetConfig, base: str, download: Callable[[str], object
     with open(root / f".{base}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (root / base).is_dir():
-            shutil.rmtree(scratch, ignore_errors=True)  # torchvision takes a half-unpacked archive for a whole one
+            shutil.rmtree(scratch, ignore_errors=True)  # torchvision takes a half-unpacked archive for a complete one
             scratch.mkdir()
             try:
                 download(str(scratch))
