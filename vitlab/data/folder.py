@@ -368,7 +368,7 @@ def _groups(rows: Sequence[Row]) -> list[str] | None:
 
 
 def made_here(cfg: DatasetConfig, found: Found) -> bool:
-    """Whether ``val`` is held out of ``train`` here: there is none, and it is requested or the only one to measure on."""
+    """Whether ``val`` is held out of ``train`` here: there is none, and it is requested or nothing else measures."""
     if cfg.folds or cfg.split_file:
         return True
     return "train" in found.rows and "val" not in found.rows and ("test" not in found.rows or cfg.val_fraction != 0)
