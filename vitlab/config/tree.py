@@ -199,7 +199,7 @@ class DebugConfig:
 
 @dataclass
 class PaperConfig:
-    """A published row that stands in the report beside the run's result; experiments give it."""
+    """A published row that stands in the report beside the run's result; chosen with paper=NAME."""
 
     name: Optional[str] = None  # the row, e.g. TinyViT-5M, 300 epochs; null: none
     source: str = ""  # where it stands, e.g. Wu et al. 2022, main table
@@ -240,6 +240,13 @@ class ExplainConfig:
     target: str = "predicted"  # the class that Grad-CAM explains: predicted, label, or a class's name
     layer: Optional[str] = None  # module that Grad-CAM reads; null: the last one that has places
     sanity: bool = True  # randomise the weights and show what is left of the maps
+
+
+@dataclass
+class ReportConfig:
+    """The page of a run."""
+
+    figures: bool = True  # draw them; false: tables and words only, for sweeps of many runs (mode=report draws later)
 
 
 @dataclass
@@ -310,6 +317,7 @@ class Config:
     predict: PredictConfig = field(default_factory=PredictConfig)
     explain: ExplainConfig = field(default_factory=ExplainConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
 
