@@ -30,6 +30,8 @@ EVERYTHING = (
     "recipe.augmentation.mixup=0.8",
     "recipe.augmentation.cutmix=1.0",
     "recipe.optimizer=lamb",
+    "recipe.head_lr=3",
+    "recipe.balance=sampler",
 )
 
 
@@ -44,6 +46,19 @@ def test_everything_at_once_continues_bit_for_bit(tmp_path: Path) -> None:
         assert tell(tmp_path / "b", *EVERYTHING) == 130
     assert tell(tmp_path / "b", *EVERYTHING) == 0
     assert_same(the_run(tmp_path / "a"), the_run(tmp_path / "b"))
+
+
+@pytest.mark.parametrize(
+    ("balance", "message"),
+    [("logit_adjust", "is for training on labels"), ("sampler", "stored or repeated views are a fixed number")],
+)
+def test_stored_targets_are_not_balanced(
+    balance: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused in the rehearsal, before the teacher is trained."""
+    assert tell(tmp_path, "method=tinyvit", f"recipe.balance={balance}", "debug.max_images=16") == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.glob("tinyvit/*/teacher"))
 
 
 def test_micro_batches_add_up_to_the_batch(tmp_path: Path) -> None:
