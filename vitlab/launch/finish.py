@@ -37,10 +37,10 @@ def finish_run(run: Run, config: Config, stages: list[Stage], command: str) -> N
     primary = result_of(measured)
     subjects = select_models(run, config, measured)
     if not run.is_done("evaluation"):
+        write_splits(run.folder / "splits.csv", config.dataset, config.seed)
         found = evaluate.evaluate(subjects)
         write_json(run.folder / "evaluation" / "comparisons.json", [asdict(one) for one in evaluate.compare(found)])
         stop_if_requested()
-        write_splits(run.folder / "splits.csv", config.dataset, config.seed)
     probed = measure_robustness(subjects)
     if not run.is_done("benchmark"):
         run.mark_done("benchmark", {"costs": benchmark.costs(subjects)})

@@ -34,7 +34,7 @@ def balanced(objective: Objective, balance: str, source: Source) -> Objective:
             f"recipe.balance={balance} is for training on labels; the objective "
             f"{getattr(name, '__name__', type(name).__name__)} learns from a teacher's output, whose classes have no "
             "counts.",
-            "Choose recipe.balance=none, or recipe.balance=sampler where the teacher is online.",
+            "Choose recipe.balance=none.",
         )
     counts = np.bincount(labels_of(source), minlength=len(source.classes))
     if not counts.all():
