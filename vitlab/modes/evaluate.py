@@ -255,6 +255,7 @@ def write_comparison(found: Sequence[Measured], comparisons: Sequence[Comparison
 
 def summary(found: Sequence[Measured], comparisons: Sequence[Comparison]) -> str:
     """What stands at the prompt when the measuring is done."""
+    from vitlab.data.sources import groups_of
     from vitlab.report.compare import SYNTHETIC, percent
     from vitlab.report.page import confused_pairs, weakest
     from vitlab.report.text_tables import describe_comparison, span, text_table
@@ -262,6 +263,8 @@ def summary(found: Sequence[Measured], comparisons: Sequence[Comparison]) -> str
     first = found[0]
     split = first.data.split_names["test"]
     lines = [f"data     {first.subject.config.dataset.name}, {split} split, {len(first.label):,} images"]
+    if (groups := groups_of(first.data.sources["test"])) is not None:
+        lines.append(f"groups   {len(set(groups)):,}; intervals are of a bootstrap over them")
     for view in dict.fromkeys(one.evaluation.view for one in found):
         lines.append(f"view     {view}")
     if first.data.synthetic:
