@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
 MISSING: Any = "???"
 """OmegaConf's mark of a value that ``conf/`` must give; its package would double the time of ``--help``."""
@@ -28,6 +28,11 @@ class ModelConfig:
     std: Optional[list[float]] = None  # see mean
     absent_class: str = "mean"  # a class of yours that an ImageNet-22k head lacks: mean of the others, or zero
     table_resize: str = "official"  # TinyViT's bias tables for another window: official, or timm (antialiased)
+
+    FIRST: ClassVar[tuple[str, ...]] = (
+        *("name", "pretrained", "checkpoint", "args", "mean", "std", "absent_class", "table_resize"),
+    )
+    """For the names of folders that hold a model's results (:func:`vitlab.files.stable_dict`)."""
 
 
 @dataclass
@@ -54,6 +59,12 @@ class DatasetConfig:
     synthetic: bool = False  # made-up images: reports say that the numbers mean nothing
     length: int = 256  # fake only: training images (a quarter as many for testing)
     num_classes: int = 10  # fake only
+
+    FIRST: ClassVar[tuple[str, ...]] = (
+        *("name", "root", "size", "mean", "std", "labels_per_class", "crop_pct", "crop", "download", "csv"),
+        *("leave_out", "val_fraction", "length", "num_classes"),
+    )
+    """As in :class:`ModelConfig`."""
 
 
 @dataclass

@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass, field
 from functools import partial as bind
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitlab.errors import UserError
-from vitlab.files import read_json, write_json
+from vitlab.files import read_json, stable_dict, write_json
 from vitlab.measure.grids import Floats, interpolate, monotone
 from vitlab.measure.latency_table import ROUNDS, HeldOut, cell, spread_of
 from vitlab.measure.timing import Call, Conditions, block_size, forward_pass, synchronize, time_block, time_in_rounds
@@ -74,6 +74,12 @@ class CostTable:
     error: float | None = None
     measured: dict[str, Any] | None = None
 
+    FIRST: ClassVar[tuple[str, ...]] = (
+        *("device", "batch", "kind", "channels", "pointwise"),
+        *("spatial", "stem", "scale", "error"),
+    )
+    """Never changed: tables of all times are known by these (:func:`vitlab.files.stable_dict`)."""
+
     def __hash__(self) -> int:
         return hash(self.fingerprint)
 
@@ -84,10 +90,7 @@ class CostTable:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; ``measured`` is left out where it is None, so that older tables keep their fingerprint."""
-        plain = asdict(self)
-        if self.measured is None:
-            del plain["measured"]
-        return plain
+        return stable_dict(self)
 
     def save(self, path: Path) -> None:
         """Write JSON."""
