@@ -113,6 +113,8 @@ def test_data_set_of_the_readme_works_when_typed_in(tmp_path: Path) -> None:
     sides = {name: {row[2] for row in rows if row[1] == name} for name in ("train", "val", "test")}
     assert len(rows) == 120 and all(sides.values())
     assert len(set.union(*sides.values())) == sum(map(len, sides.values())) == 20
+    kept = np.load(split.parent / "evaluation" / "train.npz")
+    assert [beach[int(key.split()[1])] for key in kept["key"]] == kept["group"].tolist()
 
 
 def test_pictures_and_links_of_the_readme_exist() -> None:

@@ -37,6 +37,8 @@ def said(run: Path, output: Path) -> str:
 
 def test_the_files_agree_with_scikit_learn(run: Path, said: str) -> None:
     kept = np.load(run / "evaluation" / "train.npz")
+    images = find_subject(load(["mode=evaluate", f"run={run}", *QUIET])).data.sources["test"]
+    assert kept["key"].tolist() == [images.keys[int(i)] for i in kept["index"]] and "group" not in kept
     found = Evaluation.from_dict(json.loads((run / "evaluation" / "train.json").read_text()))
     prob = np.exp(kept["logits"].astype(float))
     prob /= prob.sum(1, keepdims=True)
