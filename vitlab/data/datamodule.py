@@ -10,12 +10,13 @@ import lightning as L
 import numpy.typing as npt
 
 from vitlab.config import AugmentationConfig, DatasetConfig
-from vitlab.data.build import open_splits
+from vitlab.data.balanced_sampler import BalancedSampler
+from vitlab.data.build import is_synthetic, open_splits
 from vitlab.data.dataset import EvalViews, TrainViews
 from vitlab.data.loader import Loader, default_workers
 from vitlab.data.reinforced import ReinforcedViews, ReinforcingViews
 from vitlab.data.sampler import EpochSampler, ShardSampler, SlotPolicy, SlotSampler, Span
-from vitlab.data.sources import fingerprint
+from vitlab.data.sources import fingerprint, labels_of
 from vitlab.distill.draw import Augmentation
 from vitlab.distill.formats import open_reinforcements, open_targets
 from vitlab.distill.reinforce_draw import Reinforcement
@@ -40,10 +41,12 @@ class VisionData(L.LightningDataModule):
         slots, num_slots: as in :class:`~vitlab.data.sampler.EpochSampler`; ``num_slots`` defaults to the store's.
         max_images: cut every split to so many images.
         measuring: nothing is trained, so that a set without training images will do.
+        balanced: epochs show every class equally often, see :class:`~vitlab.data.balanced_sampler.BalancedSampler`.
 
     Attributes:
         sizes: images in ``train``, ``val`` and ``test``.
         split_names: which split these really are.
+        synthetic: the images are made up.
         fingerprint: of the training images (after ``labels_per_class``); stored targets belong to it.
     """
 
@@ -69,6 +72,7 @@ class VisionData(L.LightningDataModule):
         plain_share: float = 0.0,
         replay_backend: str = "auto",
         measuring: bool = False,
+        balanced: bool = False,
     ) -> None:
         super().__init__()
         self.sources = open_splits(dataset, seed, max_images, measuring)
@@ -78,6 +82,7 @@ class VisionData(L.LightningDataModule):
         self.sizes = {split: len(source) for split, source in self.sources.items()}
         self.split_names = {split: source.split_name for split, source in self.sources.items()}
         self.fingerprint = fingerprint(self.train_source)
+        self.synthetic = is_synthetic(dataset, self.train_source)
         self.mean = tuple(mean)
         self.std = tuple(std)
         self.seed = seed
@@ -114,7 +119,20 @@ class VisionData(L.LightningDataModule):
             num_slots = found.samples
             replay_backend = found.backend if replay_backend == "auto" else replay_backend
         self._backend = replay_backend
-        if not measuring:
+        self.train_sampler: EpochSampler
+        if balanced:
+            self.train_sampler = BalancedSampler(
+                labels_of(self.train_source),
+                self.num_classes,
+                batch_size * world * accumulate,
+                seed=seed,
+                rank=rank,
+                world=world,
+                accumulate=accumulate,
+                paired=self.augmentation.mixes,
+                num_slots=num_slots,
+            )
+        elif not measuring:
             self.train_sampler = EpochSampler(
                 len(self.train_source),
                 batch_size * world * accumulate,

@@ -90,6 +90,7 @@ def make_data(
         plain_share=reinforcements.plain_share if reinforcements is not None else 0.0,
         replay_backend=reinforcements.backend if reinforcements is not None else "auto",
         max_images=config.debug.max_images,
+        balanced=recipe.balance == "sampler",
     )
     stored = data.train_sampler.num_slots
     if exact and stored is not None and (epochs := epochs_of(recipe, data)) > stored:
@@ -106,7 +107,7 @@ def make_optimizer(network: nn.Module, recipe: RecipeConfig) -> Optimizer:
     Raises:
         UserError: unknown optimiser or argument.
     """
-    groups: Any = parameter_groups(network, recipe.weight_decay, recipe.layer_decay)
+    groups: Any = parameter_groups(network, recipe.weight_decay, recipe.layer_decay, recipe.head_lr)
     args: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in recipe.optimizer_args.items()
     }

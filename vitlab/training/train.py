@@ -17,6 +17,7 @@ from vitlab.models.build import architecture, build_model, normalisation
 from vitlab.stage import Context
 from vitlab.training.build import Reinforced, full_steps, make_data, make_optimizer, shortened
 from vitlab.training.callbacks.view_grid import ViewGrid
+from vitlab.training.class_balance import balanced
 from vitlab.training.distributed import device_of, world_size
 from vitlab.training.fit import fit
 from vitlab.training.learner import Learner, TeacherFn
@@ -56,6 +57,7 @@ def train(
     mean, std = normalisation(model, config.dataset.mean, config.dataset.std)
     data = make_data(config, recipe, mean, std, store=store, views=views, exact=exact, reinforcements=reinforcements)
     network = make_network(config, model, data, start)
+    objective = balanced(objective, recipe.balance, data.train_source)
     schedule = Schedule.from_recipe(recipe, data.steps_per_epoch)
     steps, images = schedule.total, len(data.train_source)
     if context.full_config is not None:
