@@ -1,4 +1,4 @@
-"""What stands beside the code for whoever carries on: the contributor's page, the workflow, the hooks, the changelog."""
+"""What stands beside the code for whoever carries on: contributor page, workflow, hooks, changelog."""
 
 from __future__ import annotations
 
