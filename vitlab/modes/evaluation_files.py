@@ -78,7 +78,7 @@ def write(one: Measured) -> None:
     text_arrays: dict[str, Any] = {
         name: np.asarray(values, dtype=np.str_) for name, values in named.items() if values is not None
     }
-    np.savez(buffer, logits=one.logits, label=one.label, index=one.index, **texts)
+    np.savez(buffer, logits=one.logits, label=one.label, index=one.index, **text_arrays)
     atomic_write(folder / f"{stem}.npz", buffer.getvalue())
     text = io.StringIO()
     table = csv.writer(text)
