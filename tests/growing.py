@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from vitlab.compose.load import schema
+from vitlab.compose import schema
 
 
 def grow(patch: pytest.MonkeyPatch, cls: type, name: str, hint: str, default: object) -> None:
