@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any, cast
 
@@ -16,6 +17,26 @@ from torch.utils.data import DataLoader, Dataset
 from vitlab.data.batch import Batch
 from vitlab.data.sources import Source
 from vitlab.errors import UserError
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How batches are read; what an optimiser step sees follows from ``batch_size * world * accumulate`` alone.
+
+    Attributes:
+        batch_size: of one rank and one micro-batch of training.
+        eval_batch_size: of one rank in evaluation; None: ``batch_size``.
+        accumulate: micro-batches of one optimiser step.
+        workers: loader processes; None: :func:`default_workers`.
+        rank, world: which process this is, of how many.
+    """
+
+    batch_size: int = 1
+    eval_batch_size: int | None = None
+    accumulate: int = 1
+    workers: int | None = None
+    rank: int = 0
+    world: int = 1
 
 
 class Loader(DataLoader[Batch]):

@@ -19,7 +19,7 @@ def named_stores(composed: Composed) -> tuple[Config, list[Path]]:
     Raises:
         UserError: another method, or a set as it was released.
     """
-    from vitlab.methods.reinforce.method import stores
+    from vitlab.methods.reinforce.options import stores
     from vitlab.modes.verify import find_store
 
     config = composed.config

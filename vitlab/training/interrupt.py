@@ -25,7 +25,7 @@ def install_signal_handlers(quiet: bool = False) -> None:
     Args:
         quiet: another process, which passes the signals on, tells the user.
     """
-    global _quiet, _listening
+    global _quiet, _installed
     _quiet, _installed = quiet, True
     signal.signal(signal.SIGINT, _on_signal)
     signal.signal(signal.SIGTERM, _on_signal)

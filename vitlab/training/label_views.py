@@ -17,7 +17,7 @@ from vitlab.config import Config
 from vitlab.data.batch import Batch
 from vitlab.data.datamodule import VisionData
 from vitlab.data.loader import Loader
-from vitlab.data.reinforced import FreshViews
+from vitlab.data.reinforced import RecordBatch
 from vitlab.distill.draw import seeds_of
 from vitlab.distill.sparse import SparseTarget, sparsify
 from vitlab.distill.store import TargetStore
@@ -213,7 +213,7 @@ def _write(writer: SlotWriter, batch: Batch, target: SparseTarget, first: int, s
     rows = slice(first, None, step)
     part = SparseTarget(target.prob[rows], target.index[rows], target.classes)
     index = batch.index[rows].cpu().numpy()
-    if isinstance(batch, FreshViews):
+    if isinstance(batch, RecordBatch):
         return writer.write(index, None, part, **{name: values[rows] for name, values in batch.fields.items()})
     assert writer.spec.base_seed is not None  # views that were drawn here
     return writer.write(index, seeds_of(writer.spec.base_seed, batch.slot[rows].cpu().numpy(), index), part)

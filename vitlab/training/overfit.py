@@ -14,6 +14,7 @@ from vitlab.data.batch import Batch
 from vitlab.distill.sparse import SparseTarget, densify
 from vitlab.files import write_json
 from vitlab.training.learner import Learner
+from vitlab.training.objectives import StepObjective
 from vitlab.training.progress import print_line
 
 CERTAIN = 30.0  # logit of a class that is as good as sure
@@ -48,10 +49,13 @@ class Overfit(Callback):
         self, trainer: L.Trainer, learner: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         assert isinstance(learner, Learner)
-        target = learner.teacher(batch) if learner.teacher is not None else None
-        with torch.no_grad():
-            logits = perfect(batch.label, target, self.classes)
-            self.last = float(outputs["loss"]) - float(learner.objective(logits, batch.label, target)["loss"])
+        least = 0.0  # of a StepObjective, whose best output is not known
+        if not isinstance(learner.objective, StepObjective):
+            target = learner.targets(batch).get("teacher")
+            with torch.no_grad():
+                logits = perfect(batch.label, target, self.classes)
+                least = float(learner.objective(logits, batch.label, target)["loss"])
+        self.last = float(outputs["loss"]) - least
         if self.first is None:
             self.first = self.last
         if self.last > self.near:

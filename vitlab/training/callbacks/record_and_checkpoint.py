@@ -6,7 +6,7 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -79,10 +79,12 @@ class RecordAndCheckpoint(Callback):
 
     # -- Lightning's hooks -------------------------------------------------------------------------------------------
 
+    KEY: ClassVar = "Bookkeeper"
+    """Of this callback's state in a checkpoint: the first name of the class, so that old ones are read."""
+
     @property
     def state_key(self) -> str:
-        """Lightning's key of this callback in a checkpoint; the first name of the class, so that old ones are read."""
-        return "Bookkeeper"
+        return self.KEY
 
     def state_dict(self) -> dict[str, Any]:
         window = torch.stack(self.window).cpu() if self.window else torch.zeros(0, len(self.names))
@@ -117,7 +119,8 @@ class RecordAndCheckpoint(Callback):
         with timed(trainer, "weight average"):
             learner.after_step()
         step = learner.step
-        last = step >= self.total
+        finished = self._finished(trainer, learner)
+        last = step >= self.total or finished
         if step % self.record_every == 0 or last:
             self._record(trainer, learner)
         if step % self.validate_every == 0 or last:
@@ -129,6 +132,18 @@ class RecordAndCheckpoint(Callback):
                 self._checkpoint(trainer, learner)
         if stopping:
             stop()
+        if finished and step < self.total:
+            self.progress.note(f"{self.stage}: ends after step {step} of {self.total}")
+            trainer.should_stop = True
+
+    def _finished(self, trainer: L.Trainer, learner: Learner) -> bool:
+        """Whether the training ends after this step; the same answer on every rank."""
+        if not learner.can_finish:
+            if learner.finished:
+                raise RuntimeError("learner.finished is set, and learner.can_finish was not before the training")
+            return False
+        learner.finished = bool(all_reduce_max(int(learner.finished), trainer.strategy.root_device))
+        return learner.finished
 
     def _asked(self, trainer: L.Trainer, step: int) -> bool:
         """Whether to stop after this step; several processes ask each other only where they talk anyway."""
@@ -257,7 +272,7 @@ def validate(trainer: L.Trainer, learner: Learner, batches: Loader, example: Ten
         for batch in batches:
             batch = trainer.strategy.batch_to_device(batch)
             with trainer.precision_plugin.val_step_context():
-                logits = network(batch.image)
+                logits = learner.logits(network(batch.image))
             logits = logits.float()
             right = (logits.argmax(1) == batch.label).sum()
             nll = F.cross_entropy(logits, batch.label, reduction="sum")
