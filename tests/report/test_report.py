@@ -250,6 +250,17 @@ def test_the_smallest_report_is_a_report(tmp_path: Path) -> None:
     assert "50.00" in paths.markdown.read_text()
 
 
+def test_without_figures_every_table_is_there(data: ReportData, html: Page, tmp_path: Path) -> None:
+    paths = write_report(tmp_path, data, figures=False)
+    plain = Page(paths.html.read_text())
+    assert plain.table == html.table and len(plain.table) > 20
+    assert not paths.figures and not (tmp_path / "figures").exists()
+    assert "](figures/" not in paths.markdown.read_text()
+    assert not {"picture", "source"} & {tag for tag, _ in plain.tags}
+    targets = {attrs["href"][1:] for tag, attrs in plain.tags if tag == "a"}
+    assert targets <= {attrs["id"] for _, attrs in plain.tags if "id" in attrs}
+
+
 def test_contradictions_are_refused() -> None:
     whole = make()
     with pytest.raises(ValueError, match="primary row 'x'"):

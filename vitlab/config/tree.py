@@ -12,45 +12,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from omegaconf import MISSING
-
-GROUPS = (
-    "method",
-    "model",
-    "dataset",
-    "teacher",
-    "recipe",
-    "task",
-    "hardware",
-    "logger",
-    "evaluation",
-    "export",
-    "debug",
-    "sweep",
-    "experiment",
-)
-"""Config groups, in the order in which ``--help`` shows them."""
-
-MODES = (
-    "train",
-    "evaluate",
-    "benchmark",
-    "predict",
-    "explain",
-    "export",
-    "audit",
-    "report",
-    "verify",
-    "convert",
-    "stats",
-    "merge",
-    "subset",
-    "contract",
-    "throughput",
-    "check",
-    "list",
-)
-"""What ``mode=`` accepts."""
+MISSING: Any = "???"
+"""OmegaConf's mark of a value that ``conf/`` must give; its package would double the time of ``--help``."""
 
 
 @dataclass
@@ -228,7 +191,7 @@ class DebugConfig:
 
 @dataclass
 class PaperConfig:
-    """A published row that stands in the report beside the run's result; experiments give it."""
+    """A published row that stands in the report beside the run's result; chosen with paper=NAME."""
 
     name: Optional[str] = None  # the row, e.g. TinyViT-5M, 300 epochs; null: none
     source: str = ""  # where it stands, e.g. Wu et al. 2022, main table
@@ -269,6 +232,13 @@ class ExplainConfig:
     target: str = "predicted"  # the class that Grad-CAM explains: predicted, label, or a class's name
     layer: Optional[str] = None  # module that Grad-CAM reads; null: the last one that has places
     sanity: bool = True  # randomise the weights and show what is left of the maps
+
+
+@dataclass
+class ReportConfig:
+    """The page of a run."""
+
+    figures: bool = True  # draw them; false: tables and words only, for sweeps of many runs (mode=report draws later)
 
 
 @dataclass
@@ -321,6 +291,7 @@ class Config:
     name: Optional[str] = None  # readable part of the run's name; null: dataset-model
     output: str = "outputs"  # where run folders are made
     fresh: bool = False  # start a numbered sibling of a run that exists
+    only: Optional[str] = None  # run this stage of the method and the stages that it needs; null: the method's all
     method: Any = MISSING
     model: ModelConfig = field(default_factory=ModelConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
@@ -338,6 +309,7 @@ class Config:
     predict: PredictConfig = field(default_factory=PredictConfig)
     explain: ExplainConfig = field(default_factory=ExplainConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
 

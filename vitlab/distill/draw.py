@@ -35,6 +35,9 @@ ATTEMPTS = 10
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 ERASE_MODES = ("pixel", "rand", "const")
+CROPS = ("auto", "center", "squash")
+"""What ``dataset.crop`` accepts: see :class:`vitlab.distill.views.EvalView`."""
+
 _JITTER = ("brightness", "contrast", "saturation", "hue")
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15

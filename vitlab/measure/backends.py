@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-BACKENDS = ("eager", "compile", "onnxruntime", "openvino")
 NEEDS = {"onnxruntime": ("onnx", "onnxruntime", "onnxscript"), "openvino": ("onnx", "onnxscript", "openvino")}
 """Packages beside torch that a backend needs."""
 

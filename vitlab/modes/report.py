@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitlab.compose.load import Composed
+from vitlab.config.composed import Composed
 from vitlab.errors import UserError
 from vitlab.modes.find_runs import command_of, config_of, find_runs, models_of, result_of, writing
 from vitlab.report.card import write_card
@@ -23,19 +23,22 @@ from vitlab.report.data import ReportData
 from vitlab.report.write import write_report
 from vitlab.run.run import Run
 
+MEANING = "the page of a run written anew, or several side by side: run=[A,B]"
+READS = ("run", "report")
+
 
 def answer(composed: Composed) -> int:
     """Write and tell; the exit code."""
     found = find_runs(composed)
     if not found:
         raise UserError("mode=report needs a run.", "Give run=FOLDER, or several: run=[A,B].")
-    card = None
+    card, figures = None, composed.config.report.figures
     runs = list({run.folder: run for run, _ in found}.values())
     reports = [of_run(run, composed) for run in runs]
     if len(runs) == 1:
         with writing(runs[0], composed):
             data, folder = reports[0], runs[0].folder
-            paths = write_report(folder, data)
+            paths = write_report(folder, data, figures)
             card = write_card(folder, data)
     else:
         from vitlab.report.compare_runs import side_by_side
@@ -44,7 +47,7 @@ def answer(composed: Composed) -> int:
         data = side_by_side(reports, names, command_of(composed), max(1, composed.config.evaluation.resamples))
         digest = hashlib.sha256("|".join(str(run.folder) for run in runs).encode()).hexdigest()[:8]
         folder = Path(composed.config.output) / "report" / f"{len(runs)}-runs-{digest}"
-        paths = write_report(folder, data)
+        paths = write_report(folder, data, figures)
     print(compare(data.rows, data.paper_rows, data.primary, data.dataset.synthetic).text())
     print(f"\nreport   {paths.html}\n         {paths.markdown}, {len(paths.figures)} figures")
     if card is not None:
