@@ -326,8 +326,9 @@ def test_a_distilled_deit_trains_on_labels_with_the_mean_of_its_heads(tmp_path: 
         folder.mkdir()
         context = Context(config, STAGE, {"prune": folder}, Recorder(folder / "metrics.jsonl"))
         training = prepare(context, model, config.recipe)
-        training.network.set_distilled_training(distilled)
-        assert isinstance(training.network.train()(torch.zeros(2, 3, 32, 32)), tuple) == distilled
+        network: Any = training.network
+        network.set_distilled_training(distilled)
+        assert isinstance(network.train()(torch.zeros(2, 3, 32, 32)), tuple) == distilled
         training.run()
         training.save()
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
