@@ -117,7 +117,7 @@ class VisionData(L.LightningDataModule):
     def label_dataloader(self, slot: int, missing: npt.ArrayLike, batch_size: int) -> Loader:
         """This rank's part of the training views of ``slot`` that hold an index of ``missing``, to be labelled.
 
-        Whole batches of a fixed partition: some of their images may be done already, and give the same again.
+        Batches of a fixed partition: some of their images may be done already, and give the same again.
         """
         sampler = SlotSampler(
             len(self.train_source),
@@ -136,7 +136,7 @@ class VisionData(L.LightningDataModule):
     ) -> Loader:
         """This rank's part of the blocks of ``at_once`` images that hold one of ``missing``, to be reinforced.
 
-        Blocks are a fixed partition of the data: a view is labelled in the same company whoever does it, and when.
+        Blocks are a fixed partition of the data: a view is labelled in the same batch on any rank and at any time.
         """
         rank, world = self.options.rank, self.options.world
         sampler = SlotSampler(len(self.train_source), at_once, samples.start, missing, rank=rank, world=world)

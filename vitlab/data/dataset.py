@@ -52,7 +52,7 @@ class TrainViews(Dataset[Batch]):
         self._opened: TargetStore | V0Store | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # A loader process opens its own memory maps; a pickled one would be a copy of the whole store.
+        # A loader process opens its own memory maps; a pickled one would be a copy of the store.
         return self.__dict__ | {"_opened": None}
 
     def with_store(self, store: Path) -> TrainViews:

@@ -1,4 +1,4 @@
-"""The one DataLoader: whole batches from the data set, processes that outlive Ctrl-C, errors that stay readable."""
+"""The one DataLoader: batches as the data set makes them, processes that outlive Ctrl-C, errors that stay readable."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Loader(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names its private iterator class
         try:
-            # What a fork starts in a new process, telemetry's threads say, inherits the mask.
+            # Threads that a library starts in the forked process (telemetry) inherit the mask.
             with _sigterm_waits(), _deaths_wait():
                 batches = super().__iter__()
             for batch in batches:
@@ -134,7 +134,7 @@ def _sigterm_waits() -> Iterator[None]:
 
 
 def _prepare_worker(number: int) -> None:
-    """Leave Ctrl-C and SIGTERM, which may reach the whole process group, to the main process.
+    """Leave Ctrl-C and SIGTERM, which may reach the process group, to the main process.
 
     It finishes its step, saves, and then ends the workers. torch has already limited this process to one thread and
     ends it when the main process is gone.
@@ -146,7 +146,7 @@ def _prepare_worker(number: int) -> None:
 
 
 def _obey(parent: int) -> None:
-    """End on the SIGTERM of the main process, by which multiprocessing ends its children; on nobody else's."""
+    """End on the SIGTERM of the main process, by which multiprocessing ends its children, and on no other process's."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

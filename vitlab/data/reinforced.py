@@ -167,7 +167,7 @@ def make_view(view: View, pictures: _Pictures, index: int, drawn: Draw, out: Ten
 
 
 def _certain(target: SparseTarget, row: int, label: int) -> None:
-    """Make ``row`` say ``label`` with probability one."""
+    """Give ``label`` probability one in ``row``."""
     kept = target.prob.shape[1]
     target.index[row] = (label + torch.arange(kept)) % target.classes
     target.prob[row] = torch.eye(1, kept)[0]

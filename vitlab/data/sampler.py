@@ -153,7 +153,7 @@ class EpochSampler:
         self.plain_share = plain_share
         self.repeats = repeats
         self.position = 0
-        """The next batch, counted over all epochs. Set it to resume. While a loader runs it says nothing about what
+        """The next batch, counted over all epochs. Set it to resume. While a loader runs it is not what
         was consumed, since loaders read ahead."""
         self._cached: tuple[int, Indices, Indices] | None = None
 
@@ -232,7 +232,7 @@ class EpochSampler:
         return epoch % self.num_slots if self.slots == "cycle" and self.num_slots else epoch
 
     def _rows(self, epoch: int, slot: int) -> Indices:
-        """Order of all ranks, a whole number of rows for each."""
+        """Order of all ranks, the same number of rows for each."""
         if not self.paired:
             order = permutation(self.length, self.seed, epoch)
         else:
@@ -271,8 +271,8 @@ class Span:
 class SlotSampler:
     """Batches that visit every image once in one slot, leaving out what is already done.
 
-    Batches are a fixed partition of the data (pairs of the slot kept together): a batch is visited whole if anything of
-    it is missing, and left out if nothing is. So a view is always computed in the same company, and an interrupted
+    Batches are a fixed partition of the data (pairs of the slot kept together): a batch is visited in full if any image of
+    it is missing, else left out. So a view is always computed in the same batch, and an interrupted
     pass that is taken up again gives the same bits, also where arithmetic depends on the batch. Batch b belongs to
     rank b mod world. With an odd number of images the last one has no partner.
 

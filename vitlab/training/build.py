@@ -146,7 +146,7 @@ def describe_model(
     std: tuple[float, ...],
     start: Path | None,
 ) -> ModelMeta:
-    """What ``model.json`` will say."""
+    """The description for ``model.json``."""
     name, args = architecture(model, config.dataset.size)
     if start is not None:
         origin = read_meta(start).origin

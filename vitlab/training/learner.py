@@ -68,7 +68,7 @@ class Learner(UncheckedHookName):
         can_finish: a callback may end the training early. Set before training, on every rank alike: the ranks
             then agree after each step, which costs a reduction.
         finished: set by a callback, on one rank or all: the training ends after this step, with a record, a
-            validation and a checkpoint that says so.
+            validation and a checkpoint that records it.
     """
 
     teacher: TeacherFn | None
@@ -127,7 +127,7 @@ class Learner(UncheckedHookName):
         shard(self.student, mesh)
         if self.average is not None:
             shard(self.average.module, mesh)
-            self.average.foreach = False  # shared weights and whole buffers cannot be updated in one call
+            self.average.foreach = False  # shared weights and full buffers cannot be updated in one call
 
     def configure_optimizers(self) -> Optimizer:
         return self.make_optimizer(self.student)
@@ -211,7 +211,7 @@ class Learner(UncheckedHookName):
         self.step = state["step"]
         self.student_eval = state.get("student_eval", self.student_eval)  # older checkpoints have the step alone
         self.finished = state.get("finished", False)
-        self.batches = self.step * self.accumulate  # checkpoints are of whole steps, perhaps of other micro-batches
+        self.batches = self.step * self.accumulate  # a checkpoint is of a complete step, perhaps of other micro-batches
         # Each session is one pass of Lightning's loop over the batches that remain; its own counters start afresh.
         checkpoint.pop("loops", None)
 

@@ -50,8 +50,8 @@ class Training:
         network: the student, as it was built; ``learner.result`` is what is kept.
         data: views and labels.
         learner: objective, optimiser, teachers; see its attributes for what may be changed.
-        meta: what ``model.json`` will say.
-        expected_steps: of the whole training; in a rehearsal, which takes at most three, those of the real thing.
+        meta: the description for ``model.json``.
+        expected_steps: of the training; in a rehearsal, which takes at most three, those of the real thing.
         expected_images: training images, likewise.
         seconds: of training, after :meth:`run`, earlier sessions included; in a rehearsal an estimate.
     """
@@ -134,7 +134,7 @@ class Training:
         """Write the model artifact into the stage's folder; every rank calls this, rank 0 writes.
 
         Args:
-            meta: what ``model.json`` says; None: :attr:`meta`.
+            meta: the description for ``model.json``; None: :attr:`meta`.
             network: what is kept; None: ``learner.result``.
 
         Returns:
@@ -176,7 +176,7 @@ def prepare(
         model: the network, and the normalisation of its images.
         recipe: optimiser, schedule, augmentation, length.
         views: where training views come from; stored ones bring the teacher's targets.
-        objective: what is minimised; None: cross-entropy with the labels, smoothed as ``recipe`` says.
+        objective: what is minimised; None: cross-entropy with the labels, smoothed by ``recipe.label_smoothing``.
         teacher: artifact of a teacher that labels every batch.
         teachers: artifacts of further frozen teachers by name, whose targets a
             :class:`~vitlab.training.objectives.StepObjective` reads.
@@ -237,7 +237,7 @@ def train_on_labels(
     *,
     start: Path | None = None,
 ) -> dict[str, object]:
-    """:func:`train` without a teacher: cross-entropy with the labels of the data set, smoothed as ``recipe`` says."""
+    """:func:`train` without a teacher: cross-entropy with the labels of the data set, smoothed by ``recipe.label_smoothing``."""
     return train(context, model, recipe, views=views, start=start)
 
 

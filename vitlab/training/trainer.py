@@ -1,4 +1,4 @@
-"""Lightning's Trainer as vitlab uses it, and what a checkpoint says before a network is built."""
+"""Lightning's Trainer as vitlab uses it, and how far a checkpoint is, read before a network is built."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHECKPOINT = "checkpoint.ckpt"
 def make_trainer(
     config: Config, accumulate: int = 1, callbacks: list[Callback] | None = None, profiler: Profiler | None = None
 ) -> L.Trainer:
-    """A Trainer that does what ``hardware=`` says and keeps no books of its own."""
+    """A Trainer for ``hardware=`` that writes no logs and checkpoints of its own."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -65,7 +65,7 @@ def read_done(checkpoint: Path) -> Done:
 
 
 class Stopwatch(Callback):
-    """Times batches, to estimate a whole training from a few."""
+    """Times batches, to estimate a training from a few."""
 
     def __init__(self) -> None:
         self.stamps: list[float] = []

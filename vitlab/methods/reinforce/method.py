@@ -1,9 +1,9 @@
-"""Dataset Reinforcement: store augmented views and what strong teachers say of them once, train anything from it.
+"""Dataset Reinforcement: store augmented views and strong teachers' outputs for them once, train anything from it.
 
 The story: a *teacher* (better: several) is trained or loaded; it *reinforces* every image with NS stored views, their
 explicit parameters and the K largest of its probabilities (sections 3 to 5 of the paper); a student is *trained* to
 minimise KL(teacher || student) on replayed views, without teacher and without labels (section 7). The same student on
-labels alone (*erm*) and with the teacher asked at every step (*kd*) are the comparisons, with equally many steps.
+labels alone (*erm*) and with the teacher at every step (*kd*) are the comparisons, with equally many steps.
 """
 
 from __future__ import annotations

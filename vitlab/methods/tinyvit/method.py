@@ -85,7 +85,7 @@ class TinyViT(Method):
         when=lambda config: distils(config) and learns(config),
     )
     def pretrain(self, context: Context) -> dict[str, object]:
-        """Train the student on the teacher's soft labels (Eq. 1), stored or asked for at every step."""
+        """Train the student on the teacher's soft labels (Eq. 1), stored or computed at every step."""
         from vitlab.data.views import FreshViews, StoredViews
         from vitlab.training.label_views import STORE
         from vitlab.training.objectives import distillation
