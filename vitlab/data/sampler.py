@@ -271,8 +271,8 @@ class Span:
 class SlotSampler:
     """Batches that visit every image once in one slot, leaving out what is already done.
 
-    Batches are a fixed partition of the data (pairs of the slot kept together): a batch is visited in full if any image of
-    it is missing, else left out. So a view is always computed in the same batch, and an interrupted
+    Batches are a fixed partition of the data (pairs of the slot kept together): a batch is visited in full if any
+    image of it is missing, else left out. So a view is always computed in the same batch, and an interrupted
     pass that is taken up again gives the same bits, also where arithmetic depends on the batch. Batch b belongs to
     rank b mod world. With an odd number of images the last one has no partner.
 

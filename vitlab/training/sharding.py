@@ -1,7 +1,7 @@
 """One network over several processes: each keeps a share of every weight, its gradient and its optimiser state (FSDP2).
 
-A unit of the network is gathered only while it computes. What is written is what one process would have written: the same
-checkpoint, the same model artifact, whatever the number of processes; so a run may go on with other hardware.
+A unit of the network is gathered only while it computes. What is written is what one process would have written: the
+same checkpoint and model artifact, whatever the number of processes; so a run may go on with other hardware.
 """
 
 from __future__ import annotations

@@ -237,7 +237,7 @@ def train_on_labels(
     *,
     start: Path | None = None,
 ) -> dict[str, object]:
-    """:func:`train` without a teacher: cross-entropy with the labels of the data set, smoothed by ``recipe.label_smoothing``."""
+    """Train without a teacher: cross-entropy with the labels, smoothed by ``recipe.label_smoothing``; see :func:`train`."""
     return train(context, model, recipe, views=views, start=start)
 
 
