@@ -117,6 +117,7 @@ class Training:
                 left = (total - done.step) * recipe.accumulate
                 folder = context.folder / "profile"
                 profiler = StepProfiler(stage, folder, left, config.debug.profile, device_of(config))
+            # The stage's callbacks change the learner, then the keeper writes it down; Lightning calls them in this order.
             trainer = make_trainer(config, recipe.accumulate, [watch, *callbacks, keeper], profiler)
             resume = str(checkpoint) if checkpoint.exists() else None
             try:
@@ -237,7 +238,7 @@ def train_on_labels(
     *,
     start: Path | None = None,
 ) -> dict[str, object]:
-    """Train without a teacher: cross-entropy with the labels, smoothed by ``recipe.label_smoothing``; see :func:`train`."""
+    """Train without a teacher, see :func:`train`: cross-entropy with the labels, smoothed as the recipe's key says."""
     return train(context, model, recipe, views=views, start=start)
 
 
