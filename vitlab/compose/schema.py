@@ -38,6 +38,8 @@ ELSEWHERE = {
     "opt": "recipe.optimizer",
     "sched": "recipe.schedule",
     "drop_path": "model.args.drop_path_rate",
+    "absent_class": "model.args.absent_class",
+    "table_resize": "model.args.table_resize",
     "data": "dataset",
     "data_dir": "dataset.root",
     "data_path": "dataset.root",
@@ -211,7 +213,7 @@ def _kind(hint: Any) -> str:
         return names[hint]
     if typing.get_origin(hint) is list:
         inner = typing.get_args(hint)[0]
-        plural = {int: "whole numbers", float: "numbers", str: "words"}.get(inner, "groups of keys")
+        plural = {int: "whole numbers", float: "numbers", str: "words", Any: "values"}.get(inner, "groups of keys")
         sample = {int: "[1,32]", float: "[0.5,1]", str: "[one,two]"}.get(inner, "")
         return f"a list of {plural}" + (f" such as {sample}" if sample else "")
     return "a group of keys"

@@ -70,8 +70,7 @@ class TrainViews(Dataset[Batch]):
         index = np.array([item[0] for item in items], dtype=np.int64)
         slot = np.array([item[1] for item in items], dtype=np.int64)
         seeds, target = self._seeds(slot, index)
-        size = self.view.size
-        image = torch.empty((len(items), 3, size, size), dtype=torch.float32)
+        image = torch.empty((len(items), 3, self.view.height, self.view.width), dtype=torch.float32)
         label = torch.empty(len(items), dtype=torch.int64)
         for row, (position, seed) in enumerate(zip(index.tolist(), seeds, strict=True)):
             picture, label[row] = self.source[position]
@@ -91,15 +90,14 @@ class TrainViews(Dataset[Batch]):
     def _mix(self, image: Tensor, label: Tensor, seeds: list[int]) -> Tensor:
         """Mix the pairs of ``image`` in place; the label rows ``[B, K]``."""
         rows = torch.nn.functional.one_hot(label, self.num_classes).to(torch.float32)
-        size = self.view.size
         for a in range(0, len(seeds) - 1, 2):
             b = a + 1
-            mix = draw_mix(self.augmentation, seeds[a], seeds[b], size, size)
+            mix = draw_mix(self.augmentation, seeds[a], seeds[b], self.view.height, self.view.width)
             if mix is None:
                 continue
             first, second = self.view.mix(image[a], image[b], mix), self.view.mix(image[b], image[a], mix)
             image[a], image[b] = first, second
-            weight = mix_weight(mix, size)
+            weight = mix_weight(mix, self.view.size)
             own, other = rows[a].clone(), rows[b].clone()
             rows[a] = weight * own + (1 - weight) * other
             rows[b] = weight * other + (1 - weight) * own
@@ -122,8 +120,7 @@ class EvalViews(Dataset[Batch]):
         Raises:
             UserError: if an image does not decode.
         """
-        size = self.view.size
-        image = torch.empty((len(items), 3, size, size), dtype=torch.float32)
+        image = torch.empty((len(items), 3, self.view.height, self.view.width), dtype=torch.float32)
         label = torch.empty(len(items), dtype=torch.int64)
         for row, index in enumerate(items):
             picture, label[row] = self.source[index]

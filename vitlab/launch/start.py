@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vitlab.compose.load import Composed
 from vitlab.config import Config
+from vitlab.config.size import size_text
 from vitlab.errors import Interrupted, UserError
 from vitlab.launch.processes import known_process_count
 from vitlab.launch.rendezvous import NodeInfo, Rendezvous, node_info
@@ -247,7 +248,7 @@ def _detail(group: str, config: Config) -> str:
             few = config.dataset.labels_per_class
             where = f" in {config.dataset.root}" if config.dataset.root else ""
             kept = 0.0 if config.dataset.name == "folder" else config.dataset.val_fraction
-            told = [f"{config.dataset.size} px{where}", *([f"{few} labels per class"] if few else [])]
+            told = [f"{size_text(config.dataset.size)} px{where}", *([f"{few} labels per class"] if few else [])]
             return ", ".join([*told, *([f"{100 * kept:g} % of train held out for validation"] if kept else [])])
         case "model":
             return config.model.name + (", pretrained" if config.model.pretrained else "")

@@ -10,6 +10,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from vitlab.config import Config, ModelConfig, RecipeConfig
+from vitlab.config.size import plain_size
 from vitlab.data.datamodule import VisionData
 from vitlab.distill.teachers import StoredTeacher
 from vitlab.models.artifact import ModelMeta, load_model, read_meta, save_model
@@ -136,7 +137,7 @@ def describe_model(
         name=name,
         args=args,
         classes=list(data.classes),
-        size=config.dataset.size,
+        size=plain_size(config.dataset.size),
         mean=list(mean),
         std=list(std),
         crop_pct=config.dataset.crop_pct,
