@@ -17,7 +17,7 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 
 import vitlab.models  # noqa: F401  (registers vitlab's own networks with timm)
-from vitlab import __version__
+from vitlab._version import __version__
 from vitlab.errors import UserError
 from vitlab.files import atomic_write, read_json, sha256, write_json
 from vitlab.models.checkpoints import META_FILE, WEIGHTS_FILE

@@ -124,7 +124,7 @@ def draw(one: Measured) -> None:
 
 def describe_dataset(one: Measured) -> DatasetInfo:
     """The data that every number speaks about."""
-    from vitlab.cli.help import conf_dir, head, origin
+    from vitlab.config.catalogue import conf_dir, head, origin
     from vitlab.data.sources import fingerprint
     from vitlab.report.data import DatasetInfo
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitlab.compose.load import Composed
+from vitlab.config.composed import Composed
 from vitlab.errors import UserError, nearest
 from vitlab.files import atomic_write, write_json
 from vitlab.modes.find_runs import writing
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from vitlab.distill.views import EvalView, ViewBox
     from vitlab.measure.model_randomization import Sanity
     from vitlab.report.saliency_figures import Shown
+
+MEANING = "where a model looks: run=FOLDER input=cat.jpg"
+READS = ("run", "model", "dataset", "experiment", "debug", "evaluation", "input", "explain")
+ONE_DEVICE = True
 
 BATCH = 16  # images whose maps are computed at once
 CHECKED = 4  # images that the check by randomised weights looks at

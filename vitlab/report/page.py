@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from vitlab import __version__
+from vitlab._version import __version__
 from vitlab.config.size import sides_text
 from vitlab.measure.bootstrap import Comparison
 from vitlab.measure.classification import ClassScore, Evaluation, wilson
