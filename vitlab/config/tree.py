@@ -23,9 +23,7 @@ class ModelConfig:
     name: str = MISSING  # timm model name, e.g. tiny_vit_5m_224
     pretrained: bool = False  # timm's own weights (hub download)
     checkpoint: Optional[str] = None  # .pth, .safetensors, a vitlab model folder, or a run: its result
-    args: dict[str, Any] = field(
-        default_factory=dict
-    )  # keyword arguments of timm.create_model, and vitlab.models.build.LOADING
+    args: dict[str, Any] = field(default_factory=dict)  # of timm.create_model; absent_class, table_resize: of loading
     mean: Optional[list[float]] = None  # normalisation; null: the pretrained model's, else the dataset's
     std: Optional[list[float]] = None  # see mean
 
@@ -227,9 +225,7 @@ class PredictConfig:
 class ExplainConfig:
     """What mode=explain shows."""
 
-    methods: list[str] = field(
-        default_factory=lambda: ["gradcam", "rollout"]
-    )  # gradcam, rollout, and maps that the network itself declares; those that it allows
+    methods: list[str] = field(default_factory=lambda: ["gradcam", "rollout"])  # and those that the network declares
     images: int = 8  # of the test split, where no input= is given
     target: str = "predicted"  # the class that Grad-CAM explains: predicted, label, or a class's name
     layer: Optional[str] = None  # module that Grad-CAM reads; null: the last one that has places
