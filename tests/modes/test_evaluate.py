@@ -35,12 +35,6 @@ def said(run: Path, output: Path) -> str:
     return out.getvalue()
 
 
-@pytest.fixture(scope="module")
-def other(output: Path, run: Path) -> Path:
-    """A second run: fewer steps, so a worse model, and a fifth of every class held out of its training."""
-    return train(output, "debug.max_steps=12", "dataset.val_fraction=0.2")
-
-
 def test_the_files_agree_with_scikit_learn(run: Path, said: str) -> None:
     kept = np.load(run / "evaluation" / "train.npz")
     found = Evaluation.from_dict(json.loads((run / "evaluation" / "train.json").read_text()))

@@ -17,7 +17,7 @@ from vitlab.training import objectives
 from vitlab.training.learner import Learner
 from vitlab.training.schedule import Schedule
 
-PLAIN = ("method=supervised", "export=none", "evaluation=quick")
+PLAIN = ("method=supervised", "evaluation=quick")
 EVERYTHING = (
     *PLAIN,
     "recipe.ema=0.9",

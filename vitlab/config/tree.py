@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
 MISSING: Any = "???"
 """OmegaConf's mark of a value that ``conf/`` must give; its package would double the time of ``--help``."""
@@ -26,6 +26,11 @@ class ModelConfig:
     args: dict[str, Any] = field(default_factory=dict)  # of timm.create_model; absent_class, table_resize: of loading
     mean: Optional[list[float]] = None  # normalisation; null: the pretrained model's, else the dataset's
     std: Optional[list[float]] = None  # see mean
+
+    FIRST: ClassVar[tuple[str, ...]] = (
+        *("name", "pretrained", "checkpoint", "args", "mean", "std", "absent_class", "table_resize"),
+    )
+    """For the names of folders that hold a model's results (:func:`vitlab.files.stable_dict`)."""
 
 
 @dataclass
@@ -46,6 +51,12 @@ class DatasetConfig:
     val_fraction: float = 0.0  # share of every class of train held out as val where there is no val split; 0: none
     length: int = 256  # fake only: training images (a quarter as many for testing)
     num_classes: int = 10  # fake only
+
+    FIRST: ClassVar[tuple[str, ...]] = (
+        *("name", "root", "size", "mean", "std", "labels_per_class", "crop_pct", "crop", "download", "csv"),
+        *("leave_out", "val_fraction", "length", "num_classes"),
+    )
+    """As in :class:`ModelConfig`."""
 
 
 @dataclass
@@ -189,7 +200,7 @@ class DebugConfig:
 
 @dataclass
 class PaperConfig:
-    """A published row that stands in the report beside the run's result; experiments give it."""
+    """A published row that stands in the report beside the run's result; chosen with paper=NAME."""
 
     name: Optional[str] = None  # the row, e.g. TinyViT-5M, 300 epochs; null: none
     source: str = ""  # where it stands, e.g. Wu et al. 2022, main table
@@ -230,6 +241,13 @@ class ExplainConfig:
     target: str = "predicted"  # the class that Grad-CAM explains: predicted, label, or a class's name
     layer: Optional[str] = None  # module that Grad-CAM reads; null: the last one that has places
     sanity: bool = True  # randomise the weights and show what is left of the maps
+
+
+@dataclass
+class ReportConfig:
+    """The page of a run."""
+
+    figures: bool = True  # draw them; false: tables and words only, for sweeps of many runs (mode=report draws later)
 
 
 @dataclass
@@ -300,6 +318,7 @@ class Config:
     predict: PredictConfig = field(default_factory=PredictConfig)
     explain: ExplainConfig = field(default_factory=ExplainConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
 

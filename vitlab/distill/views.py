@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vitlab.config.size import Size, hw, plain_size
-from vitlab.distill.draw import Draw, Erase, Mix
+from vitlab.distill.draw import CROPS, Draw, Erase, Mix
 from vitlab.distill.ops import RESAMPLING, Fill, jitter_op, timm_op, torchvision_op, torchvision_tensor_op
 
 BACKENDS = ("pil", "tensor")
@@ -127,9 +127,6 @@ class View:
             area.copy_(torch.from_numpy(noise))
         else:
             raise ValueError(f"'{erase.mode}' is not a way to erase")
-
-
-CROPS = ("auto", "center", "squash")
 
 
 class EvalView:

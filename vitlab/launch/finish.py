@@ -48,8 +48,10 @@ def finish_run(run: Run, config: Config, stages: list[Stage], command: str) -> N
         run.mark_done("export", export.export_subject(result, run.stage_folder("export")))
         stop_if_requested()
     method = find_method(config.method.name).__name__
+    if not config.report.figures:
+        notes.append(f"Figures were left out (report.figures=false); mode=report run={run.folder} draws them.")
     data = collect(run, method, stages, primary, command, notes)
-    paths = write_report(run.folder, data)
+    paths = write_report(run.folder, data, config.report.figures)
     write_card(run.folder, data)
     log_models(run, config, subjects, data.rows)
     table = compare(data.rows, data.paper_rows, data.primary, data.dataset.synthetic).text()

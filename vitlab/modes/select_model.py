@@ -8,7 +8,6 @@ Folders are found, and mistakes answered, before torch is imported; networks and
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from vitlab.config import AugmentationConfig, Config
 from vitlab.config.composed import Composed
 from vitlab.config.size import same_size, size_text
 from vitlab.errors import UserError, list_names, nearest
-from vitlab.files import read_json
+from vitlab.files import read_json, stable_dict
 from vitlab.methods.base import Stage
 from vitlab.modes.find_runs import config_of, find_runs, known_runs, models_of, result_of, typed_keys
 from vitlab.run.run import Run, model_folder
@@ -244,8 +243,8 @@ def _bare_subject(composed: Composed, trained: bool) -> SelectedModel:
     on_data = bool({"dataset", "experiment"} & composed.chosen)
     typed = typed_keys(composed, "dataset")
     about = {
-        "model": dataclasses.asdict(config.model),
-        "dataset": dataclasses.asdict(config.dataset) if on_data else None,
+        "model": stable_dict(config.model),
+        "dataset": stable_dict(config.dataset) if on_data else None,
         "debug": config.debug.max_images,
         "seed": config.seed,
     }

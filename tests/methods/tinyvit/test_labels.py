@@ -79,7 +79,6 @@ def test_stored_is_online_to_rounding(tmp_path: Path, mixup: float) -> None:
     words = (
         "method=tinyvit", "method.topk=10", "method.prob_dtype=f4", "debug.max_slots=2", "method.baseline=false",
         f"recipe.augmentation.mixup={mixup}", "recipe.lr=1e-12", "recipe.warmup_lr=0", "recipe.min_lr=0",
-        "export=none",
     )  # fmt: skip
     runs = []
     for name, online in (("stored", "false"), ("online", "true")):
