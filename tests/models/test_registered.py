@@ -56,6 +56,7 @@ class Gated(nn.Module):
     """A ViT behind a gate over its tokens, which no ViT's weights hold."""
 
     pretrained_backbone = "test_small_vit.ours"
+    backbone: Any
 
     def __init__(self, num_classes: int = 7, declared: bool = True, **kwargs: Any) -> None:
         super().__init__()
@@ -170,7 +171,7 @@ def test_a_subclass_with_more_parameters(donor: dict[str, Tensor]) -> None:
         def new_parameters(self) -> Iterable[str]:
             return ["extra"]
 
-    model = Wider()
+    model: Any = Wider()
     assert load_weights(model, donor, "it").new == ["extra"] and new_parameters(model) == {"extra"}
     assert torch.equal(model.blocks[1].attn.qkv.weight, donor["blocks.1.attn.qkv.weight"])
     again = Wider()
@@ -190,6 +191,17 @@ def test_a_wrapper_as_artifact_comes_back(tmp_path: Path) -> None:
         assert torch.equal(load_model(tmp_path)(image), model(image))
     finetuned = build_model(ModelConfig("test_wrapped_vit", checkpoint=str(tmp_path)), 2, 32, ["a", "b"])
     assert all(torch.equal(value, finetuned.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_a_wrapper_starts_from_a_model_folder_of_what_is_inside(tmp_path: Path) -> None:
+    inside = build_model(ModelConfig("test_small_vit"), 2, 32)
+    name, args = architecture(ModelConfig("test_small_vit"), 32)
+    save_model(tmp_path, inside, ModelMeta(name, args, ["a", "b"], 32, [0.5] * 3, [0.2] * 3))
+    model = build_model(ModelConfig("test_wrapped_vit", checkpoint=str(tmp_path)), 2, 32, ["a", "b"])
+    assert isinstance(model, Gated)
+    assert all(torch.equal(value, model.backbone.state_dict()[key]) for key, value in inside.state_dict().items())
+    other = build_model(ModelConfig("test_wrapped_vit", checkpoint=str(tmp_path)), 2, 32, ["a", "c"])
+    assert isinstance(other, Gated) and not other.backbone.head.weight.any()
 
 
 def test_levels_and_maps_are_the_networks_own() -> None:
@@ -241,12 +253,13 @@ def test_feature_maps_that_there_are_not() -> None:
 
 
 def test_timms_feature_extractor_reads_our_networks() -> None:
-    network = timm.create_model("deepmad", structure=STRUCTURE, features_only=True, out_indices=(0, 2)).eval()
+    network: Any = timm.create_model("deepmad", structure=STRUCTURE, features_only=True, out_indices=(0, 2)).eval()
     with torch.no_grad():
         maps = network(torch.zeros(1, 3, 40, 56))
     assert [tuple(one.shape[1:]) for one in maps] == [(8, 20, 28), (24, 5, 7)]
     assert network.feature_info.reduction() == [2, 8]
-    assert timm.create_model("deepmad_r18", features_only=True).feature_info.reduction() == [2, 4, 8, 16, 32]
+    published_one: Any = timm.create_model("deepmad_r18", features_only=True)
+    assert published_one.feature_info.reduction() == [2, 4, 8, 16, 32]
     assert len(published("r18")) == 6
 
 
@@ -254,7 +267,7 @@ def test_a_backbone_has_the_weights_and_no_classifier(donor: dict[str, Tensor], 
     save_file(donor, tmp_path / "vit.safetensors")
     cfg = ModelConfig("test_small_vit", checkpoint=str(tmp_path / "vit.safetensors"))
     model = build_model(cfg, 0, 32).eval()
-    full = build_model(cfg, 7, 32).eval()
+    full: Any = build_model(cfg, 7, 32).eval()
     image = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(model(image), full.forward_head(full.forward_features(image), pre_logits=True))

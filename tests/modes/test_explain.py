@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from tests.modes.conftest import ask
+from vitlab.config.size import hw
 from vitlab.files import read_json
 from vitlab.measure.explain import enlarge, grad_cam
 from vitlab.models.artifact import load_model, read_meta
@@ -84,8 +85,8 @@ def test_the_pictures_show_the_map(run: Path) -> None:
         overlay(image, heat[:4])
     model, meta = load_model(run / "train"), read_meta(run / "train")
     torch.manual_seed(0)
-    view = torch.randn(2, 3, meta.size, meta.size)
-    maps = enlarge(grad_cam(model, view, torch.tensor([0, 1])), meta.size, meta.size).numpy()
+    view = torch.randn(2, 3, *hw(meta.size))
+    maps = enlarge(grad_cam(model, view, torch.tensor([0, 1])), *hw(meta.size)).numpy()
     shown = [Shown(image.repeat(4, 0).repeat(4, 1), {"Grad-CAM": one}, "seven 91%", "label 7") for one in maps]
     with themed(LIGHT):
         assert png(sheet(shown, LIGHT, "t")) == png(sheet(shown, LIGHT, "t"))

@@ -25,7 +25,7 @@ from vitlab.models.checkpoints import META_FILE, WEIGHTS_FILE
 FORMAT = 1
 """Version of ``model.json``; raised when an older reader could misunderstand a newer file."""
 
-REMOVED: dict[str, Any] = {}
+REMOVED: dict[str, Any] = {"surgeries": []}
 """Keys that former versions wrote: each with the value under which it says nothing and is left out when read."""
 
 
@@ -93,8 +93,7 @@ def read_meta(folder: Path) -> ModelMeta:
         stored = dict(read_json(path))
     except ValueError as error:
         raise UserError(f"'{path}' is damaged ({error}).", "Copy the folder again.") from error
-    # Written (empty) until 0.1.0; a network that was changed after building is a registered timm name with arguments.
-    if surgeries := stored.pop("surgeries", None):
+    if surgeries := stored.get("surgeries"):  # now a network that was changed is a registered timm name with arguments
         kinds = ", ".join(str(surgery.get("kind")) for surgery in surgeries)
         raise UserError(f"The model needs surgeries that this vitlab cannot do: {kinds}.", "Use a newer vitlab.")
     version = stored.pop("format", None)

@@ -35,7 +35,7 @@ from torch import nn
 from vitlab.config.size import Size, hw, plain_size, size_text
 from vitlab.errors import UserError, nearest
 from vitlab.models.artifact import read_meta
-from vitlab.models.checkpoints import META_FILE, load_weights, read_weights, zero_head
+from vitlab.models.checkpoints import META_FILE, load_weights, new_parameters, read_weights, zero_head
 from vitlab.models.imagenet22k import ABSENT, CLASSES, class_map, remap_head
 from vitlab.models.param_groups import parameter_groups
 from vitlab.models.tinyvit_weights import RESIZES
@@ -102,7 +102,7 @@ def build_model(
             model,
             read_weights(path),
             f"'{path}'",
-            keep_head=_same_classes(path, name, classes),
+            keep_head=_same_classes(path, name, classes, bool(new_parameters(model))),
             rows=rows,
             absent=loading["absent_class"],
             resize=loading["table_resize"],
@@ -341,12 +341,13 @@ def _arguments(name: str, owner: str) -> list[str]:
     return list(inspect.signature(cls).parameters) if inspect.isclass(cls) else []
 
 
-def _same_classes(path: Path, name: str, classes: Sequence[str] | None) -> bool:
-    """Whether a vitlab folder's head may be kept; other files do not name their classes, so theirs may."""
+def _same_classes(path: Path, name: str, classes: Sequence[str] | None, adds: bool) -> bool:
+    """Whether a vitlab folder's head may be kept; other files do not name their classes, so theirs may. ``adds``: the
+    network adds to another one, so that the folder may be of that."""
     if not (path / META_FILE).is_file():
         return True
     meta = read_meta(path)
-    if split_model_name_tag(meta.name)[0] != split_model_name_tag(name)[0]:
+    if split_model_name_tag(meta.name)[0] != split_model_name_tag(name)[0] and not adds:
         raise UserError(
             f"The model folder '{path}' holds a {meta.name}, not a {name}.",
             f"Give model.name={meta.name} (args {meta.args}), or another checkpoint.",

@@ -237,8 +237,9 @@ def new_parameters(model: nn.Module) -> set[str]:
 
 def _backbone(model: nn.Module) -> tuple[str, nn.Module] | None:
     """The network inside a wrapper, and its name there."""
-    found: nn.Module | None = getattr(model, "backbone", None)
-    return next(((name, part) for name, part in model.named_modules() if name and part is found), None)
+    found = getattr(model, "backbone", None)
+    parts = ((str(name), part) for name, part in model.named_modules() if name and part is found)
+    return next(parts, None)
 
 
 def _load_backbone(

@@ -291,7 +291,7 @@ def summary(found: Sequence[Costed], timings: Sequence[Timing]) -> str:
         macs = [c.macs, *(c.extra_macs.get(name) for name in extra)]
         cells = [DASH if each is None else si(each) for each in (c.params, *macs)]
         cells += [DASH if c.bytes is None else file_size(c.bytes), *(held.get(b, DASH) for b in memory)]
-        rows.append([one.subject.title, size_text(c.size), *cells])
+        rows.append([one.subject.title, size_text(one.subject.meta.size), *cells])
     lines += ["", text_table(rows)]
     lines.append(
         "MACs of one image: 1 = one multiplication with its addition, in convolutions, linear layers and both products"

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from vitlab.config import Config, ModelConfig
+from vitlab.config.size import hw
 from vitlab.errors import UserError
 from vitlab.methods.base import Context, Method, Stage, recipe_length, stage
 from vitlab.methods.reinforce.options import ReinforceOptions
@@ -106,6 +107,13 @@ class Reinforce(Method):
                 f"method.views.variant=center has nothing random, and method.samples={options.samples} asks for so "
                 "many equal views.",
                 "Give method.samples=1.",
+            )
+        height, width = hw(config.dataset.size)
+        if reinforces(config) and options.views.variant == "center" and height != width:
+            raise UserError(
+                f"method.views.variant=center is the square in the middle of an image, and dataset.size is {height} × "
+                f"{width} px.",
+                "Give dataset.size=SIDE, or another variant.",
             )
         if makes_teacher(config) and not config.teacher.members:
             raise UserError(
