@@ -29,12 +29,12 @@ from vitlab.errors import UserError
 
 
 @dataclass
-class FreshViews(Batch):
+class RecordBatch(Batch):
     """Views to be labelled, all samples of an image together, and the fields of their records."""
 
     fields: dict[str, NDArray[Any]] = field(default_factory=dict)
 
-    def pin_memory(self) -> FreshViews:
+    def pin_memory(self) -> RecordBatch:
         """The same batch in page-locked memory."""
         return replace(self, image=self.image.pin_memory())
 
@@ -62,8 +62,8 @@ class ReinforcingViews(Dataset[Batch]):
             UserError: if an image does not decode.
         """
         pictures = _Pictures(self.source)
-        size, rows = self.view.size, len(items) * len(self.samples)
-        image = torch.empty((rows, 3, size, size), dtype=torch.float32)
+        rows = len(items) * len(self.samples)
+        image = torch.empty((rows, 3, self.view.height, self.view.width), dtype=torch.float32)
         draws: list[Draw] = []
         for index in items:
             for number in self.samples:
@@ -73,10 +73,10 @@ class ReinforcingViews(Dataset[Batch]):
         label = torch.tensor([pictures.label_of(index) for index in items]).repeat_interleave(len(self.samples))
         where = torch.tensor(list(items)).repeat_interleave(len(self.samples))
         slot = torch.tensor(list(self.samples)).repeat(len(items))
-        return FreshViews(image, label, where, slot, None, encode(self.views, draws))
+        return RecordBatch(image, label, where, slot, None, encode(self.views, draws))
 
 
-class ReinforcedViews(TrainViews):
+class ReplayedViews(TrainViews):
     """Stored views replayed, with the teacher's stored probabilities.
 
     A slot past the stored samples means a plain view of the image, with ``plain``'s augmentation and its label for
@@ -110,8 +110,7 @@ class ReinforcedViews(TrainViews):
         plain = slot >= self._reader.samples
         draws, target = self._reader.read(np.where(plain, 0, slot), index)
         seeds = seeds_of(self.base_seed, slot, index).tolist()
-        size = self.replayed.size
-        image = torch.empty((len(items), 3, size, size), dtype=torch.float32)
+        image = torch.empty((len(items), 3, self.replayed.height, self.replayed.width), dtype=torch.float32)
         label = torch.empty(len(items), dtype=torch.int64)
         pictures = _Pictures(self.source)
         for row, position in enumerate(index.tolist()):
@@ -152,7 +151,7 @@ class _Pictures:
 
 
 def make_view(view: View, pictures: _Pictures, index: int, drawn: Draw, out: Tensor) -> None:
-    """Write the view [3, S, S] of an image into ``out``; a partner is decoded only where one is mixed in.
+    """Write the view [3, H, W] of an image into ``out``; a partner is decoded only where one is mixed in.
 
     Raises:
         CropOutside: the draw was made for another image.
@@ -167,7 +166,7 @@ def make_view(view: View, pictures: _Pictures, index: int, drawn: Draw, out: Ten
 
 
 def _certain(target: SparseTarget, row: int, label: int) -> None:
-    """Make ``row`` say ``label`` with probability one."""
+    """Give ``label`` probability one in ``row``."""
     kept = target.prob.shape[1]
     target.index[row] = (label + torch.arange(kept)) % target.classes
     target.prob[row] = torch.eye(1, kept)[0]

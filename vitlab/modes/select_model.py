@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from vitlab.config import AugmentationConfig, Config
 from vitlab.config.composed import Composed
+from vitlab.config.size import same_size, size_text
 from vitlab.errors import UserError, list_names, nearest
 from vitlab.files import read_json, stable_dict
 from vitlab.methods.base import Stage
@@ -95,9 +96,13 @@ class SelectedModel:
                 f"mode={self.config.mode} needs images with labels, and {self.title} belongs to no data set.",
                 "Say on which: dataset=NAME (mode=list group=dataset).",
             )
-        if self.artifact is not None and "size" in self.typed and self.config.dataset.size != self.meta.size:
+        if (
+            self.artifact is not None
+            and "size" in self.typed
+            and not same_size(self.config.dataset.size, self.meta.size)
+        ):
             raise UserError(
-                f"dataset.size={self.config.dataset.size}: {self.title} was made for {self.meta.size} px.",
+                f"dataset.size={self.config.dataset.size}: {self.title} was made for {size_text(self.meta.size)} px.",
                 "Leave dataset.size out.",
             )
         return open_data(self.config, self.meta, self.typed)
@@ -119,6 +124,7 @@ class SelectedModel:
 def open_data(config: Config, meta: ModelMeta, typed: frozenset[str] = frozenset()) -> VisionData:
     """The data of ``config`` as ``meta`` wants to see them; a typed ``dataset.crop_pct`` or ``dataset.crop`` wins."""
     from vitlab.data.datamodule import VisionData
+    from vitlab.data.loader import LoaderOptions
     from vitlab.training.distributed import rank, world_size
 
     crop_pct = config.dataset.crop_pct if "crop_pct" in typed else meta.crop_pct
@@ -126,16 +132,17 @@ def open_data(config: Config, meta: ModelMeta, typed: frozenset[str] = frozenset
     return VisionData(
         replace(config.dataset, size=meta.size, crop_pct=crop_pct, crop=crop),
         AugmentationConfig(interpolation=meta.interpolation),
-        batch_size=1,  # nothing is trained
-        eval_batch_size=config.evaluation.batch_size,
+        LoaderOptions(
+            eval_batch_size=config.evaluation.batch_size,
+            workers=config.hardware.workers,
+            rank=rank(),
+            world=world_size(),
+        ),
         mean=meta.mean,
         std=meta.std,
+        views=None,  # nothing is trained
         seed=config.seed,
-        workers=config.hardware.workers,
-        rank=rank(),
-        world=world_size(),
         max_images=config.debug.max_images,
-        measuring=True,
     )
 
 
