@@ -117,7 +117,7 @@ class Training:
                 left = (total - done.step) * recipe.accumulate
                 folder = context.folder / "profile"
                 profiler = StepProfiler(stage, folder, left, config.debug.profile, device_of(config))
-            # The stage's callbacks change the learner, then the keeper writes it down; Lightning calls them in this order.
+            # In this order: what the stage's callbacks change after a step, the keeper then records and saves.
             trainer = make_trainer(config, recipe.accumulate, [watch, *callbacks, keeper], profiler)
             resume = str(checkpoint) if checkpoint.exists() else None
             try:
