@@ -42,7 +42,7 @@ def test_a_page_is_written_anew_and_says_what_was_evaluated_since(run: Path, out
     before = (run / "report.html").stat().st_mtime_ns
     assert ask(output, "mode=report", f"run={run}") == 0
     assert (run / "report.html").stat().st_mtime_ns > before
-    found = ReportData.load(run / "report.json").main.evaluation
+    found = ReportData.load(run / "report.json", find_task).main.evaluation
     assert found is not None and found.bins == 12 and found.temperature is None
     said = words_of(run / "report.html")
     for page in (said, (run / "report.md").read_text()):
@@ -54,7 +54,7 @@ def test_a_page_is_written_anew_and_says_what_was_evaluated_since(run: Path, out
 
 def test_the_command_on_the_page_is_the_one_that_trained(run: Path, output: Path) -> None:
     assert ask(output, "mode=report", f"run={run}") == 0
-    data = ReportData.load(run / "report.json")
+    data = ReportData.load(run / "report.json", find_task)
     assert "method=supervised" in data.command and "mode=" not in data.command
     assert data.command == training_command(Run.at(run))
 
@@ -62,7 +62,7 @@ def test_the_command_on_the_page_is_the_one_that_trained(run: Path, output: Path
 def test_the_card_has_the_numbers_origin_and_code_that_runs(run: Path, output: Path, tmp_path: Path) -> None:
     assert ask(output, "mode=report", f"run={run}") == 0
     card = (run / "model_card.md").read_text()
-    found = ReportData.load(run / "report.json").main.evaluation
+    found = ReportData.load(run / "report.json", find_task).main.evaluation
     assert found is not None
     assert f"| Top-1 % | {100 * found.top1:.4g} (" in card
     for text in ("CC BY 4.0", "trained from scratch", "## Limits", "weakest class"):
@@ -87,7 +87,7 @@ def test_several_runs_stand_side_by_side(
     assert ask(output, "mode=report", f"run=[{run},{other}]") == 0
     assert run.name in capsys.readouterr().out
     (folder,) = (output / "report").glob("2-runs-*")
-    data = ReportData.load(folder / "report.json")
+    data = ReportData.load(folder / "report.json", find_task)
     assert [row.name for row in data.rows] == [run.name, other.name]
     assert data.primary == run.name
     single = [json.loads((one / "evaluation" / "done.json").read_text())["metrics"]["train"] for one in (run, other)]

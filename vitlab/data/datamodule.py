@@ -16,6 +16,7 @@ from vitlab.data.loader import Loader, default_workers
 from vitlab.data.reinforced import ReinforcedViews, ReinforcingViews
 from vitlab.data.sampler import EpochSampler, ShardSampler, SlotPolicy, SlotSampler, Span
 from vitlab.data.sources import fingerprint
+from vitlab.data.targets import Targets
 from vitlab.distill.draw import Augmentation
 from vitlab.distill.formats import open_reinforcements, open_targets
 from vitlab.distill.reinforce_draw import Reinforcement
@@ -40,6 +41,7 @@ class VisionData(L.LightningDataModule):
         slots, num_slots: as in :class:`~vitlab.data.sampler.EpochSampler`; ``num_slots`` defaults to the store's.
         max_images: cut every split to so many images.
         measuring: nothing is trained, so that a set without training images will do.
+        targets: how targets become labels: the task; None: class numbers.
 
     Attributes:
         sizes: images in ``train``, ``val`` and ``test``.
@@ -69,8 +71,10 @@ class VisionData(L.LightningDataModule):
         plain_share: float = 0.0,
         replay_backend: str = "auto",
         measuring: bool = False,
+        targets: Targets | None = None,
     ) -> None:
         super().__init__()
+        self.targets = targets
         self.sources = open_splits(dataset, seed, max_images, measuring)
         self.train_source = self.sources["train"]
         self.classes = self.train_source.classes
@@ -186,7 +190,9 @@ class VisionData(L.LightningDataModule):
         return View(self.view.size, self.mean, self.std, "bilinear", backend=backend)
 
     def _train_views(self, store: Path | None) -> TrainViews:
-        views = TrainViews(self.train_source, self.augmentation, self.view, self.seed, self.num_classes, store)
+        views = TrainViews(
+            self.train_source, self.augmentation, self.view, self.seed, self.num_classes, store, self.targets
+        )
         if self.reinforcements is None:
             return views
         return ReinforcedViews(views, self.reinforcements, self.replay_view(self._backend))
@@ -194,4 +200,4 @@ class VisionData(L.LightningDataModule):
     def _eval_loader(self, split: str) -> Loader:
         source = self.sources[split]
         sampler = ShardSampler(len(source), self.eval_batch_size, self.rank, self.world)
-        return Loader(EvalViews(source, self.eval_view), sampler, self.workers)
+        return Loader(EvalViews(source, self.eval_view, self.targets), sampler, self.workers)

@@ -22,24 +22,29 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vitlab.data.datamodule import VisionData
-    from vitlab.measure.classification import Evaluation
+    from vitlab.measure.record import Record
     from vitlab.report.data import DatasetInfo, Example
+    from vitlab.tasks.base import Answers, Task
 
 EXAMPLES = 24  # worst mistakes that are shown
+THUMBNAIL = 160  # pixels of their longer side
 ASIDE = ("root", "download")  # keys of dataset. that do not change the images
 
 
 @dataclass
 class Measured:
-    """One model's answers on the measured images."""
+    """One model's logits on the measured images, and what follows from them."""
 
     subject: SelectedModel
-    evaluation: Evaluation
-    logits: NDArray[np.float32]  # [N, C]
-    label: NDArray[np.int64]  # [N], numbers of the model's classes
+    evaluation: Record
+    answers: Answers  # of the model's classes
     images: str  # fingerprint of the measured images and their labels
     data: VisionData
-    index: NDArray[np.int64]  # [N] into the test split
+
+    @property
+    def task(self) -> Task:
+        """What the model predicts."""
+        return self.subject.task
 
 
 def folder_of(subject: SelectedModel) -> Path:
@@ -70,13 +75,11 @@ def write(one: Measured) -> None:
     folder, stem = folder_of(one.subject), stem_of(one.subject)
     write_json(folder / f"{stem}.json", one.evaluation.to_dict())
     buffer = io.BytesIO()
-    np.savez(buffer, logits=one.logits, label=one.label, index=one.index)
+    np.savez(buffer, logits=one.answers.logits, label=one.answers.label, index=one.answers.index)
     atomic_write(folder / f"{stem}.npz", buffer.getvalue())
     text = io.StringIO()
     table = csv.writer(text)
-    table.writerow(["class", "images", "predicted", "recall", "precision", "f1", "most often taken for"])
-    for c in one.evaluation.per_class:
-        table.writerow([c.name, c.n, c.predicted, c.recall, c.precision, c.f1, c.confused_with])
+    table.writerows(one.task.class_table(one.evaluation))
     atomic_write(folder / f"{stem}-classes.csv", text.getvalue())
 
 
@@ -91,12 +94,13 @@ def note_in_model(one: Measured) -> None:
     about = {
         "dataset": subject.config.dataset.name,
         "split": one.data.split_names["test"],
-        "images": len(one.label),
+        "images": one.evaluation.n,
         "synthetic": subject.config.dataset.name == "fake",
         "date": now(),
     }
     subject.meta.metrics = about | one.evaluation.metrics()
-    note_metrics(subject.artifact, subject.meta.metrics)
+    subject.meta.fitted = one.task.stored_with_model(one.evaluation)
+    note_metrics(subject.artifact, subject.meta.metrics, subject.meta.fitted)
 
 
 def write_report_inputs(one: Measured, folder: Path) -> None:
@@ -106,16 +110,13 @@ def write_report_inputs(one: Measured, folder: Path) -> None:
 
 
 def draw(one: Measured) -> None:
-    """The reliability diagram, the confusion matrix and the worst mistakes as PNG."""
+    """The task's figures (reliability diagram, confusion matrix, ...) and the worst mistakes as PNG."""
     from vitlab.report import plots, style
 
     folder, stem, theme = folder_of(one.subject), stem_of(one.subject), style.LIGHT
     with style.themed(theme):
-        for name, figure in (
-            ("reliability", plots.reliability(one.subject.title, one.evaluation, theme, 0)),
-            ("confusion", plots.confusion(one.evaluation, theme)),
-            ("mistakes", plots.mistakes(worst_mistakes(one), theme)),
-        ):
+        pictures = one.task.pictures(one.subject.title, one.evaluation, theme)
+        for name, figure in (pictures | {"mistakes": plots.mistakes(worst_mistakes(one), theme)}).items():
             if figure is not None:
                 if one.subject.config.dataset.name == "fake":
                     style.mark_synthetic(figure, theme)
@@ -153,29 +154,14 @@ def trained_on(subject: SelectedModel) -> int:
 
 
 def worst_mistakes(one: Measured) -> list[Example]:
-    """The images that were called by a wrong name with the most confidence, worst first."""
+    """The images that are most confidently wrong, worst first."""
     import numpy as np
 
-    from vitlab.report.data import Example
+    source = one.data.sources["test"]
 
-    logits, label, source, classes = one.logits, one.label, one.data.sources["test"], one.evaluation.classes
-    shifted = np.exp(logits - logits.max(1, keepdims=True))
-    prob = shifted / shifted.sum(1, keepdims=True)
-    predicted = logits.argmax(1)
-    wrong = np.flatnonzero(predicted != label)
-    wrong = wrong[np.argsort(-prob[wrong, predicted[wrong]], kind="stable")][:EXAMPLES]
-    examples = []
-    for row in wrong:
-        image, _ = source[int(one.index[row])]
-        image.thumbnail((160, 160))
-        examples.append(
-            Example.of(
-                np.asarray(image.convert("RGB")),
-                classes[label[row]],
-                classes[predicted[row]],
-                float(prob[row, predicted[row]]),
-                float(prob[row, label[row]]),
-                str(source.keys[int(one.index[row])]),
-            )
-        )
-    return examples
+    def picture(position: int) -> tuple[NDArray[np.uint8], str]:
+        image, _ = source[position]
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        return np.asarray(image.convert("RGB")), str(source.keys[position])
+
+    return one.task.worst_mistakes(one.answers, one.evaluation, picture, EXAMPLES)

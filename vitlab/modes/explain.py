@@ -6,14 +6,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitlab.compose.load import Composed
 from vitlab.errors import UserError, nearest
 from vitlab.files import atomic_write, write_json
 from vitlab.modes.find_runs import writing
 from vitlab.modes.input_images import expand, read_all
-from vitlab.modes.predict import readable, temperature, view_of
+from vitlab.modes.predict import fitted_of, readable, view_of
 from vitlab.modes.select_model import SelectedModel, find_subject
 
 if TYPE_CHECKING:
@@ -93,10 +93,10 @@ def _from_data(subject: SelectedModel) -> list[Seen]:
 
     data = subject.data
     source = limit(data.sources["test"], subject.config.explain.images, subject.config.seed)
-    pairs: list[tuple[Image.Image, int]] = [source[position] for position in range(len(source))]
+    pairs: list[tuple[Image.Image, Any]] = [source[position] for position in range(len(source))]
     keys = list(source.keys)
     return [
-        Seen(keys[position], data.eval_view(image), data.classes[label])
+        Seen(keys[position], data.eval_view(image), subject.task.label_text(label, data.classes))
         for position, (image, label) in enumerate(pairs)
     ]
 
@@ -105,12 +105,13 @@ def _ask(network: nn.Module, subject: SelectedModel, images: list[Seen]) -> None
     """Fill in what the network says, calibrated as in mode=predict, and the class that is to be explained."""
     import torch
 
-    classes, scale = subject.meta.classes, temperature(subject) or 1.0
+    classes, fitted = subject.meta.classes, fitted_of(subject)
     wanted = subject.config.explain.target
     for start in range(0, len(images), BATCH):
         part = images[start : start + BATCH]
         with torch.inference_mode():
-            prob = (network(torch.stack([one.view for one in part]).to(subject.device)).double() / scale).softmax(1)
+            logits = network(torch.stack([one.view for one in part]).to(subject.device))
+            prob = subject.task.probabilities(logits, fitted)
         for one, (value, which) in zip(part, zip(*[x.tolist() for x in prob.max(1)], strict=True), strict=True):
             one.predicted, one.probability = classes[which], value
             name = one.predicted if wanted == "predicted" else one.label if wanted == "label" else wanted

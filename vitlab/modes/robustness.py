@@ -142,7 +142,6 @@ def _finish(group: Sequence[SelectedModel], states: Sequence[Robustness]) -> Non
     from vitlab.data.loader import Loader, default_workers
     from vitlab.data.sources import limit
     from vitlab.measure.robustness import Tally
-    from vitlab.modes.evaluate import class_numbers
     from vitlab.training.interrupt import stop_if_requested
     from vitlab.training.progress import Progress
 
@@ -167,17 +166,15 @@ def _finish(group: Sequence[SelectedModel], states: Sequence[Robustness]) -> Non
     views = CorruptedViews(source, data.eval_view, list(lacking), list(lacking.values()), config.seed)
     loader = iter(Loader(views, batches, default_workers(source, costly=True) if workers is None else workers))
     networks = [one.network().to(device) for one in group]
-    numbers = [class_numbers(data.classes, one.meta.classes, one.title) for one in group]
     total = len(source) * sum(map(len, lacking.values()))
     with Progress(f"corrupted for {', '.join(one.name for one in group)}", total, unit="image") as progress:
         for c, (name, levels) in enumerate(lacking.items()):
             tallies = [Tally() for _ in group]
             for _ in starts:
                 batch = next(loader)
-                for network, tally, number in zip(networks, tallies, numbers, strict=True):
-                    tally.add(
-                        evaluation_logits(network, batch, device), number[batch.label.numpy()], batch.slot.numpy()
-                    )
+                for one, network, tally in zip(group, networks, tallies, strict=True):
+                    label = one.task.match_classes(batch.label.numpy(), data.classes, one.meta.classes, one.title)
+                    tally.add(evaluation_logits(network, batch, device), label, batch.slot.numpy())
                 progress.update(progress.done + len(batch))
                 stop_if_requested()
             for one, state, tally in zip(group, states, tallies, strict=True):

@@ -17,6 +17,7 @@ from vitlab.data.datamodule import VisionData
 from vitlab.data.sampler import SlotPolicy
 from vitlab.errors import UserError, nearest
 from vitlab.models.build import parameter_groups
+from vitlab.tasks.base import find_task
 from vitlab.training.distributed import rank, world_size
 from vitlab.training.schedule import Schedule
 
@@ -90,6 +91,7 @@ def make_data(
         plain_share=reinforcements.plain_share if reinforcements is not None else 0.0,
         replay_backend=reinforcements.backend if reinforcements is not None else "auto",
         max_images=config.debug.max_images,
+        targets=find_task(config.task),
     )
     stored = data.train_sampler.num_slots
     if exact and stored is not None and (epochs := epochs_of(recipe, data)) > stored:

@@ -122,7 +122,7 @@ def fit(
         watch = Stopwatch()
         callbacks, profiler = list(callbacks), None
         if config.debug.overfit is not None:
-            callbacks.append(Overfit(stage, folder, config.debug.overfit, data.num_classes))
+            callbacks.append(Overfit(stage, folder, config.debug.overfit, data.num_classes, learner.task))
         if config.debug.profile is not None and recorder is not None and not trial:
             left = (total - step) * recipe.accumulate
             profiler = StepProfiler(stage, folder / "profile", left, config.debug.profile, device_of(config))

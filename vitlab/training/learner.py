@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 
 from vitlab.data.batch import Batch
 from vitlab.distill.sparse import SparseTarget
-from vitlab.training.objectives import Objective, accuracy
+from vitlab.tasks.base import Task, find_task
+from vitlab.training.objectives import Objective
 from vitlab.training.profile import timed
 from vitlab.training.schedule import Schedule
 from vitlab.training.sharding import full_tensor, is_sharded, shard
@@ -43,6 +44,8 @@ class Learner(L.LightningModule):
         seed: of the random numbers inside the network.
         freeze_batchnorm: running statistics of the student's BatchNorm layers stay as they are in training.
         compile: run the student through ``torch.compile``.
+        task: what the student predicts; None: classification.
+        classes: of the data; only metrics of several labels an image must know them.
     """
 
     teacher: TeacherFn | None
@@ -61,8 +64,11 @@ class Learner(L.LightningModule):
         ema: float | None = None,
         seed: int = 0,
         compile: bool = False,
+        task: Task | None = None,
+        classes: int = 0,
     ) -> None:
         super().__init__()
+        self.task, self.classes = task or find_task("classification"), classes
         self.student = student
         self.average = ModelEmaV3(student, decay=ema) if ema is not None else None
         self.objective = objective
@@ -127,7 +133,7 @@ class Learner(L.LightningModule):
         logits = self.forward_student(batch.image)
         losses = self.objective(logits, batch.label, target)
         with torch.no_grad():
-            return losses | {"accuracy": accuracy(logits, batch.label)}
+            return losses | self.task.step_metrics(logits, batch)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         rate = self.schedule(self.step)

@@ -15,12 +15,13 @@ from vitlab.distill.teachers import StoredTeacher
 from vitlab.models.artifact import ModelMeta, load_model, read_meta, save_model
 from vitlab.models.build import architecture, build_model, normalisation
 from vitlab.stage import Context
+from vitlab.tasks.base import find_task
 from vitlab.training.build import Reinforced, full_steps, make_data, make_optimizer, shortened
 from vitlab.training.callbacks.view_grid import ViewGrid
 from vitlab.training.distributed import device_of, world_size
 from vitlab.training.fit import fit
 from vitlab.training.learner import Learner, TeacherFn
-from vitlab.training.objectives import Objective, label_cross_entropy
+from vitlab.training.objectives import Objective
 from vitlab.training.schedule import Schedule
 from vitlab.training.sharding import all_processes, full_state_dict, shard, uses_sharding
 from vitlab.training.teacher import load_teacher, make_teacher
@@ -30,7 +31,7 @@ def train(
     context: Context,
     model: ModelConfig,
     recipe: RecipeConfig,
-    objective: Objective,
+    objective: Objective | None,
     *,
     teacher: Path | None = None,
     store: Path | None = None,
@@ -42,6 +43,7 @@ def train(
     """Train ``model`` with ``recipe`` to minimise ``objective``, and leave a model artifact in ``context.folder``.
 
     Args:
+        objective: None: the task's own, on the labels.
         teacher: artifact of a teacher that is asked for a target at every step.
         store: sealed :class:`~vitlab.distill.store.TargetStore`; its targets are read instead.
         views: different views of every image, see :func:`make_data`.
@@ -55,6 +57,8 @@ def train(
     config, asked, recipe = context.config, recipe, shortened(context.config, recipe)
     mean, std = normalisation(model, config.dataset.mean, config.dataset.std)
     data = make_data(config, recipe, mean, std, store=store, views=views, exact=exact, reinforcements=reinforcements)
+    task = find_task(config.task)
+    task.check_source(data.train_source, config.dataset.name)
     network = make_network(config, model, data, start)
     schedule = Schedule.from_recipe(recipe, data.steps_per_epoch)
     steps, images = schedule.total, len(data.train_source)
@@ -62,7 +66,7 @@ def train(
         steps, _, images = full_steps(context.full_config, asked)
     learner = Learner(
         network,
-        objective,
+        objective or task.objective(recipe, data.train_source),
         schedule,
         partial(make_optimizer, recipe=recipe),
         teacher=_teacher(config, teacher, store is not None or reinforcements is not None, data),
@@ -71,6 +75,8 @@ def train(
         ema=recipe.ema,
         seed=config.seed,
         compile=config.hardware.compile,
+        task=task,
+        classes=data.num_classes,
     )
     seconds = fit(
         config,
@@ -99,14 +105,14 @@ def train_teacher(context: Context) -> dict[str, object]:
     if not spec.train:
         return load_teacher(context)
     assert spec.recipe is not None  # checked when the configuration was composed
-    objective = partial(label_cross_entropy, smoothing=spec.recipe.label_smoothing)
-    return train(context, spec.members[0], spec.recipe, objective)
+    return train(context, spec.members[0], spec.recipe, None)
 
 
 def make_network(config: Config, model: ModelConfig, data: VisionData, start: Path | None) -> nn.Module:
     """Build the network, initialised by the seed alone, or with the weights of the artifact ``start``."""
     torch.manual_seed(config.seed)
-    network = build_model(model, data.num_classes, config.dataset.size, data.classes, pretrained=start is None)
+    head = find_task(config.task).head(data.classes)
+    network = build_model(model, size=config.dataset.size, classes=data.classes, pretrained=start is None, **head)
     if start is not None:
         network.load_state_dict(load_model(start).state_dict())
     return synchronised(network) if config.trainer.sync_batchnorm and world_size() > 1 else network
@@ -144,6 +150,7 @@ def describe_model(
         interpolation=config.recipe.augmentation.interpolation,
         origin=origin,
         method=config.method.name,
+        task=config.task.name,
     )
 
 

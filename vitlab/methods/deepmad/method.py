@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from functools import partial
 
 from vitlab.config import Config, ModelConfig
 from vitlab.methods.base import Context, Method, Stage, stage
@@ -120,8 +119,6 @@ class DeepMAD(Method):
         return self._train(context, ModelConfig(name="deepmad", args=args))
 
     def _train(self, context: Context, model: ModelConfig) -> dict[str, object]:
-        from vitlab.training.objectives import label_cross_entropy
         from vitlab.training.train import train
 
-        recipe = self.config.recipe
-        return train(context, model, recipe, partial(label_cross_entropy, smoothing=recipe.label_smoothing))
+        return train(context, model, self.config.recipe, None)

@@ -1,9 +1,8 @@
-"""Supervised training: any model, any data set, any recipe, labels alone."""
+"""Supervised training: any model, any data set, any recipe, any task."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 from vitlab.methods.base import Context, Method, stage
 
@@ -15,12 +14,9 @@ class Supervised(Method):
     class Options:
         name: str = "supervised"
 
-    @stage(reads=("dataset", "model", "recipe", "task"), title="model, labels alone")
+    @stage(reads=("dataset", "model", "recipe", "task"), title="model")
     def train(self, context: Context) -> dict[str, object]:
-        """Cross-entropy against the (smoothed, mixed) labels."""
-        from vitlab.training.objectives import label_cross_entropy
+        """The task's objective on the (smoothed, mixed) labels."""
         from vitlab.training.train import train
 
-        recipe = self.config.recipe
-        objective = partial(label_cross_entropy, smoothing=recipe.label_smoothing)
-        return train(context, self.config.model, recipe, objective)
+        return train(context, self.config.model, self.config.recipe, None)
