@@ -119,7 +119,7 @@ def test_a_run_of_other_training_images_gets_no_temperature(other: Path, output:
         one = measure(find_subject(load(["mode=evaluate", f"output={output}", f"run={other}", *QUIET])))
     finally:
         done.write_bytes(before)
-    assert one.evaluation.temperature is None
+    assert isinstance(one.evaluation, Evaluation) and one.evaluation.temperature is None
     assert one.evaluation.no_temperature.endswith("was trained on 160 images, not on the 200 left")
 
 

@@ -18,6 +18,9 @@ from vitlab.report.compare import (
     wrap,
 )
 from vitlab.report.data import Cost, Latency, ModelRow, PaperRow, ReportData
+from vitlab.tasks.classification import Classification
+
+COLUMNS = Classification().columns
 
 
 @pytest.mark.parametrize(

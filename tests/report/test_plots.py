@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
-from vitlab.measure.classification import wilson
+from vitlab.measure.classification import Evaluation, wilson
 from vitlab.report import curves, plots, style
 from vitlab.report.data import Cost, ModelRow, ReportData
 from vitlab.report.figures import drawings
@@ -91,14 +91,14 @@ def test_intervals_are_wilsons(data: ReportData) -> None:
         )
     assert drawing is not None
     found = data.rows[0].evaluation
-    assert found is not None
+    assert isinstance(found, Evaluation)
     lo, hi = wilson(round(found.top1 * found.n), found.n)
     assert drawing.axes[0].lines[0].get_xdata() == pytest.approx([100 * lo, 100 * hi])
 
 
 def test_confusion_shows_every_count(data: ReportData) -> None:
     found = data.main.evaluation
-    assert found is not None
+    assert isinstance(found, Evaluation)
     with style.themed(style.DARK):
         drawing = classification_figures.confusion(found, style.DARK)
     assert drawing is not None
@@ -111,7 +111,7 @@ def test_confusion_shows_every_count(data: ReportData) -> None:
 
 def test_reliability_draws_every_bin_that_has_images(data: ReportData) -> None:
     found = data.main.evaluation
-    assert found is not None
+    assert isinstance(found, Evaluation)
     with style.themed(style.LIGHT):
         drawing = classification_figures.reliability("name", found, style.LIGHT, 0)
     above, below = drawing.axes

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.report.sample import CLASSES, make
-from vitlab.measure.classification import wilson
+from vitlab.measure.classification import Evaluation, wilson
 from vitlab.report import page
 from vitlab.report.compare import DASH, SYNTHETIC
 from vitlab.report.data import Cost, Example, ModelRow, PaperRow, ReportData, curves_of
@@ -144,7 +144,7 @@ def test_numbers_of_the_table_are_the_data(data: ReportData, written: ReportPath
 
 def test_numbers_of_the_classes_and_mistakes_are_the_data(data: ReportData, written: ReportPaths) -> None:
     found = data.main.evaluation
-    assert found is not None
+    assert isinstance(found, Evaluation)
     text = written.markdown.read_text()
     scores = {score.name: score for score in found.per_class}
     lines = markdown_rows(text, "Class")[1:]
@@ -169,7 +169,7 @@ def test_numbers_of_the_classes_and_mistakes_are_the_data(data: ReportData, writ
 
 def test_headline_and_findings_are_the_data(data: ReportData, html: Page) -> None:
     found, other = data.main.evaluation, data.rows[2].evaluation
-    assert found is not None and other is not None
+    assert isinstance(found, Evaluation) and isinstance(other, Evaluation)
     lo, hi = wilson(round(found.top1 * found.n), found.n)
     tile = page.tiles(data, TASK)[0]
     assert (tile.value, tile.detail) == (
@@ -188,7 +188,7 @@ def test_headline_and_findings_are_the_data(data: ReportData, html: Page) -> Non
     one = replace(data.comparisons[0], only_second=1, only_first=2)
     assert (
         " On 1 image it is right where same student, labels alone is wrong, and on 2 "
-        in page.findings(replace(data, comparisons=[one]))[1]
+        in page.findings(replace(data, comparisons=[one]), TASK)[1]
     )
     assert said[3].startswith("Dividing the logits by 1.23 changes the calibration error")
     for sentence in said:

@@ -74,7 +74,8 @@ class Task(ABC):
     metrics: ClassVar[tuple[Shown, ...]]
     """Metrics in the tables of sweeps, in this order."""
     validated: ClassVar[tuple[str, ...]]
-    """Keys of :meth:`validation_metrics`, in the order of the record; the metrics of an evaluation of these names are watched by searches."""
+    """Keys of :meth:`validation_metrics`, in the order of the record. A search for an evaluation's metric watches the
+    one of the same name during training."""
     card_metrics: ClassVar[Mapping[str, tuple[str, float]]]
     """Metrics of a model card: key to heading and factor."""
     outputs: ClassVar[tuple[str, ...]] = ("logits",)
