@@ -76,3 +76,10 @@ def nearest(word: str, words: Iterable[str]) -> str | None:
     """The word most like ``word``, or None when nothing is near enough to suggest."""
     found = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
     return found[0] if found else None
+
+
+def list_names(words: Iterable[str], limit: int = 24) -> str:
+    """Comma-separated, cut after ``limit`` words, with the number of the others."""
+    every = list(words)
+    more = f" and {len(every) - limit} more" if len(every) > limit else ""
+    return ", ".join(every[:limit]) + more

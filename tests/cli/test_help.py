@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -10,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from vitlab import config
-from vitlab.cli.help import GROUPS, MODES, choices, conf_dir, head, page
+from vitlab.cli.help import page
 from vitlab.cli.main import main
 from vitlab.compose.load import load
 from vitlab.compose.schema import ANSWERS, ELSEWHERE, fields, find
 from vitlab.compose.validate import EMBEDDED
+from vitlab.config import Config
+from vitlab.config.catalogue import GROUPS, PACKAGE, choices, conf_dir, head, mode_files
 from vitlab.methods.base import find_method, method_names
 from vitlab.sweep.grid import expand
 
@@ -30,15 +32,25 @@ print(json.dumps({"code": code, "cpu": used.ru_utime + used.ru_stime, "heavy": h
 
 
 def test_the_tables_agree_with_the_tree() -> None:
-    assert tuple(GROUPS) == config.GROUPS
-    assert tuple(MODES) == config.MODES
+    folders = {path.name for path in conf_dir().iterdir() if path.is_dir()} - {"local"}
+    assert set(GROUPS) == folders
+    assert set(GROUPS) - {"experiment"} <= {one.name for one in dataclasses.fields(Config)}
+
+
+def test_every_mode_says_what_it_reads() -> None:
+    modes = mode_files()
+    files = {path for place in ("modes", "methods/*/modes") for path in PACKAGE.glob(f"{place}/*.py")}
+    answering = {path.stem for path in files if "\ndef answer(composed: Composed) -> int:" in path.read_text()}
+    assert {mode.name for mode in modes} == answering
+    known = set(GROUPS) | {one.name for one in dataclasses.fields(Config)}
+    assert all(mode.reads - {"local"} <= known for mode in modes)
 
 
 def test_the_page_names_every_group_and_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == main(["-h"]) == main(["recipe.lrr=1", "--help"]) == 0
     said = capsys.readouterr().out
-    for group, meaning in GROUPS.items():
-        assert f"  {group:<12}{meaning}" in said
+    for name, group in GROUPS.items():
+        assert f"  {name:<12}{group.meaning}" in said
     assert max(map(len, said.split("\n"))) <= 100
     assert len(page().split("\n")) <= 66
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from vitlab.cli.help import conf_dir, head
-from vitlab.compose.load import RESULT_FREE, load
-from vitlab.config import GROUPS, MODES, Config, RecipeConfig
+from vitlab.compose.load import load
+from vitlab.config import Config, RecipeConfig
+from vitlab.config.catalogue import GROUPS, RESULT_FREE, conf_dir, head
 from vitlab.errors import UserError
 from vitlab.methods.base import find_method, method_names
 
@@ -90,7 +90,7 @@ def test_the_bare_command_is_the_demo() -> None:
     assert bare.config == said.config
     assert bare.identity() == said.identity()
     assert (bare.chosen, said.chosen) == (set(), {"method", "dataset", "hardware"})
-    assert bare.config.mode == MODES[0]
+    assert bare.config.mode == "train"
 
 
 def test_who_overrules_whom(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

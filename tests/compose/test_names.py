@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vitlab.cli.help import choices, conf_dir
 from vitlab.compose.load import load
+from vitlab.config.catalogue import choices, conf_dir
 
 CONF = conf_dir()
 

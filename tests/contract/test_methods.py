@@ -13,8 +13,8 @@ import torch
 
 import vitlab
 from tests.contract.story import assert_same, at, content, tell, tell_and_kill, the_run
-from vitlab.cli.help import conf_dir
 from vitlab.compose.load import load
+from vitlab.config.catalogue import conf_dir
 from vitlab.data.build import open_splits
 from vitlab.distill.store_writer import SlotWriter
 from vitlab.distill.views import EvalView

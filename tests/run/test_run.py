@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from vitlab.config.catalogue import RESULT_FREE
 from vitlab.errors import UserError
-from vitlab.run.run import RESULT_FREE, Run, differences, remove_temporary_files
+from vitlab.run.run import Run, differences, remove_temporary_files
 
 IDENTITY = {"choices": {"method": "tinyvit", "dataset": "digits"}, "changed": {}}
 TREE: dict[str, Any] = {

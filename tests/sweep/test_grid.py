@@ -16,10 +16,11 @@ import pytest
 from vitlab.compose.load import load
 from vitlab.errors import UserError
 from vitlab.run.run import is_locked, locked
-from vitlab.sweep.grid import expand, read
+from vitlab.sweep.grid import expand
 from vitlab.sweep.jobs import visible_gpus, wanted_gpus
 from vitlab.sweep.statistics import over_seeds, verdict
 from vitlab.sweep.table import Job, grouped, results, write_comparison
+from vitlab.sweep.words import read
 from vitlab.tasks.classification import Classification
 
 TASK = Classification()

@@ -19,11 +19,11 @@ from vitlab.compose.load import load
 from vitlab.errors import UserError
 from vitlab.launch.start import find_run
 from vitlab.run.recorder import Recorder
-from vitlab.sweep.grid import read
 from vitlab.sweep.jobs import PROGRESS
 from vitlab.sweep.report import write_search_report
 from vitlab.sweep.search import Search, distribution, search
 from vitlab.sweep.table import Job, write_comparison
+from vitlab.sweep.words import read
 
 WORDS = ["method=supervised", "dataset=digits", "recipe.warmup_lr=0", "recipe.min_lr=0", "sweep=optuna"]
 LR = "recipe.lr=tag(log,interval(1e-4,1e-2))"

@@ -2,51 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import textwrap
 from pathlib import Path
 
-from vitlab import __version__
+from vitlab._version import __version__
+from vitlab.config.catalogue import GROUPS, choices, conf_dir, head, mode_meanings
 from vitlab.errors import UserError, nearest
-
-GROUPS = {
-    "method": "what is done, in stages",
-    "model": "the network that is trained",
-    "dataset": "the images",
-    "teacher": "who labels them, for methods that distil",
-    "recipe": "how it is trained: optimiser, schedule, augmentation",
-    "task": "what the network answers",
-    "hardware": "where it runs, and how precisely",
-    "logger": "copies of the record in metrics.jsonl",
-    "evaluation": "what is measured at the end",
-    "export": "the files that others can load",
-    "debug": "shortcuts, to see every stage pass quickly",
-    "sweep": "several runs of one command, after -m",
-    "experiment": "whole set-ups in one word",
-}
-"""The config groups and what each one decides."""
-
-MODES = {
-    "train": "every stage of the method, then evaluation, exports and report (the default)",
-    "evaluate": "accuracy, calibration, intervals of a run, or of model= on dataset=; run=[A,B]",
-    "benchmark": "parameters, multiply-adds, latency, memory side by side; run='*' draws all runs",
-    "predict": "name what is on pictures: run=FOLDER input=cat.jpg",
-    "explain": "where a model looks: run=FOLDER input=cat.jpg",
-    "export": "a model as files for others: run=FOLDER export.formats=[onnx]",
-    "audit": "what is in a folder of pictures: dataset=folder dataset.root=photos",
-    "report": "the page of a run written anew, or several side by side: run=[A,B]",
-    "verify": "stored labels: structure and checksums; with method.recheck=100 the teacher too",
-    "convert": "stored labels from or to the papers' own files: method.store=A method.convert_to=B",
-    "stats": "what reinforcements hold: entropy, agreement with the labels, partners, bytes",
-    "merge": "reinforcements of several seeds in one: method.store=[A,B] method.convert_to=C",
-    "subset": "fewer of them: method.store=A method.samples=10 method.topk=5 method.convert_to=B",
-    "contract": "make model= smaller step by step to method.contract.params (TinyViT's model scaling)",
-    "throughput": "images a second of a traced network, TinyViT's protocol",
-    "check": "the plan with sizes and estimates, and one batch of every stage",
-    "list": "what there is: mode=list group=GROUP, mode=list key=KEY",
-}
-"""What ``mode=`` accepts."""
 
 PAGE = """\
 vitlab {version}: from data to a small, fast, calibrated and exported vision model, with one command.
@@ -92,38 +54,13 @@ LIST_WORDS = ("group", "key")
 INDENT, WIDTH = 14, 100
 
 
-def conf_dir() -> Path:
-    """The folder of the YAML files: inside the package when installed, beside it in a clone."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
-
-
 def page() -> str:
     """The help page."""
-    groups = [_line(name, meaning, choices(conf_dir(), name)) for name, meaning in GROUPS.items()]
-    modes = [f"  {name:<{INDENT - 2}}{meaning}" for name, meaning in MODES.items()]
+    groups = [_line(name, group.meaning, choices(conf_dir(), name)) for name, group in GROUPS.items()]
+    modes = [f"  {name:<{INDENT - 2}}{meaning}" for name, meaning in mode_meanings().items()]
     conf = conf_dir()
     shown = conf.relative_to(Path.cwd()) if conf.is_relative_to(Path.cwd()) else conf
     return PAGE.format(version=__version__, groups="\n".join(groups), modes="\n".join(modes), conf=f"{shown}/").rstrip()
-
-
-def head(path: Path) -> str:
-    """The first comment line of a YAML file that is not a directive of Hydra's: what the file is, in one line."""
-    with open(path) as file:
-        for line in file:
-            text = line.lstrip("#").strip()
-            if not line.startswith("#"):
-                break
-            if text and not text.startswith("@"):
-                return text
-    return ""
-
-
-def origin(path: Path) -> str:
-    """What a data set's file says behind ``# Origin:``: who made the data, and under which licence; "" if nothing."""
-    lines = (line.lstrip("#").strip() for line in path.read_text().splitlines() if line.startswith("#"))
-    return next((line.removeprefix("Origin:").strip() for line in lines if line.startswith("Origin:")), "")
 
 
 def answer_list(words: list[str]) -> str:
@@ -147,7 +84,7 @@ def answer_list(words: list[str]) -> str:
 
 def list_groups() -> str:
     """All groups with their meanings and names."""
-    rows = [_row(name, meaning, choices(conf_dir(), name)) for name, meaning in GROUPS.items()]
+    rows = [_row(name, group.meaning, choices(conf_dir(), name)) for name, group in GROUPS.items()]
     return "\n".join([*rows, "", "What each name is: mode=list group=GROUP. What each key means: mode=list key=GROUP."])
 
 
@@ -172,7 +109,7 @@ def list_group(group: str) -> str:
         foot += " Also for the teacher: recipe@teacher.recipe=NAME."
     if group != "experiment":
         foot += f" What can be set in it: mode=list key={group}."
-    return "\n".join([f"{group}: {GROUPS[group]}", "", *rows, "", _wrapped("", foot)])
+    return "\n".join([f"{group}: {GROUPS[group].meaning}", "", *rows, "", _wrapped("", foot)])
 
 
 def list_keys(key: str, words: list[str]) -> str:
@@ -182,7 +119,7 @@ def list_keys(key: str, words: list[str]) -> str:
     Raises:
         UserError: if there is no such key, or the words are wrong.
     """
-    from vitlab.cli.list_keys import describe
+    from vitlab.cli.list_keys import describe  # OmegaConf comes with it
 
     return describe(key, words, _wrapped)
 
@@ -194,16 +131,6 @@ def _check_word(word: str, asked: dict[str, str]) -> None:
     near = nearest(name, LIST_WORDS)
     if near and name not in GROUPS and not asked:
         raise UserError(f"mode=list does not know {name}=.", f"Did you mean {near}={value or 'NAME'}?")
-
-
-def choices(conf: Path, group: str) -> list[str]:
-    """Names of the YAML files of a group, in the order of people."""
-    return sorted((path.stem for path in (conf / group).glob("*.yaml")), key=_natural)
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key by which cifar100 follows cifar10 and tiny_vit_5m comes before tiny_vit_11m."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _row(name: str, meaning: str, names: list[str]) -> str:

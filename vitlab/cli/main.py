@@ -12,7 +12,7 @@ import sys
 import textwrap
 import traceback
 
-from vitlab import __version__
+from vitlab._version import __version__
 from vitlab.errors import Interrupted, UserError, full_disk
 
 

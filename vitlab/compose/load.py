@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import re
-from dataclasses import dataclass
 from typing import Any, cast
 
 import yaml
@@ -29,51 +28,16 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from vitlab.cli.help import conf_dir
-from vitlab.compose.overrides import check_keys, describe_field, is_choice, read_words, top_level_key, unknown_key
+from vitlab.compose.overrides import check_keys, describe_field, is_choice, read_words, unknown_key
 from vitlab.compose.schema import Field, fields, find
 from vitlab.compose.validate import check, check_read
 from vitlab.compose.yaml_errors import Files, defaults_error, file_error, interpolation_error, missing_file, yaml_error
-from vitlab.config import GROUPS, Config
+from vitlab.config import Config
+from vitlab.config.catalogue import GROUPS, conf_dir, mode_reads, top_level_key
+from vitlab.config.composed import Composed
 from vitlab.config.debug import apply_debug
 from vitlab.errors import UserError
 from vitlab.methods.base import find_method
-from vitlab.modes import reads
-from vitlab.run.run import RESULT_FREE, RESULT_FREE_KEYS
-
-
-@dataclass
-class Composed:
-    """One command line, composed and checked."""
-
-    config: Config  # plain dataclasses, all the way down
-    choices: dict[str, str | None]  # every group (also mounted ones, recipe@teacher.recipe) and the choice in force
-    chosen: set[str]  # groups that the prompt named, by a choice (model=x) or by a key (model.name=x)
-    overrides: list[str]  # the words at the prompt, as typed
-    tree: dict[str, Any]  # the configuration as plain dicts, lists and scalars
-    changed: dict[str, Any]  # leaves that differ from what the choices alone give, by dotted key
-    usual: dict[str, Any]  # what those leaves are without the change
-    read: set[str]  # groups that some stage of the method, or the mode, reads
-
-    @property
-    def network(self) -> str:
-        """What the model is called in the names of runs: its choice, or the timm name that was typed instead."""
-        named = "model.name" in self.changed
-        return re.sub(r"[^\w.+-]+", "-", self.config.model.name) if named else str(self.choices["model"])
-
-    def identity(self) -> dict[str, Any]:
-        """What names a run: the choices and the changed leaves that can change its results."""
-
-        def matters(key: str) -> bool:
-            if key.rpartition(".")[2] in RESULT_FREE_KEYS:
-                return False
-            return top_level_key(key) not in RESULT_FREE and (
-                top_level_key(key) in self.read or top_level_key(key) not in GROUPS
-            )
-
-        choices = {group: choice for group, choice in sorted(self.choices.items()) if matters(group)}
-        changed = {key: value for key, value in sorted(self.changed.items()) if matters(key)}
-        return {"choices": choices, "changed": changed}
 
 
 def load(overrides: list[str]) -> Composed:
@@ -130,13 +94,20 @@ def load(overrides: list[str]) -> Composed:
         return f"{place}: {key}" if place else key
 
     chosen = {top_level_key(word.get_key_element()): str(word.input_line) for word in words}
-    read = reads(config.mode, config.run, set(chosen)) or set(method.reads(config))
+    read = _reads_of_mode(config, set(chosen)) or set(method.reads(config))
     check(config, where, read)
     check_read(config, method, chosen)
     changed = {key: value for key, value in after.items() if before.get(key, ...) != value}
     config = apply_debug(config)
     usual_values = {key: before.get(key) for key in changed}
     return Composed(config, choices, set(chosen) & set(GROUPS), list(overrides), tree, changed, usual_values, read)
+
+
+def _reads_of_mode(config: Config, chosen: set[str]) -> set[str]:
+    """Groups and keys that ``mode=`` reads; none for a training. A run knows its data set: it is read from the prompt
+    only where one is typed."""
+    read = set(mode_reads(config.mode))
+    return read - {"dataset"} if config.run is not None and "dataset" not in chosen else read
 
 
 def refuse_below_nothing(keyed: list[Override], tree: DictConfig, known: dict[str, Field]) -> None:

@@ -8,31 +8,19 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 
-from vitlab.cli.help import choices
 from vitlab.compose.schema import ANSWERS, ELSEWHERE, Field, fields, find, suggest
-from vitlab.config import GROUPS, MODES
-from vitlab.errors import UserError, nearest
+from vitlab.config.catalogue import GROUPS, choices, mode_meanings
+from vitlab.errors import UserError, list_names, nearest
 from vitlab.methods.base import find_method, method_names
-
-CHOSEN_BY_NAME = ("method", "dataset", "task", "hardware", "logger", "debug")
-"""Groups whose ``name`` says which choice this is, and therefore cannot be overridden by itself."""
-
 
 SAME_CHOICE = {"cuda": "gpu", "nvidia": "gpu", "false": "none", "off": "none", "wb": "wandb", "tb": "tensorboard"}
 """What other programs call a choice, and its name here."""
-
-
-def top_level_key(key: str) -> str:
-    """The top-level key that a dotted key, a group, or a mounted group (recipe@teacher.recipe) belongs to."""
-    group, _, mount = key.partition("@")
-    return (mount or group).partition(".")[0]
 
 
 def is_choice(word: Override) -> bool:
@@ -74,13 +62,6 @@ def describe_field(field: Field) -> str:
     """``recipe.lr takes a number (peak learning rate ...)``, for a message."""
     kind = field.kind + (", or null" if field.optional else "")
     return f"{field.key} takes {kind}" + (f" ({field.meaning})." if field.meaning else ".")
-
-
-def list_names(words: Iterable[str], limit: int = 24) -> str:
-    """Comma-separated, cut after ``limit`` words (and says so)."""
-    every = list(words)
-    more = f" and {len(every) - limit} more" if len(every) > limit else ""
-    return ", ".join(every[:limit]) + more
 
 
 # ---------------------------------------------------------------------------------------------------------- one word
@@ -174,7 +155,7 @@ def _parse(word: str) -> Override:
 
 def _not_a_pair(word: str, conf: Path) -> UserError:
     name = word.lstrip("-")
-    if name in MODES:
+    if name in mode_meanings():
         return UserError(f"'{word}' is not key=value.", f"Did you mean mode={name}?")
     holders = [group for group in GROUPS if name in choices(conf, group)]
     if holders:
@@ -187,7 +168,7 @@ def _not_a_pair(word: str, conf: Path) -> UserError:
     if word.startswith("-"):
         meant = _meant(name.replace("-", "_"), "VALUE")
         return UserError(f"{word}: keys are written without dashes, as key=value.", f"Did you mean {meant}?")
-    every = {one: group for group in reversed(GROUPS) for one in choices(conf, group)}
+    every = {one: group for group in reversed(list(GROUPS)) for one in choices(conf, group)}
     near = nearest(name, every)
     cure = f"Did you mean {every[near]}={near}?" if near else "python -m vitlab --help shows how to begin."
     return UserError(f"'{word}' is not key=value.", cure)
@@ -274,7 +255,7 @@ def _check_key(word: Override, line: str, known: dict[str, Field], conf: Path) -
     if plus and not find(key, {k: v for k, v in known.items() if v.free}):
         raise UserError(f"{line}: {key} exists, so it is not added.", f"Write it without plus: {key}={value}.")
     group, _, last = key.rpartition(".")
-    if last == "name" and group in CHOSEN_BY_NAME:
+    if last == "name" and group in GROUPS and GROUPS[group].named:
         raise UserError(
             f"{line}: the name only tells which {group} was chosen.", f"Choose another with {group}={value}."
         )

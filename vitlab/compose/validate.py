@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from vitlab.compose.schema import DURATIONS
-from vitlab.config import GROUPS, MODES, Config, ModelConfig, RecipeConfig, to_steps
+from vitlab.config import Config, ModelConfig, RecipeConfig, to_steps
+from vitlab.config.catalogue import GROUPS, MODE_KEYS, TRAINING_KEYS, mode_files, mode_meanings
 from vitlab.data.paths import data_roots, missing, shifted_root
 from vitlab.errors import UserError, nearest
 from vitlab.measure.robustness_names import CORRUPTIONS, FAMILIES, SHIFTED
 from vitlab.methods.base import Method, find_method, method_names
-from vitlab.modes import FRAME, READS
 from vitlab.run.run import model_folder
 
 EMBEDDED = ("digits", "fake")
@@ -59,7 +59,7 @@ def check(config: Config, where: Where, read: set[str]) -> None:
     Raises:
         UserError: naming the key and what it may be.
     """
-    _one_of("mode", config.mode, MODES, where)
+    _one_of("mode", config.mode, mode_meanings(), where)
     _within("seed", config.seed, 0, 2**31 - 1, where)
     if not config.output:
         raise UserError(f"{where('output')}: the folder of the runs has no name.", "Give output=FOLDER.")
@@ -82,14 +82,14 @@ def check_read(config: Config, method: type[Method], chosen: dict[str, str]) -> 
     Raises:
         UserError: naming the methods, or the modes, that do read it.
     """
-    free = {"trainer", "mode", "seed", "name", "output", "fresh", "local", "paper", "audit", "sweep", "slurm"}
-    keys = frozenset().union(*READS.values()) - set(GROUPS) - free
+    of_modes = {mode.name: mode.reads for mode in mode_files()}
+    keys = frozenset[str]().union(*of_modes.values()) - set(GROUPS) - TRAINING_KEYS
     for group, word in chosen.items():
-        if config.mode in READS or group in keys:
-            if group not in READS.get(config.mode, ()):
+        if config.mode in of_modes or group in keys:
+            if group not in of_modes.get(config.mode, ()):
                 _refuse_unread(config.mode, group, word)
             continue
-        if group in method.reads(config) | free:
+        if group in method.reads(config) | TRAINING_KEYS:
             continue
         name = config.method.name
         readers = [one for one in method_names() if any(group in stage.reads for stage in _every_stage(one))]
@@ -103,10 +103,11 @@ def check_read(config: Config, method: type[Method], chosen: dict[str, str]) -> 
 
 
 def _refuse_unread(mode: str, group: str, word: str) -> None:
-    readers = [one for one, read in READS.items() if group in read]
+    of_modes = {one.name: one.reads for one in mode_files()}
+    readers = [one for one, read in of_modes.items() if group in read]
     asks = f"the modes that do are {', '.join(readers)}" if readers else "it belongs to a training"
-    told = [one for one in READS[mode] if one not in FRAME] if mode in READS else []
-    takes = f" mode={mode} reads {', '.join(sorted(told))}." if told else ""
+    own = of_modes.get(mode, frozenset()) - MODE_KEYS
+    takes = f" mode={mode} reads {', '.join(sorted(own))}." if own else ""
     raise UserError(f"{word}: mode={mode} does not read {group}; {asks}.", f"Leave it out, or choose another.{takes}")
 
 

@@ -20,11 +20,10 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from vitlab.cli.help import choices
-from vitlab.compose.overrides import describe_field, list_names
+from vitlab.compose.overrides import describe_field
 from vitlab.compose.schema import Field, find, suggest
-from vitlab.config import GROUPS
-from vitlab.errors import UserError, nearest
+from vitlab.config.catalogue import GROUPS, choices
+from vitlab.errors import UserError, list_names, nearest
 
 
 @dataclass(frozen=True)

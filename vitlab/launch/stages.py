@@ -27,7 +27,7 @@ from vitlab.training.progress import format_duration, print_line
 
 
 def run_method(run: Run, config: Config, command: str) -> None:
-    """Tell the method's story in ``run``'s folder, skipping what is done, and close the run.
+    """Run the method's stages in ``run``'s folder, skipping what is done, then measure, export and report.
 
     Raises:
         Interrupted: somebody asked to stop; what was done is saved.
@@ -36,13 +36,13 @@ def run_method(run: Run, config: Config, command: str) -> None:
     install_signal_handlers()
     configure_torch(config)
     stages = run_stages(run, config)
-    finish_run(run, config, stages, command)
+    _finish(run, config, stages, command)
 
 
 def run_method_on_rank(run: Run, config: Config, command: str) -> None:
-    """The same in one of several processes: stages and evaluation together, what follows in the first process alone.
+    """The same in one of several processes: stages and evaluation on all ranks, what follows on rank 0.
 
-    torch's launcher has said who we are (RANK, WORLD_SIZE, MASTER_ADDR ...).
+    torch's launcher sets RANK, WORLD_SIZE, MASTER_ADDR and so on.
 
     Raises:
         Interrupted, UserError: as :func:`run_method`.
@@ -60,13 +60,22 @@ def run_method_on_rank(run: Run, config: Config, command: str) -> None:
     barrier()
     dist.destroy_process_group()
     if is_main:
+        _finish(run, config, stages, command)
+
+
+def _finish(run: Run, config: Config, stages: list[Stage], command: str) -> None:
+    """Close the run, or with ``only=`` leave it open for the command without it."""
+    if config.only is None:
         finish_run(run, config, stages, command)
+        return
+    folder = run.folder / config.only
+    print(f"\nonly={config.only}: done, {folder}. The same command without only= runs the other stages.")
 
 
 def run_stages(run: Run, config: Config) -> list[Stage]:
-    """The stages of the method in order, skipping what is done; several processes tell them together."""
+    """The selected stages of the method in order, skipping what is done; all ranks run them together."""
     method = find_method(config.method.name)(config)
-    stages = method.stages(config)
+    stages = method.selected(config)
     ahead = [stage for stage in stages if not run.is_done(stage.name)]
     preflight(config, set().union(*(stage.reads for stage in ahead)))
     if ahead:
@@ -121,7 +130,7 @@ def rehearse(folder: Path, config: Config) -> str:
     preflight(config, find_method(config.method.name).reads(config))
     find_method(config.method.name)(config).check_data()
     method = find_method(config.method.name)(shrink_for_rehearsal(config))
-    stages = method.stages(config)
+    stages = method.selected(config)
     folders = {stage.name: folder / stage.name for stage in stages}
     recorder = Recorder(folder / "metrics.jsonl")
     rows: list[tuple[str, dict[str, object]]] = []

@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from vitlab.config import Config, RecipeConfig
+from vitlab.config.catalogue import ALWAYS_READ
 from vitlab.errors import UserError, nearest
 from vitlab.stage import Context, Stage, stage
 
 __all__ = ["Context", "Method", "Stage", "find_method", "method_names", "recipe_length", "stage"]
-
-ALWAYS_READ = frozenset({"method", "hardware", "logger", "evaluation", "export", "debug", "experiment"})
-"""Groups that the frame around the stages reads, whatever the method."""
 
 
 class Method:
@@ -45,6 +43,27 @@ class Method:
                 raise RuntimeError(f"{cls.__name__}.{one.name} needs {sorted(missing)}, not told before it")
             told.add(one.name)
         return [one for one in every if one.runs(config)]
+
+    @classmethod
+    def selected(cls, config: Config) -> list[Stage]:
+        """The stages that this command runs: all, or those that ``only=`` names and needs.
+
+        Raises:
+            UserError: ``only=`` names no stage that runs under ``config``.
+        """
+        stages = cls.stages(config)
+        if config.only is None:
+            return stages
+        by_name = {one.name: one for one in stages}
+        if config.only not in by_name:
+            near = nearest(config.only, by_name)
+            cure = f"Did you mean only={near}?" if near else f"The stages are: {', '.join(by_name)}."
+            raise UserError(f"only={config.only}: method={config.method.name} runs no such stage here.", cure)
+        wanted, found = [config.only], set()
+        while wanted:
+            found.add(name := wanted.pop())
+            wanted += [one for one in by_name[name].needs if one in by_name and one not in found]
+        return [one for one in stages if one.name in found]
 
     @classmethod
     def check(cls, config: Config) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import vitlab.models.deepmad
 import vitlab.models.resnext48  # noqa: F401  (likewise)
-from vitlab import __version__
+from vitlab._version import __version__
 from vitlab.errors import UserError
 from vitlab.files import atomic_write, read_json, sha256, write_json
 from vitlab.models.checkpoints import META_FILE, WEIGHTS_FILE

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from vitlab.compose.load import Composed
 from vitlab.config import Config
+from vitlab.config.composed import Composed
 from vitlab.data.audit import Audit, audit, audit_folder, refuse_faults, write_audit
 from vitlab.errors import UserError
 from vitlab.run.run import Run
 from vitlab.training.progress import Progress
+
+MEANING = "what is in a folder of pictures: dataset=folder dataset.root=photos"
+READS = ("dataset", "experiment", "audit")
 
 CACHE = "cache.sqlite"
 """What was seen of each file, beside the audit's answers; a second look opens only new and changed files."""

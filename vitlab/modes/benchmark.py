@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitlab.cli.help import choices, conf_dir
-from vitlab.compose.load import Composed, load
+from vitlab.compose.load import load
+from vitlab.config.catalogue import choices, conf_dir
+from vitlab.config.composed import Composed
 from vitlab.errors import UserError
 from vitlab.files import atomic_write, write_json
 from vitlab.modes.find_runs import writing
@@ -30,6 +31,10 @@ from vitlab.run.run import Run
 if TYPE_CHECKING:
     from vitlab.measure.cost import Cost
     from vitlab.measure.interleave import Contender, Timing
+
+MEANING = "parameters, multiply-adds, latency, memory side by side; run='*' draws all runs"
+READS = ("run", "model", "dataset", "experiment", "debug", "evaluation", "benchmark")
+ONE_DEVICE = True
 
 
 @dataclass

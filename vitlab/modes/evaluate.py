@@ -17,7 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitlab.compose.load import Composed
+from vitlab.config.composed import Composed
 from vitlab.errors import UserError
 from vitlab.files import atomic_write, write_json
 from vitlab.modes.evaluation_files import Measured, draw, folder_of, note_in_model, write, write_report_inputs
@@ -29,6 +29,10 @@ from vitlab.tasks.base import Answers, Validation
 if TYPE_CHECKING:
     from vitlab.data.datamodule import VisionData
     from vitlab.measure.bootstrap import Comparison
+
+MEANING = "accuracy, calibration, intervals of a run, or of model= on dataset=; run=[A,B]"
+READS = ("run", "model", "dataset", "experiment", "debug", "evaluation")
+ONE_DEVICE = True
 
 
 def answer(composed: Composed) -> int:

@@ -19,8 +19,10 @@ from vitlab.run.environment import now
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
 
+    from vitlab.data.batch import Batch
     from vitlab.data.datamodule import VisionData
     from vitlab.measure.record import Record
     from vitlab.report.data import DatasetInfo, Example
@@ -66,6 +68,26 @@ def folder_of(subject: SelectedModel) -> Path:
 def stem_of(subject: SelectedModel) -> str:
     """What the files of this model are called."""
     return subject.artifact.name if subject.run is not None and subject.artifact is not None else "model"
+
+
+def evaluation_logits(network: torch.nn.Module, batch: Batch, device: torch.device) -> NDArray[np.float32]:
+    """Logits [B, C] of a network in eval mode."""
+    import torch
+
+    with torch.inference_mode():
+        logits: torch.Tensor = network(batch.image.to(device, non_blocking=True))
+    return logits.float().cpu().numpy()
+
+
+def weights_of(subject: SelectedModel) -> str:
+    """SHA-256 of a model's weights: what a measurement of it belongs to."""
+    if subject.meta.sha256:
+        return subject.meta.sha256
+    digest = hashlib.sha256()
+    for name, value in sorted(subject.network().state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def write(one: Measured) -> None:
@@ -125,7 +147,7 @@ def draw(one: Measured) -> None:
 
 def describe_dataset(one: Measured) -> DatasetInfo:
     """The data that every number speaks about."""
-    from vitlab.cli.help import conf_dir, head, origin
+    from vitlab.config.catalogue import conf_dir, head, origin
     from vitlab.data.sources import fingerprint
     from vitlab.report.data import DatasetInfo
 

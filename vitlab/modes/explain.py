@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitlab.compose.load import Composed
+from vitlab.config.composed import Composed
 from vitlab.errors import UserError, nearest
 from vitlab.files import atomic_write, write_json
 from vitlab.modes.find_runs import writing
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vitlab.measure.model_randomization import Sanity
+
+MEANING = "where a model looks: run=FOLDER input=cat.jpg"
+READS = ("run", "model", "dataset", "experiment", "debug", "evaluation", "input", "explain")
+ONE_DEVICE = True
 
 BATCH = 16  # images whose maps are computed at once
 CHECKED = 4  # images that the check by randomised weights looks at

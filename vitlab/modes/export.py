@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitlab.cli.help import conf_dir, head, origin
-from vitlab.compose.load import Composed
+from vitlab.config.catalogue import conf_dir, head, origin
+from vitlab.config.composed import Composed
 from vitlab.errors import UserError
 from vitlab.files import read_json
 from vitlab.modes.find_runs import writing
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
     from vitlab.report.export_card import Facts
     from vitlab.report.export_check import Exported
+
+MEANING = "a model as files for others: run=FOLDER export.formats=[onnx]"
+READS = ("run", "model", "dataset", "experiment", "debug", "evaluation", "export")
+ONE_DEVICE = True
 
 SAMPLE = 3  # images on which the logits of every format are compared with torch's
 

@@ -13,11 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vitlab.cli.help import conf_dir
-from vitlab.compose.load import Composed
-from vitlab.compose.overrides import list_names
 from vitlab.config import Config
-from vitlab.errors import UserError, nearest
+from vitlab.config.catalogue import conf_dir
+from vitlab.config.composed import Composed
+from vitlab.errors import UserError, list_names, nearest
 from vitlab.methods.base import Stage, find_method
 from vitlab.run.run import Run
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from vitlab.compose.load import Composed
 from vitlab.config import PredictConfig
+from vitlab.config.composed import Composed
 from vitlab.errors import UserError
 from vitlab.files import read_json
 from vitlab.modes.input_images import expand, read_all
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
     from vitlab.distill.views import EvalView
     from vitlab.models.artifact import ModelMeta
+
+MEANING = "name what is on pictures: run=FOLDER input=cat.jpg"
+READS = ("run", "model", "dataset", "experiment", "debug", "evaluation", "input", "predict")
+ONE_DEVICE = True
 
 PATH_WIDTH = 60  # columns of the table that a path gets at most
 

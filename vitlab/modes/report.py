@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitlab.compose.load import Composed
+from vitlab.config.composed import Composed
 from vitlab.errors import UserError
 from vitlab.modes.find_runs import command_of, config_of, find_runs, models_of, result_of, writing
 from vitlab.report.card import write_card
@@ -23,6 +23,9 @@ from vitlab.report.data import ReportData
 from vitlab.report.write import write_report
 from vitlab.run.run import Run
 from vitlab.tasks.base import find_task
+
+MEANING = "the page of a run written anew, or several side by side: run=[A,B]"
+READS = ("run",)
 
 
 def answer(composed: Composed) -> int:

@@ -17,10 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitlab.compose.load import Composed
-from vitlab.compose.overrides import list_names
 from vitlab.config import AugmentationConfig, Config
-from vitlab.errors import UserError, nearest
+from vitlab.config.composed import Composed
+from vitlab.errors import UserError, list_names, nearest
 from vitlab.files import read_json
 from vitlab.methods.base import Stage
 from vitlab.modes.find_runs import config_of, find_runs, known_runs, models_of, result_of, typed_keys

@@ -1,57 +1,47 @@
-"""Which stores of reinforcements the prompt means, for the modes that work on them."""
+"""Which store of teacher labels the prompt means, for the modes that read one."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from vitlab.compose.load import Composed
 from vitlab.config import Config
+from vitlab.config.composed import Composed
 from vitlab.errors import UserError
+from vitlab.methods.base import find_method
+from vitlab.modes.find_runs import config_of, find_runs
 
-if TYPE_CHECKING:
-    from vitlab.distill.reinforce_store import ReinforcedStore
-
-
-def named_stores(composed: Composed) -> tuple[Config, list[Path]]:
-    """The stores that ``run=`` or ``method.store`` names, and the configuration that says of which data they are.
-
-    Raises:
-        UserError: another method, or a set as it was released.
-    """
-    from vitlab.methods.reinforce.method import stores
-    from vitlab.modes.verify import find_store
-
-    config = composed.config
-    if config.run is not None:
-        config, folder, _ = find_store(composed)
-        return config, [folder]
-    _check_method(composed)
-    folders = [folder.expanduser() for folder in stores(config.method)]
-    for folder in folders:
-        refuse_released(folder, config.mode)
-    return config, folders
+TARGETS = "targets"
+"""Folder of the store below that of the stage which made it."""
 
 
-def source_and_target(composed: Composed, several: bool) -> tuple[list[Path], Path]:
-    """The stores that are named, and the folder ``method.convert_to``.
+def find_store(composed: Composed) -> tuple[Config, Path, Path | None]:
+    """The configuration that made the store, the store, and the artifact of its teacher where a run has one.
 
     Raises:
-        UserError: another method, nothing named, or one named where several are needed and the reverse.
+        UserError: neither ``run=`` nor ``method.store=`` names a store.
     """
-    _check_method(composed)
-    given, folders = composed.config.method.convert_to, named_stores(composed)[1]
-    if not folders or (len(folders) > 1) != several or given is None:
-        wanted = "[A,B]" if several else "FOLDER"
+    runs = find_runs(composed)
+    given = getattr(composed.config.method, "store", None)
+    if len(runs) == 1:
+        run = runs[0][0]
+        config = config_of(run, composed)
+        stages = [stage for stage in find_method(config.method.name).stages(config) if stage.makes == "store"]
+        elsewhere = getattr(config.method, "store_to", None)
+        folder = Path(elsewhere) if elsewhere else run.folder / (stages[0].name if stages else "store") / TARGETS
+        if not folder.is_dir():
+            raise UserError(f"{run.folder} has no stored targets.", "Name a run whose method stores them.")
+        return config, folder, run.folder / "teacher"
+    if given is None or isinstance(given, list) or runs:
         raise UserError(
-            f"mode={composed.config.mode} takes {'several stores' if several else 'one store'} and a place to write "
-            "to.",
-            f"Give method.store={wanted} and method.convert_to=FOLDER.",
+            f"mode={composed.config.mode} is about one store of targets, and none is named.",
+            "Give run=FOLDER, or method.store=FOLDER.",
         )
-    into = Path(given).expanduser()
-    if into.resolve() in [folder.resolve() for folder in folders]:
-        raise UserError(f"method.convert_to={into} is the store that is read.", "Name a new folder.")
-    return folders, into
+    folder = Path(given).expanduser()
+    if composed.config.mode != "convert":
+        refuse_released(folder, composed.config.mode)
+    if not folder.is_dir():
+        raise UserError(f"method.store={given}: there is no such folder.")
+    return composed.config, folder, None
 
 
 def refuse_released(folder: Path, mode: str) -> None:
@@ -68,18 +58,3 @@ def refuse_released(folder: Path, mode: str) -> None:
             f"Pack it first (all of it is checked): mode=convert method=reinforce method.store={folder} "
             "method.convert_to=FOLDER.",
         )
-
-
-def _check_method(composed: Composed) -> None:
-    if getattr(composed.config.method, "name", "") != "reinforce":
-        raise UserError(f"mode={composed.config.mode} is about reinforcements.", "Say method=reinforce.")
-
-
-def describe_store(store: ReinforcedStore) -> str:
-    """A store in words."""
-    spec = store.spec
-    size = spec.slot_bytes * spec.slots / 2**20
-    return (
-        f"{spec.images:,} images x {spec.slots} samples ({store.views.variant}), K={spec.k} of {spec.classes} classes, "
-        f"{spec.record.itemsize} bytes a sample, {size:,.1f} MiB"
-    )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from vitlab.compose.load import Composed
 from vitlab.config import Config
+from vitlab.config.composed import Composed
 from vitlab.errors import UserError
 
-if TYPE_CHECKING:
-    from vitlab.distill.store_spec import StoreSpec
+MEANING = "stored labels: structure and checksums; with method.recheck=100 the teacher too"
+READS = ("method", "run", "dataset", "teacher", "recipe", "experiment", "debug", "evaluation")
+ONE_DEVICE = True
 
 
 def answer(composed: Composed) -> int:
@@ -19,6 +22,8 @@ def answer(composed: Composed) -> int:
     Raises:
         UserError: no store is meant, or there is none; records cannot be recomputed without the teacher.
     """
+    from vitlab.modes.select_store import find_store
+
     config, folder, artifact = find_store(composed)
     from vitlab.data.build import open_splits
     from vitlab.distill.formats.tinyvit_v0 import V0Store, is_v0
@@ -54,48 +59,17 @@ def answer(composed: Composed) -> int:
     wanted = getattr(composed.config.method, "recheck", 0)
     sound = not problems
     if wanted and sound:
-        asked = composed.config.method if composed.config.method.name == config.method.name else config.method
-        sound = _recheck(config, folder, artifact, spec, wanted, getattr(asked, "backend", "auto"))
+        sound = _recheck(config, folder, artifact, wanted, composed.config.method)
     print("sound" if sound else "NOT SOUND")
     return 0 if sound else 1
 
 
-def find_store(composed: Composed) -> tuple[Config, Path, Path | None]:
-    """The configuration that made the store, the store, and the artifact of its teacher where a run has one.
+def _recheck(config: Config, folder: Path, artifact: Path | None, records: int, typed: Any) -> bool:
+    """Have the teacher label ``records`` stored views once more, compared as ``methods/<method>/recheck.py`` does.
 
-    Raises:
-        UserError: neither ``run=`` nor ``method.store=`` names a store.
+    Args:
+        typed: the method's options at the prompt, where the run has its own.
     """
-    from vitlab.modes.find_runs import config_of, find_runs
-    from vitlab.modes.select_store import refuse_released
-
-    runs = find_runs(composed)
-    given = getattr(composed.config.method, "store", None)
-    if len(runs) == 1:
-        run = runs[0][0]
-        stage = "reinforce" if run.tree["method"]["name"] == "reinforce" else "store"  # type: ignore[index]
-        elsewhere = run.tree["method"].get("store_to")  # type: ignore[attr-defined]
-        folder = Path(elsewhere) if elsewhere else run.folder / stage / "targets"
-        if not folder.is_dir():
-            raise UserError(f"{run.folder} has no stored targets.", "Name a run whose method stores them.")
-        return config_of(run, composed), folder, run.folder / "teacher"
-    if given is None or isinstance(given, list) or runs:
-        raise UserError(
-            f"mode={composed.config.mode} is about one store of targets, and none is named.",
-            "Give run=FOLDER, or method.store=FOLDER.",
-        )
-    folder = Path(given).expanduser()
-    if composed.config.method.name == "reinforce":
-        refuse_released(folder, composed.config.mode)
-    if not folder.is_dir():
-        raise UserError(f"method.store={given}: there is no such folder.")
-    return composed.config, folder, None
-
-
-def _recheck(config: Config, folder: Path, artifact: Path | None, spec: StoreSpec, records: int, backend: str) -> bool:
-    from vitlab.distill.teachers import Ensemble
-    from vitlab.methods.reinforce import recheck as reinforced
-    from vitlab.methods.tinyvit.recheck import Recheck, recheck
     from vitlab.training.build import make_data, shortened
     from vitlab.training.distributed import device_of
     from vitlab.training.progress import Progress
@@ -103,25 +77,21 @@ def _recheck(config: Config, folder: Path, artifact: Path | None, spec: StoreSpe
 
     if artifact is None and (config.teacher.train or not config.teacher.members):
         raise UserError(
-            "method.recheck asks the teacher, and no trained one is named.",
+            "method.recheck runs the teacher, and no trained one is named.",
             "Give run=FOLDER of the run that stored the labels, or teacher= with pretrained members.",
         )
-    recipe = shortened(config, config.recipe)
-    data = make_data(config, recipe, *normalisation_of(config, artifact))
+    name = config.method.name
+    if importlib.util.find_spec(f"vitlab.methods.{name}.recheck") is None:
+        raise UserError(f"method={name} stores no labels that can be computed again.", "Leave method.recheck out.")
+    recheck = importlib.import_module(f"vitlab.methods.{name}.recheck")
+    data = make_data(config, shortened(config, config.recipe), *normalisation_of(config, artifact))
     device = device_of(config)
     teacher = make_teacher(config, artifact, data).to(device)
-    batch_size = config.evaluation.batch_size
     with Progress("recheck", records, unit="view") as progress:
 
-        def tell(done: int, whole: int) -> None:
+        def show(done: int, total: int) -> None:
             progress.update(min(done, records))
 
-        found: reinforced.Replayed | Recheck
-        if spec.seeded:
-            found = recheck(data, folder, teacher, spec.slots, records, device, config.seed, batch_size, tell)
-        else:
-            for member in teacher.members if isinstance(teacher, Ensemble) else [teacher]:
-                member.precision = config.method.precision
-            found = reinforced.recheck(data, folder, teacher, records, device, backend, config.seed, batch_size, tell)
+        found = recheck.recheck_run(config, typed, data, folder, teacher, records, device, show)
     print(found)
-    return found.sound
+    return bool(found.sound)

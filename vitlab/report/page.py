@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from vitlab import __version__
+from vitlab._version import __version__
 from vitlab.report import robust, style
 from vitlab.report.compare import DASH, SYNTHETIC, capitalised, compare, duration, file_size, milliseconds, percent, si
 from vitlab.report.data import ModelRow, ReportData

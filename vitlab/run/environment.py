@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from vitlab import __version__
+from vitlab._version import __version__
 
 PACKAGES = (
     "torch",

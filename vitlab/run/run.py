@@ -27,6 +27,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from vitlab.config.catalogue import RESULT_FREE, RESULT_FREE_KEYS
 from vitlab.errors import UserError
 from vitlab.files import atomic_write, read_json, write_json
 from vitlab.locks import acquire, release
@@ -35,20 +36,6 @@ from vitlab.run.recorder import Recorder, append_line, drop_half_line
 
 FORMAT = 1
 """Version of the folder's layout."""
-
-RESULT_FREE = frozenset(
-    (
-        "slurm",  # where it is queued
-        "sweep",  # how several runs are started
-        *("hardware", "trainer", "logger", "evaluation", "export", "mode", "name", "output", "fresh", "local"),
-        *("run", "input", "benchmark", "predict", "explain", "audit"),  # of the modes that look at what was trained
-        "paper",  # a published row to stand beside the result
-    )
-)
-"""Top-level keys and groups that cannot change what is learned; they may differ when a run continues."""
-
-RESULT_FREE_KEYS = frozenset({"accumulate"})
-"""Last parts of keys of which the same is true: how a batch is taken apart, which memory decides."""
 
 _SHOWN = 12  # changed keys that an error message lists before it counts the rest
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from vitlab.compose.load import Composed
+from vitlab.config.composed import Composed
 from vitlab.launch.processes import known_process_count
 from vitlab.run.run import is_locked
 from vitlab.signals import SignalListener

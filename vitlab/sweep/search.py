@@ -23,18 +23,19 @@ from typing import TYPE_CHECKING
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
-from vitlab.compose.load import Composed, load
+from vitlab.compose.load import load
 from vitlab.compose.schema import fields, find
 from vitlab.config import SweepConfig
+from vitlab.config.composed import Composed
 from vitlab.errors import Interrupted, UserError
 from vitlab.launch.start import find_run
 from vitlab.methods.base import find_method
 from vitlab.modes.find_runs import result_of
 from vitlab.run.recorder import Row, read_rows
 from vitlab.run.run import locked
-from vitlab.sweep.grid import example, folder_of, is_of_sweep, values_of
 from vitlab.sweep.jobs import PassSignalsOn, print_line, run_jobs
 from vitlab.sweep.table import Job, results, write_comparison
+from vitlab.sweep.words import example, folder_of, is_of_sweep, values_of
 from vitlab.tasks.base import find_task
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from vitlab.errors import UserError
 from vitlab.files import read_json, write_json
 from vitlab.methods.deepmad.evaluate import squeezed
-from vitlab.methods.deepmad.problem import Problem, Space
+from vitlab.methods.deepmad.problem import LatencyModel, Problem, Space
 from vitlab.methods.deepmad.structure import Conv, Structure
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ def measure(
     return table
 
 
-def whole_ms(network: nn.Module, resolution: int, table: CostTable) -> float:
+def whole_ms(network: nn.Module, resolution: int, table: LatencyModel) -> float:
     """Measured milliseconds of a batch through ``network`` on the kind of device that ``table`` is of."""
     import torch
 

@@ -6,14 +6,18 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vitlab.errors import UserError
 from vitlab.methods.deepmad.evaluate import Evaluation, Scoring, evaluate
 from vitlab.methods.deepmad.structure import Conv, Structure, Superblock
 
 if TYPE_CHECKING:
-    from vitlab.methods.deepmad.latency import CostTable
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Numbers = NDArray[np.signedinteger[Any]]
+    Floats = NDArray[np.float64]
 
 GRID = 8
 """Channels and bottlenecks are multiples of this."""
@@ -164,6 +168,28 @@ class Budget:
     latency: float | None = None  # milliseconds, by the problem's cost table
 
 
+class LatencyModel(Protocol):
+    """Predicted latencies: :class:`vitlab.methods.deepmad.latency.CostTable`, measured on a device."""
+
+    device: str
+    batch: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that the predictions depend on."""
+
+    def predict(self, structure: Structure, resolution: int) -> float:
+        """Milliseconds of one batch through ``structure``."""
+
+    def predict_many(
+        self, problem: Problem, stem: Numbers, outs: Numbers, narrow: Numbers, kernels: Numbers, depths: Numbers
+    ) -> Floats:
+        """Milliseconds [n] of a population."""
+
+    def predict_edges(self, problem: Problem, block: int, edges: Numbers) -> Floats:
+        """Milliseconds [n] of the choices of one superblock."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """Maximise ``scoring`` over ``space`` within ``budget``.
@@ -179,7 +205,7 @@ class Problem:
     budget: Budget
     resolution: int
     classes: int | None = None
-    costs: CostTable | None = None
+    costs: LatencyModel | None = None
 
     def __post_init__(self) -> None:
         stride = 2 * math.prod(self.space.strides)

@@ -24,7 +24,8 @@ from vitlab.methods.deepmad.evaluate import (
     penalised,
     stage_entropy,
 )
-from vitlab.methods.deepmad.latency import CostTable, whole_ms
+from vitlab.methods.deepmad.latency import whole_ms
+from vitlab.methods.deepmad.problem import LatencyModel
 from vitlab.models.build import build_model
 
 BESIDE = {"downsample", "shortcut", "residual_proj"}
@@ -96,7 +97,7 @@ def handmade_point(
     resolution: int,
     scoring: Scoring,
     classes: int | None = None,
-    costs: CostTable | None = None,
+    costs: LatencyModel | None = None,
 ) -> dict[str, Any]:
     """One row of ``sweep.json``; the score is null where the network has none. With ``costs`` its latency is measured
     on this machine, as those of the table were, and not predicted.

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from vitlab.config import Config
 from vitlab.data.datamodule import VisionData
 from vitlab.data.dataset import TrainViews
 from vitlab.data.reinforced import ReinforcedViews
@@ -88,3 +90,21 @@ def recheck(
         if tell is not None:
             tell(min(records, start + batch_size), records)
     return Replayed(records, agreed / records, error, kl / records, TOLERANCE[spec.prob] if exact else LOOSE)
+
+
+def recheck_run(
+    config: Config,
+    typed: Any,
+    data: VisionData,
+    store: Path,
+    teacher: OnlineTeacher | Ensemble,
+    records: int,
+    device: torch.device,
+    progress: Callable[[int, int], None],
+) -> Replayed:
+    """:func:`recheck` of a run's store at the run's precision, for ``mode=verify``; the prompt may name a backend."""
+    for member in teacher.members if isinstance(teacher, Ensemble) else [teacher]:
+        member.precision = config.method.precision
+    backend = typed.backend if typed.name == config.method.name else config.method.backend
+    batch_size = config.evaluation.batch_size
+    return recheck(data, store, teacher, records, device, backend, config.seed, batch_size, progress)

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitlab.config import Config
 from vitlab.data.batch import Batch
 from vitlab.data.datamodule import VisionData
 from vitlab.data.dataset import TrainViews
 from vitlab.data.sampler import permutation
+from vitlab.distill.formats import open_targets
 from vitlab.distill.sparse import SparseTarget, sparsify
 from vitlab.distill.teachers import Ensemble, OnlineTeacher
 
@@ -68,7 +70,6 @@ def recheck(
     data: VisionData,
     store: Path,
     teacher: OnlineTeacher | Ensemble,
-    slots: int,
     records: int,
     device: torch.device,
     seed: int = 0,
@@ -81,9 +82,9 @@ def recheck(
 
     Args:
         data: as the teacher saw it: its normalisation, the store's augmentation.
-        slots: of the store.
     """
     views = TrainViews(data.train_source, data.augmentation, data.view, data.seed, data.num_classes, store)
+    slots = open_targets(store, data.train_source.keys, data.num_classes, data.augmentation.mixes).spec.slots
     rng = np.random.default_rng(seed)
     length, paired = len(data.train_source), data.augmentation.mixes
     items: list[tuple[int, int]] = []
@@ -103,3 +104,17 @@ def recheck(
             tell(min(len(items), start + batch_size), len(items))
     error, differs, absent, off = (torch.cat(parts).float().mean().item() for parts in zip(*found, strict=True))
     return Recheck(len(items), error, differs, absent, off)
+
+
+def recheck_run(
+    config: Config,
+    typed: object,
+    data: VisionData,
+    store: Path,
+    teacher: OnlineTeacher | Ensemble,
+    records: int,
+    device: torch.device,
+    progress: Callable[[int, int], None],
+) -> Recheck:
+    """:func:`recheck` of a run's store, for ``mode=verify``."""
+    return recheck(data, store, teacher, records, device, config.seed, config.evaluation.batch_size, progress)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from vitlab.compose.load import Composed
+from vitlab.config.composed import Composed
+
+MEANING = "reinforcements of several seeds in one: method.store=[A,B] method.convert_to=C"
+READS = ("method", "run", "dataset", "teacher", "recipe", "experiment", "debug")
 
 
 def answer(composed: Composed) -> int:
@@ -12,7 +15,7 @@ def answer(composed: Composed) -> int:
         UserError: stores that do not go together, or no place to write to.
     """
     from vitlab.distill.store_edit import merge
-    from vitlab.modes.select_store import describe_store, source_and_target
+    from vitlab.methods.reinforce.named_stores import describe_store, source_and_target
     from vitlab.training.progress import progress_bar
 
     folders, into = source_and_target(composed, several=True)

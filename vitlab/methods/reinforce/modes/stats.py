@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from vitlab.compose.load import Composed
+from vitlab.config.composed import Composed
 from vitlab.errors import UserError
+
+MEANING = "what reinforcements hold: entropy, agreement with the labels, partners, bytes"
+READS = ("method", "run", "dataset", "teacher", "recipe", "experiment", "debug")
 
 
 def answer(composed: Composed) -> int:
@@ -16,7 +19,7 @@ def answer(composed: Composed) -> int:
     from vitlab.data.sources import fingerprint
     from vitlab.distill.reinforce_store import ReinforcedStore
     from vitlab.distill.store_stats import statistics
-    from vitlab.modes.select_store import named_stores
+    from vitlab.methods.reinforce.named_stores import named_stores
     from vitlab.training.progress import progress_bar
 
     config, folders = named_stores(composed)

@@ -5,8 +5,11 @@ What is not typed stays as it is.
 
 from __future__ import annotations
 
-from vitlab.compose.load import Composed
+from vitlab.config.composed import Composed
 from vitlab.errors import UserError
+
+MEANING = "fewer of them: method.store=A method.samples=10 method.topk=5 method.convert_to=B"
+READS = ("method", "run", "dataset", "teacher", "recipe", "experiment", "debug")
 
 
 def answer(composed: Composed) -> int:
@@ -16,8 +19,8 @@ def answer(composed: Composed) -> int:
         UserError: no store, no place to write to, nothing to leave out, or more asked for than there is.
     """
     from vitlab.distill.store_edit import subset
+    from vitlab.methods.reinforce.named_stores import describe_store, source_and_target
     from vitlab.modes.find_runs import typed_keys
-    from vitlab.modes.select_store import describe_store, source_and_target
     from vitlab.training.progress import progress_bar
 
     (folder,), into = source_and_target(composed, several=False)

@@ -10,11 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vitlab.compose.load import Composed
 from vitlab.config import Config, DatasetConfig, ModelConfig
+from vitlab.config.composed import Composed
 from vitlab.errors import UserError
 from vitlab.run.environment import environment
 from vitlab.run.run import Run
+
+MEANING = "make model= smaller step by step to method.contract.params (TinyViT's model scaling)"
+READS = ("method", "model", "dataset", "recipe", "experiment", "debug", "name", "fresh")
+ONE_DEVICE = True
 
 
 def answer(composed: Composed) -> int:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from vitlab.compose.load import Composed
+from vitlab.config.composed import Composed
+
+MEANING = "images a second of a traced network, TinyViT's protocol"
+READS = ("run", "model", "dataset", "experiment", "debug", "evaluation")
+ONE_DEVICE = True
 
 
 def answer(composed: Composed) -> int:
