@@ -48,6 +48,7 @@ class DatasetConfig:
     val_fraction: float = 0.0  # share of every class of train held out as val where there is no val split; 0: none
     length: int = 256  # fake only: training images (a quarter as many for testing)
     num_classes: int = 10  # fake only
+    targets: Optional[str] = "class"  # see task.targets; null: the CSV of dataset=folder decides
 
 
 @dataclass
@@ -112,7 +113,9 @@ class TeacherConfig:
 class TaskConfig:
     """What the network answers."""
 
-    name: str = MISSING  # classification
+    name: str = MISSING  # classification | multilabel
+    targets: str = "class"  # what an image is labelled with: class (one number), or labels (any number of them)
+    pos_weight: Any = None  # multilabel: weight of a label that is there; a number, a list, balanced, or null: 1
 
 
 @dataclass

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from vitlab.config import DatasetConfig
-from vitlab.data import embedded, folder, torchvision_sets
+from vitlab.data import digits_multi, embedded, folder, torchvision_sets
 from vitlab.data.sources import Source, Subset, hold_out, limit, per_class_subset
 from vitlab.errors import UserError, nearest
 
@@ -34,6 +34,7 @@ SPLITS = ("train", "val", "test")
 
 SOURCES: dict[str, Callable[[DatasetConfig], dict[str, Source]]] = {
     "digits": embedded.digits,
+    "digits_multi": digits_multi.splits,
     "fake": embedded.fake,
     "cifar10": torchvision_sets.cifar10,
     "cifar100": torchvision_sets.cifar100,

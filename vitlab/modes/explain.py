@@ -38,10 +38,20 @@ class Seen:
 
     name: str
     view: Tensor  # [3, S, S], normalised
-    label: str | None = None
+    labels: list[str] | None = None  # None: not known
     predicted: str = ""
     probability: float = 0.0
     target: int = 0
+
+    @property
+    def label(self) -> str | None:
+        """In words."""
+        return None if self.labels is None else ", ".join(self.labels)
+
+    @property
+    def wrong(self) -> bool:
+        """Whether the prediction is known to be no label of the image."""
+        return self.labels is not None and self.predicted not in self.labels
 
 
 def answer(composed: Composed) -> int:
@@ -100,7 +110,7 @@ def _from_data(subject: SelectedModel) -> list[Seen]:
     pairs: list[tuple[Image.Image, Any]] = [source[position] for position in range(len(source))]
     keys = list(source.keys)
     return [
-        Seen(keys[position], data.eval_view(image), subject.task.label_text(label, data.classes))
+        Seen(keys[position], data.eval_view(image), subject.task.label_names(label, data.classes))
         for position, (image, label) in enumerate(pairs)
     ]
 
@@ -118,6 +128,11 @@ def _ask(network: nn.Module, subject: SelectedModel, images: list[Seen]) -> None
             prob = subject.task.probabilities(logits, fitted)
         for one, (value, which) in zip(part, zip(*[x.tolist() for x in prob.max(1)], strict=True), strict=True):
             one.predicted, one.probability = classes[which], value
+            if wanted == "label" and not subject.task.one_label:
+                raise UserError(
+                    f"explain.target=label: images have several labels with task={subject.task.name}.",
+                    "Give a label's name, or predicted.",
+                )
             name = one.predicted if wanted == "predicted" else one.label if wanted == "label" else wanted
             if name is None:
                 raise UserError(
@@ -256,7 +271,7 @@ def _draw(subject: SelectedModel, images: list[Seen], found: dict[str, Tensor], 
                 {TITLES[name]: heat[position].numpy() for name, heat in found.items()},
                 names[one.predicted],
                 "\n".join([*told, f"test image {one.name}" if one.name.isdecimal() else clip(Path(one.name).name, 24)]),
-                one.label is not None and one.label != one.predicted,
+                one.wrong,
             )
         )
     title = f"Where it looks: {subject.title}"
@@ -308,7 +323,7 @@ def _print(
 ) -> None:
     width = min(max(len(one.name) for one in images), 60)
     for number, one in enumerate(images, 1):
-        label = f"   label {one.label}" if one.label is not None and one.label != one.predicted else ""
+        label = f"   label {one.label}" if one.wrong else ""
         print(f"{number:>3}  {one.name[-60:]:<{width}}  {one.predicted}  {100 * one.probability:.1f} %{label}")
     for name, check in checks.items():
         verdict = "they depend on what was learned." if check.passed else "THEY HARDLY DEPEND on what was learned."

@@ -84,7 +84,10 @@ class Task(ABC):
     """The Hugging Face hub's word for the task."""
     robustness: ClassVar[bool] = False
     """Whether corruptions and shifted sets can be measured."""
+    one_label: ClassVar[bool] = True
+    """Whether a target names exactly one class."""
     templates: ClassVar[Path]
+    """Folder of the parts of a report's page that are this task's."""
 
     def __init__(self, config: TaskConfig | None = None) -> None:
         self.config = config or TaskConfig(name=self.name)
@@ -113,8 +116,12 @@ class Task(ABC):
         """
 
     @abstractmethod
+    def label_names(self, target: Any, classes: Sequence[str]) -> list[str]:
+        """The classes that a target names."""
+
     def label_text(self, target: Any, classes: Sequence[str]) -> str:
         """A target in words."""
+        return ", ".join(self.label_names(target, classes))
 
     # ------------------------------------------------------------------------------------------------------ training
 

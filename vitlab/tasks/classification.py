@@ -74,8 +74,8 @@ class Classification(Task):
                 "Give task=multilabel.",
             )
 
-    def label_text(self, target: Any, classes: Sequence[str]) -> str:
-        return classes[int(target)]
+    def label_names(self, target: Any, classes: Sequence[str]) -> list[str]:
+        return [classes[int(target)]]
 
     # ---------------------------------------------------------------------------------------------------- training
 

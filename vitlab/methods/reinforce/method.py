@@ -80,6 +80,12 @@ class Reinforce(Method):
         from vitlab.distill.reinforce_draw import Reinforcement  # numpy, no torch
 
         options: ReinforceOptions = config.method
+        if config.task.targets != "class":
+            raise UserError(
+                f"Dataset Reinforcement stores the teacher's class probabilities, which sum to one; the paper has no form of it for "
+                f"task={config.task.name}.",
+                "Give method=supervised.",
+            )
         for key, allowed in CHOICES.items():
             if (value := getattr(options, key)) not in allowed:
                 raise UserError(f"method.{key}={value} is unknown.", f"Take {' or '.join(allowed)}.")

@@ -55,6 +55,12 @@ class TinyViT(Method):
     def check(cls, config: Config) -> None:
         """Refuse contradictions before anything runs."""
         options: TinyViTOptions = config.method
+        if distils(config) and config.task.targets != "class":
+            raise UserError(
+                f"TinyViT stores the teacher's class probabilities, which sum to one; the paper has no form of it for "
+                f"task={config.task.name}.",
+                "Give method=supervised, or method.distill=false with a recipe to finetune with.",
+            )
         if options.online and options.store is not None:
             raise UserError(
                 "method.online=true asks the teacher at every step, method.store names stored labels.",

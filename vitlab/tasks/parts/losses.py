@@ -23,6 +23,33 @@ def label_cross_entropy(
     return {"loss": F.cross_entropy(logits.float(), label, label_smoothing=smoothing)}
 
 
+def binary_cross_entropy(
+    logits: Tensor,
+    label: Tensor,
+    target: SparseTarget | Tensor | None = None,
+    *,
+    pos_weight: Tensor | None = None,
+    smoothing: float = 0.0,
+) -> dict[str, Tensor]:
+    """Mean over images and labels of ``-w y log s(z) - (1 - y) log(1 - s(z))`` with the sigmoid s, computed in fp32.
+
+    Args:
+        logits: [B, K].
+        label: rows [B, K] in [0, 1]; of mixed images, rows mixed alike.
+        target: not used: there is no teacher.
+        pos_weight: w of each label [K]; None: 1.
+        smoothing: labels move by half of it towards 1/2.
+    """
+    wanted = label.float() * (1 - smoothing) + smoothing / 2
+    weight = None if pos_weight is None else pos_weight.to(logits.device)
+    return {"loss": F.binary_cross_entropy_with_logits(logits.float(), wanted, pos_weight=weight)}
+
+
+def label_accuracy(logits: Tensor, label: Tensor) -> Tensor:
+    """Share of (image, label) pairs that are decided right at probability 1/2, mixed labels rounded; scalar."""
+    return ((logits > 0) == (label > 0.5)).to(torch.float32).mean()
+
+
 def accuracy(logits: Tensor, label: Tensor) -> Tensor:
     """Share of rows whose arg-max is the label's, mixed labels [B, C] counting by their largest entry; scalar."""
     truth = label if label.ndim == 1 else label.argmax(1)
