@@ -19,8 +19,8 @@ SHARES = (0.3, 0.3, 0.25, 0.15)
 class SeveralDigits:
     """Pictures with one to four digits, each anywhere within its quarter of the picture.
 
-    The target is a row of ten 0 and 1: which digits are to be seen, however often. Picture i is a function of (split, i)
-    alone.
+    The target is a row of ten 0 and 1: which digits are to be seen, however often. Picture i is a function of
+    (split, i) alone.
     """
 
     in_memory = True

@@ -42,9 +42,9 @@ class Source(Protocol):
         """One stable name per image: its path relative to the root, or its index as text."""
 
     @property
-    def labels(self) -> Labels | None:
-        """``[N]`` class numbers, or ``[N, K]`` rows of 0 and 1 where images have several labels; None where only decoding
-        every image would tell."""
+    def labels(self) -> npt.NDArray[Any] | None:
+        """``[N]`` class numbers, or ``[N, K]`` rows of 0 and 1 where images have several labels; None where only
+        decoding every image would tell."""
 
     def __len__(self) -> int: ...
 

@@ -82,8 +82,8 @@ class Reinforce(Method):
         options: ReinforceOptions = config.method
         if config.task.targets != "class":
             raise UserError(
-                f"Dataset Reinforcement stores the teacher's class probabilities, which sum to one; the paper has no form of it for "
-                f"task={config.task.name}.",
+                "Dataset Reinforcement stores the teacher's class probabilities, which sum to one; it has no form "
+                f"of it for task={config.task.name}.",
                 "Give method=supervised.",
             )
         for key, allowed in CHOICES.items():

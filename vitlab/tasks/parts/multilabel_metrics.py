@@ -65,7 +65,7 @@ class MeanAveragePrecision(MultilabelAveragePrecision):
         """Add a batch, on the CPU, where the states are kept."""
         super().update(preds.float().sigmoid().cpu(), target.round().long().cpu())
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Tensor:  # type: ignore[override]  # as torchmetrics' own class
         with _without_warnings():
             return super().compute()
 
