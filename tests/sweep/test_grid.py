@@ -26,7 +26,15 @@ from vitlab.tasks.classification import Classification
 TASK = Classification()
 
 SMALL = (
-    *("method=supervised", "dataset=digits", "hardware.threads=1", "debug=smoke", "export=none", "sweep.name=grid"),
+    *(
+        "method=supervised",
+        "dataset=digits",
+        "hardware.threads=1",
+        "debug=smoke",
+        "export=none",
+        "report.figures=false",
+        "sweep.name=grid",
+    ),
     *("evaluation=quick", "evaluation.latency=false"),
 )
 

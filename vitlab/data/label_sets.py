@@ -21,10 +21,11 @@ import numpy as np
 
 from vitlab.config import DatasetConfig
 from vitlab.data.decode import Files
-from vitlab.data.sources import Source, held_out, rarest
+from vitlab.data.sources import Source, rarest
+from vitlab.data.split_file import SPLITS
+from vitlab.data.subsets import held_out
 from vitlab.errors import UserError
 
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 SEPARATORS = (";", "|")
 KNOWN = ("path", "labels", "split", "group")
 
@@ -143,6 +144,12 @@ def splits(cfg: DatasetConfig, table: Path) -> dict[str, Source]:
             f"{absent[0]}.",
             "Paths are relative to dataset.root, or to the CSV's folder when dataset.root is not given.",
         )
+    for key in ("folds", "split_file", "classes"):
+        if getattr(cfg, key) is not None:
+            raise UserError(
+                f"dataset.{key} is for images with one label each.",
+                f"Give a column split in {table}, and leave it out.",
+            )
     if cfg.leave_out:
         raise UserError(
             "dataset.leave_out is for images with one label each.", f"Remove the lines from {table}, and leave it out."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from vitlab.config import Config
+from vitlab.data.build import write_splits
 from vitlab.files import read_json, write_json
 from vitlab.methods.base import Stage, find_method
 from vitlab.modes import benchmark, evaluate, export
@@ -34,6 +35,7 @@ def evaluate_models(run: Run, config: Config, stages: list[Stage]) -> None:
         return
     found = evaluate.evaluate(select_models(run, config, measured))
     if rank() == 0:
+        write_splits(run.folder / "splits.csv", config.dataset, config.seed)
         write_json(run.folder / "evaluation" / "comparisons.json", [asdict(one) for one in evaluate.compare(found)])
 
 
@@ -51,8 +53,8 @@ def finish_run(run: Run, config: Config, stages: list[Stage], command: str) -> N
         print("\n" + "\n".join(told))
         return
     primary = result_of(measured)
-    subjects, task = select_models(run, config, measured), find_task(config.task)
     evaluate_models(run, config, stages)
+    subjects, task = select_models(run, config, measured), find_task(config.task)
     stop_if_requested()
     probed = measure_robustness(subjects)
     if not run.is_done("benchmark"):
@@ -63,8 +65,10 @@ def finish_run(run: Run, config: Config, stages: list[Stage], command: str) -> N
         run.mark_done("export", export.export_subject(result, run.stage_folder("export")))
         stop_if_requested()
     method = find_method(config.method.name).__name__
+    if not config.report.figures:
+        notes.append(f"Figures were left out (report.figures=false); mode=report run={run.folder} draws them.")
     data = collect(run, task, method, stages, primary, command, notes)
-    paths = write_report(run.folder, data, task)
+    paths = write_report(run.folder, data, task, config.report.figures)
     write_card(run.folder, data, task)
     log_models(run, config, subjects, data.rows)
     table = compare(data.rows, task.columns, data.paper_rows, data.primary, data.dataset.synthetic).text()

@@ -5,13 +5,14 @@ lacks: thresholds that maximise F1, and the bootstrap of average precision.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vitlab.measure.bootstrap import Comparison, Difference, mcnemar
+from vitlab.measure.bootstrap import Comparison, Difference, mcnemar, resample_weights
 from vitlab.measure.classification import Bin
 
 DEFAULT = 0.5
@@ -21,7 +22,6 @@ METRICS = ("map", "subset_accuracy", "nll", "brier")
 """Metrics with bootstrap intervals, and of which differences between two models are stated."""
 
 LEVEL = 0.95
-HELD = 2_000_000  # weights held at a time (16 MB)
 
 
 @dataclass
@@ -157,6 +157,7 @@ def resampled(
     label: NDArray[Any],
     resamples: int,
     seed: int = 0,
+    groups: Sequence[str] | None = None,
 ) -> list[dict[str, NDArray[np.float64]]]:
     """METRICS of each model on the same resamples of the images (with replacement), [R] each.
 
@@ -164,21 +165,14 @@ def resampled(
         models: probabilities [N, K] and decisions [N, K] of each.
         logits: [N, K] of each.
         label: [N, K].
+        groups: [N]; whole groups are drawn instead of images.
 
     Raises:
         ValueError: for no resamples.
     """
-    if resamples < 1:
-        raise ValueError(f"a bootstrap needs at least one resample, not {resamples}")
     truth = np.asarray(label, bool)
-    n = len(truth)
-    rng = np.random.default_rng(seed)
-    step = max(1, HELD // n)
     found: list[list[NDArray[np.float64]]] = [[] for _ in models]
-    for start in range(0, resamples, step):
-        rows = min(step, resamples - start)
-        drawn = rng.integers(0, n, (rows, n)) + n * np.arange(rows)[:, None]
-        weights = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
+    for weights in resample_weights(len(truth), resamples, seed, groups):
         for kept, (prob, decided), z in zip(found, models, logits, strict=True):
             kept.append(weighted_metrics(prob, decided, z, truth, weights))
     return [dict(zip(METRICS, np.concatenate(kept, axis=1), strict=True)) for kept in found]
@@ -209,12 +203,14 @@ def compare(
     b: tuple[NDArray[np.float32], NDArray[np.float64]],
     label: NDArray[Any],
     resamples: int,
+    groups: Sequence[str] | None = None,
 ) -> Comparison:
     """Two models on the same images: paired bootstrap of METRICS, McNemar's test on images whose labels are all right.
 
     Args:
         a, b: logits [N, K] and thresholds [K] of each.
         label: [N, K] of 0 and 1.
+        groups: [N] name of each image's group, where there are groups.
     """
     truth, n = np.asarray(label, bool), len(label)
     models, logits = [], []
@@ -222,7 +218,7 @@ def compare(
         prob = sigmoid(z)
         models.append((prob, prob >= thresholds))
         logits.append(z)
-    one, other = resampled(models, logits, truth, resamples)
+    one, other = resampled(models, logits, truth, resamples, groups=groups)
     at, to = (weighted_metrics(p, d, z, truth, np.ones((1, n))) for (p, d), z in zip(models, logits, strict=True))
     differences = {}
     for row, name in enumerate(METRICS):

@@ -127,6 +127,7 @@ def measure(subject: SelectedModel) -> Measured:
 
 def _answers(subject: SelectedModel, network: Any, title: str, split: str) -> Answers:
     """Logits and labels of a split in the order of its images, labels in the numbering of the model's classes."""
+    from vitlab.data.sources import groups_at
     from vitlab.tasks.parts.answers import gather_logits
     from vitlab.training.distributed import rank, world_size
     from vitlab.training.progress import Progress
@@ -136,6 +137,7 @@ def _answers(subject: SelectedModel, network: Any, title: str, split: str) -> An
     # The bar counts the images of this rank; the others have as many, but for a batch.
     with Progress(title, data.sizes[split] // world_size(), unit="image", quiet=rank() > 0) as progress:
         answers = gather_logits(network, loader, subject.device, progress.update)
+    answers.group = groups_at(data.sources[split], answers.index)
     answers.label = subject.task.match_classes(answers.label, data.classes, subject.meta.classes, subject.title)
     return answers
 
@@ -233,15 +235,18 @@ def write_comparison(found: Sequence[Measured], comparisons: Sequence[Comparison
 
 def summary(found: Sequence[Measured], comparisons: Sequence[Comparison]) -> str:
     """What stands at the prompt when the measuring is done."""
+    from vitlab.data.sources import groups_of
     from vitlab.report.compare import SYNTHETIC
     from vitlab.report.text_tables import text_table
 
     first = found[0]
     split = first.data.split_names["test"]
     lines = [f"data     {first.subject.config.dataset.name}, {split} split, {first.evaluation.n:,} images"]
+    if (groups := groups_of(first.data.sources["test"])) is not None:
+        lines.append(f"groups   {len(set(groups)):,}; intervals are of a bootstrap over them")
     for view in dict.fromkeys(one.evaluation.view for one in found):
         lines.append(f"view     {view}")
-    if first.subject.config.dataset.name == "fake":
+    if first.data.synthetic:
         lines.append(SYNTHETIC)
     main = main_of(found)
     rows = [(one.subject.title, one.evaluation) for one in found]

@@ -11,7 +11,7 @@ import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitlab.files import atomic_write, write_json
 from vitlab.modes.select_model import SelectedModel
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = 24  # worst mistakes that are shown
 THUMBNAIL = 160  # pixels of their longer side
-ASIDE = ("root", "download")  # keys of dataset. that do not change the images
+ASIDE = ("root", "download", "embedded", "synthetic")  # keys of dataset. that do not change the images
 
 
 @dataclass
@@ -91,13 +91,20 @@ def weights_of(subject: SelectedModel) -> str:
 
 
 def write(one: Measured) -> None:
-    """``<model>.json`` (the numbers), ``.npz`` (logits, label, index) and ``-classes.csv``."""
+    """``<model>.json`` (the numbers), ``.npz`` (logits, label, index, key and, where there are groups, group: one entry
+    for each image) and ``-classes.csv``."""
     import numpy as np
 
     folder, stem = folder_of(one.subject), stem_of(one.subject)
     write_json(folder / f"{stem}.json", one.evaluation.to_dict())
     buffer = io.BytesIO()
-    np.savez(buffer, logits=one.answers.logits, label=one.answers.label, index=one.answers.index)
+    images = one.data.sources["test"]
+    named = {"key": [images.keys[int(i)] for i in one.answers.index], "group": one.answers.group}
+    text_arrays: dict[str, Any] = {
+        name: np.asarray(values, dtype=np.str_) for name, values in named.items() if values is not None
+    }
+    answers = one.answers
+    np.savez(buffer, logits=answers.logits, label=answers.label, index=answers.index, **text_arrays)
     atomic_write(folder / f"{stem}.npz", buffer.getvalue())
     text = io.StringIO()
     table = csv.writer(text)
@@ -117,7 +124,7 @@ def note_in_model(one: Measured) -> None:
         "dataset": subject.config.dataset.name,
         "split": one.data.split_names["test"],
         "images": one.evaluation.n,
-        "synthetic": subject.config.dataset.name == "fake",
+        "synthetic": one.data.synthetic,
         "date": now(),
     }
     subject.meta.metrics = about | one.evaluation.metrics()
@@ -140,7 +147,7 @@ def draw(one: Measured) -> None:
         pictures = one.task.pictures(one.subject.title, one.evaluation, theme)
         for name, figure in (pictures | {"mistakes": plots.mistakes(worst_mistakes(one), theme)}).items():
             if figure is not None:
-                if one.subject.config.dataset.name == "fake":
+                if one.data.synthetic:
                     style.mark_synthetic(figure, theme)
                 atomic_write(folder / f"{stem}-{name}.png", style.png(figure))
 
@@ -162,7 +169,7 @@ def describe_dataset(one: Measured) -> DatasetInfo:
         split=data.split_names["test"],
         classes=list(data.classes),
         size=data.eval_view.size,
-        synthetic=config.dataset.name == "fake",
+        synthetic=data.synthetic,
         fingerprint=data.fingerprint,
         val=data.sizes["val"] if fingerprint(data.sources["val"]) != one.images else 0,
     )

@@ -113,7 +113,7 @@ def _measured(one: ReportData) -> str:
 def _answers(one: ReportData) -> tuple[Any, Any, dict[str, Any]]:
     """Image numbers and labels in the order of the images, and the file that they are from."""
     with np.load(Path(one.run) / "evaluation" / f"{one.main.stage}.npz", allow_pickle=False) as file:
-        kept = {name: file[name] for name in ("logits", "label", "index")}
+        kept = {name: file[name] for name in ("logits", "label", "index", "group") if name in file}
     order = np.argsort(kept["index"], kind="stable")
     return kept["index"][order], kept["label"][order], kept
 

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitlab.files import atomic_write
+from vitlab.measure.cost_record import Cost, Latency
 from vitlab.report import page, style
 from vitlab.report.data import (
-    Cost,
     Curve,
     DatasetInfo,
     Example,
     ExportFile,
-    Latency,
     ModelRow,
     PaperRow,
     ReportData,
@@ -57,15 +56,21 @@ class ReportPaths:
     figures: list[Path]
 
 
-def write_report(folder: Path, data: ReportData, task: ReportTask) -> ReportPaths:
-    """Write the report of ``data``, models of ``task``, into ``folder``; an earlier report there is replaced.
+def write_report(folder: Path, data: ReportData, task: ReportTask, figures: bool = True) -> ReportPaths:
+    """Write the report of ``data`` into ``folder``; an earlier report there is replaced.
+
+    Args:
+        folder: of the run.
+        data: what the report is about.
+        task: of its models.
+        figures: draw them; without, the pages are tables and words, and matplotlib is not imported.
 
     Returns:
         The paths of what was written.
     """
-    plan = drawings(data, task)
+    plan = drawings(data, task) if figures else []
     drawn: dict[str, dict[str, bytes]] = {}
-    for theme in (style.LIGHT, style.DARK):
+    for theme in (style.LIGHT, style.DARK) if figures else ():
         with style.themed(theme):
             for each in plan:
                 figure = each.draw(theme) if each.page or theme is style.LIGHT else None

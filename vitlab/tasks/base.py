@@ -49,6 +49,7 @@ class Answers:
     logits: NDArray[np.float32]  # [N, C]
     label: NDArray[Any]  # [N] class numbers, or [N, C] rows of 0 and 1, in the order of the logits
     index: NDArray[np.int64]  # [N] into the measured split
+    group: list[str] | None = None  # [N] name of each image's group, where images come in groups
 
 
 @dataclass
@@ -324,7 +325,8 @@ def _ordered(kept: Mapping[str, Any]) -> Answers:
     import numpy as np
 
     order = np.argsort(kept["index"], kind="stable")
-    return Answers(kept["logits"][order], kept["label"][order], kept["index"][order])
+    group = kept["group"][order].tolist() if "group" in kept else None
+    return Answers(kept["logits"][order], kept["label"][order], kept["index"][order], group)
 
 
 def task_names() -> list[str]:

@@ -126,7 +126,8 @@ class Classification(Task):
         scores = score(test.logits, test.label)
         found = evaluate_scores(scores, test.label, classes, spec.bins)
         if spec.resamples:
-            found.intervals = {k: list(v) for k, v in bootstrap(scores, spec.bins, spec.resamples).items()}
+            drawn = bootstrap(scores, spec.bins, spec.resamples, groups=test.group)
+            found.intervals = {name: list(ends) for name, ends in drawn.items()}
         if validation is None:
             return found
         found.no_temperature = validation.missing
@@ -192,7 +193,8 @@ class Classification(Task):
     ) -> Comparison:
         """McNemar's test on top-1, paired bootstrap of top-1, NLL, Brier score and ECE."""
         one, other = score(a.logits, a.label), score(b.logits, b.label)
-        return compare_models(first, second, one, other, spec.bins, max(spec.resamples, 1))
+        resamples = max(spec.resamples, 1)
+        return compare_models(first, second, one, other, spec.bins, resamples, groups=a.group)
 
     def summary_table(self, rows: Sequence[tuple[str, Record]]) -> list[list[str]]:
         return classification_pages.summary_table([(title, _of(one)) for title, one in rows])

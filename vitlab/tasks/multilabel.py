@@ -220,7 +220,8 @@ class Multilabel(Task):
 
         one, other = (np.array(_of(each).thresholds) for each in found)
         models = (a.logits, one), (b.logits, other)
-        return measured.compare(first, second, *models, np.rint(a.label), max(spec.resamples, 1))
+        resamples = max(spec.resamples, 1)
+        return measured.compare(first, second, *models, np.rint(a.label), resamples, groups=a.group)
 
     def summary_table(self, rows: Sequence[tuple[str, Record]]) -> list[list[str]]:
         return multilabel_pages.summary_table([(title, _of(one)) for title, one in rows])

@@ -17,6 +17,6 @@ class Supervised(Method):
     @stage(reads=("dataset", "model", "recipe", "task"), title="model")
     def train(self, context: Context) -> dict[str, object]:
         """The task's objective on the (smoothed, mixed) labels."""
-        from vitlab.training.train import train
+        from vitlab.training.train import train_on_labels
 
-        return train(context, self.config.model, self.config.recipe, None)
+        return train_on_labels(context, self.config.model, self.config.recipe)

@@ -10,7 +10,13 @@ from vitlab.distill.sparse import SparseTarget
 
 
 def label_cross_entropy(
-    logits: Tensor, label: Tensor, target: SparseTarget | Tensor | None = None, *, smoothing: float = 0.0
+    logits: Tensor,
+    label: Tensor,
+    target: SparseTarget | Tensor | None = None,
+    *,
+    smoothing: float = 0.0,
+    class_weight: Tensor | None = None,
+    log_prior: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Cross-entropy with the labels, computed in fp32.
 
@@ -19,8 +25,22 @@ def label_cross_entropy(
         label: class ids [B], or mixed labels [B, C] whose rows sum to 1.
         target: not used: there is no teacher.
         smoothing: share s of the label spread evenly over all C classes, in the mixed label too.
+        class_weight: w [C]; the loss is the batch's mean of ``sum_c w_c y_c (-log p_c)``, y the smoothed label. It is
+            not divided by the batch's own weights, as torch does for class ids: the step would then depend on which
+            micro-batch or rank a rare class falls into.
+        log_prior: log of the class priors [C], added to the logits (logit-adjusted softmax cross-entropy with tau = 1;
+            Menon et al., Long-tail learning via logit adjustment, ICLR 2021, Eq. 10); what is measured later are the
+            plain logits.
     """
-    return {"loss": F.cross_entropy(logits.float(), label, label_smoothing=smoothing)}
+    scores = logits.float()
+    if log_prior is not None:
+        scores = scores + log_prior.to(scores.device)
+    if class_weight is None:
+        return {"loss": F.cross_entropy(scores, label, label_smoothing=smoothing)}
+    share = label if label.ndim == 2 else F.one_hot(label, scores.shape[1]).to(scores.dtype)
+    # With rows of probabilities torch weighs each class's term and divides by the number of rows alone.
+    weight = class_weight.to(scores.device)
+    return {"loss": F.cross_entropy(scores, share.to(scores.dtype), weight=weight, label_smoothing=smoothing)}
 
 
 def binary_cross_entropy(

@@ -110,7 +110,7 @@ def evaluate(
         found.thresholds_from, found.no_thresholds = validation.images, validation.missing
         found.default_thresholds = [classes[k] for k in unseen] if validation.answers is not None else []
     if spec.resamples:
-        (drawn,) = resampled([(prob, decided)], [test.logits], label, spec.resamples)
+        (drawn,) = resampled([(prob, decided)], [test.logits], label, spec.resamples, groups=test.group)
         found.intervals = {name: list(interval(values)) for name, values in drawn.items()}
     return found
 
