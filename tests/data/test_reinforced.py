@@ -11,9 +11,9 @@ import torch
 
 from vitlab.config import DatasetConfig
 from vitlab.data.dataset import TrainViews
-from vitlab.data.embedded import fake
 from vitlab.data.reinforced import RecordBatch, ReinforcingViews, ReplayedViews
 from vitlab.data.sampler import EpochSampler
+from vitlab.data.sets.fake import splits as fake
 from vitlab.data.sources import Arrays, Source, fingerprint, labels_of
 from vitlab.distill.draw import Augmentation, draw, seed_of
 from vitlab.distill.formats import open_reinforcements

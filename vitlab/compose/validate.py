@@ -15,6 +15,7 @@ from pathlib import Path
 from vitlab.compose.schema import DURATIONS
 from vitlab.config import AugmentationConfig, Config, ModelConfig, RecipeConfig, to_steps
 from vitlab.config.catalogue import GROUPS, MODE_KEYS, TRAINING_KEYS, mode_files, mode_meanings
+from vitlab.config.size import hw
 from vitlab.data.paths import data_roots, missing, shifted_root
 from vitlab.errors import UserError, nearest
 from vitlab.measure.robustness_names import BACKENDS, CORRUPTIONS, FAMILIES, SHIFTED
@@ -23,11 +24,8 @@ from vitlab.report.export_formats import FORMATS, ONNX_NEEDS
 from vitlab.run.run import model_folder
 from vitlab.training.schedule import KINDS
 
-EMBEDDED = ("digits", "fake")
-"""Data sets that need no folder."""
-
+BALANCES = ("none", "weight", "sampler", "logit_adjust")
 LOGGERS = ("local", "csv", "tensorboard", "wandb")
-MAPS = ("gradcam", "rollout")
 SAMPLERS = ("grid", "tpe", "random", "nsga2")
 PRUNERS = ("median", "halving")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
@@ -70,6 +68,7 @@ def check(config: Config, where: Where, read: set[str]) -> None:
         else:
             _model(key, part, where)
     _dataset(config, where, "dataset" in read)
+    _task(config, where)
     _teacher(config, where)
     _rest(config, where)
 
@@ -173,6 +172,8 @@ def _recipe(key: str, recipe: RecipeConfig, where: Where) -> None:
     for name in ("weight_decay", "warmup_lr", "min_lr"):
         _within(f"{key}.{name}", getattr(recipe, name), 0, math.inf, where)
     _within(f"{key}.layer_decay", recipe.layer_decay, 0, 1, where, open_low=True)
+    _within(f"{key}.head_lr", recipe.head_lr, 0, math.inf, where, open_low=True)
+    _one_of(f"{key}.balance", recipe.balance, BALANCES, where)
     _within(f"{key}.label_smoothing", recipe.label_smoothing, 0, 1, where, open_high=True)
     if recipe.ema is not None:
         _within(f"{key}.ema", recipe.ema, 0, 1, where, open_low=True, open_high=True)
@@ -212,7 +213,7 @@ def _model(key: str, model: ModelConfig, where: Where) -> None:
 
 def _dataset(config: Config, where: Where, read: bool) -> None:
     dataset = config.dataset
-    _at_least("dataset.size", dataset.size, 1, where)
+    _size("dataset.size", dataset.size, where)
     _length("dataset.mean", dataset.mean, 3, where)
     _length("dataset.std", dataset.std, 3, where)
     for value in dataset.std:
@@ -226,11 +227,90 @@ def _dataset(config: Config, where: Where, read: bool) -> None:
     _within("dataset.val_fraction", dataset.val_fraction, 0, 1, where, open_high=True)
     _at_least("dataset.length", dataset.length, 1, where)
     _at_least("dataset.num_classes", dataset.num_classes, 2, where)
-    if dataset.name in EMBEDDED or not read:
+    _split(config, where)
+    if dataset.embedded or not read:
         return
     roots = data_roots(dataset)
     if not dataset.download and not any(one.is_dir() for one in roots):
-        raise missing(dataset, "a folder", downloadable=dataset.name not in ("folder", "imagenet"))
+        from vitlab.data.sets import find_set  # imports numpy
+
+        raise missing(dataset, "a folder", downloadable=getattr(find_set(dataset.name), "DOWNLOADABLE", False))
+
+
+def _split(config: Config, where: Where) -> None:
+    """Keys that say which image belongs to which split."""
+    dataset = config.dataset
+    if dataset.folds is not None:
+        _at_least("dataset.folds", dataset.folds, 2, where)
+        if dataset.split_file is not None:
+            raise UserError(f"{where('dataset.split_file')}: dataset.folds splits the images too.", "Leave one out.")
+        if dataset.fold is None:
+            every = ",".join(map(str, range(dataset.folds)))
+            raise UserError(
+                f"{where('dataset.folds')}: which fold is tested?",
+                f"Give dataset.fold=0, or all of them with -m dataset.fold={every}.",
+            )
+        if not 0 <= dataset.fold < dataset.folds:
+            raise UserError(
+                f"{where('dataset.fold')}: there is no fold {dataset.fold} of {dataset.folds}.",
+                f"dataset.fold is a whole number from 0 to {dataset.folds - 1}.",
+            )
+    elif dataset.fold is not None:
+        raise UserError(f"{where('dataset.fold')}: a fold of how many?", "Give dataset.folds=5, or leave it out.")
+    if dataset.split_file is not None and not Path(dataset.split_file).expanduser().is_file():
+        raise UserError(
+            f"{where('dataset.split_file')}: there is no file {dataset.split_file}.",
+            "Give a CSV with the columns path,split, such as the splits.csv of a run.",
+        )
+    if dataset.classes is not None and dataset.classes != "listed" and not isinstance(dataset.classes, list):
+        raise UserError(
+            f"{where('dataset.classes')}: '{dataset.classes}' is no order of classes.",
+            "Give all of them as a list, [cat,dog], or listed for the order of a CSV.",
+        )
+
+
+def _size(key: str, value: object, where: Where) -> None:
+    try:
+        hw(value)  # type: ignore[arg-type]  # that is the question
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{where(key)}: {value} is no size.", f"{key} is the side of a square in pixels, or [height,width]."
+        ) from None
+
+
+TARGETS = {"class": "one label", "labels": "several labels"}
+"""What an image is labelled with, in words."""
+
+
+def _task(config: Config, where: Where) -> None:
+    task, dataset = config.task, config.dataset
+    _one_of("task.targets", task.targets, TARGETS, where)
+    if dataset.targets is not None:
+        _one_of("dataset.targets", dataset.targets, TARGETS, where)
+        if dataset.targets != task.targets:
+            other = {"labels": "task=multilabel", "class": "task=classification"}[dataset.targets]
+            raise UserError(
+                f"{where('task.name')}: task={task.name} needs images with {TARGETS[task.targets]} each, and those of "
+                f"dataset={dataset.name} have {TARGETS[dataset.targets]}.",
+                f"Give {other}, or other data (mode=list group=dataset).",
+            )
+    weights = task.pos_weight if isinstance(task.pos_weight, list) else [task.pos_weight]
+    for value in weights:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value not in (None, "balanced") and not (number and math.isfinite(value) and value > 0):
+            raise UserError(
+                f"{where('task.pos_weight')}: {task.pos_weight} cannot be.",
+                "task.pos_weight is a number above 0, a list of one for each label, balanced, or null.",
+            )
+    if task.pos_weight is not None and task.targets != "labels":
+        raise UserError(
+            f"{where('task.pos_weight')}: task={task.name} has no binary cross-entropy to weigh.", "Leave it out."
+        )
+    if task.targets == "labels" and (config.evaluation.corruptions or config.evaluation.shifted):
+        raise UserError(
+            f"evaluation.corruptions and evaluation.shifted measure classes, and task={task.name} predicts labels.",
+            "Give evaluation=default.",
+        )
 
 
 def _teacher(config: Config, where: Where) -> None:
@@ -239,6 +319,8 @@ def _teacher(config: Config, where: Where) -> None:
         _model(f"teacher.members.{index}", member, where)
     if teacher.weights is not None:
         _length("teacher.weights", teacher.weights, len(teacher.members), where)
+    for index, size in enumerate(teacher.sizes or []):
+        _size(f"teacher.sizes.{index}", size, where)
     _within("teacher.temperature", teacher.temperature, 0, math.inf, where, open_low=True)
     if teacher.train and len(teacher.members) != 1:
         raise UserError(
@@ -315,8 +397,6 @@ def _rest(config: Config, where: Where) -> None:
     _one_of("predict.format", config.predict.format, ("table", "jsonl", "csv"), where)
     _at_least("predict.topk", config.predict.topk, 1, where)
     _at_least("explain.images", config.explain.images, 1, where)
-    for one in config.explain.methods:
-        _one_of("explain.methods", one, MAPS, where)
     if config.debug.overfit is not None:
         _within("debug.overfit", config.debug.overfit, 0, math.inf, where, open_low=True)
     for name in ("max_steps", "max_images", "max_slots", "profile"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
 MISSING: Any = "???"
 """OmegaConf's mark of a value that ``conf/`` must give; its package would double the time of ``--help``."""
@@ -23,20 +23,23 @@ class ModelConfig:
     name: str = MISSING  # timm model name, e.g. tiny_vit_5m_224
     pretrained: bool = False  # timm's own weights (hub download)
     checkpoint: Optional[str] = None  # .pth, .safetensors, a vitlab model folder, or a run: its result
-    args: dict[str, Any] = field(default_factory=dict)  # keyword arguments of timm.create_model
+    args: dict[str, Any] = field(default_factory=dict)  # of timm.create_model; absent_class, table_resize: of loading
     mean: Optional[list[float]] = None  # normalisation; null: the pretrained model's, else the dataset's
     std: Optional[list[float]] = None  # see mean
-    absent_class: str = "mean"  # a class of yours that an ImageNet-22k head lacks: mean of the others, or zero
-    table_resize: str = "official"  # TinyViT's bias tables for another window: official, or timm (antialiased)
+
+    FIRST: ClassVar[tuple[str, ...]] = (
+        *("name", "pretrained", "checkpoint", "args", "mean", "std", "absent_class", "table_resize"),
+    )
+    """For the names of folders that hold a model's results (:func:`vitlab.files.stable_dict`)."""
 
 
 @dataclass
 class DatasetConfig:
     """Images with labels, and how large a network sees them."""
 
-    name: str = MISSING  # digits, cifar10, cifar100, flowers102, food101, imagenet, folder, fake
+    name: str = MISSING  # a module of vitlab/data/sets: digits, cifar10, imagenet, folder, ...
     root: Optional[str] = None  # folder with the data; null: $VITLAB_DATA/<name>
-    size: int = MISSING  # side of the square view in pixels
+    size: Any = MISSING  # of the view, in pixels: the side of a square, or [height,width]
     mean: list[float] = MISSING  # per channel, in [0, 1]
     std: list[float] = MISSING  # per channel
     labels_per_class: Optional[int] = None  # keep this many training images of each class (seeded, stratified)
@@ -46,8 +49,21 @@ class DatasetConfig:
     csv: Optional[str] = None  # folder only: CSV with columns path,label[,split][,group]
     leave_out: Optional[str] = None  # folder only: text file of images to leave out, one path a line
     val_fraction: float = 0.0  # share of every class of train held out as val where there is no val split; 0: none
+    folds: Optional[int] = None  # cross-validation: split all images into so many folds, by a hash; null: none
+    fold: Optional[int] = None  # with folds: the fold that is the test split, 0 to folds - 1
+    split_file: Optional[str] = None  # CSV path,split that says where each image belongs, as runs write it
+    classes: Any = None  # folder only: their order, a list; listed: a CSV's; null: classes.txt, else the alphabet
+    embedded: bool = False  # comes with vitlab or a package: no folder is needed
+    synthetic: bool = False  # made-up images: reports say that the numbers mean nothing
     length: int = 256  # fake only: training images (a quarter as many for testing)
     num_classes: int = 10  # fake only
+    targets: Optional[str] = "class"  # see task.targets; null: the CSV of dataset=folder decides
+
+    FIRST: ClassVar[tuple[str, ...]] = (
+        *("name", "root", "size", "mean", "std", "labels_per_class", "crop_pct", "crop", "download", "csv"),
+        *("leave_out", "val_fraction", "length", "num_classes"),
+    )
+    """As in :class:`ModelConfig`."""
 
 
 @dataclass
@@ -85,6 +101,8 @@ class RecipeConfig:
     min_lr: float = 0.0  # learning rate of the last step
     decay_at: list[str] = field(default_factory=list)  # step schedule: durations at which lr is multiplied
     decay_rate: float = 0.1  # step schedule: by this factor
+    head_lr: float = 1.0  # the classifier's learning rate is lr times this
+    balance: str = "none"  # of unequal classes, for training on labels: none | weight | sampler | logit_adjust
     freeze_batchnorm: bool = False  # running statistics stay as they are; scales and shifts still learn
     layer_decay: float = 1.0  # lr of each earlier layer group is multiplied by this once more; 1: off
     clip: Optional[float] = None  # global gradient norm
@@ -102,7 +120,7 @@ class TeacherConfig:
 
     members: list[ModelConfig] = field(default_factory=list)
     weights: Optional[list[float]] = None  # of the members; null: equal
-    sizes: Optional[list[int]] = None  # side of each member's input in pixels, views are resized; null: dataset.size
+    sizes: Optional[list[Any]] = None  # of each member's input, views are resized; null: dataset.size
     temperature: float = 1.0  # the teacher's logits are divided by it
     train: bool = False  # train the (single) member on the data set first, with teacher.recipe
     recipe: Optional[RecipeConfig] = None  # how it is trained; choose with recipe@teacher.recipe=NAME
@@ -112,7 +130,9 @@ class TeacherConfig:
 class TaskConfig:
     """What the network answers."""
 
-    name: str = MISSING  # classification
+    name: str = MISSING  # classification | multilabel
+    targets: str = "class"  # what an image is labelled with: class (one number), or labels (any number of them)
+    pos_weight: Any = None  # multilabel: weight of a label that is there; a number, a list, balanced, or null: 1
 
 
 @dataclass
@@ -227,7 +247,7 @@ class PredictConfig:
 class ExplainConfig:
     """What mode=explain shows."""
 
-    methods: list[str] = field(default_factory=lambda: ["gradcam", "rollout"])  # those that the network allows
+    methods: list[str] = field(default_factory=lambda: ["gradcam", "rollout"])  # and those that the network declares
     images: int = 8  # of the test split, where no input= is given
     target: str = "predicted"  # the class that Grad-CAM explains: predicted, label, or a class's name
     layer: Optional[str] = None  # module that Grad-CAM reads; null: the last one that has places

@@ -9,13 +9,15 @@ import lightning as L
 import numpy.typing as npt
 
 from vitlab.config import AugmentationConfig, DatasetConfig
-from vitlab.data.build import open_splits
+from vitlab.data.balanced_sampler import BalancedSampler
+from vitlab.data.build import is_synthetic, open_splits
 from vitlab.data.dataset import EvalViews, TrainViews
 from vitlab.data.loader import Loader, LoaderOptions, default_workers
 from vitlab.data.reinforced import ReinforcingViews
 from vitlab.data.sampler import EpochSampler, ShardSampler, SlotSampler, Span
-from vitlab.data.sources import fingerprint
-from vitlab.data.views import FreshViews, Views
+from vitlab.data.sources import fingerprint, labels_of
+from vitlab.data.targets import Targets
+from vitlab.data.views import FreshViews, Slots, Views
 from vitlab.distill.draw import Augmentation
 from vitlab.distill.reinforce_draw import Reinforcement
 from vitlab.distill.views import EvalView, View
@@ -31,10 +33,13 @@ class VisionData(L.LightningDataModule):
         views: where training views come from; None: nothing is trained, so that a set without training images will do.
         seed: of the order, of the views and of the choice of ``labels_per_class``.
         max_images: cut every split to so many images.
+        balanced: epochs show every class equally often, see :class:`~vitlab.data.balanced_sampler.BalancedSampler`.
+        targets: how targets become labels: the task; None: class numbers.
 
     Attributes:
         sizes: images in ``train``, ``val`` and ``test``.
         split_names: which split these really are.
+        synthetic: the images are made up.
         fingerprint: of the training images (after ``labels_per_class``); stored targets belong to it.
 
     Raises:
@@ -52,8 +57,11 @@ class VisionData(L.LightningDataModule):
         views: Views | None = FreshViews(),  # noqa: B008  # frozen
         seed: int = 0,
         max_images: int | None = None,
+        balanced: bool = False,
+        targets: Targets | None = None,
     ) -> None:
         super().__init__()
+        self.targets = targets
         self.sources = open_splits(dataset, seed, max_images, views is None)
         self.train_source = self.sources["train"]
         self.classes = self.train_source.classes
@@ -61,6 +69,7 @@ class VisionData(L.LightningDataModule):
         self.sizes = {split: len(source) for split, source in self.sources.items()}
         self.split_names = {split: source.split_name for split, source in self.sources.items()}
         self.fingerprint = fingerprint(self.train_source)
+        self.synthetic = is_synthetic(dataset, self.train_source)
         self.mean = tuple(mean)
         self.std = tuple(std)
         self.seed = seed
@@ -68,23 +77,41 @@ class VisionData(L.LightningDataModule):
         self.augmentation = Augmentation(size=dataset.size, **asdict(augmentation))
         self.view = View(dataset.size, mean, std, augmentation.interpolation)
         self.eval_view = EvalView(dataset.size, dataset.crop_pct, mean, std, augmentation.interpolation, dataset.crop)
-        self.plain = TrainViews(self.train_source, self.augmentation, self.view, seed, self.num_classes)
+        drawn = (self.train_source, self.augmentation, self.view, seed, self.num_classes)
+        self.plain = TrainViews(*drawn, targets=targets)
         if views is not None:
             self.train_views, slots = views.open(self.plain, self.fingerprint, self.replay_view)
-            self.train_sampler = EpochSampler(
-                len(self.train_source),
-                options.batch_size * options.world * options.accumulate,
-                seed=seed,
+            self.train_sampler = self._make_sampler(slots, balanced)
+        self._validation: Loader | None = None
+
+    def _make_sampler(self, slots: Slots, balanced: bool) -> EpochSampler:
+        options = self.options
+        batch_size = options.batch_size * options.world * options.accumulate
+        if balanced:
+            return BalancedSampler(
+                labels_of(self.train_source),
+                self.num_classes,
+                batch_size,
+                seed=self.seed,
                 rank=options.rank,
                 world=options.world,
                 accumulate=options.accumulate,
                 paired=self.augmentation.mixes,
-                slots=slots.policy,
                 num_slots=slots.number,
-                plain_share=slots.plain_share,
-                repeats=slots.repeats,
             )
-        self._validation: Loader | None = None
+        return EpochSampler(
+            len(self.train_source),
+            batch_size,
+            seed=self.seed,
+            rank=options.rank,
+            world=options.world,
+            accumulate=options.accumulate,
+            paired=self.augmentation.mixes,
+            slots=slots.policy,
+            num_slots=slots.number,
+            plain_share=slots.plain_share,
+            repeats=slots.repeats,
+        )
 
     @property
     def workers(self) -> int:
@@ -154,4 +181,4 @@ class VisionData(L.LightningDataModule):
         source = self.sources[split]
         size = self.options.eval_batch_size or self.options.batch_size
         sampler = ShardSampler(len(source), size, self.options.rank, self.options.world)
-        return Loader(EvalViews(source, self.eval_view), sampler, self.workers)
+        return Loader(EvalViews(source, self.eval_view, self.targets), sampler, self.workers)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from vitlab.config.size import Size, hw
+from vitlab.measure.timing import device_name, synchronize, time_for
 from vitlab.models.eval_mode import eval_mode
 
 AUTOCAST = {"bf16-mixed": "bf16", "16-mixed": "fp16"}
@@ -27,9 +28,9 @@ class Throughput:
 
 
 def measure_throughput(
-    model: nn.Module, size: int, batch: int = 64, warmup: float = 10.0, seconds: float = 60.0, precision: str = "32"
+    model: nn.Module, size: Size, batch: int = 64, warmup: float = 10.0, seconds: float = 60.0, precision: str = "32"
 ) -> Throughput:
-    """Time ``model`` on random images [batch, 3, size, size] on the device of its parameters (official protocol: 10 s
+    """Time ``model`` on random images [batch, 3, H, W] on the device of its parameters (official protocol: 10 s
     of warm-up, then 60 s, each batch timed by itself; traced; under autocast).
 
     Args:
@@ -43,25 +44,17 @@ def measure_throughput(
     if precision not in kinds or batch < 1:
         raise ValueError(f"precision {precision!r} of {', '.join(kinds)}, batch {batch}")
     device = next(model.parameters()).device
-    images = torch.randn(batch, 3, size, size, device=device)
+    images = torch.randn(batch, 3, *hw(size), device=device)
     kind = kinds[precision]
     with eval_mode(model), torch.autocast(device.type, kind, enabled=kind is not None, cache_enabled=False):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is traced is known: fixed sizes are what is timed
             traced = torch.jit.trace(model, images, check_trace=False)
-        _run(traced, images, warmup, least=3)  # a traced network is optimised in its first passes
-        times = _run(traced, images, seconds, least=1)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return Throughput(batch * len(times) / sum(times), batch, len(times), name, precision)
 
+        def run() -> None:
+            traced(images)
+            synchronize(device)
 
-def _run(model: torch.jit.ScriptModule, images: torch.Tensor, seconds: float, least: int) -> list[float]:
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < least or time.perf_counter() < end:
-        start = time.perf_counter()
-        model(images)
-        if images.device.type == "cuda":
-            torch.cuda.synchronize(images.device)
-        times.append(time.perf_counter() - start)
-    return times
+        time_for(run, warmup, least=3)  # a traced network is optimised in its first passes
+        times = time_for(run, seconds, least=1)
+    return Throughput(batch * len(times) / sum(times), batch, len(times), device_name(device), precision)

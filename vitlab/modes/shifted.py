@@ -17,9 +17,8 @@ from vitlab.data.paths import shifted_root
 from vitlab.errors import UserError
 from vitlab.files import read_json, write_json
 from vitlab.measure.robustness_names import SHIFTED
-from vitlab.modes import robustness
-from vitlab.modes.evaluation_files import folder_of, stem_of
-from vitlab.modes.robustness import weights_of
+from vitlab.modes import evaluation_files
+from vitlab.modes.evaluation_files import folder_of, stem_of, weights_of
 from vitlab.modes.select_model import SelectedModel
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ class _Reader:
     """A network that answers sets of images, with the classes that it knows."""
 
     def __init__(self, subject: SelectedModel) -> None:
-        from vitlab.data.torchvision_sets import wordnet_ids
+        from vitlab.data.sets.imagenet import wordnet_ids
 
         self.subject = subject
         self.place = {name: number for number, name in enumerate(subject.meta.classes) if name in set(wordnet_ids())}
@@ -126,7 +125,8 @@ class _Reader:
         """
         import numpy as np
 
-        from vitlab.data.sources import Subset, limit
+        from vitlab.data.sources import Subset
+        from vitlab.data.subsets import limit
 
         right = np.zeros((len(found.accepted), len(self.subject.meta.classes)), bool)
         for row, names in zip(right, found.accepted, strict=True):
@@ -162,7 +162,7 @@ class _Reader:
         with Progress(f"{found.title} for {self.subject.name}", len(source), unit="image") as progress:
             for batch in loader:
                 logits, accepted = (
-                    robustness.evaluation_logits(self.network, batch, self.device),
+                    evaluation_files.evaluation_logits(self.network, batch, self.device),
                     right[batch.label.numpy()],
                 )
                 full.add(logits, nearest_accepted(logits, accepted))

@@ -10,6 +10,7 @@ from vitlab.data.build import open_splits
 from vitlab.errors import UserError
 from vitlab.models.build import build_model
 from vitlab.stage import models_of, recipes_of
+from vitlab.tasks.base import find_task
 from vitlab.training.build import make_optimizer
 
 
@@ -27,12 +28,19 @@ def preflight(config: Config, reads: set[str]) -> None:
     recipes = recipes_of(config, reads)
     if not recipes:  # nothing is trained: a design needs no data
         return
+    if "teacher" in reads and config.recipe.balance != "none":
+        raise UserError(
+            f"recipe.balance={config.recipe.balance}: method={config.method.name} trains on a teacher's outputs for a "
+            "fixed number of views of each image, and class frequencies have no place in that.",
+            "Leave it out; a training on labels within the method has its own: teacher.recipe.balance, for instance.",
+        )
     train = open_splits(config.dataset, config.seed, config.debug.max_images)["train"]
+    find_task(config.task).check_source(train, config.dataset.name)
     with torch.device("meta"):
-        students = [_network(config, model, len(train.classes)) for model in models_of(config, reads)]
+        students = [_network(config, model, train.classes) for model in models_of(config, reads)]
         for key, recipe in recipes.items():
             of_teacher = key == "teacher.recipe"
-            learners = [_network(config, config.teacher.members[0], len(train.classes))] if of_teacher else students
+            learners = [_network(config, config.teacher.members[0], train.classes)] if of_teacher else students
             for network in learners:
                 make_optimizer(network, recipe)
     for key, recipe in recipes.items():
@@ -44,5 +52,5 @@ def preflight(config: Config, reads: set[str]) -> None:
             )
 
 
-def _network(config: Config, model: ModelConfig, classes: int) -> nn.Module:
-    return build_model(model, classes, config.dataset.size, pretrained=False)
+def _network(config: Config, model: ModelConfig, classes: list[str]) -> nn.Module:
+    return build_model(model, size=config.dataset.size, pretrained=False, **find_task(config.task).head(classes))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from vitlab.compose.schema import complete
 from vitlab.config import Config, DatasetConfig, ModelConfig
 from vitlab.config.composed import Composed
 from vitlab.errors import UserError
+from vitlab.files import stable_dict
 from vitlab.run.environment import environment
 from vitlab.run.run import Run
 
@@ -34,7 +36,7 @@ def answer(composed: Composed) -> int:
         raise UserError(f"method.contract.proxy={options.proxy} is not train or params.")
     prefix = config.name or f"{config.dataset.name}-{composed.network}"
     identity = composed.identity() | {"mode": "contract"}
-    run = Run.open(Path(config.output), "contract", prefix, identity, composed.tree, fresh=config.fresh)
+    run = Run.open(Path(config.output), "contract", prefix, identity, composed.tree, config.fresh, complete)
     command = shlex.join(["python", "-m", "vitlab", *composed.overrides])
     if run.state == "finished":
         print(run.read_finished()["table"])
@@ -69,7 +71,7 @@ def search(config: Config, folder: Path) -> str:
     name, args = architecture(config.model, size)
     family = family_of(name, args, size, len(classes))
     fixed: Args = {key: value for key, value in config.model.args.items() if key not in family.start}
-    limits = Limits(*(getattr(options, key) for key in Limits.__dataclass_fields__))
+    limits = Limits(*(getattr(options, one.name) for one in fields(Limits)))
 
     def candidate(args: Args) -> ModelConfig:
         return ModelConfig(name=name, args=fixed | args, mean=config.model.mean, std=config.model.std)
@@ -90,7 +92,7 @@ def search(config: Config, folder: Path) -> str:
             return float(family.cost(args)[0])
         return trained(config, candidate(args), folder)
 
-    question = {"model": name, "args": config.model.args, "limits": asdict(limits), "proxy": options.proxy}
+    question = {"model": name, "args": config.model.args, "limits": stable_dict(limits), "proxy": options.proxy}
     if options.proxy == "train":
         question |= {"duration": options.duration, "holdout": options.holdout}
     journal = Journal(folder / "journal.jsonl", question)
