@@ -93,7 +93,7 @@ def kill_one(process: subprocess.Popen[str], run: Path) -> None:
     os.kill(worker(1, run), signal.SIGKILL)
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 1, said
-    assert "Process 2 of 2 was ended by SIGKILL" in said and "Traceback" not in said
+    assert "Process 2 of 2 was killed by SIGKILL" in said and "Traceback" not in said
     assert not Path(f"/proc/{other}").exists(), "the other process was left behind"
 
 

@@ -53,7 +53,7 @@ def test_a_job_that_is_preempted_comes_again_and_learns_the_same(
     said = capsys.readouterr().out
     run = the_run(tmp_path / "queued")
     job = json.loads((run / "jobs" / "job.json").read_text())
-    assert f"job      {job['job']} is in the queue" in said and job["log"] in said
+    assert f"job      {job['job']} is submitted" in said and job["log"] in said
 
     wait_for(run / "metrics.jsonl", '"step": [2-9][0-9],')
     assert tell(tmp_path / "queued", *WORDS, *QUEUE, *precise) == 0
@@ -80,5 +80,5 @@ def test_what_is_asked_of_the_queue() -> None:
 
 def test_no_slurm_here_is_told_and_leaves_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tell(tmp_path, *WORDS, "hardware=slurm") == 2
-    assert "The queue did not take the job" in " ".join(capsys.readouterr().err.split())
+    assert "The job could not be submitted" in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.rglob("*.json"))

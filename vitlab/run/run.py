@@ -182,8 +182,8 @@ class Run:
             release(self._lock)
             self._lock = None
 
-    def forget_if_empty(self, beside: Path | None = None) -> None:
-        """Remove the folder of a run that never began: it holds how it was started, ``beside``, no more."""
+    def remove_if_empty(self, except_for: Path | None = None) -> None:
+        """Remove the folder of a run that never started: it has only the files of a start, and those in ``except_for``."""
         born = {
             "lock",
             "config.yaml",
@@ -193,7 +193,7 @@ class Run:
             "metrics.jsonl",
             "launch.json",
         }
-        files = [path for path in self.folder.rglob("*") if path.is_file() and beside not in path.parents]
+        files = [path for path in self.folder.rglob("*") if path.is_file() and except_for not in path.parents]
         if any(path.name not in born or (path.name == "metrics.jsonl" and path.stat().st_size) for path in files):
             return
         shutil.rmtree(self.folder)
