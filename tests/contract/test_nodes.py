@@ -61,7 +61,7 @@ def test_two_machines_are_one_process_and_a_lost_one_is_told(tmp_path: Path) -> 
     first, second = (begin(tmp_path / "two", number, port, "method=supervised") for number in range(2))
     said, also = first.communicate(timeout=300)[0], second.communicate(timeout=300)[0]
     assert (first.returncode, second.returncode) == (0, 0), said + also
-    assert "2 machines × 1 process" in said
+    assert "2 nodes × 1 process" in said
     whole, parts = (load_file(run / "train" / "model.safetensors") for run in (one, two))
     for name in whole:
         torch.testing.assert_close(parts[name], whole[name], rtol=0, atol=1e-6, msg=name)

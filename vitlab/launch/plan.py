@@ -104,7 +104,7 @@ def check_division(config: Config, processes: int | None) -> None:
 def batches(config: Config, processes: int) -> str:
     """The lines of the plan on how the batches of all recipes are divided over the devices."""
     nodes = config.trainer.num_nodes
-    machines = f"{nodes} machines × " if nodes > 1 else ""
+    prefix = f"{nodes} nodes × " if nodes > 1 else ""
     world_size, lines = nodes * processes, []
     for key, recipe in recipes_of(config, find_method(config.method.name).reads(config)).items():
         accumulated = f" × {recipe.accumulate} accumulated" if recipe.accumulate > 1 else ""
@@ -114,5 +114,5 @@ def batches(config: Config, processes: int) -> str:
             "(not scaled)"
         )
     sharded = ", sharded weights" if config.trainer.strategy == "fsdp" and world_size > 1 else ""
-    first = f"{'devices':<8} {machines}{processes} process{'es' if processes > 1 else ''}{sharded}"
+    first = f"{'devices':<8} {prefix}{processes} process{'es' if processes > 1 else ''}{sharded}"
     return "\n".join([first, *(f"{'':<8} {line}" for line in lines)])

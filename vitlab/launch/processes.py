@@ -213,8 +213,8 @@ def _combine(launch: _Launch, outcomes: dict[int, Outcome], processes: int, requ
         if code < 0 and code != -signal.SIGTERM and rank not in outcomes and when <= first + 1:
             return Outcome(
                 "killed",
-                f"Process {rank + 1} of {processes} was killed by {signal.Signals(-code).name} from outside vitlab (out "
-                "of memory, or a kill command); the others were stopped. The same command continues from the last "
+                f"Process {rank + 1} of {processes} was killed by {signal.Signals(-code).name} from outside vitlab "
+                "(out of memory, or a kill command); the others were stopped. The same command continues from the last "
                 "checkpoint.",
             )
     if failures:

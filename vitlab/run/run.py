@@ -183,7 +183,7 @@ class Run:
             self._lock = None
 
     def remove_if_empty(self, except_for: Path | None = None) -> None:
-        """Remove the folder of a run that never started: it has only the files of a start, and those in ``except_for``."""
+        """Remove the folder of a run that did not start: it has the files of a start, and ``except_for``, only."""
         born = {
             "lock",
             "config.yaml",
