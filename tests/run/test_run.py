@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 
 from vitlab.config.catalogue import RESULT_FREE
 from vitlab.errors import UserError
-from vitlab.run.run import Run, differences, remove_temporary_files
+from vitlab.run.identity import differences
+from vitlab.run.run import Run, remove_temporary_files
 
 IDENTITY = {"choices": {"method": "tinyvit", "dataset": "digits"}, "changed": {}}
 TREE: dict[str, Any] = {

@@ -15,7 +15,7 @@ import pytest
 
 from vitlab.compose.load import load
 from vitlab.errors import UserError
-from vitlab.run.run import is_locked, locked
+from vitlab.run.folder_lock import is_locked, locked
 from vitlab.sweep.grid import expand
 from vitlab.sweep.jobs import visible_gpus, wanted_gpus
 from vitlab.sweep.statistics import over_seeds, verdict

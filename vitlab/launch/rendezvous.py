@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitlab.config import Config
 from vitlab.errors import UserError
-from vitlab.run.run import differences
+from vitlab.run.identity import differences
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore

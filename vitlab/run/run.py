@@ -17,30 +17,33 @@ No torch here: the command line asks for a run's state before anything heavy is 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
-import json
-import os
 import re
 import shutil
-import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from vitlab.config.catalogue import RESULT_FREE, RESULT_FREE_KEYS
 from vitlab.errors import UserError
 from vitlab.files import atomic_write, read_json, write_json
-from vitlab.locks import acquire, release
+from vitlab.locks import release
 from vitlab.run.environment import now
+from vitlab.run.folder_lock import acquire_folder
+from vitlab.run.identity import (
+    FORMAT,
+    as_json,
+    canonical,
+    differences,
+    list_changes,
+    read_record,
+    runs_of,
+    siblings_of,
+    stored_tree,
+    tree_in,
+)
 from vitlab.run.recorder import Recorder, append_line, drop_half_line
-
-FORMAT = 1
-"""Version of the folder's layout."""
 
 Complete = Callable[[Mapping[str, object]], dict[str, object]]
 """A stored configuration as today's schema writes it."""
-
-_SHOWN = 12  # changed keys that an error message lists before it counts the rest
 
 
 class Run:
@@ -92,19 +95,19 @@ class Run:
         """
         if not re.fullmatch(r"\w[\w.+-]*", prefix):
             raise UserError(f"name={prefix} cannot name a folder.", "Use letters, digits, '-', '_', '+' and '.' only.")
-        identity, tree = _as_json(identity), _as_json(tree)
-        stem = f"{prefix}-{hashlib.sha256(_canonical(identity).encode()).hexdigest()[:8]}"
+        identity, tree = as_json(identity), as_json(tree)
+        stem = f"{prefix}-{hashlib.sha256(canonical(identity).encode()).hexdigest()[:8]}"
         record = {"format": FORMAT, "method": method, "prefix": prefix, "identity": identity, "tree": tree}
         home = output / method
-        siblings = _siblings(home, stem)
+        siblings = siblings_of(home, stem)
 
         def changed(folder: Path) -> dict[str, tuple[str, str]]:
-            return differences(complete(_tree_of(folder)), complete(tree))
+            return differences(complete(stored_tree(folder)), complete(tree))
 
         if not fresh:
             if siblings and not changed(siblings[-1][1]):
                 return cls(siblings[-1][1], record)
-            for folder in reversed(_runs_of(home, prefix)):
+            for folder in reversed(runs_of(home, prefix)):
                 if not changed(folder):
                     return cls(folder, record)
         if fresh or not siblings:
@@ -114,7 +117,7 @@ class Run:
             return cls(folder, record)
         newest = siblings[-1][1]
         raise UserError(
-            f"The defaults have changed since {newest} was started: {_listed(changed(newest))}.",
+            f"The defaults have changed since {newest} was started: {list_changes(changed(newest))}.",
             "Start again under today's with fresh=true, or continue the old run by giving the old values.",
         )
 
@@ -130,8 +133,8 @@ class Run:
         """
         if not (folder / "run.json").exists():
             raise UserError(f"{folder} is not a run: it has no run.json.", "Give a folder below outputs/<method>/.")
-        record = _read_record(folder)
-        return cls(folder, {**record, "tree": complete(_tree_in(record))})
+        record = read_record(folder)
+        return cls(folder, {**record, "tree": complete(tree_in(record))})
 
     @property
     def tree(self) -> dict[str, object]:
@@ -167,7 +170,7 @@ class Run:
         if self._lock is not None:
             raise RuntimeError(f"{self.folder} is locked already by this Run")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _acquire(self.folder / "lock", self.folder)
+        self._lock = acquire_folder(self.folder / "lock", self.folder)
         remove_temporary_files(self.folder)
         drop_half_line(self.folder / "metrics.jsonl")
         self.state = _state(self.folder)
@@ -275,16 +278,6 @@ def model_folder(path: Path) -> Path:
     return folder
 
 
-def differences(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str, tuple[str, str]]:
-    """Dotted keys that can change the result and differ: key → (old, new) as JSON; "absent" where there is none."""
-    before, after = _leaves(old), _leaves(new)
-    return {
-        key: (before.get(key, "absent"), after.get(key, "absent"))
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    }
-
-
 def remove_temporary_files(folder: Path) -> int:
     """Remove the temporary files of a killed vitlab.files.atomic_write below ``folder``; returns how many."""
     stale = [path for path in folder.rglob(".*.tmp") if re.fullmatch(r"\..+\.\d+\.tmp", path.name) and path.is_file()]
@@ -293,99 +286,10 @@ def remove_temporary_files(folder: Path) -> int:
     return len(stale)
 
 
-@contextlib.contextmanager
-def locked(folder: Path, cure: str) -> Iterator[None]:
-    """Own a folder that several commands may write into, for as long as the block lasts.
-
-    Raises:
-        UserError: another process owns it; ``cure`` is what to do then.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = _acquire(folder / "lock", folder, cure)
-    try:
-        yield
-    finally:
-        release(descriptor)
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether some process works in a run's folder just now."""
-    try:
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
-def _acquire(
-    path: Path, folder: Path, cure: str = "Wait for it or stop it; fresh=true starts a run of its own."
-) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        acquire(descriptor)
-    except OSError as error:
-        owner = os.read(descriptor, 4096).decode(errors="replace")
-        os.close(descriptor)
-        if not isinstance(error, BlockingIOError):
-            raise UserError(
-                f"{folder} cannot be locked: {error.strerror}.", "Choose a file system with locks: output=<folder>."
-            ) from error
-        raise UserError(
-            f"{folder} is being worked on by {owner.strip() or 'a process that has just started'}.",
-            cure,
-        ) from None
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {now()}\n".encode())
-    return descriptor
-
-
 def _state(folder: Path) -> str:
     if not (folder / "run.json").exists():
         return "new"
     return "finished" if (folder / "finished.json").exists() else "continued"
-
-
-def _siblings(home: Path, stem: str) -> list[tuple[int, Path]]:
-    """Runs named ``stem``, ``stem-2``, ``stem-3``, ... by number."""
-    found = []
-    for folder in home.glob(f"{stem}*"):
-        match = re.fullmatch(re.escape(stem) + r"(?:-(\d+))?", folder.name)
-        if match and (folder / "run.json").exists():
-            found.append((int(match[1] or 1), folder))
-    return sorted(found)
-
-
-def _runs_of(home: Path, prefix: str) -> list[Path]:
-    """All runs of a prefix, the youngest last."""
-    born = {marker.parent: _read_record(marker.parent) for marker in home.glob(f"{prefix}-*/run.json")}
-    return sorted((run for run in born if born[run]["prefix"] == prefix), key=lambda run: str(born[run]["created"]))
-
-
-def _read_record(folder: Path) -> dict[str, object]:
-    path = folder / "run.json"
-    try:
-        record = read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}.", "Move the folder away to start again.") from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise UserError(f"{path} is not of format {FORMAT}, which this vitlab reads.", "Move the folder away.")
-    return record
-
-
-def _tree_of(folder: Path) -> Mapping[str, object]:
-    return _tree_in(_read_record(folder))
-
-
-def _tree_in(record: Mapping[str, object]) -> Mapping[str, object]:
-    tree = record["tree"]
-    assert isinstance(tree, dict)
-    return tree
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -396,38 +300,6 @@ def _refuse_foreign(folder: Path) -> None:
     foreign = [name for name in foreign if not name.endswith(".tmp")]
     if foreign:
         raise UserError(f"{folder} is no run but holds {foreign[0]}.", "Move it away, or choose another name=.")
-
-
-def _leaves(tree: Mapping[str, object], at: str = "") -> dict[str, str]:
-    """Dotted key → value as JSON, for every leaf (lists and empty mappings are leaves) outside RESULT_FREE."""
-    found: dict[str, str] = {}
-    for key, value in tree.items():
-        if not at and key in RESULT_FREE:
-            continue
-        if key in RESULT_FREE_KEYS:
-            continue
-        if isinstance(value, Mapping) and value:
-            found.update(_leaves(value, f"{at}{key}."))
-        else:
-            found[f"{at}{key}"] = _canonical(value)
-    return found
-
-
-def _listed(changed: Mapping[str, tuple[str, str]]) -> str:
-    shown = [f"{key}: {old} → {new}" for key, (old, new) in list(changed.items())[:_SHOWN]]
-    rest = len(changed) - len(shown)
-    return ", ".join(shown) + (f" and {rest} more" if rest else "")
-
-
-def _canonical(value: object) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-def _as_json(value: Mapping[str, object]) -> dict[str, object]:
-    """What the value will be when it is read back: tuples are lists, keys are text."""
-    plain = json.loads(json.dumps(value))
-    assert isinstance(plain, dict)
-    return plain
 
 
 def _yaml(tree: Mapping[str, object]) -> str:

@@ -23,7 +23,7 @@ from vitlab.config.catalogue import RESULT_FREE, top_level_key
 from vitlab.config.composed import Composed
 from vitlab.errors import Interrupted, UserError
 from vitlab.launch.start import find_run
-from vitlab.run.run import locked
+from vitlab.run.folder_lock import locked
 from vitlab.sweep.jobs import PassSignalsOn, print_line, run_jobs
 from vitlab.sweep.table import Job, write_comparison
 from vitlab.sweep.words import folder_of, is_of_sweep, read, refuse_ranges, values_of

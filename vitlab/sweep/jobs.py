@@ -20,7 +20,7 @@ from typing import Protocol
 
 from vitlab.config.composed import Composed
 from vitlab.launch.processes import known_process_count
-from vitlab.run.run import is_locked
+from vitlab.run.folder_lock import is_locked
 from vitlab.signals import SignalListener
 from vitlab.sweep.table import Job
 from vitlab.training.wandb_logger import SWEEP_NAME

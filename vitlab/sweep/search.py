@@ -31,8 +31,8 @@ from vitlab.errors import Interrupted, UserError
 from vitlab.launch.start import find_run
 from vitlab.methods.base import find_method
 from vitlab.modes.find_runs import result_of
+from vitlab.run.folder_lock import locked
 from vitlab.run.recorder import Row, read_rows
-from vitlab.run.run import locked
 from vitlab.sweep.jobs import PassSignalsOn, print_line, run_jobs
 from vitlab.sweep.table import Job, results, write_comparison
 from vitlab.sweep.words import example, folder_of, is_of_sweep, values_of
