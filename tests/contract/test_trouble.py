@@ -76,7 +76,7 @@ def stopped(output: Path, *words: str) -> str:
     with contextlib.redirect_stderr(heard):
         assert tell(output, *words) == 2, heard.getvalue()
     said = " ".join(heard.getvalue().split())
-    assert "Traceback" not in said and "Make room" in said and "the same command continues" in said, said
+    assert "Traceback" not in said and "Free some space" in said and "the same command continues" in said, said
     return said
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from vitlab.compose.schema import Field, fields, find, suggest
+from vitlab.compose.schema import Field, fields, find, format_value, suggest
 from vitlab.errors import UserError
 from vitlab.methods.base import find_method
 
@@ -92,25 +92,13 @@ def _value(field: Field, tree: dict[str, Any] | None) -> str:
             value = value[int(part)] if int(part) < len(value) else None
         else:
             value = value.get(part) if isinstance(value, dict) else None
-    return _typed(value)
+    return format_value(value)
 
 
 def _meaning(field: Field, known: dict[str, Field]) -> str:
     if f"{field.key}.duration" in known and "." in field.key and "recipe@" not in field.meaning:
         return f"{field.meaning}; choose with recipe@{field.key}=NAME"
     return field.meaning
-
-
-def _typed(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return f"[{','.join(_typed(one) for one in value)}]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{name}:{_typed(one)}" for name, one in value.items()) + "}"
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _foot(key: str) -> str:

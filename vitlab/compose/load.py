@@ -40,6 +40,7 @@ from vitlab.config.composed import Composed
 from vitlab.config.debug import apply_debug
 from vitlab.errors import UserError
 from vitlab.methods.base import find_method
+from vitlab.run.identity import leaves
 
 
 def load(overrides: list[str]) -> Composed:
@@ -84,7 +85,8 @@ def load(overrides: list[str]) -> Composed:
         tree = cast(dict[str, Any], OmegaConf.to_container(asked, resolve=True, throw_on_missing=True))
         # Once more over the bare schema: strict, so that nothing can have come in that has no type.
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config(method=method.Options)), tree))
-        before, after = _leaves(OmegaConf.to_container(usual, resolve=True)), _leaves(tree)
+        before = leaves(cast(dict[str, Any], OmegaConf.to_container(usual, resolve=True)))
+        after = leaves(tree)
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(error, typed, files, known) from error
     assert isinstance(config, Config)
@@ -168,12 +170,3 @@ def _explained(error: Exception, typed: dict[str, str], files: Files, known: dic
     return file_error(cause if isinstance(cause, Exception) else error, files, known) or defaults_error(
         error, conf_dir(), list(typed.values())
     )
-
-
-def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict) or (not tree and prefix):
-        return {prefix: tree}
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found.update(_leaves(value, f"{prefix}.{key}" if prefix else str(key)))
-    return found

@@ -323,17 +323,20 @@ def _kind(hint: Any) -> str:
 
 def _default(one: dataclasses.Field[Any]) -> str:
     if one.default is not dataclasses.MISSING and one.default != MISSING:
-        return _typed(one.default)
+        return format_value(one.default)
     if one.default_factory is not dataclasses.MISSING and not dataclasses.is_dataclass(one.default_factory):
-        return _typed(one.default_factory())
+        return format_value(one.default_factory())
     return ""
 
 
-def _typed(value: Any) -> str:
+def format_value(value: Any) -> str:
+    """``value`` as it is typed on the command line."""
     if value is None:
         return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, (list, tuple)):
-        return f"[{','.join(_typed(one) for one in value)}]"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+        return f"[{','.join(format_value(one) for one in value)}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{name}:{format_value(one)}" for name, one in value.items()) + "}"
+    return f"{value:g}" if isinstance(value, float) else str(value)

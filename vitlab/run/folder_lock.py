@@ -16,10 +16,10 @@ from vitlab.run.environment import now
 
 @contextlib.contextmanager
 def locked(folder: Path, cure: str) -> Iterator[None]:
-    """Own a folder that several commands may write into, for as long as the block lasts.
+    """Hold the lock of a folder inside the block; the folder is created if it does not exist.
 
     Raises:
-        UserError: another process owns it; ``cure`` is what to do then.
+        UserError: another process holds the lock; ``cure`` says what to do.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = acquire_folder(folder / "lock", folder, cure)
@@ -30,7 +30,7 @@ def locked(folder: Path, cure: str) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether some process works in a run's folder just now."""
+    """Whether a process holds the lock of a run's folder."""
     try:
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -45,8 +45,13 @@ def is_locked(folder: Path) -> bool:
 
 
 def acquire_folder(
-    path: Path, folder: Path, cure: str = "Wait for it or stop it; fresh=true starts a run of its own."
+    path: Path, folder: Path, cure: str = "Wait for it or stop it; fresh=true starts another run."
 ) -> int:
+    """Lock the file ``path`` and write this process into it; its descriptor, for :func:`vitlab.locks.release`.
+
+    Raises:
+        UserError: another process holds the lock of ``folder``, or the file system has no locks.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         acquire(descriptor)
@@ -58,7 +63,7 @@ def acquire_folder(
                 f"{folder} cannot be locked: {error.strerror}.", "Choose a file system with locks: output=<folder>."
             ) from error
         raise UserError(
-            f"{folder} is being worked on by {owner.strip() or 'a process that has just started'}.",
+            f"{folder} is locked by {owner.strip() or 'a process that has just started'}.",
             cure,
         ) from None
     os.ftruncate(descriptor, 0)

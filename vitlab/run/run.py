@@ -1,17 +1,17 @@
-"""A run is a folder with a life: identity, lock, stage markers, records.
+"""The folder of a run: identity, lock, markers of finished stages, records.
 
-``outputs/<method>/<prefix>-<hash>/`` holds everything a run needs and makes::
+``outputs/<method>/<prefix>-<hash>/`` contains all files of a run::
 
-    run.json            identity, whole configuration, time of birth; written once, last of the birth
-    config.yaml         the same configuration for people
-    lock                flock-ed by the process that works here; says who it is
-    commands.jsonl      one line a start: time, command
-    environment.jsonl   one line a start: versions, commit, machine
+    run.json            identity, full configuration, time of creation; written once, after config.yaml
+    config.yaml         the same configuration, to be read by people
+    lock                flock-ed by the process that writes here; contains its id, host and start
+    commands.jsonl      one line per start: time, command
+    environment.jsonl   one line per start: versions, commit, machine
     metrics.jsonl       see vitlab.run.recorder
-    <stage>/            what the stage makes; done.json in it says that the stage is finished
-    finished.json       the run is finished
+    <stage>/            the artifact of the stage; done.json in it marks the stage as finished
+    finished.json       marks the run as finished
 
-No torch here: the command line asks for a run's state before anything heavy is imported.
+No torch here: the command line reads a run's state before torch is imported.
 """
 
 from __future__ import annotations
@@ -37,22 +37,21 @@ from vitlab.run.identity import (
     read_record,
     runs_of,
     siblings_of,
-    stored_tree,
     tree_in,
 )
 from vitlab.run.recorder import Recorder, append_line, drop_half_line
 
 Complete = Callable[[Mapping[str, object]], dict[str, object]]
-"""A stored configuration as today's schema writes it."""
+"""Function that completes a stored configuration with the defaults of keys added since."""
 
 
 class Run:
-    """One run's folder. :meth:`open` finds it without touching the disk, :meth:`lock` makes it this process's own.
+    """One run's folder. :meth:`open` finds it without writing, :meth:`lock` locks it for this process.
 
     Attributes:
         folder: ``outputs/<method>/<name>``.
         name: the folder's name.
-        state: "new" | "continued" | "finished", as things stood when the run was opened (and again when locked).
+        state: "new" | "continued" | "finished", at the time of :meth:`open`, updated by :meth:`lock`.
     """
 
     def __init__(self, folder: Path, record: dict[str, object]) -> None:
@@ -73,25 +72,25 @@ class Run:
         fresh: bool = False,
         complete: Complete = dict,
     ) -> Run:
-        """Find the run that this configuration means. Nothing is written, so that a plan can be shown first.
+        """Find the run of this configuration. Nothing is written, so that the plan can be printed first.
 
         Args:
-            output: where runs live, e.g. ``outputs``.
-            method: name of the method, the folder below it.
+            output: folder of the runs, e.g. ``outputs``.
+            method: name of the method, a folder below ``output``.
             prefix: readable part of the name, e.g. ``digits-tiny_vit_digits``.
-            identity: what the user chose and changed of what can change the result; JSON-able.
-            tree: the whole resolved configuration; JSON-able.
+            identity: the choices and changed values that can change the result; JSON-able.
+            tree: the full resolved configuration; JSON-able.
             fresh: a new numbered sibling of the runs with this identity instead of the newest of them.
-            complete: a stored configuration as today's schema writes it, so that a key which came later counts as its
-                default (vitlab.compose.schema.complete; passed in, since what completes it knows the methods).
+            complete: completes a stored configuration, so that a key added since counts as its default
+                (vitlab.compose.schema.complete; an argument, because it imports the methods).
 
-        The newest sibling of the same identity is continued if its configuration is today's in all but
-        :data:`RESULT_FREE`; otherwise any run of this method and prefix whose configuration is, so that a run
-        started under other defaults is found again by giving those values at the prompt.
+        The newest sibling of the same identity is continued if its configuration equals ``tree`` in all keys outside
+        ``RESULT_FREE``; otherwise any run of this method and prefix whose configuration does, so that a run started
+        under other defaults is found again by giving those values on the command line.
 
         Raises:
-            UserError: defaults have changed since the run was started (each key, old → new); a prefix that is no
-                file name; a folder of the same name that is no run.
+            UserError: defaults have changed since the run was started (each key, old → new); the prefix is not a
+                valid file name; a folder of the same name is not a run.
         """
         if not re.fullmatch(r"\w[\w.+-]*", prefix):
             raise UserError(f"name={prefix} cannot name a folder.", "Use letters, digits, '-', '_', '+' and '.' only.")
@@ -102,7 +101,7 @@ class Run:
         siblings = siblings_of(home, stem)
 
         def changed(folder: Path) -> dict[str, tuple[str, str]]:
-            return differences(complete(stored_tree(folder)), complete(tree))
+            return differences(complete(tree_in(read_record(folder))), complete(tree))
 
         if not fresh:
             if siblings and not changed(siblings[-1][1]):
@@ -118,7 +117,7 @@ class Run:
         newest = siblings[-1][1]
         raise UserError(
             f"The defaults have changed since {newest} was started: {list_changes(changed(newest))}.",
-            "Start again under today's with fresh=true, or continue the old run by giving the old values.",
+            "Start a new run under the new defaults with fresh=true, or continue this one by giving its values.",
         )
 
     @classmethod
@@ -126,10 +125,10 @@ class Run:
         """The run in an existing folder: for ranks started by the process that holds the lock, and for readers.
 
         Args:
-            complete: as in :meth:`open`, for readers of what an older version made.
+            complete: as in :meth:`open`, for readers of runs of older versions.
 
         Raises:
-            UserError: ``folder`` is no run.
+            UserError: ``folder`` is not a run.
         """
         if not (folder / "run.json").exists():
             raise UserError(f"{folder} is not a run: it has no run.json.", "Give a folder below outputs/<method>/.")
@@ -138,37 +137,36 @@ class Run:
 
     @property
     def tree(self) -> dict[str, object]:
-        """The resolved configuration: of the command that opened the run, or the stored one after :meth:`at`,
-        completed there."""
+        """The resolved configuration: that of the command after :meth:`open`, that of ``run.json`` after :meth:`at`."""
         tree = self._record["tree"]
         assert isinstance(tree, dict)
         return tree
 
     @property
     def identity(self) -> dict[str, object]:
-        """What names the run: the choices and the changed leaves that can change its results."""
+        """The choices and changed values that can change the results; the hash in the run's name is theirs."""
         identity = self._record["identity"]
         assert isinstance(identity, dict)
         return identity
 
     @property
     def created(self) -> str:
-        """When the run was started first, ISO 8601."""
+        """Time of the first start, ISO 8601."""
         return str(read_json(self.folder / "run.json")["created"])
 
     # -- lock ---------------------------------------------------------------------------------------------------
 
     def lock(self, command: str) -> None:
-        """Own the folder until this process ends in whatever way; on the first start, make it.
+        """Lock the folder until this process ends or calls :meth:`release`; the first start creates it.
 
-        Half-written files of a killed predecessor are removed, ``command`` is noted in ``commands.jsonl``, and
-        ``state`` is looked at again, since another process may have worked here between open and lock.
+        Temporary files of a killed process are removed, ``command`` is appended to ``commands.jsonl``, and ``state``
+        is updated, since another process may have written here between open and lock.
 
         Raises:
-            UserError: another process works here (its id, host and start are named).
+            UserError: another process holds the lock (its id, host and start are given).
         """
         if self._lock is not None:
-            raise RuntimeError(f"{self.folder} is locked already by this Run")
+            raise RuntimeError(f"{self.folder} is already locked by this Run")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = acquire_folder(self.folder / "lock", self.folder)
         remove_temporary_files(self.folder)
@@ -180,14 +178,14 @@ class Run:
         append_line(self.folder / "commands.jsonl", {"time": now(), "command": command})
 
     def release(self) -> None:
-        """Give the folder up before the process ends (it is given up then in any case)."""
+        """Release the lock before the process ends (the end of the process releases it, too)."""
         if self._lock is not None:
             release(self._lock)
             self._lock = None
 
     def remove_if_empty(self, except_for: Path | None = None) -> None:
         """Remove the folder of a run that did not start: it has the files of a start, and ``except_for``, only."""
-        born = {
+        start_files = {
             "lock",
             "config.yaml",
             "run.json",
@@ -197,26 +195,27 @@ class Run:
             "launch.json",
         }
         files = [path for path in self.folder.rglob("*") if path.is_file() and except_for not in path.parents]
-        if any(path.name not in born or (path.name == "metrics.jsonl" and path.stat().st_size) for path in files):
-            return
+        for path in files:
+            if path.name not in start_files or (path.name == "metrics.jsonl" and path.stat().st_size):
+                return
         shutil.rmtree(self.folder)
-        with contextlib.suppress(OSError):  # other runs are there
+        with contextlib.suppress(OSError):  # it has other runs
             self.folder.parent.rmdir()
 
     # -- stages -------------------------------------------------------------------------------------------------
 
     def stage_folder(self, stage: str) -> Path:
-        """The folder of ``stage``, made if need be."""
+        """The folder of ``stage``, created if it does not exist."""
         folder = self.folder / stage
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def is_done(self, stage: str) -> bool:
-        """Whether ``stage`` was finished; a finished stage is never done again."""
+        """Whether ``stage`` is finished; a finished stage is not run again."""
         return (self.folder / stage / "done.json").exists()
 
     def read_done(self, stage: str) -> dict[str, object]:
-        """What :meth:`mark_done` was told, and the time.
+        """The record given to :meth:`mark_done`, with the time.
 
         Raises:
             RuntimeError: the stage is not done.
@@ -228,16 +227,16 @@ class Run:
         return record
 
     def mark_done(self, stage: str, record: Mapping[str, object]) -> None:
-        """The last write of a stage. ``record``: seconds, the artifact's fingerprint, whatever the plan shows."""
+        """Mark ``stage`` as finished, its last write. ``record``: seconds, sizes, fingerprint; JSON-able."""
         write_json(self.stage_folder(stage) / "done.json", {"stage": stage, "time": now(), **record})
 
     def finish(self, record: Mapping[str, object]) -> None:
-        """The last write of a run. ``record``: what the closing table is made of; JSON-able."""
+        """Mark the run as finished, its last write. ``record``: the final table; JSON-able."""
         write_json(self.folder / "finished.json", {"time": now(), **record})
         self.state = "finished"
 
     def read_finished(self) -> dict[str, object]:
-        """What :meth:`finish` was told, and the time.
+        """The record given to :meth:`finish`, with the time.
 
         Raises:
             RuntimeError: the run is not finished.
@@ -255,15 +254,15 @@ class Run:
         return Recorder(self.folder / "metrics.jsonl")
 
     def note_environment(self, record: Mapping[str, object]) -> None:
-        """Append the record of this start (vitlab.run.environment.environment, and its devices)."""
+        """Append the record of this start (vitlab.run.environment.environment)."""
         append_line(self.folder / "environment.jsonl", record)
 
 
 def model_folder(path: Path) -> Path:
-    """The model folder that ``path`` names: a run means the model that it is about; anything else is left as it is.
+    """The model folder of ``path``: of a run the folder of its result; any other path is returned unchanged.
 
     Raises:
-        UserError: a run whose models were not measured yet, so that its result is not known.
+        UserError: a run that is not evaluated yet, so that its result is not known.
     """
     if not (path / "run.json").is_file():
         return path
@@ -271,8 +270,8 @@ def model_folder(path: Path) -> Path:
     result = read_json(done).get("result") if done.is_file() else None
     if result is None or not (path / result / "model.json").is_file():
         raise UserError(
-            f"{path} is a run without a result yet.",
-            "Let its training finish (the same command goes on), or name one of its models: RUN/STAGE.",
+            f"{path} is a run that has no result yet.",
+            "Finish it (the same command continues it), or give one of its models: RUN/STAGE.",
         )
     folder: Path = path / str(result)
     return folder
@@ -293,13 +292,13 @@ def _state(folder: Path) -> str:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """A folder without run.json may hold the traces of a killed birth, and nothing else."""
+    """Refuse a folder without run.json that contains more than the files of a start that was killed."""
     if not folder.exists():
         return
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in ("lock", "config.yaml"))
     foreign = [name for name in foreign if not name.endswith(".tmp")]
     if foreign:
-        raise UserError(f"{folder} is no run but holds {foreign[0]}.", "Move it away, or choose another name=.")
+        raise UserError(f"{folder} is not a run but contains {foreign[0]}.", "Move it away, or choose another name=.")
 
 
 def _yaml(tree: Mapping[str, object]) -> str:
