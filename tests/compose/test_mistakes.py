@@ -129,7 +129,7 @@ CASES: list[tuple[str, list[str]]] = [
     ("-m model=resnet18", ["no key has several values"]),
     ("-m seed=0,0", ["are the same run"]),
     ("-m seed=0,1 recipe.lrr=1", ["Did you mean recipe.lr=1?"]),
-    ("-m recipe.lr=interval(0,1)", ["takes values one by one"]),
+    ("-m recipe.lr=interval(0,1)", ["takes single values"]),
     ("sweep.jobs=2", ["Put -m first"]),
     ("model = resnet50", ["Write model=resnet50"]),
     ("recipe.lr 0.1", ["Write recipe.lr=0.1"]),
