@@ -27,6 +27,7 @@ class Stage:
     title: str  # name of the artifact in the report
     role: str  # of a model: "teacher", "student" or "baseline"; the last student is the method's result
     when: Callable[[Config], bool] | None  # None: always
+    alone: bool = False  # on rank 0 only; the other ranks wait
 
     def runs(self, config: Config) -> bool:
         """Whether the method runs this stage under ``config``."""
@@ -44,17 +45,21 @@ def stage(
     title: str = "",
     role: str = "student",
     when: Callable[[Config], bool] | None = None,
+    alone: bool = False,
 ) -> Callable[[Function], Function]:
     """Mark a function ``(self, context) -> record`` of a :class:`Method` as a stage.
 
     The function writes its artifact into ``context.folder``, finds the artifacts that it needs with
     ``context.artifact(stage)``, and returns the record for its ``done.json`` (steps, seconds, sizes). The process may
-    be killed at any moment; the function is then called again on the same folder.
+    be killed at any moment; the function is then called again on the same folder. All ranks call it, unless it is
+    ``alone``: then rank 0 calls it while the others wait (a design, a table that is measured once), and no collective
+    operation may be in it.
     """
 
     def mark(function: Function) -> Function:
         name = function.__name__
-        function.__stage__ = Stage(name, needs, reads, makes, title or name, role, when)  # type: ignore[attr-defined]
+        made = Stage(name, needs, reads, makes, title or name, role, when, alone)
+        function.__stage__ = made  # type: ignore[attr-defined]
         return function
 
     return mark

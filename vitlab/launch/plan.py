@@ -58,6 +58,10 @@ def _detail(group: str, config: Config) -> str:
             parts = [f"{dataset.size} px" + (f" in {dataset.root}" if dataset.root else "")]
             if dataset.labels_per_class:
                 parts.append(f"{dataset.labels_per_class} labels per class")
+            if dataset.folds:
+                parts.append(f"test fold {dataset.fold} of {dataset.folds}")
+            if dataset.split_file:
+                parts.append(f"split of {dataset.split_file}")
             if dataset.val_fraction and dataset.name != "folder":
                 parts.append(f"{100 * dataset.val_fraction:g} % of train held out for validation")
             return ", ".join(parts)
