@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vitlab.measure.classification import evaluate_logits
-from vitlab.sweep.folds import fold_table, pooled
+from vitlab.sweep.folds import fold_table, pool_folds
 from vitlab.sweep.table import Job, write_comparison
 
 SIZES = (10, 30, 20)
@@ -48,7 +48,7 @@ def finished(jobs: list[Job]) -> list[tuple[dict[str, str], Path]]:
 @pytest.mark.parametrize("grouped", [False, True])
 def test_pooled_numbers_are_those_of_all_images_together(tmp_path: Path, grouped: bool) -> None:
     jobs = [run_of(tmp_path, fold, "0.1", grouped) for fold in (2, 0, 1)]
-    (found,) = pooled(finished(jobs))
+    (found,) = pool_folds(finished(jobs))
     parts = [np.load(job.run / "evaluation" / "train.npz") for job in jobs]
     names = ["a", "b", "c"]
     together = [np.concatenate([one[name] for one in parts]) for name in ("logits", "label")]
@@ -82,7 +82,7 @@ def test_the_comparison_has_the_pooled_table_and_names_the_folds_that_are_missin
 
 def test_runs_that_share_test_images_are_not_pooled(tmp_path: Path) -> None:
     jobs = [run_of(tmp_path, fold, "0.1", False, range(SIZES[fold])) for fold in range(3)]
-    (found,) = pooled(finished(jobs))
+    (found,) = pool_folds(finished(jobs))
     assert found.metrics is None and "share test images" in found.reason
     assert fold_table([found])[1] == [f"recipe.lr=0.1: nothing is pooled, {found.reason}."]
 
@@ -93,11 +93,11 @@ def test_predictions_of_an_earlier_version_are_not_pooled(tmp_path: Path) -> Non
     kept = dict(np.load(path))
     del kept["key"]
     np.savez(path, **kept)
-    (found,) = pooled(finished(jobs))
+    (found,) = pool_folds(finished(jobs))
     assert found.metrics is None and f"mode=evaluate run={jobs[1].run}" in found.reason
 
 
 def test_a_sweep_without_folds_has_none(tmp_path: Path) -> None:
     job = run_of(tmp_path, 0, "0.1", False)
     del job.values["dataset.fold"]
-    assert pooled(finished([job])) == []
+    assert pool_folds(finished([job])) == []

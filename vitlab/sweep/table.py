@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.files import atomic_write, read_json, write_json
-from vitlab.sweep.folds import fold_table, pooled
+from vitlab.sweep.folds import fold_table, pool_folds
 from vitlab.sweep.statistics import over_seeds
 
 SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
@@ -127,7 +127,7 @@ def write_comparison(
     models, sentences = over_seeds(_same_but_seed(jobs)) if seeded else ([], [])
     if models:
         parts += ["Every model, mean ± standard deviation over seeds:", _markdown(models), "\n".join(sentences)]
-    folds = pooled((job.values, job.run) for job in jobs if job.state == "finished")
+    folds = pool_folds((job.values, job.run) for job in jobs if job.state == "finished")
     fold_rows, fold_lines = fold_table(folds)
     if folds:
         parts += ["Cross-validation, out-of-fold predictions pooled:"]
