@@ -45,7 +45,7 @@ CASES: list[tuple[str, list[str]]] = [
     # values that cannot be
     ("recipe.duration=90", ["'90' is not a duration", "Did you mean 90ep or 90st?"]),
     ("recipe.duration=90epochs", ["Did you mean 90ep?"]),
-    ("recipe.duration=10%", ["a share needs a whole"]),
+    ("recipe.duration=10%", ["a percentage needs a total"]),
     ("recipe.duration=0ep", ["at least 1st"]),
     ("recipe.schedule=cosin", ["linear, step, constant", "Did you mean cosine?"]),
     ("recipe.batch_size=0", ["a whole number from 1 on"]),

@@ -195,7 +195,7 @@ def test_a_folder_that_is_no_run_is_refused(output: Path) -> None:
     folder = find(output).folder
     folder.mkdir(parents=True)
     (folder / "thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match=r"holds thesis\.tex"):
+    with pytest.raises(UserError, match=r"contains thesis\.tex"):
         find(output)
     with pytest.raises(UserError, match=r"no run\.json"):
         Run.at(folder)

@@ -25,7 +25,7 @@ def plan(run: Run, composed: Composed) -> str:
         choice = choices.get(group)
         if group in reads and choice not in (None, "none"):
             lines.append(f"{group:<8} {choice:<24} {_detail(group, config)}".rstrip())
-    lines += _scaling(config, reads, composed.usual)
+    lines += _scaling(config, reads, composed.defaults)
     width = max(len(stage.name) for stage in stages)
     for number, stage in enumerate(stages, 1):
         length = "done" if run.is_done(stage.name) else method.length(stage, config)
@@ -38,12 +38,12 @@ def plan(run: Run, composed: Composed) -> str:
     return "\n".join(lines)
 
 
-def _scaling(config: Config, reads: set[str], usual: Mapping[str, object]) -> list[str]:
+def _scaling(config: Config, reads: set[str], defaults: Mapping[str, object]) -> list[str]:
     """A line for every recipe whose batch size was changed but not its lr; the lr is not scaled automatically."""
     lines = []
     for key, recipe in recipes_of(config, reads).items():
-        default = usual.get(f"{key}.batch_size")
-        if isinstance(default, int) and f"{key}.lr" not in usual:
+        default = defaults.get(f"{key}.batch_size")
+        if isinstance(default, int) and f"{key}.lr" not in defaults:
             lines.append(
                 f"{'':<8} {key}.batch_size {recipe.batch_size} instead of {default}; {key}.lr stays {recipe.lr:g} "
                 f"(linear scaling gives {recipe.lr * recipe.batch_size / default:g})"
