@@ -14,7 +14,7 @@ import pytest
 from vitlab.cli.help import page
 from vitlab.cli.main import main
 from vitlab.compose.load import load
-from vitlab.compose.schema import ANSWERS, ELSEWHERE, fields, find
+from vitlab.compose.schema import SYNONYMS, UNNEEDED_KEYS, fields, find
 from vitlab.config import Config
 from vitlab.config.catalogue import GROUPS, PACKAGE, choices, conf_dir, head, mode_files
 from vitlab.methods.base import find_method, method_names
@@ -107,10 +107,10 @@ def test_every_key_says_what_it_means() -> None:
 
 def test_every_other_name_leads_somewhere() -> None:
     known = fields()
-    for word, key in ELSEWHERE.items():
+    for word, key in SYNONYMS.items():
         assert find(key, known) is not None or key in GROUPS, word
         assert word not in known and word not in GROUPS, word
-    assert not set(ANSWERS) & set(ELSEWHERE)
+    assert not set(UNNEEDED_KEYS) & set(SYNONYMS)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

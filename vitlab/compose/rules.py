@@ -1,4 +1,4 @@
-"""Rules for single values: one of a list, a range, a number of entries. Each names the key, its place and the cure."""
+"""Checks of a single value: choice, lower bound, range, length. Each raises a UserError with key, place and cure."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable
 from vitlab.errors import UserError, nearest
 
 Where = Callable[[str], str]
-"""From a key to the words that say where its value stands: ``key`` itself, or file and line."""
+"""Function from a key to the place of its value: the override, or file and line."""
 
 
 def one_of(key: str, value: str, allowed: Iterable[str], where: Where) -> None:
+    """Refuse a ``value`` that is not one of ``allowed``."""
     if value not in allowed:
         near = next((one for one in allowed if value and one.startswith(value)), None) or nearest(value, allowed)
         cure = f"Did you mean {near}? " if near else ""
@@ -19,6 +20,7 @@ def one_of(key: str, value: str, allowed: Iterable[str], where: Where) -> None:
 
 
 def at_least(key: str, value: int, least: int, where: Where) -> None:
+    """Refuse an integer below ``least``."""
     if value < least:
         raise UserError(f"{where(key)}: {value} is too small.", f"{key} is a whole number from {least} on.")
 
@@ -26,8 +28,9 @@ def at_least(key: str, value: int, least: int, where: Where) -> None:
 def within(
     key: str, value: float, low: float, high: float, where: Where, open_low: bool = False, open_high: bool = False
 ) -> None:
+    """Refuse a number outside of [low, high]; an open end is excluded."""
     if not math.isfinite(value):
-        raise UserError(f"{where(key)}: {value} is no finite number.", "Give one that is.")
+        raise UserError(f"{where(key)}: {value} is not a finite number.", "Give a finite one.")
     inside = (value > low if open_low else value >= low) and (value < high if open_high else value <= high)
     if not inside:
         least = f"larger than {low}" if open_low else f"at least {low}"
@@ -36,5 +39,6 @@ def within(
 
 
 def has_length(key: str, value: list[float], length: int, where: Where) -> None:
+    """Refuse a list of another length."""
     if len(value) != length:
-        raise UserError(f"{where(key)}: {value} does not fit.", f"{key} takes {length} numbers.")
+        raise UserError(f"{where(key)}: {value} has the wrong length.", f"{key} takes {length} numbers.")

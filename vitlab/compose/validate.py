@@ -1,6 +1,6 @@
-"""Values that have the right type and still cannot be meant: durations, names from a short list, ranges, companions.
+"""Checks of values of the right type: durations, choices, ranges, keys that depend on each other.
 
-All checks are light and run before anything is loaded; each names the key, where its value comes from, and the cure.
+They need no torch and run before anything is loaded; a message has the key, the place of its value and the cure.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ BALANCES = ("none", "weight", "sampler", "logit_adjust")
 
 
 def check(config: Config, where: Where, read: set[str]) -> None:
-    """Refuse the first value that cannot be meant; a folder of data is asked for when ``read`` has the data set.
+    """Refuse the first invalid value; the data set's folder must exist if ``read`` contains "dataset".
 
     Raises:
-        UserError: naming the key and what it may be.
+        UserError: naming the key and its possible values.
     """
     one_of("mode", config.mode, mode_meanings(), where)
     within("seed", config.seed, 0, 2**31 - 1, where)
@@ -50,7 +50,7 @@ def check(config: Config, where: Where, read: set[str]) -> None:
 
 
 def parts_of(value: object, key: str) -> Iterator[tuple[str, RecipeConfig | ModelConfig]]:
-    """Every recipe and every network inside ``value``, whatever it is called there, with its dotted key."""
+    """Every recipe and every network inside ``value``, with its dotted key."""
     if isinstance(value, (RecipeConfig, ModelConfig)):
         yield key, value
     elif dataclasses.is_dataclass(value):
@@ -62,11 +62,13 @@ def parts_of(value: object, key: str) -> Iterator[tuple[str, RecipeConfig | Mode
 
 
 def check_read(config: Config, method: type[Method], chosen: dict[str, str]) -> None:
-    """Refuse a group or key that the prompt named (``chosen``: group to the word) and that nothing reads: no stage of
-    the method, or in a mode that follows no method, not the mode.
+    """Refuse a group or key on the command line that no stage of the method, or not the mode, reads.
+
+    Args:
+        chosen: group or top-level key → the override that gives it.
 
     Raises:
-        UserError: naming the methods, or the modes, that do read it.
+        UserError: naming the methods, or the modes, that read it.
     """
     of_modes = {mode.name: mode.reads for mode in mode_files()}
     keys = frozenset[str]().union(*of_modes.values()) - set(GROUPS) - TRAINING_KEYS
@@ -81,9 +83,9 @@ def check_read(config: Config, method: type[Method], chosen: dict[str, str]) -> 
         readers = [one for one in method_names() if any(group in stage.reads for stage in _every_stage(one))]
         reads = sorted(set().union(*(stage.reads for stage in method.stages(config))))
         cure = f"Leave it out, or choose a method that does: {', '.join(f'method={one}' for one in readers)}."
-        told = f"; its stages read {', '.join(reads)}" if reads else ""
+        detail = f"; its stages read {', '.join(reads)}" if reads else ""
         raise UserError(
-            f"{word}: no stage of method={name} reads {group}{told}.",
+            f"{word}: no stage of method={name} reads {group}{detail}.",
             cure if readers and name not in readers else "Leave it out.",
         )
 
@@ -91,10 +93,10 @@ def check_read(config: Config, method: type[Method], chosen: dict[str, str]) -> 
 def _refuse_unread(mode: str, group: str, word: str) -> None:
     of_modes = {one.name: one.reads for one in mode_files()}
     readers = [one for one, read in of_modes.items() if group in read]
-    asks = f"the modes that do are {', '.join(readers)}" if readers else "it belongs to a training"
+    detail = f"the modes that do are {', '.join(readers)}" if readers else "only a training does"
     own = of_modes.get(mode, frozenset()) - MODE_KEYS
-    takes = f" mode={mode} reads {', '.join(sorted(own))}." if own else ""
-    raise UserError(f"{word}: mode={mode} does not read {group}; {asks}.", f"Leave it out, or choose another.{takes}")
+    keys = f" mode={mode} reads {', '.join(sorted(own))}." if own else ""
+    raise UserError(f"{word}: mode={mode} does not read {group}; {detail}.", f"Leave it out, or choose another.{keys}")
 
 
 def _every_stage(name: str) -> list:  # type: ignore[type-arg]
@@ -122,12 +124,12 @@ def _recipe(key: str, recipe: RecipeConfig, where: Where) -> None:
     within(f"{key}.lr", recipe.lr, 0, math.inf, where, open_low=True)
     for name in ("validate_every", "checkpoint_every"):
         if to_steps(getattr(recipe, name), 1, 100) == 0 and float(getattr(recipe, name).strip(" epst%")) == 0:
-            raise UserError(f"{where(f'{key}.{name}')}: never is no interval.", "Give at least 1st.")
+            raise UserError(f"{where(f'{key}.{name}')}: 0 is not a valid interval.", "Give at least 1st.")
     length, warmup = recipe.duration.strip(), recipe.warmup.strip()
-    whole = "100%" if warmup.endswith("%") else length
-    if warmup[-1] == whole[-1] and to_steps(warmup, 10**6, 100) >= to_steps(whole, 10**6, 100):
+    total = "100%" if warmup.endswith("%") else length
+    if warmup[-1] == total[-1] and to_steps(warmup, 10**6, 100) >= to_steps(total, 10**6, 100):
         raise UserError(
-            f"{where(f'{key}.warmup')}: a warm-up of {warmup} fills the training of {length}.",
+            f"{where(f'{key}.warmup')}: a warm-up of {warmup} is not shorter than the training of {length}.",
             f"Shorten it, or lengthen {key}.duration.",
         )
     for name in ("warmup_lr", "min_lr"):
@@ -159,18 +161,18 @@ def _recipe(key: str, recipe: RecipeConfig, where: Where) -> None:
 
 
 def _augmentation(key: str, augmentation: AugmentationConfig, where: Where) -> None:
-    """What can be drawn is for :class:`Augmentation` to say; it is built, and its answer names this recipe's key."""
-    from vitlab.distill.draw import Augmentation  # numpy, no torch; a mistyped key is answered without it
+    """Construct the :class:`Augmentation`, which checks its values; its messages then name this recipe's keys."""
+    from vitlab.distill.draw import Augmentation  # imports numpy; other checks do without it
 
-    usual = "recipe.augmentation"
+    default = "recipe.augmentation"
     try:
         Augmentation(size=1, **dataclasses.asdict(augmentation))
     except UserError as error:
-        found = re.match(rf"{usual}\.\w+", error.what)
-        mine = found[0].replace(usual, key) if found else key
-        place = where(mine)
-        file = place.removesuffix(mine) if place.endswith(mine) else ""
-        raise UserError(file + error.what.replace(usual, key), error.cure.replace(usual, key)) from None
+        match = re.match(rf"{default}\.\w+", error.what)
+        own = match[0].replace(default, key) if match else key
+        place = where(own)
+        file = place.removesuffix(own) if place.endswith(own) else ""
+        raise UserError(file + error.what.replace(default, key), error.cure.replace(default, key)) from None
 
 
 def _model(key: str, model: ModelConfig, where: Where) -> None:
@@ -214,7 +216,7 @@ def _dataset(config: Config, where: Where, read: bool) -> None:
 
 
 def _split(config: Config, where: Where) -> None:
-    """Keys that say which image belongs to which split."""
+    """Keys that assign the images to splits."""
     dataset = config.dataset
     if dataset.folds is not None:
         at_least("dataset.folds", dataset.folds, 2, where)
@@ -223,7 +225,7 @@ def _split(config: Config, where: Where) -> None:
         if dataset.fold is None:
             every = ",".join(map(str, range(dataset.folds)))
             raise UserError(
-                f"{where('dataset.folds')}: which fold is tested?",
+                f"{where('dataset.folds')}: the test fold is not given.",
                 f"Give dataset.fold=0, or all of them with -m dataset.fold={every}.",
             )
         if not 0 <= dataset.fold < dataset.folds:
@@ -232,7 +234,9 @@ def _split(config: Config, where: Where) -> None:
                 f"dataset.fold is a whole number from 0 to {dataset.folds - 1}.",
             )
     elif dataset.fold is not None:
-        raise UserError(f"{where('dataset.fold')}: a fold of how many?", "Give dataset.folds=5, or leave it out.")
+        raise UserError(
+            f"{where('dataset.fold')}: the number of folds is not given.", "Give dataset.folds=5, or leave it out."
+        )
     if dataset.split_file is not None and not Path(dataset.split_file).expanduser().is_file():
         raise UserError(
             f"{where('dataset.split_file')}: there is no file {dataset.split_file}.",
@@ -240,7 +244,7 @@ def _split(config: Config, where: Where) -> None:
         )
     if dataset.classes is not None and dataset.classes != "listed" and not isinstance(dataset.classes, list):
         raise UserError(
-            f"{where('dataset.classes')}: '{dataset.classes}' is no order of classes.",
+            f"{where('dataset.classes')}: '{dataset.classes}' is not an order of classes.",
             "Give all of them as a list, [cat,dog], or listed for the order of a CSV.",
         )
 
@@ -254,7 +258,7 @@ def _teacher(config: Config, where: Where) -> None:
     within("teacher.temperature", teacher.temperature, 0, math.inf, where, open_low=True)
     if teacher.train and len(teacher.members) != 1:
         raise UserError(
-            f"{where('teacher.train')}: one teacher can be trained, and this one has {len(teacher.members)} members.",
+            f"{where('teacher.train')}: a teacher of {len(teacher.members)} members cannot be trained.",
             "Give teacher.train=false, or choose a teacher of one member.",
         )
     if teacher.train and teacher.recipe is None:

@@ -1,4 +1,4 @@
-"""Checks of the groups that no stage trains with: devices, loggers, evaluation, exports, modes, sweeps."""
+"""Checks of values that no training uses: devices, loggers, evaluation, exports, modes, sweeps."""
 
 from __future__ import annotations
 
@@ -28,20 +28,25 @@ PACKAGES = {
     "onnx": ONNX_NEEDS,
     "onnx_int8": ONNX_NEEDS,
 }
-"""Packages that a choice needs."""
+"""Choice → packages that it needs."""
 
 EXTRAS = ("tensorboard", "optuna")
-"""Those of them that are extras of vitlab's, not always installed with it."""
+"""Choices whose packages are an extra of vitlab."""
 
 
 def check_run(config: Config, where: Where) -> None:
+    """Refuse the first invalid value.
+
+    Raises:
+        UserError: naming the key and its possible values, or a package that is missing.
+    """
     one_of("trainer.accelerator", config.trainer.accelerator, ACCELERATORS, where)
     devices = config.trainer.devices
-    several = isinstance(devices, list) and devices and all(isinstance(one, int) for one in devices)
-    if not (several or devices == "auto" or (isinstance(devices, int) and devices >= 1)):
+    indices = isinstance(devices, list) and devices and all(isinstance(one, int) for one in devices)
+    if not (indices or devices == "auto" or (isinstance(devices, int) and devices >= 1)):
         raise UserError(
-            f"{where('trainer.devices')}: '{devices}' cannot be.",
-            "trainer.devices is a number of devices, a list of their numbers such as [0,1], or auto.",
+            f"{where('trainer.devices')}: '{devices}' is not valid.",
+            "trainer.devices is a number of devices, a list of their indices such as [0,1], or auto.",
         )
     one_of("trainer.precision", config.trainer.precision, PRECISIONS, where)
     one_of("trainer.strategy", config.trainer.strategy, STRATEGIES, where)
@@ -61,7 +66,7 @@ def check_run(config: Config, where: Where) -> None:
         )
     at_least("sweep.jobs", config.sweep.jobs, 1, where)
     if config.sweep.name is not None and not re.fullmatch(r"\w[\w.+-]*", config.sweep.name):
-        raise UserError(f"{where('sweep.name')}: this cannot name a folder.", "Use letters, digits, '-', '_' and '.'.")
+        raise UserError(f"{where('sweep.name')}: not a valid folder name.", "Use letters, digits, '-', '_' and '.'.")
     _sweep(config, where)
     one_of("logger.name", config.logger.name, LOGGERS, where)
     at_least("logger.every", config.logger.every, 1, where)
@@ -91,7 +96,7 @@ def check_run(config: Config, where: Where) -> None:
         one_of("export.formats", one, FORMATS, where)
     if config.export.push is not None and "hub" not in config.export.formats:
         raise UserError(
-            f"{where('export.push')}: what is pushed is the hub layout, and export.formats has none.",
+            f"{where('export.push')}: export.push uploads the hub layout, which is not in export.formats.",
             "Give export.formats=[hub] too.",
         )
     one_of("predict.format", config.predict.format, ("table", "jsonl", "csv"), where)
@@ -131,6 +136,6 @@ def _sweep(config: Config, where: Where) -> None:
         one_of("sweep.prune", sweep.prune, PRUNERS, where)
         if len(objectives) > 1:
             raise UserError(
-                f"{where('sweep.prune')}: a trial of several metrics is not bad before all of them are known.",
+                f"{where('sweep.prune')}: pruning needs a single metric.",
                 "Give sweep.prune=null, or one metric.",
             )
