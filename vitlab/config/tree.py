@@ -42,8 +42,8 @@ class DatasetConfig:
     name: str = MISSING  # a module of vitlab/data/sets: digits, cifar10, imagenet, folder, ...
     root: Optional[str] = None  # folder with the data; null: $VITLAB_DATA/<name>
     size: int = MISSING  # side of the square network input in pixels
-    mean: list[float] = MISSING  # per channel, in [0, 1]
-    std: list[float] = MISSING  # per channel
+    mean: list[float] = MISSING  # normalisation: mean of each channel, in [0, 1]
+    std: list[float] = MISSING  # normalisation: standard deviation of each channel
     labels_per_class: Optional[int] = None  # training images per class, drawn by seed; null: all
     crop_pct: float = 0.875  # evaluation: short side resized to size/crop_pct before the centre crop; 1.0: see crop
     crop: str = "auto"  # evaluation: center | squash (resize both sides, no crop) | auto (squash if crop_pct=1)
