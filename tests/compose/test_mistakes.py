@@ -1,4 +1,4 @@
-"""A mistake at the prompt: one short paragraph with the key, what is allowed and the nearest name; exit code 2."""
+"""Mistakes on the command line: a short paragraph with key, possible values and most similar name; exit code 2."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CASES: list[tuple[str, list[str]]] = [
     ("teacher.members=3", ["'3' is not a list"]),
     ("teacher.members.1.name=x", ["the first is teacher.members.0"]),
     ("dataset.size=${recipe.foo}", ["there is no key 'recipe.foo'"]),
-    # values that cannot be
+    # values out of range
     ("recipe.duration=90", ["'90' is not a duration", "Did you mean 90ep or 90st?"]),
     ("recipe.duration=90epochs", ["Did you mean 90ep?"]),
     ("recipe.duration=10%", ["a percentage needs a total"]),
@@ -160,44 +160,44 @@ CASES: list[tuple[str, list[str]]] = [
 
 
 @pytest.mark.parametrize(("line", "parts"), CASES, ids=[line for line, _ in CASES])
-def test_the_answer(
+def test_the_message(
     line: str, parts: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("VITLAB_DATA", raising=False)
     assert main(line.split(" ")) == 2
     out, err = capsys.readouterr()
-    said = " ".join(err.split())
+    text = " ".join(err.split())
     for part in parts:
-        assert part in said
+        assert part in text
     assert out == ""
     assert "Traceback" not in err and "omegaconf" not in err.lower() and "full_key" not in err
-    assert len(said) < 600, "one short paragraph"
+    assert len(text) < 600, "one short paragraph"
     assert "\n\n" not in err.strip()
 
 
 def test_a_missing_package_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
-    there = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else there(name))
+    original = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else original(name))
     assert main(["logger=tensorboard"]) == 2
     assert 'pip install "vitlab[tensorboard]"' in " ".join(capsys.readouterr().err.split())
 
 
-def test_our_own_failure_is_not_blamed_on_the_user(
+def test_an_internal_error_has_a_stack_trace(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vitlab.compose import load as load_module
 
     def broken(words: list[str]) -> None:
-        raise RuntimeError("ours")
+        raise RuntimeError("internal")
 
     monkeypatch.setattr(load_module, "load", broken)
     assert main([]) == 1
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_an_interrupt_has_its_own_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_exit_code_of_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     from vitlab.compose import load as load_module
 
     def interrupted(words: list[str]) -> None:
@@ -207,12 +207,12 @@ def test_an_interrupt_has_its_own_code(monkeypatch: pytest.MonkeyPatch) -> None:
     assert main([]) == 130
 
 
-def test_a_path_stays_whole_in_a_paragraph() -> None:
+def test_a_path_is_not_broken_in_a_paragraph() -> None:
     path = "/data/" + "x" * 200
     assert path in paragraph(f"There is no folder {path}. Give another.")
 
 
-def test_home_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vitlab.compose.load import load
 
     monkeypatch.setenv("HOME", str(tmp_path))

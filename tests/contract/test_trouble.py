@@ -171,8 +171,8 @@ def test_out_of_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def run_with_memory(bytes_: int, output: Path, *words: str) -> tuple[int, str]:
-    """A command in a forked process, whose memory is limited to ``bytes_`` more after its first step: everything is loaded
-    then, and a step only needs its batch. The exit code and the output."""
+    """A command in a forked process, with a limit of ``bytes_`` of further memory from its first step on: everything is
+    loaded then, and a step only needs memory for its batch. The exit code and the output."""
     log = output.with_name("log")
     if child := os.fork():
         _, status = os.waitpid(child, 0)
