@@ -39,6 +39,8 @@ SYNONYMS = {
     "opt": "recipe.optimizer",
     "sched": "recipe.schedule",
     "drop_path": "model.args.drop_path_rate",
+    "absent_class": "model.args.absent_class",
+    "table_resize": "model.args.table_resize",
     "data": "dataset",
     "data_dir": "dataset.root",
     "data_path": "dataset.root",
@@ -73,7 +75,10 @@ UNNEEDED_KEYS = {
 }
 """Keys of other programs that have no counterpart here → explanation."""
 
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "ModelConfig.absent_class": "args.absent_class",
+    "ModelConfig.table_resize": "args.table_resize",
+}
 """Renamed keys of earlier versions: ``"Class.key"`` → current key below the same class, both dotted for nested keys.
 
 ``"ModelConfig.args_of_timm": "args"`` applies to every network (``model.``, ``teacher.members.0.``, ``method.other.``);
@@ -81,10 +86,11 @@ with the class ``Config`` a key can move anywhere: ``"Config.recipe.views": "met
 must not change.
 """
 
-REMOVED: dict[str, Any] = {}
+REMOVED: dict[str, Any] = {"ModelConfig.absent_class": "mean", "ModelConfig.table_resize": "official"}
 """Removed keys of earlier versions: ``"Class.key"`` → the value without effect.
 
-A run with this value is continued as if the key did not exist; one with another value counts as different.
+A run with this value is continued as if the key did not exist; one with another value counts as different. A key in
+both tables is renamed only if it has another value than this.
 """
 
 _ABSENT = object()
@@ -210,7 +216,7 @@ def _moved(cls: type, values: dict[str, Any]) -> dict[str, Any]:
     """``values`` of a ``cls`` with :data:`RENAMED` and :data:`REMOVED` applied."""
     for key, place in RENAMED.items():
         owner, _, path = key.partition(".")
-        if owner == cls.__name__ and _lookup(values, path) is not _ABSENT:
+        if owner == cls.__name__ and _lookup(values, path) not in (_ABSENT, REMOVED.get(key, _ABSENT)):
             _place(values, place, _take(values, path))
     for key, neutral in REMOVED.items():
         owner, _, path = key.partition(".")
@@ -315,7 +321,7 @@ def _kind(hint: Any) -> str:
         return names[hint]
     if typing.get_origin(hint) is list:
         inner = typing.get_args(hint)[0]
-        plural = {int: "whole numbers", float: "numbers", str: "words"}.get(inner, "groups of keys")
+        plural = {int: "whole numbers", float: "numbers", str: "words", Any: "values"}.get(inner, "groups of keys")
         sample = {int: "[1,32]", float: "[0.5,1]", str: "[one,two]"}.get(inner, "")
         return f"a list of {plural}" + (f" such as {sample}" if sample else "")
     return "a group of keys"

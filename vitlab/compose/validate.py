@@ -16,6 +16,7 @@ from vitlab.compose.schema import DURATIONS
 from vitlab.compose.validate_run import check_run
 from vitlab.config import AugmentationConfig, Config, ModelConfig, RecipeConfig, to_steps
 from vitlab.config.catalogue import GROUPS, MODE_KEYS, TRAINING_KEYS, mode_files, mode_meanings
+from vitlab.config.size import hw
 from vitlab.data.paths import data_roots, missing
 from vitlab.errors import UserError
 from vitlab.methods.base import Method, find_method, method_names
@@ -45,6 +46,7 @@ def check(config: Config, where: Where, read: set[str]) -> None:
         else:
             _model(key, part, where)
     _dataset(config, where, "dataset" in read)
+    _task(config, where)
     _teacher(config, where)
     check_run(config, where)
 
@@ -191,7 +193,7 @@ def _model(key: str, model: ModelConfig, where: Where) -> None:
 
 def _dataset(config: Config, where: Where, read: bool) -> None:
     dataset = config.dataset
-    at_least("dataset.size", dataset.size, 1, where)
+    _size("dataset.size", dataset.size, where)
     has_length("dataset.mean", dataset.mean, 3, where)
     has_length("dataset.std", dataset.std, 3, where)
     for value in dataset.std:
@@ -249,12 +251,56 @@ def _split(config: Config, where: Where) -> None:
         )
 
 
+def _size(key: str, value: object, where: Where) -> None:
+    try:
+        hw(value)  # type: ignore[arg-type]  # the value is checked here
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{where(key)}: {value} is not a size.", f"{key} is the side of a square in pixels, or [height,width]."
+        ) from None
+
+
+TARGETS = {"class": "one label", "labels": "several labels"}
+"""Values of ``task.targets`` with their description."""
+
+
+def _task(config: Config, where: Where) -> None:
+    task, dataset = config.task, config.dataset
+    one_of("task.targets", task.targets, TARGETS, where)
+    if dataset.targets is not None:
+        one_of("dataset.targets", dataset.targets, TARGETS, where)
+        if dataset.targets != task.targets:
+            other = {"labels": "task=multilabel", "class": "task=classification"}[dataset.targets]
+            raise UserError(
+                f"{where('task.name')}: task={task.name} needs images with {TARGETS[task.targets]} each, and those of "
+                f"dataset={dataset.name} have {TARGETS[dataset.targets]}.",
+                f"Give {other}, or other data (mode=list group=dataset).",
+            )
+    weights = task.pos_weight if isinstance(task.pos_weight, list) else [task.pos_weight]
+    for value in weights:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value not in (None, "balanced") and not (number and math.isfinite(value) and value > 0):
+            raise UserError(
+                f"{where('task.pos_weight')}: {task.pos_weight} is not valid.",
+                "task.pos_weight is a number above 0, a list of one per label, balanced, or null.",
+            )
+    if task.pos_weight is not None and task.targets != "labels":
+        raise UserError(f"{where('task.pos_weight')}: task={task.name} has no binary cross-entropy.", "Leave it out.")
+    if task.targets == "labels" and (config.evaluation.corruptions or config.evaluation.shifted):
+        raise UserError(
+            f"evaluation.corruptions and evaluation.shifted need classes, not labels (task={task.name}).",
+            "Give evaluation=default.",
+        )
+
+
 def _teacher(config: Config, where: Where) -> None:
     teacher = config.teacher
     for index, member in enumerate(teacher.members):
         _model(f"teacher.members.{index}", member, where)
     if teacher.weights is not None:
         has_length("teacher.weights", teacher.weights, len(teacher.members), where)
+    for index, size in enumerate(teacher.sizes or []):
+        _size(f"teacher.sizes.{index}", size, where)
     within("teacher.temperature", teacher.temperature, 0, math.inf, where, open_low=True)
     if teacher.train and len(teacher.members) != 1:
         raise UserError(

@@ -14,7 +14,6 @@ from vitlab.measure.robustness_names import BACKENDS, CORRUPTIONS, FAMILIES, SHI
 from vitlab.report.export_formats import FORMATS, ONNX_NEEDS
 
 LOGGERS = ("local", "csv", "tensorboard", "wandb")
-MAPS = ("gradcam", "rollout")
 SAMPLERS = ("grid", "tpe", "random", "nsga2")
 PRUNERS = ("median", "halving")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
@@ -102,8 +101,6 @@ def check_run(config: Config, where: Where) -> None:
     one_of("predict.format", config.predict.format, ("table", "jsonl", "csv"), where)
     at_least("predict.topk", config.predict.topk, 1, where)
     at_least("explain.images", config.explain.images, 1, where)
-    for one in config.explain.methods:
-        one_of("explain.methods", one, MAPS, where)
     if config.debug.overfit is not None:
         within("debug.overfit", config.debug.overfit, 0, math.inf, where, open_low=True)
     for name in ("max_steps", "max_images", "max_slots", "profile"):

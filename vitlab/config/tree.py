@@ -23,11 +23,9 @@ class ModelConfig:
     name: str = MISSING  # timm model name, e.g. tiny_vit_5m_224
     pretrained: bool = False  # load timm's pretrained weights (downloaded)
     checkpoint: Optional[str] = None  # .pth or .safetensors file, model folder, or run (its result)
-    args: dict[str, Any] = field(default_factory=dict)  # keyword arguments of timm.create_model
+    args: dict[str, Any] = field(default_factory=dict)  # of timm.create_model; absent_class, table_resize: of loading
     mean: Optional[list[float]] = None  # normalisation; null: the pretrained model's, else the dataset's
     std: Optional[list[float]] = None  # see mean
-    absent_class: str = "mean"  # weights of classes absent from an ImageNet-22k head: mean (of the others) | zero
-    table_resize: str = "official"  # TinyViT's bias tables for another window size: official | timm (antialiased)
 
     FIRST: ClassVar[tuple[str, ...]] = (
         *("name", "pretrained", "checkpoint", "args", "mean", "std", "absent_class", "table_resize"),
@@ -41,7 +39,7 @@ class DatasetConfig:
 
     name: str = MISSING  # a module of vitlab/data/sets: digits, cifar10, imagenet, folder, ...
     root: Optional[str] = None  # folder with the data; null: $VITLAB_DATA/<name>
-    size: int = MISSING  # side of the square network input in pixels
+    size: Any = MISSING  # network input in pixels: the side of a square, or [height,width]
     mean: list[float] = MISSING  # normalisation: mean of each channel, in [0, 1]
     std: list[float] = MISSING  # normalisation: standard deviation of each channel
     labels_per_class: Optional[int] = None  # training images per class, drawn by seed; null: all
@@ -59,6 +57,7 @@ class DatasetConfig:
     synthetic: bool = False  # random images: reports mark their metrics as meaningless
     length: int = 256  # fake only: training images (a quarter as many test images)
     num_classes: int = 10  # fake only: classes
+    targets: Optional[str] = "class"  # see task.targets; null: as the CSV of dataset=folder
 
     FIRST: ClassVar[tuple[str, ...]] = (
         *("name", "root", "size", "mean", "std", "labels_per_class", "crop_pct", "crop", "download", "csv"),
@@ -121,7 +120,7 @@ class TeacherConfig:
 
     members: list[ModelConfig] = field(default_factory=list)
     weights: Optional[list[float]] = None  # weights of the members; null: equal
-    sizes: Optional[list[int]] = None  # input size of each member in pixels; views are resized; null: dataset.size
+    sizes: Optional[list[Any]] = None  # input size of each member in pixels; views are resized; null: dataset.size
     temperature: float = 1.0  # softmax temperature of the teacher
     train: bool = False  # train the only member on the data set first, with teacher.recipe
     recipe: Optional[RecipeConfig] = None  # recipe of that training; choose with recipe@teacher.recipe=NAME
@@ -131,7 +130,9 @@ class TeacherConfig:
 class TaskConfig:
     """What the network predicts."""
 
-    name: str = MISSING  # classification
+    name: str = MISSING  # classification | multilabel
+    targets: str = "class"  # labels of an image: class (exactly one) | labels (any number)
+    pos_weight: Any = None  # multilabel: weight of positive labels, a number | list | balanced; null: 1
 
 
 @dataclass
@@ -246,7 +247,7 @@ class PredictConfig:
 class ExplainConfig:
     """Saliency maps of mode=explain."""
 
-    methods: list[str] = field(default_factory=lambda: ["gradcam", "rollout"])  # those that the network supports
+    methods: list[str] = field(default_factory=lambda: ["gradcam", "rollout"])  # and those that the network declares
     images: int = 8  # test images, if input= is not given
     target: str = "predicted"  # class explained by Grad-CAM: predicted | label | name of a class
     layer: Optional[str] = None  # module for Grad-CAM; null: the last one with spatial output

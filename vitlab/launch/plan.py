@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from vitlab.config import Config
 from vitlab.config.catalogue import PLAN_ORDER
 from vitlab.config.composed import Composed
+from vitlab.config.size import size_text
 from vitlab.errors import UserError
 from vitlab.launch.processes import known_process_count
 from vitlab.methods.base import find_method
@@ -55,7 +56,7 @@ def _detail(group: str, config: Config) -> str:
     match group:
         case "dataset":
             dataset = config.dataset
-            parts = [f"{dataset.size} px" + (f" in {dataset.root}" if dataset.root else "")]
+            parts = [f"{size_text(dataset.size)} px" + (f" in {dataset.root}" if dataset.root else "")]
             if dataset.labels_per_class:
                 parts.append(f"{dataset.labels_per_class} labels per class")
             if dataset.folds:

@@ -36,6 +36,7 @@ from vitlab.run.recorder import Row, read_rows
 from vitlab.sweep.jobs import SignalForwarder, print_line, run_jobs
 from vitlab.sweep.table import Job, results, write_comparison
 from vitlab.sweep.words import LOCKED_CURE, example, is_sweep_key, sweep_folder, values_of
+from vitlab.tasks.base import find_task
 
 if TYPE_CHECKING:
     import optuna
@@ -43,9 +44,6 @@ if TYPE_CHECKING:
 
 CHANGEABLE = ("sweep.jobs", "sweep.trials", "sweep.name")
 """Keys that may differ when a search continues."""
-
-INTERMEDIATE = {"top1": "val_top1", "nll": "val_nll"}
-"""Metrics of the report, and the metric of the record by which the trial is pruned before."""
 
 
 def search(plain: list[str], swept: list[Override], first: Composed, command: str) -> int:
@@ -134,8 +132,10 @@ class Search:
         self.spec: SweepConfig = first.config.sweep
         self.seed = first.config.seed
         self.words, self.space = words, space
-        self.names = [*self.spec.maximize, *self.spec.minimize] or ["val_top1"]
-        up = len(self.spec.maximize) if self.spec.maximize or self.spec.minimize else 1
+        self.task = find_task(first.config.task)
+        headline = self.task.headline
+        self.names = [*self.spec.maximize, *self.spec.minimize] or [f"val_{headline.key}"]
+        up = len(self.spec.maximize) if self.spec.maximize or self.spec.minimize else int(headline.higher)
         self.study = optuna.create_study(
             storage=f"sqlite:///{folder / 'study.db'}",
             study_name=folder.name,
@@ -171,8 +171,9 @@ class Search:
 
         if self.spec.prune is None:
             return NopPruner()
-        metric = INTERMEDIATE.get(self.names[0], self.names[0])
-        if metric == self.names[0] and not metric.startswith(("val_", "train_", "loss")):
+        name = self.names[0]
+        metric = f"val_{name}" if name in self.task.validated else name
+        if metric == name and not metric.startswith(("val_", "train_", "loss")):
             raise UserError(
                 f"sweep.prune={self.spec.prune}: {self.names[0]} has no values before the end of a run.",
                 "Give sweep.prune=null, or a metric of the record, such as val_top1, val_nll or loss.",
