@@ -15,7 +15,7 @@ from vitlab.data import sets
 from vitlab.data.build import describe, open_splits
 from vitlab.data.sets import find_set, set_names
 from vitlab.errors import UserError
-from vitlab.run.run import differences
+from vitlab.run.identity import differences
 
 FILES = sorted((conf_dir() / "dataset").glob("*.yaml"))
 

@@ -32,7 +32,7 @@ def config(*words: str) -> Config:
     return load(list(merged.values())).config
 
 
-def tell(config: Config, folder: Path) -> dict[str, dict[str, Any]]:
+def run_stages(config: Config, folder: Path) -> dict[str, dict[str, Any]]:
     """Run every stage of a design; the records."""
     method = find_method("deepmad")(config)
     stages = method.stages(config)
@@ -67,7 +67,7 @@ def test_a_design_from_the_prompt(space: str, tmp_path: Path) -> None:
     more = ("method.space=se", "method.tail=64", "method.budget.rho=1.5", "method.strides=[1,2,2]")
     beside = ("method.beside.a.name=resnet10t", "method.other.name=resnet18")
     asked = config("method.sweep=[0.9,1.2]", "method.certify=200ms", *beside, *(more if space == "se" else ()))
-    records = tell(asked, tmp_path)
+    records = run_stages(asked, tmp_path)
     solved = tmp_path / "solve"
     structure = Structure.load(solved / "structure.json")
     assert load_design(solved / "design.json").structure == structure
@@ -100,7 +100,7 @@ def test_a_design_from_the_prompt(space: str, tmp_path: Path) -> None:
     given = config(
         f"method.structure={solved / 'structure.json'}", "method.budget.params=0.05M", *more[: 4 * (space == "se")]
     )
-    record = tell(given, tmp_path)["solve"]
+    record = run_stages(given, tmp_path)["solve"]
     assert any("parameters of 50,000" in note for note in record["notes"])
 
 
