@@ -1,4 +1,4 @@
-"""Pixels: what a Draw says, done to an image. Nothing random is decided here.
+"""Apply a Draw to the pixels of an image. Nothing random is drawn here.
 
 The order is that of both papers: crop, resize, (shift,) flips, ops or jitter, to tensor, normalise, erase, mix.
 Image operations run on PIL images, so that a view is bit-identical to that of the official TinyViT pipeline.
@@ -27,7 +27,7 @@ class View:
     """Makes training views of ``size`` x ``size`` pixels, normalised with ``mean`` and ``std`` (per RGB channel).
 
     ``interpolation`` (nearest, bilinear, bicubic) resizes the crop, with antialiasing, and moves pixels in the
-    geometric ops of timm's set; ``fill`` is the colour (0-255) that those leave behind, by default the mean's.
+    geometric ops of timm's set; ``fill`` is the colour (0-255) of the pixels that those uncover, by default the mean's.
     ``backend``: what torchvision's ops run on, PIL images or uint8 tensors; everything else is the same for both.
     """
 
@@ -94,6 +94,7 @@ class View:
 
         In a pair each member is the other's partner: call it twice, with the unmixed views.
         """
+        # Mixup first, then the box from the unmixed partner: with both, the box holds the partner alone.
         mixed = anchor.clone() if mix.ratio is None else anchor * mix.ratio + partner * (1 - mix.ratio)
         if mix.box is not None:
             r1, c1, r2, c2 = scale_box(mix.box, mix.grid, self.size)
@@ -116,6 +117,7 @@ class View:
             area.zero_()
         elif erase.mode in ("pixel", "rand"):
             shape = area.shape if erase.mode == "pixel" else (area.shape[0], 1, 1)
+            # Noise after normalisation, of the view's size: a seed gives other pixels at another resolution.
             noise = np.random.Generator(np.random.MT19937(erase.seed)).normal(size=tuple(shape))
             area.copy_(torch.from_numpy(noise))
         else:
@@ -126,11 +128,11 @@ CROPS = ("auto", "center", "squash")
 
 
 class EvalView:
-    """The view of evaluation: a test image as ``crop`` says.
+    """The view of evaluation: a test image, resized and cropped as ``crop`` specifies.
 
     ``center``: short side to int(size / crop_pct), then a centre crop. ``squash``: both sides resized to ``size``,
-    nothing is cut. ``auto``: squash where crop_pct is 1 or more, else center; this is the official TinyViT's way
-    (0.875 at 224 px, 1 at 384 and 512). timm's record of a model says which of the two its numbers used.
+    nothing is cut. ``auto``: squash where crop_pct is 1 or more, else center; this is the official TinyViT's rule
+    (0.875 at 224 px, 1 at 384 and 512). timm's record of a model states which of the two its numbers used.
     """
 
     def __init__(
@@ -154,7 +156,7 @@ class EvalView:
         self.normalise = _Normalise(mean, std)
 
     def __str__(self) -> str:
-        """In words, for the report beside a number: two conventions differ by a tenth of a percent or more."""
+        """Description printed in the report beside a number: two conventions differ by a tenth of a percent or more."""
         if self.squash:
             return f"resized to {self.size} × {self.size}, nothing cut, {self.interpolation}"
         short = int(self.size / self.crop_pct)
@@ -173,10 +175,10 @@ class EvalView:
             return image if image.size == (size, size) else image.resize((size, size), self.resampling)
         width, height = image.size
         short = int(size / self.crop_pct)
-        wanted = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
-        if image.size != wanted:
-            image = image.resize(wanted, self.resampling)
-        left, top = round((wanted[0] - size) / 2), round((wanted[1] - size) / 2)
+        resized = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+        if image.size != resized:
+            image = image.resize(resized, self.resampling)
+        left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
         return image.crop((left, top, left + size, top + size))
 
 
@@ -189,7 +191,7 @@ def scale_box(box: tuple[int, int, int, int], grid: int, size: int) -> tuple[int
 
 
 def mix_weight(mix: Mix, size: int) -> float:
-    """The own share of a mixed view of ``size`` pixels: mixup ratio times the area outside the CutMix box."""
+    """The view's own share of a mixed view of ``size`` pixels: mixup ratio times the area outside the CutMix box."""
     weight = 1.0 if mix.ratio is None else mix.ratio
     if mix.box is not None:
         r1, c1, r2, c2 = scale_box(mix.box, mix.grid, size)
