@@ -16,10 +16,10 @@ from vitlab.distill.reinforce_draw import (
     OPS,
     VARIANTS,
     Reinforcement,
+    centre_crop,
     cutmix_box,
     generator,
     magnitudes,
-    centre_crop,
     sample,
 )
 from vitlab.distill.reinforce_record import OddMagnitude, decode, encode, record_fields

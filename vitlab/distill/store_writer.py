@@ -68,8 +68,8 @@ class SlotWriter:
             os.fsync(self._records)
             os.fsync(self._bitmap)
         fsync_dir(folder)
-        # Three bitmaps: _done is on the disk, of this writer; _drained adds its records written since the last sync; _seen
-        # is the union over all writers at opening, plus this writer's buffer, to skip images that are stored already.
+        # Three bitmaps: _done is on the disk, of this writer; _drained adds its records written since the last sync;
+        # _seen is the union over all writers at opening, plus this writer's buffer, to skip images stored already.
         self._done = np.frombuffer(os.pread(self._bitmap, bitmap_bytes(spec.images), 0), np.uint8).copy()
         self._drained = self._done.copy()
         self._seen = read_bitmaps(folder, spec.images)
