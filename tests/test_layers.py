@@ -14,9 +14,8 @@ ORDER = (
     *("_version", "errors", "signals", "locks", "files"),  # ground, no torch
     *("config", "stage", "run", "methods.base"),
     *("distill", "models", "measure", "data"),  # neither Hydra nor Lightning
-    "compose",
     *("training", "report", "tasks"),
-    "modes",
+    *("compose", "modes"),
     "methods",  # the papers, with their own modes
     *("launch", "sweep", "cli"),
     *("", "__main__"),  # the package itself, whose one heavy name is imported on demand

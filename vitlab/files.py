@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,46 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file."""
     return json.loads(path.read_text())
+
+
+def stable_dict(record: Any) -> dict[str, Any]:
+    """``dataclasses.asdict``, but the same for the same content when the class has grown since.
+
+    The fields that the class names in ``FIRST`` (those of its first version) are always there, later ones only where
+    they differ from their default. What is hashed, or compared with a stored copy, is made of this: a field that is
+    added with a neutral default then changes no fingerprint. A class without ``FIRST`` gives all its fields.
+
+    Raises:
+        TypeError: a later field has no default.
+    """
+    first = getattr(record, "FIRST", None)
+    found = {}
+    for one in dataclasses.fields(record):
+        value = getattr(record, one.name)
+        if first is not None and one.name not in first:
+            if one.default is not dataclasses.MISSING:
+                neutral = one.default
+            elif one.default_factory is not dataclasses.MISSING:
+                neutral = one.default_factory()
+            else:
+                raise TypeError(f"{type(record).__name__}.{one.name} is not in FIRST, so it needs a neutral default")
+            if value == neutral:
+                continue
+        found[one.name] = _stable(value)
+    return found
+
+
+def _stable(value: Any) -> Any:
+    """A field's value with the dataclasses in it as :func:`stable_dict` gives them."""
+    if dataclasses.is_dataclass(value):
+        return stable_dict(value)
+    if isinstance(value, Mapping):
+        return {key: _stable(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_stable(inner) for inner in value]
+    if isinstance(value, tuple):
+        return tuple(_stable(inner) for inner in value)
+    return value
 
 
 def sha256(data: bytes | Path) -> str:

@@ -26,7 +26,9 @@ CASES: list[tuple[str, str, list[str]]] = [
     ("model/mine", "# Mine.\n_target_: os.system\n", ["line 2", "no key '_target_'"]),
     ("recipe/mine", "# Mine.\nlr: 1\n", ["gives recipe.duration no value"]),
     ("recipe/mine", "# Mine.\ndefaults:\n  - digit\n  - _self_\n", ["line 3", "Did you mean digits?"]),
+    ("recipe/mine", "# Mine.\ndefaults: [digit]\n", ["line 2", "Did you mean digits?"]),
     ("recipe/mine", f"{DIGITS}augmentation:\n  flipp: 1\n", ["line 6", "recipe.augmentation.flipp", "'flip'"]),
+    ("recipe/mine", f"{DIGITS}augmentation:\n  flip: 2\n", ["line 6: recipe.augmentation.flip=2.0", "in [0, 1]"]),
     ("recipe/mine", f"{DIGITS}lr: fast\n", ["line 5", "'fast' is not a number"]),
     ("recipe/mine", f"{DIGITS}duration: 90\n", ["line 5", "90ep or 90st"]),
     ("recipe/mine", f"{DIGITS}lr: ${{recipe.foo}}\n", ["line 5", "no key 'recipe.foo'"]),
@@ -43,6 +45,12 @@ CASES: list[tuple[str, str, list[str]]] = [
     ("experiment/mine", f"{GLOBAL}defaults:\n  - override /model: resnet81\n", ["line 4", "Did you mean resnet18?"]),
     ("experiment/mine", f"{GLOBAL}defaults:\n  - override /modl: resnet18\n", ["line 4", "Did you mean /model?"]),
     ("experiment/mine", f"{GLOBAL}defaults:\n  - /model: resnet18\n", ["line 4", "override /model"]),
+    (
+        "experiment/mine",
+        f"{GLOBAL}defaults:\n  - _tinyvit_resolutoin\n",
+        ["line 4", "mean _tinyvit_resolution?"],
+    ),
+    ("experiment/mine", f"{GLOBAL}defaults:\n  - override /paper: tinyvit_21m_385\n", ["line 4", "tinyvit_21m_384?"]),
     ("local/default", f"{GLOBAL}dataset:\n  rooot: /data\n", ["line 4", "Did you mean 'root'?"]),
     ("method/mine", f"{GLOBAL}method:\n  name: mine\n", ["no method 'mine'", "supervised, tinyvit"]),
 ]

@@ -24,6 +24,8 @@ SMALL = (
     "recipe.batch_size=16",
     "logger.every=3",
     "evaluation.latency=false",
+    "export=none",
+    "report.figures=false",
     "evaluation.batch_size=16",  # the store stage labels so many views at a time
 )
 """A whole story in seconds: every stage, a few steps each."""

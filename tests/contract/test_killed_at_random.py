@@ -14,7 +14,7 @@ import pytest
 
 from tests.contract.story import SMALL, assert_same, tell, the_run
 
-WORDS = ("method=tinyvit", "export=none", "hardware.workers=2")
+WORDS = ("method=tinyvit", "hardware.workers=2")
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -31,7 +31,6 @@ NETWORK = "{name:vit_tiny_patch16_224,args:{patch_size:8,embed_dim:32,depth:2,nu
 WORDS = (
     *(word for word in SMALL if not word.startswith(("hardware=", "debug.max_steps="))),
     f"debug.max_steps={STEPS}",
-    "export=none",
     "model=vit_small",
     "model.name=vit_tiny_patch16_224",
     *(f"model.args.{name}" for name in ("patch_size=8", "embed_dim=32", "depth=2", "num_heads=2")),

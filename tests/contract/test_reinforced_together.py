@@ -29,7 +29,7 @@ SHAPE: dict[str, Any] = {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_head
 WORDS = (
     *("method=reinforce", "method.erm=false", "method.views.variant=randaug_mixing"),
     *("method.group=4", f"debug.max_slots={SAMPLES}"),  # two waves: four samples of an image at once, then two of two
-    *("debug.max_steps=1", "export=none", "evaluation=quick", "evaluation.resamples=0", "recipe=digits"),
+    *("debug.max_steps=1", "evaluation=quick", "evaluation.resamples=0", "recipe=digits"),
     *("model=vit_small", "model.name=vit_tiny_patch16_224", *(f"model.args.{k}={v}" for k, v in SHAPE.items())),
 )
 

@@ -18,7 +18,7 @@ from vitlab.errors import UserError
 from vitlab.launch.slurm import parameters
 
 STEPS = "debug.max_steps=150"  # long enough to be warned in mid-training
-WORDS = ("method=supervised", "export=none", "evaluation=quick", "recipe.validate_every=100st", STEPS)
+WORDS = ("method=supervised", "evaluation=quick", "recipe.validate_every=100st", STEPS)
 QUEUE = ("hardware=slurm", "slurm.executor=local", "trainer.accelerator=cpu", "trainer.devices=1")
 
 

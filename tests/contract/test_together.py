@@ -22,7 +22,7 @@ from vitlab.training.learner import Learner
 
 ARGS = "{patch_size:8,embed_dim:32,depth:1,num_heads:2}"
 WORDS = (
-    *("export=none", "evaluation=quick", "model=vit_small", "model.name=vit_tiny_patch16_224", "recipe=digits"),
+    *("evaluation=quick", "model=vit_small", "model.name=vit_tiny_patch16_224", "recipe=digits"),
     *(f"model.args.{name}" for name in ("patch_size=8", "embed_dim=32", "depth=1", "num_heads=2")),
     *(f"recipe.{name}" for name in ("optimizer=sgd", "lr=0.02", "warmup_lr=0", "min_lr=0", "accumulate=2")),
 )
@@ -46,7 +46,7 @@ def test_supervised(teacher: Path, tmp_path: Path) -> None:
     same(teacher, the_run(tmp_path))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["tinyvit", pytest.param("reinforce", marks=pytest.mark.slow)])
 def test_method_with_a_teacher(method: str, teacher: Path, tmp_path: Path) -> None:
     asked = [word % (ARGS, teacher / "train") if "%s" in word else word for word in METHODS[method]]
     assert tell(tmp_path / "one", *asked, *WORDS) == 0
@@ -77,7 +77,7 @@ def test_deepmad_learns_what_one_process_learns_from_the_same_parts(
     often, are not the same, and what is measured with them is not either."""
     asked = ["method=deepmad", "method.train=true", "method.budget.params=0.1M", "method.budget.flops=8M"]
     asked += ["method.chains=32", "method.steps=60", "recipe=digits", "recipe.optimizer=sgd", "recipe.lr=0.02"]
-    asked += ["export=none", "evaluation=quick"]
+    asked += ["evaluation=quick"]
     assert tell_together(tmp_path / "two", *asked) == [0, 0]
 
     def build(self: Learner, student: torch.nn.Module, *args: Any, **kwargs: Any) -> None:

@@ -28,7 +28,7 @@ from vitlab.run.recorder import Recorder, read_rows
 from vitlab.training.callbacks.record_and_checkpoint import RecordAndCheckpoint
 from vitlab.training.learner import Learner
 
-PLAIN = ("method=supervised", "export=none", "evaluation=quick")
+PLAIN = ("method=supervised", "evaluation=quick")
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> str:
@@ -95,7 +95,7 @@ def test_loader_process_killed(sound: Path, tmp_path: Path, capsys: pytest.Captu
     assert_same(the_run(tmp_path), sound)
 
 
-STORING = ("method=tinyvit", "export=none", "evaluation=quick", "method.baseline=false")
+STORING = ("method=tinyvit", "evaluation=quick", "method.baseline=false")
 
 
 @pytest.fixture(scope="module")

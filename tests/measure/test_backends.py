@@ -10,6 +10,7 @@ import timm
 import torch
 
 from vitlab.measure import backends
+from vitlab.measure.robustness_names import BACKENDS
 from vitlab.models.artifact import ModelMeta
 from vitlab.report.export import export
 
@@ -65,4 +66,4 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backends.missing("eager") == backends.missing("compile") == []
     monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None if name == "openvino" else name)
     assert backends.missing("openvino") == ["openvino"]
-    assert set(backends.NEEDS) < set(backends.BACKENDS)
+    assert set(backends.NEEDS) < set(BACKENDS)

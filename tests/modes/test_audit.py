@@ -15,7 +15,7 @@ from vitlab.files import read_json
 
 TINY = (
     *("method=supervised", "model=tiny_vit_digits", "recipe=digits", "recipe.duration=2st", "recipe.warmup=0st"),
-    *("recipe.batch_size=8", "dataset.size=32", "evaluation.latency=false", "export=none"),
+    *("recipe.batch_size=8", "dataset.size=32", "evaluation.latency=false", "export=none", "report.figures=false"),
 )
 
 

@@ -16,9 +16,9 @@ import vitlab
 from tests.modes.conftest import ask, train
 from vitlab.config import DatasetConfig
 from vitlab.data.corrupted import image_seed
-from vitlab.data.embedded import digits
+from vitlab.data.sets.digits import splits as digits
 from vitlab.data.shifted import wordnet_ids
-from vitlab.data.sources import limit
+from vitlab.data.subsets import limit
 from vitlab.distill.views import EvalView
 from vitlab.errors import Interrupted
 from vitlab.measure.corruptions import corrupt
@@ -207,7 +207,8 @@ def classifier(output: Path, imagenet: Path) -> Path:
         "recipe=digits",
     )
     words += ("model.name=test_resnet", "recipe.batch_size=8", "debug.max_steps=4", "evaluation=imagenet_shift")
-    return train(output, *words, f"evaluation.shifted_root={imagenet}", "evaluation.resamples=0")
+    words += (f"evaluation.shifted_root={imagenet}", "evaluation.resamples=0", "report.figures=true")
+    return train(output, *words)
 
 
 def test_the_sets_that_are_there(classifier: Path, imagenet: Path, output: Path, answered: list[int]) -> None:

@@ -28,6 +28,7 @@ SMALL = (
     "recipe.batch_size=16",
     "evaluation.latency=false",
     "export=none",
+    "report.figures=false",
     "method.topk=5",
 )
 TEACHER = ("teacher.recipe.batch_size=16",)

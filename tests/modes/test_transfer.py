@@ -59,7 +59,14 @@ def test_a_run_is_the_start_on_reinforced_data_too(run: Path, output: Path) -> N
         "debug.max_images=80",
         "method.samples=2",
     )
-    words += (f"model.checkpoint={run}", "method.erm=false", "export=none", "evaluation.latency=false", "name=plus")
+    words += (
+        f"model.checkpoint={run}",
+        "method.erm=false",
+        "export=none",
+        "report.figures=false",
+        "evaluation.latency=false",
+        "name=plus",
+    )
     assert ask(output, *words) == 0
     (folder,) = output.glob("reinforce/plus-*/train")
     assert json.loads((folder / "model.json").read_text())["origin"] == str(run)
@@ -155,7 +162,9 @@ def test_the_papers_set_ups_run(name: str, run: Path, tmp_path: Path) -> None:
     words: tuple[str, ...] = (f"experiment=transfer_{name}_plus", f"dataset.root={tmp_path}", "dataset.size=32")
     words += ("model=tiny_vit_digits", f"model.checkpoint={run}", "teacher.members=[{name: resnet10t}]")
     words += ("debug=smoke", "recipe.batch_size=20", "teacher.recipe.batch_size=20", "method.samples=2")
-    assert ask(tmp_path, *words, "export=none", "evaluation=quick", "evaluation.resamples=0") == 0
+    assert (
+        ask(tmp_path, *words, "export=none", "report.figures=false", "evaluation=quick", "evaluation.resamples=0") == 0
+    )
     (student,) = tmp_path.glob("reinforce/*/train/model.json")
     meta = json.loads(student.read_text())
     assert meta["origin"] == str(run) and len(meta["classes"]) == SETS[name]
@@ -169,7 +178,7 @@ def test_all_transfers_of_a_run_in_one_sweep(run: Path, tmp_path: Path, monkeypa
     monkeypatch.setenv("VITLAB_DATA", str(tmp_path / "data"))
     words: tuple[str, ...] = ("-m", f"experiment={','.join(f'transfer_{name}' for name in SETS)}")
     words += (f"model.checkpoint={run}", "model=tiny_vit_digits", "dataset.size=32", "debug=smoke")
-    assert ask(tmp_path, *words, "recipe.batch_size=20", "export=none", "evaluation=quick") == 0
+    assert ask(tmp_path, *words, "recipe.batch_size=20", "export=none", "report.figures=false", "evaluation=quick") == 0
     (comparison,) = tmp_path.glob("sweeps/*/comparison.md")
     assert all(f"transfer_{name} | finished" in comparison.read_text() for name in SETS)
     started_from = [json.loads(path.read_text())["origin"] for path in tmp_path.glob("supervised/*/train/model.json")]

@@ -6,21 +6,10 @@ import numpy as np
 
 from vitlab.measure.bootstrap import Comparison, Difference
 from vitlab.measure.classification import Evaluation, evaluate_logits
-from vitlab.measure.interleave import Timing
+from vitlab.measure.cost_record import Cost, Latency, Memory
 from vitlab.measure.temperature import Temperature
-from vitlab.report.data import Memory
-from vitlab.report.write import (
-    Cost,
-    DatasetInfo,
-    Example,
-    ExportFile,
-    Latency,
-    ModelRow,
-    PaperRow,
-    ReportData,
-    StageRow,
-    curves_of,
-)
+from vitlab.measure.timing import Timing
+from vitlab.report.write import DatasetInfo, Example, ExportFile, ModelRow, PaperRow, ReportData, StageRow, curves_of
 
 CLASSES = ["plain", "pipe|name", "<b>bold</b> & co", "a_rather_long_name_of_a_class", "e", "f"]
 

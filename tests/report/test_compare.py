@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from vitlab.measure.cost_record import Cost, Latency
 from vitlab.report.compare import (
     DASH,
     SYNTHETIC,
@@ -17,7 +18,7 @@ from vitlab.report.compare import (
     tick,
     wrap,
 )
-from vitlab.report.data import Cost, Latency, ModelRow, PaperRow, ReportData
+from vitlab.report.data import ModelRow, PaperRow, ReportData
 
 
 @pytest.mark.parametrize(

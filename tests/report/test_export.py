@@ -26,6 +26,7 @@ from vitlab.distill.views import EvalView
 from vitlab.errors import UserError
 from vitlab.models.artifact import ModelMeta, rebuild
 from vitlab.models.build import architecture, build_model
+from vitlab.report import export_formats
 from vitlab.report.export import Exported, export
 from vitlab.report.export_card import Facts, model_card
 from vitlab.report.export_onnx import export_int8, export_onnx, quantised, to_onnx
@@ -95,6 +96,7 @@ def _logits(model: nn.Module, image: Tensor) -> Tensor:
 
 def test_what_was_written_is_stated(exported: list[Exported]) -> None:
     assert [row["format"] for row in exported] == FORMATS
+    assert set(FORMATS) == set(export_formats.FORMATS), "all that the prompt accepts"
     folder = Path(exported[0]["path"]).parent
     names = ["model.safetensors", "model.onnx", "timm/model.safetensors", "hub/model.safetensors"]
     assert [str(Path(row["path"]).relative_to(folder)) for row in exported] == [*names, "model-int8.onnx", "model.pt2"]

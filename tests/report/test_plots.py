@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
 from vitlab.measure.classification import wilson
+from vitlab.measure.cost_record import Cost
 from vitlab.report import curves, plots, style
-from vitlab.report.data import Cost, ModelRow, ReportData
+from vitlab.report.data import ModelRow, ReportData
 from vitlab.report.write import drawings
 
 

@@ -16,9 +16,10 @@ import pytest
 
 from tests.report.sample import CLASSES, make
 from vitlab.measure.classification import wilson
+from vitlab.measure.cost_record import Cost
 from vitlab.report import page
 from vitlab.report.compare import DASH, SYNTHETIC
-from vitlab.report.data import Cost, Example, ModelRow, PaperRow, ReportData, curves_of
+from vitlab.report.data import Example, ModelRow, PaperRow, ReportData, curves_of
 from vitlab.report.write import ReportPaths, write_report
 
 EMPTY = {"meta", "img", "br", "source", "link", "hr", "input"}
@@ -248,6 +249,17 @@ def test_the_smallest_report_is_a_report(tmp_path: Path) -> None:
     assert "50.00" in html.text and not paths.figures
     assert "None" not in html.text.replace(")[None])", "") and "Undefined" not in html.text
     assert "50.00" in paths.markdown.read_text()
+
+
+def test_without_figures_every_table_is_there(data: ReportData, html: Page, tmp_path: Path) -> None:
+    paths = write_report(tmp_path, data, figures=False)
+    plain = Page(paths.html.read_text())
+    assert plain.table == html.table and len(plain.table) > 20
+    assert not paths.figures and not (tmp_path / "figures").exists()
+    assert "](figures/" not in paths.markdown.read_text()
+    assert not {"picture", "source"} & {tag for tag, _ in plain.tags}
+    targets = {attrs["href"][1:] for tag, attrs in plain.tags if tag == "a"}
+    assert targets <= {attrs["id"] for _, attrs in plain.tags if "id" in attrs}
 
 
 def test_contradictions_are_refused() -> None:

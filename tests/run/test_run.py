@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,25 @@ def test_differences_are_by_value_not_by_type_of_container() -> None:
     assert differences({"a": {"b": [1, 2]}}, {"a": {"b": [1, 2]}}) == {}
     assert differences({"a": {"b": 1}}, {"a": {}}) == {"a": ("absent", "{}"), "a.b": ("1", "absent")}
     assert differences({"a": {"mode": 1}}, {"a": {"mode": 2}}) == {"a.mode": ("1", "2")}  # free at the top only
+
+
+def test_stored_configurations_are_compared_in_the_form_of_today(output: Path) -> None:
+    """``complete`` brings an older tree into today's form: an absent key counts as the default that it has there."""
+
+    def complete(stored: Mapping[str, object]) -> dict[str, Any]:
+        return {"since": None, **stored}
+
+    old = start(output)
+    new = {**TREE, "since": None}
+    with pytest.raises(UserError, match="since: absent → null"):
+        find(output, new)
+    again = Run.open(output, "tinyvit", "digits-tiny", IDENTITY, new, complete=complete)
+    assert (again.folder, again.state, again.tree["since"]) == (old.folder, "continued", None)
+    other = {"choices": {"since": "default"}}  # a group that came later changes the name: found by the tree
+    assert Run.open(output, "tinyvit", "digits-tiny", other, new, complete=complete).folder == old.folder
+    with pytest.raises(UserError, match="since: null → 5"):
+        Run.open(output, "tinyvit", "digits-tiny", IDENTITY, {**TREE, "since": 5}, complete=complete)
+    assert "since" not in Run.at(old.folder).tree and Run.at(old.folder, complete).tree["since"] is None
 
 
 @pytest.mark.parametrize("prefix", ["", "a/b", "../up", "-a", ".hidden", "a b"])

@@ -23,7 +23,15 @@ from vitlab.sweep.table import Job, grouped, results, write_comparison
 from vitlab.sweep.words import read
 
 SMALL = (
-    *("method=supervised", "dataset=digits", "hardware.threads=1", "debug=smoke", "export=none", "sweep.name=grid"),
+    *(
+        "method=supervised",
+        "dataset=digits",
+        "hardware.threads=1",
+        "debug=smoke",
+        "export=none",
+        "report.figures=false",
+        "sweep.name=grid",
+    ),
     *("evaluation=quick", "evaluation.latency=false"),
 )
 

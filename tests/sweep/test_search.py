@@ -189,7 +189,16 @@ def test_a_run_that_is_there_is_not_run_again(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_search_of_real_runs_is_killed_and_continued(tmp_path: Path) -> None:
-    words = [*WORDS, LR, "debug=smoke", "debug.max_images=64", "recipe.batch_size=16", "export=none", "sweep.trials=2"]
+    words = [
+        *WORDS,
+        LR,
+        "debug=smoke",
+        "debug.max_images=64",
+        "recipe.batch_size=16",
+        "export=none",
+        "report.figures=false",
+        "sweep.trials=2",
+    ]
     words += ["hardware=cpu", "hardware.threads=1", "evaluation=quick", "evaluation.latency=false", "sweep.name=search"]
     line = [sys.executable, "-m", "vitlab", "-m", *words, f"output={tmp_path}"]
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)

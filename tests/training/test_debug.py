@@ -16,7 +16,14 @@ from vitlab.training.objectives import distillation, label_cross_entropy
 from vitlab.training.overfit import Overfit, perfect
 from vitlab.training.profile import REST, part_of
 
-WORDS = ("dataset=digits", "hardware=cpu", "hardware.threads=1", "export=none", "evaluation=quick")
+WORDS = (
+    "dataset=digits",
+    "hardware=cpu",
+    "hardware.threads=1",
+    "export=none",
+    "report.figures=false",
+    "evaluation=quick",
+)
 
 
 def tell(output: Path, *words: str, method: str = "supervised") -> Path:

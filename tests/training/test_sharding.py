@@ -21,7 +21,6 @@ from vitlab.training.sharding import units
 WORDS = (
     *(
         "method=supervised",
-        "export=none",
         "debug.max_steps=7",
         "recipe.validate_every=4st",
         "model=vit_small",

@@ -14,10 +14,6 @@ import re
 from typing import Any, cast
 
 import yaml
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import CachingConfigRepository
-from hydra._internal.defaults_list import create_defaults_list
-from hydra._internal.utils import create_automatic_config_search_path
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
@@ -28,6 +24,12 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from vitlab.compose.hydra_private import (
+    CachingConfigRepository,
+    ConfigLoaderImpl,
+    create_automatic_config_search_path,
+    create_defaults_list,
+)
 from vitlab.compose.overrides import check_keys, describe_field, is_choice, read_words, unknown_key
 from vitlab.compose.schema import Field, fields, find
 from vitlab.compose.validate import check, check_read

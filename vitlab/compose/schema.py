@@ -5,6 +5,7 @@ The meanings are the comments beside the fields, so that a key is explained in o
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
@@ -19,7 +20,7 @@ from omegaconf import MISSING, OmegaConf
 
 from vitlab.config import Config, RecipeConfig
 from vitlab.errors import nearest
-from vitlab.methods.base import find_method
+from vitlab.methods.base import find_method, method_names
 
 DURATIONS = frozenset({"duration", "warmup", "decay_at", "validate_every", "checkpoint_every"})
 """Names of the fields of a recipe that hold durations (90ep, 5000st, 10%)."""
@@ -71,6 +72,22 @@ ANSWERS = {
     "verbose": "A run always says what it does; all of it stands in metrics.jsonl.",
 }
 """Words that ask for what needs no key."""
+
+RENAMED: dict[str, str] = {}
+"""Keys of former versions: ``"Class.key"`` → the key of today below the same class, both dotted where they lie deeper.
+
+``"ModelConfig.args_of_timm": "args"`` finds the key wherever a network stands (``model.``, ``teacher.members.0.``,
+``method.other.``); with ``Config`` for the class a key moves from anywhere to anywhere:
+``"Config.recipe.views": "method.views"``. The value has to mean the same.
+"""
+
+REMOVED: dict[str, Any] = {}
+"""Keys of former versions that nothing stands for today: ``"Class.key"`` → the value with which it did nothing.
+
+A run that has this value goes on as if the key had never been; one with another value differs, and is told so.
+"""
+
+_ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -136,17 +153,105 @@ def suggest(key: str, known: dict[str, Field]) -> str | None:
     return everywhere[near] if near else None
 
 
-def from_tree(tree: Mapping[str, Any]) -> Config:
-    """The typed configuration of plain dicts, lists and scalars, as a run keeps them.
+def from_tree(tree: Mapping[str, Any], usual: Mapping[str, Any] | None = None) -> Config:
+    """The typed configuration of plain dicts, lists and scalars, as a run of this vitlab or an older one keeps them.
+
+    Args:
+        usual: values for what the tree lacks and the schema gives no default.
 
     Raises:
         UserError: an unknown method.
         OmegaConfBaseException: keys or values that this vitlab does not know.
     """
     options = find_method(str(tree["method"]["name"])).Options
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config(method=options)), dict(tree)))
+    schema = OmegaConf.structured(Config(method=options))
+    config = OmegaConf.to_object(OmegaConf.merge(schema, dict(usual or {}), complete(tree)))
     assert isinstance(config, Config)
     return config
+
+
+def complete(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored configuration as this vitlab writes it: what an older one did not have yet has its default.
+
+    So a key may be added without a word to any run that was made before, if its default is neutral: the run did what
+    the default means. ``Run.open`` compares trees in this form. Keys are followed through every dataclass, wherever it
+    stands: recipes and networks among a method's options and the members of a teacher like the top-level ones. Keys
+    that have moved since are found by :data:`RENAMED` and :data:`REMOVED`; any other unknown key stays as it is, and
+    so counts as a difference. A key without a default stays absent.
+
+    Args:
+        tree: plain dicts, lists and scalars; not changed.
+    """
+    tree = _moved(Config, copy.deepcopy(dict(tree)))
+    method = tree.get("method")
+    name = method.get("name") if isinstance(method, Mapping) else None
+    return _completed(Config, tree, find_method(name).Options if name in method_names() else None)
+
+
+def _completed(cls: type, values: dict[str, Any], options: type | None) -> dict[str, Any]:
+    """``values`` of a ``cls`` with what they lack; ``options`` is what ``Config.method`` holds."""
+    hints, names = typing.get_type_hints(cls), [one.name for one in dataclasses.fields(cls)]
+    if not values.keys() >= set(names):
+        values = {**_defaults(cls), **values}
+    for name in names:
+        hint, _ = _without_none(hints[name])
+        if cls is Config and name == "method":
+            hint = options
+        value = values.get(name)
+        if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+            inner = typing.cast(type, hint)
+            values[name] = _completed(inner, _moved(inner, value), options)
+        elif typing.get_origin(hint) is list and isinstance(value, list):
+            member = typing.cast(type, typing.get_args(hint)[0])
+            if dataclasses.is_dataclass(member):
+                values[name] = [_completed(member, _moved(member, each), options) for each in value]
+    return values
+
+
+def _moved(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    """``values`` of a ``cls`` under the keys of today."""
+    for key, place in RENAMED.items():
+        owner, _, path = key.partition(".")
+        if owner == cls.__name__ and _lookup(values, path) is not _ABSENT:
+            _place(values, place, _take(values, path))
+    for key, neutral in REMOVED.items():
+        owner, _, path = key.partition(".")
+        if owner == cls.__name__ and _lookup(values, path) == neutral:
+            _take(values, path)
+    return values
+
+
+def _lookup(values: Any, path: str) -> Any:
+    for part in path.split("."):
+        if not isinstance(values, dict) or part not in values:
+            return _ABSENT
+        values = values[part]
+    return values
+
+
+def _take(values: dict[str, Any], path: str) -> Any:
+    above, _, last = path.rpartition(".")
+    return (_lookup(values, above) if above else values).pop(last)
+
+
+def _place(values: dict[str, Any], path: str, value: Any) -> None:
+    *above, last = path.split(".")
+    for part in above:
+        values = values.setdefault(part, {})
+    values[last] = value
+
+
+def _defaults(cls: type) -> dict[str, Any]:
+    """The defaults of a dataclass as a tree holds them (a float is a float also where 0 is written)."""
+    found = _without_missing(OmegaConf.to_container(OmegaConf.structured(cls)))
+    assert isinstance(found, dict)
+    return found
+
+
+def _without_missing(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_missing(part) for key, part in value.items() if part != MISSING}
+    return [_without_missing(part) for part in value] if isinstance(value, list) else value
 
 
 def _below(parent: str, known: dict[str, Field]) -> dict[str, str]:

@@ -5,31 +5,26 @@ All checks are light and run before anything is loaded; each names the key, wher
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from vitlab.compose.schema import DURATIONS
-from vitlab.config import Config, ModelConfig, RecipeConfig, to_steps
+from vitlab.config import AugmentationConfig, Config, ModelConfig, RecipeConfig, to_steps
 from vitlab.config.catalogue import GROUPS, MODE_KEYS, TRAINING_KEYS, mode_files, mode_meanings
 from vitlab.data.paths import data_roots, missing, shifted_root
 from vitlab.errors import UserError, nearest
-from vitlab.measure.robustness_names import CORRUPTIONS, FAMILIES, SHIFTED
+from vitlab.measure.robustness_names import BACKENDS, CORRUPTIONS, FAMILIES, SHIFTED
 from vitlab.methods.base import Method, find_method, method_names
+from vitlab.report.export_formats import FORMATS, ONNX_NEEDS
 from vitlab.run.run import model_folder
+from vitlab.training.schedule import KINDS
 
-EMBEDDED = ("digits", "fake")
-"""Data sets that need no folder."""
-
-SCHEDULES = ("cosine", "cosine_after", "linear", "step", "constant")
-ERASE_MODES = ("pixel", "rand", "const")
-CROPS = ("auto", "center", "squash")
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
+BALANCES = ("none", "weight", "sampler", "logit_adjust")
 LOGGERS = ("local", "csv", "tensorboard", "wandb")
-BACKENDS = ("eager", "compile", "onnxruntime", "openvino")
-FORMATS = ("safetensors", "timm", "hub", "onnx", "onnx_int8", "torch_export")
 MAPS = ("gradcam", "rollout")
 SAMPLERS = ("grid", "tpe", "random", "nsga2")
 PRUNERS = ("median", "halving")
@@ -41,8 +36,8 @@ PACKAGES = {
     "tensorboard": ("tensorboard",),
     "optuna": ("optuna",),
     "wandb": ("wandb",),
-    "onnx": ("onnx", "onnxruntime", "onnxscript"),
-    "onnx_int8": ("onnx", "onnxruntime", "onnxscript"),
+    "onnx": ONNX_NEEDS,
+    "onnx_int8": ONNX_NEEDS,
 }
 """Packages that a choice needs."""
 
@@ -66,13 +61,27 @@ def check(config: Config, where: Where, read: set[str]) -> None:
     _recipe("recipe", config.recipe, where)
     if config.teacher.recipe is not None:
         _recipe("teacher.recipe", config.teacher.recipe, where)
-    finetune = getattr(config.method, "finetune", None)
-    if isinstance(finetune, RecipeConfig):
-        _recipe("method.finetune", finetune, where)
     _model("model", config.model, where)
+    for key, part in parts_of(config.method, "method"):
+        if isinstance(part, RecipeConfig):
+            _recipe(key, part, where)
+        else:
+            _model(key, part, where)
     _dataset(config, where, "dataset" in read)
     _teacher(config, where)
     _rest(config, where)
+
+
+def parts_of(value: object, key: str) -> Iterator[tuple[str, RecipeConfig | ModelConfig]]:
+    """Every recipe and every network inside ``value``, whatever it is called there, with its dotted key."""
+    if isinstance(value, (RecipeConfig, ModelConfig)):
+        yield key, value
+    elif dataclasses.is_dataclass(value):
+        for one in dataclasses.fields(value):
+            yield from parts_of(getattr(value, one.name), f"{key}.{one.name}")
+    elif isinstance(value, (list, dict)):
+        for name, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from parts_of(one, f"{key}.{name}")
 
 
 def check_read(config: Config, method: type[Method], chosen: dict[str, str]) -> None:
@@ -150,7 +159,7 @@ def _recipe(key: str, recipe: RecipeConfig, where: Where) -> None:
                 f"{where(f'{key}.{name}')}: {getattr(recipe, name):g} is above {key}.lr, which is {recipe.lr:g}.",
                 "Lower it, or raise the other.",
             )
-    _one_of(f"{key}.schedule", recipe.schedule, SCHEDULES, where)
+    _one_of(f"{key}.schedule", recipe.schedule, KINDS, where)
     _at_least(f"{key}.batch_size", recipe.batch_size, 1, where)
     _at_least(f"{key}.accumulate", recipe.accumulate, 1, where)
     if recipe.batch_size % recipe.accumulate:
@@ -162,37 +171,29 @@ def _recipe(key: str, recipe: RecipeConfig, where: Where) -> None:
     for name in ("weight_decay", "warmup_lr", "min_lr"):
         _within(f"{key}.{name}", getattr(recipe, name), 0, math.inf, where)
     _within(f"{key}.layer_decay", recipe.layer_decay, 0, 1, where, open_low=True)
+    _within(f"{key}.head_lr", recipe.head_lr, 0, math.inf, where, open_low=True)
+    _one_of(f"{key}.balance", recipe.balance, BALANCES, where)
     _within(f"{key}.label_smoothing", recipe.label_smoothing, 0, 1, where, open_high=True)
     if recipe.ema is not None:
         _within(f"{key}.ema", recipe.ema, 0, 1, where, open_low=True, open_high=True)
     if recipe.clip is not None:
         _within(f"{key}.clip", recipe.clip, 0, math.inf, where, open_low=True)
-    augmentation = recipe.augmentation
-    key = f"{key}.augmentation"
-    _one_of(f"{key}.erase_mode", augmentation.erase_mode, ERASE_MODES, where)
-    _one_of(f"{key}.interpolation", augmentation.interpolation, INTERPOLATIONS, where)
-    for name in ("flip", "vertical_flip", "erase", "mix_prob", "mix_switch"):
-        _within(f"{key}.{name}", getattr(augmentation, name), 0, 1, where)
-    for name in ("mixup", "cutmix"):
-        _within(f"{key}.{name}", getattr(augmentation, name), 0, math.inf, where)
-    if augmentation.randaug is not None and not re.fullmatch(r"rand(-[a-z]+[\d.]+)+", augmentation.randaug):
-        raise UserError(
-            f"{where(f'{key}.randaug')}: '{augmentation.randaug}' is no RandAugment.",
-            "Write it as timm does, for instance rand-m9-mstd0.5-inc1, or null for none.",
-        )
-    _pair(f"{key}.crop_scale", augmentation.crop_scale, 1.0, where)
-    _pair(f"{key}.crop_ratio", augmentation.crop_ratio, math.inf, where)
-    if augmentation.color_jitter is not None:
-        if len(augmentation.color_jitter) not in (3, 4):
-            raise UserError(
-                f"{where(f'{key}.color_jitter')}: {augmentation.color_jitter} cannot be.",
-                f"{key}.color_jitter is [brightness,contrast,saturation] or [brightness,contrast,saturation,hue].",
-            )
-        if augmentation.randaug is not None:
-            raise UserError(
-                f"{where(f'{key}.color_jitter')}: colour jitter is only drawn without RandAugment.",
-                f"Give {key}.randaug=null, or {key}.color_jitter=null.",
-            )
+    _augmentation(f"{key}.augmentation", recipe.augmentation, where)
+
+
+def _augmentation(key: str, augmentation: AugmentationConfig, where: Where) -> None:
+    """What can be drawn is for :class:`Augmentation` to say; it is built, and its answer names this recipe's key."""
+    from vitlab.distill.draw import Augmentation  # numpy, no torch; a mistyped key is answered without it
+
+    usual = "recipe.augmentation"
+    try:
+        Augmentation(size=1, **dataclasses.asdict(augmentation))
+    except UserError as error:
+        found = re.match(rf"{usual}\.\w+", error.what)
+        mine = found[0].replace(usual, key) if found else key
+        place = where(mine)
+        file = place.removesuffix(mine) if place.endswith(mine) else ""
+        raise UserError(file + error.what.replace(usual, key), error.cure.replace(usual, key)) from None
 
 
 def _model(key: str, model: ModelConfig, where: Where) -> None:
@@ -218,16 +219,53 @@ def _dataset(config: Config, where: Where, read: bool) -> None:
         _within("dataset.std", value, 0, math.inf, where, open_low=True)
     if dataset.labels_per_class is not None:
         _at_least("dataset.labels_per_class", dataset.labels_per_class, 1, where)
+    from vitlab.distill.draw import CROPS
+
     _one_of("dataset.crop", dataset.crop, CROPS, where)
     _within("dataset.crop_pct", dataset.crop_pct, 0, 1, where, open_low=True)
     _within("dataset.val_fraction", dataset.val_fraction, 0, 1, where, open_high=True)
     _at_least("dataset.length", dataset.length, 1, where)
     _at_least("dataset.num_classes", dataset.num_classes, 2, where)
-    if dataset.name in EMBEDDED or not read:
+    _split(config, where)
+    if dataset.embedded or not read:
         return
     roots = data_roots(dataset)
     if not dataset.download and not any(one.is_dir() for one in roots):
-        raise missing(dataset, "a folder", downloadable=dataset.name not in ("folder", "imagenet"))
+        from vitlab.data.sets import find_set  # imports numpy
+
+        raise missing(dataset, "a folder", downloadable=getattr(find_set(dataset.name), "DOWNLOADABLE", False))
+
+
+def _split(config: Config, where: Where) -> None:
+    """Keys that say which image belongs to which split."""
+    dataset = config.dataset
+    if dataset.folds is not None:
+        _at_least("dataset.folds", dataset.folds, 2, where)
+        if dataset.split_file is not None:
+            raise UserError(f"{where('dataset.split_file')}: dataset.folds splits the images too.", "Leave one out.")
+        if dataset.fold is None:
+            every = ",".join(map(str, range(dataset.folds)))
+            raise UserError(
+                f"{where('dataset.folds')}: which fold is tested?",
+                f"Give dataset.fold=0, or all of them with -m dataset.fold={every}.",
+            )
+        if not 0 <= dataset.fold < dataset.folds:
+            raise UserError(
+                f"{where('dataset.fold')}: there is no fold {dataset.fold} of {dataset.folds}.",
+                f"dataset.fold is a whole number from 0 to {dataset.folds - 1}.",
+            )
+    elif dataset.fold is not None:
+        raise UserError(f"{where('dataset.fold')}: a fold of how many?", "Give dataset.folds=5, or leave it out.")
+    if dataset.split_file is not None and not Path(dataset.split_file).expanduser().is_file():
+        raise UserError(
+            f"{where('dataset.split_file')}: there is no file {dataset.split_file}.",
+            "Give a CSV with the columns path,split, such as the splits.csv of a run.",
+        )
+    if dataset.classes is not None and dataset.classes != "listed" and not isinstance(dataset.classes, list):
+        raise UserError(
+            f"{where('dataset.classes')}: '{dataset.classes}' is no order of classes.",
+            "Give all of them as a list, [cat,dog], or listed for the order of a CSV.",
+        )
 
 
 def _teacher(config: Config, where: Where) -> None:
@@ -381,9 +419,3 @@ def _within(
 def _length(key: str, value: list[float], length: int, where: Where) -> None:
     if len(value) != length:
         raise UserError(f"{where(key)}: {value} does not fit.", f"{key} takes {length} numbers.")
-
-
-def _pair(key: str, value: list[float] | None, most: float, where: Where) -> None:
-    if value is not None and not (len(value) == 2 and 0 < value[0] <= value[1] <= most):
-        below = "" if most == math.inf else f" ≤ {most:g}"
-        raise UserError(f"{where(key)}: {value} cannot be.", f"{key} is a range [a,b] with 0 < a ≤ b{below}.")

@@ -140,10 +140,11 @@ def yaml_error(error: yaml.YAMLError, conf: Path) -> UserError:
 def missing_file(missing: str, conf: Path) -> UserError:
     """A defaults list that names a file that is not there; ``missing`` is group/choice."""
     group, _, choice = missing.rpartition("/")
-    names = choices(conf, group)
+    base = choice.startswith("_")  # of other files, and no choice
+    names = sorted(path.stem for path in (conf / group).glob("_*.yaml")) if base else choices(conf, group)
     near = nearest(choice, names)
     place = _search(conf, rf"[/\s]{re.escape(group)}(@[\w.]+)?:\s*{re.escape(choice)}\s*(#.*)?$")
-    place = place or _search(conf / group, rf"^\s*-\s*{re.escape(choice)}\s*(#.*)?$")
+    place = place or _search(conf / group, rf"^(\s*-|defaults:\s*\[)\s*{re.escape(choice)}\s*\]?\s*(#.*)?$")
     return UserError(
         f"{f'{place}: ' if place else ''}there is no file {choice}.yaml in {conf.name}/{group or '.'}.",
         f"Did you mean {near}?" if near else f"There are: {list_names(names)}.",

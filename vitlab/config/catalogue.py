@@ -47,6 +47,7 @@ GROUPS = {
     "export": Group("the files that others can load", changes_result=False, always_read=True),
     "debug": Group("shortcuts, to see every stage pass quickly", always_read=True, named=True),
     "sweep": Group("several runs of one command, after -m", changes_result=False),
+    "paper": Group("the published row that stands beside the result", changes_result=False),
     "experiment": Group("complete set-ups in one word", always_read=True),
 }
 """The config groups, in the order in which ``--help`` shows them."""
@@ -55,19 +56,32 @@ PLAN_ORDER = ("method", "dataset", "model", "teacher", "recipe", "hardware", "ex
 """The groups whose choice the plan of a run shows."""
 
 TRAINING_KEYS = frozenset(
-    {"trainer", "mode", "seed", "name", "output", "fresh", "only", "local", "paper", "audit", "sweep", "slurm"}
+    {
+        "trainer",
+        "mode",
+        "seed",
+        "name",
+        "output",
+        "fresh",
+        "only",
+        "local",
+        "paper",
+        "audit",
+        "report",
+        "sweep",
+        "slurm",
+    }
 )
 """Top-level keys and groups that any training takes, beside what its stages read."""
 
 RESULT_FREE = frozenset(name for name, group in GROUPS.items() if not group.changes_result) | {
     *("slurm", "trainer", "mode", "name", "output", "fresh", "only", "local"),
-    *("run", "input", "benchmark", "predict", "explain", "audit"),  # of the modes that read what was trained
-    "paper",  # a published row that stands beside the result
+    *("run", "input", "benchmark", "predict", "explain", "audit", "report"),  # of the modes that read what was trained
 }
 """Top-level keys and groups that cannot change what is learned; they may differ when a run continues."""
 
-RESULT_FREE_KEYS = frozenset({"accumulate"})
-"""Last parts of keys of which the same is true: how a batch is divided, which memory decides."""
+RESULT_FREE_KEYS = frozenset({"accumulate", "embedded", "synthetic"})
+"""Last parts of keys of which the same is true: how a batch is divided, which memory decides; what a data set is."""
 
 ALWAYS_READ = frozenset(name for name, group in GROUPS.items() if group.always_read)
 
@@ -171,8 +185,10 @@ def conf_dir() -> Path:
 
 
 def choices(conf: Path, group: str) -> list[str]:
-    """Names of the YAML files of a group, numbers in them in the order of their values."""
-    return sorted((path.stem for path in (conf / group).glob("*.yaml")), key=_natural)
+    """Names of the YAML files of a group, numbers in them in the order of their values. ``_NAME.yaml`` is a base of
+    others, not a choice."""
+    names = (path.stem for path in (conf / group).glob("*.yaml"))
+    return sorted((name for name in names if not name.startswith("_")), key=_natural)
 
 
 def head(path: Path) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
 MISSING: Any = "???"
 """OmegaConf's mark of a value that ``conf/`` must give; its package would double the time of ``--help``."""
@@ -29,12 +29,17 @@ class ModelConfig:
     absent_class: str = "mean"  # a class of yours that an ImageNet-22k head lacks: mean of the others, or zero
     table_resize: str = "official"  # TinyViT's bias tables for another window: official, or timm (antialiased)
 
+    FIRST: ClassVar[tuple[str, ...]] = (
+        *("name", "pretrained", "checkpoint", "args", "mean", "std", "absent_class", "table_resize"),
+    )
+    """For the names of folders that hold a model's results (:func:`vitlab.files.stable_dict`)."""
+
 
 @dataclass
 class DatasetConfig:
     """Images with labels, and how large a network sees them."""
 
-    name: str = MISSING  # digits, cifar10, cifar100, flowers102, food101, imagenet, folder, fake
+    name: str = MISSING  # a module of vitlab/data/sets: digits, cifar10, imagenet, folder, ...
     root: Optional[str] = None  # folder with the data; null: $VITLAB_DATA/<name>
     size: int = MISSING  # side of the square view in pixels
     mean: list[float] = MISSING  # per channel, in [0, 1]
@@ -46,8 +51,20 @@ class DatasetConfig:
     csv: Optional[str] = None  # folder only: CSV with columns path,label[,split][,group]
     leave_out: Optional[str] = None  # folder only: text file of images to leave out, one path a line
     val_fraction: float = 0.0  # share of every class of train held out as val where there is no val split; 0: none
+    folds: Optional[int] = None  # cross-validation: split all images into so many folds, by a hash; null: none
+    fold: Optional[int] = None  # with folds: the fold that is the test split, 0 to folds - 1
+    split_file: Optional[str] = None  # CSV path,split that says where each image belongs, as runs write it
+    classes: Any = None  # folder only: their order, a list; listed: a CSV's; null: classes.txt, else the alphabet
+    embedded: bool = False  # comes with vitlab or a package: no folder is needed
+    synthetic: bool = False  # made-up images: reports say that the numbers mean nothing
     length: int = 256  # fake only: training images (a quarter as many for testing)
     num_classes: int = 10  # fake only
+
+    FIRST: ClassVar[tuple[str, ...]] = (
+        *("name", "root", "size", "mean", "std", "labels_per_class", "crop_pct", "crop", "download", "csv"),
+        *("leave_out", "val_fraction", "length", "num_classes"),
+    )
+    """As in :class:`ModelConfig`."""
 
 
 @dataclass
@@ -85,6 +102,8 @@ class RecipeConfig:
     min_lr: float = 0.0  # learning rate of the last step
     decay_at: list[str] = field(default_factory=list)  # step schedule: durations at which lr is multiplied
     decay_rate: float = 0.1  # step schedule: by this factor
+    head_lr: float = 1.0  # the classifier's learning rate is lr times this
+    balance: str = "none"  # of unequal classes, for training on labels: none | weight | sampler | logit_adjust
     freeze_batchnorm: bool = False  # running statistics stay as they are; scales and shifts still learn
     layer_decay: float = 1.0  # lr of each earlier layer group is multiplied by this once more; 1: off
     clip: Optional[float] = None  # global gradient norm
@@ -191,7 +210,7 @@ class DebugConfig:
 
 @dataclass
 class PaperConfig:
-    """A published row that stands in the report beside the run's result; experiments give it."""
+    """A published row that stands in the report beside the run's result; chosen with paper=NAME."""
 
     name: Optional[str] = None  # the row, e.g. TinyViT-5M, 300 epochs; null: none
     source: str = ""  # where it stands, e.g. Wu et al. 2022, main table
@@ -232,6 +251,13 @@ class ExplainConfig:
     target: str = "predicted"  # the class that Grad-CAM explains: predicted, label, or a class's name
     layer: Optional[str] = None  # module that Grad-CAM reads; null: the last one that has places
     sanity: bool = True  # randomise the weights and show what is left of the maps
+
+
+@dataclass
+class ReportConfig:
+    """The page of a run."""
+
+    figures: bool = True  # draw them; false: tables and words only, for sweeps of many runs (mode=report draws later)
 
 
 @dataclass
@@ -302,6 +328,7 @@ class Config:
     predict: PredictConfig = field(default_factory=PredictConfig)
     explain: ExplainConfig = field(default_factory=ExplainConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
 

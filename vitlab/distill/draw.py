@@ -13,19 +13,19 @@ with a draw of its own, mixup and CutMix both at once.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vitlab.distill.randaug import draw_ops, parse_randaug
 from vitlab.errors import UserError
+from vitlab.files import stable_dict
 
 GRID = 224
 """Side of the reference grid on which erasing (and torchvision's translations) are drawn."""
@@ -35,6 +35,9 @@ ATTEMPTS = 10
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 ERASE_MODES = ("pixel", "rand", "const")
+CROPS = ("auto", "center", "squash")
+"""What ``dataset.crop`` accepts: see :class:`vitlab.distill.views.EvalView`."""
+
 _JITTER = ("brightness", "contrast", "saturation", "hue")
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -62,6 +65,12 @@ class Augmentation:
     mix_prob: float = 1.0
     mix_switch: float = 0.5
     interpolation: str = "bicubic"
+
+    FIRST: ClassVar[tuple[str, ...]] = (
+        *("size", "crop_scale", "crop_ratio", "flip", "vertical_flip", "randaug", "color_jitter"),
+        *("erase", "erase_mode", "mixup", "cutmix", "mix_prob", "mix_switch", "interpolation"),
+    )
+    """Never changed: stores of all times are known by these (:func:`vitlab.files.stable_dict`)."""
 
     def __post_init__(self) -> None:
         for name in ("crop_scale", "crop_ratio", "color_jitter"):
@@ -106,8 +115,9 @@ class Augmentation:
         return self.mix_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form; :meth:`from_dict` gives an equal object back."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        """JSON-able form; :meth:`from_dict` gives an equal object back. A field that came after :attr:`FIRST` is left
+        out where it is neutral."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in stable_dict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Augmentation:
@@ -115,7 +125,10 @@ class Augmentation:
         return cls(**values)
 
     def fingerprint(self) -> str:
-        """sha256 hex of the fields and of the draw protocol: equal exactly when every seed means the same view."""
+        """sha256 hex of the fields and of the draw protocol: equal exactly when every seed means the same view.
+
+        It stays what it is when a field with a neutral default is added, so that sealed stores are read for ever.
+        """
         text = json.dumps({"protocol": "tinyvit-1", **self.to_dict()}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -17,12 +17,13 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from vitlab.distill.draw import ATTEMPTS, GRID, Draw, Erase, Mix, draw_crop
 from vitlab.errors import UserError
+from vitlab.files import stable_dict
 
 PROTOCOL = "reinforce-1"
 VARIANTS = ("rrc", "mixing", "randaug", "randaug_mixing", "center")
@@ -89,6 +90,12 @@ class Reinforcement:
     partner_batch: int = 4
     odd: tuple[tuple[str, float], ...] = ()
 
+    FIRST: ClassVar[tuple[str, ...]] = (
+        *("variant", "crop_scale", "crop_ratio", "pad", "flip", "ops", "magnitude", "erase", "erase_scale"),
+        *("erase_ratio", "mixup", "cutmix", "crop_pct", "partner", "partner_batch", "odd"),
+    )
+    """Never changed: stores of all times are known by these (:func:`vitlab.files.stable_dict`)."""
+
     def __post_init__(self) -> None:
         for name in ("crop_scale", "crop_ratio", "erase_scale", "erase_ratio"):
             value = getattr(self, name)
@@ -124,7 +131,7 @@ class Reinforcement:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form; :meth:`from_dict` gives an equal object back."""
-        values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in stable_dict(self).items()}
         # Fields added after the first stores are left out at their neutral value: older fingerprints stay valid.
         if self.partner == "dataset":
             del values["partner"], values["partner_batch"]

@@ -21,12 +21,13 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from vitlab.distill.reinforce_draw import PROTOCOL
 from vitlab.errors import UserError
+from vitlab.files import stable_dict
 
 FORMAT = "vitlab-store-1"
 BLOCK = 8192
@@ -72,6 +73,12 @@ class StoreSpec:
     fields: tuple[tuple[str, str, int], ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
 
+    FIRST: ClassVar[tuple[str, ...]] = (
+        *("images", "slots", "k", "classes", "keys_sha256", "data_fingerprint", "augmentation"),
+        *("augmentation_fingerprint", "teacher", "mean", "std", "base_seed", "prob", "protocol", "fields", "versions"),
+    )
+    """Never changed: the fingerprints of stores of all times are made of these (:func:`vitlab.files.stable_dict`)."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(float(v) for v in self.mean))
         object.__setattr__(self, "std", tuple(float(v) for v in self.std))
@@ -106,19 +113,21 @@ class StoreSpec:
         return self.images * self.record.itemsize
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return {"format": FORMAT, **dataclasses.asdict(self)}
+        """JSON-able form. A field that came after :attr:`FIRST` is left out where it is neutral."""
+        return {"format": FORMAT, **stable_dict(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> StoreSpec:
         """The inverse of :meth:`to_dict`, also after JSON.
 
         Raises:
-            UserError: for another format.
+            UserError: for another format, or fields that this version does not know.
         """
         values = dict(values)
         if (found := values.pop("format", None)) != FORMAT:
             raise UserError(f"{SPEC} has format {found!r}; this version reads {FORMAT!r}.", "Make the store again.")
+        if unknown := sorted(values.keys() - {one.name for one in dataclasses.fields(cls)}):
+            raise UserError(f"{SPEC} has {', '.join(unknown)}, unknown to this version.", "Use a newer one.")
         return cls(**values)
 
     def differences(self, other: StoreSpec) -> list[str]:

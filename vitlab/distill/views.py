@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vitlab.distill.draw import Draw, Erase, Mix
+from vitlab.distill.draw import CROPS, Draw, Erase, Mix
 from vitlab.distill.ops import RESAMPLING, Fill, jitter_op, timm_op, torchvision_op, torchvision_tensor_op
 
 BACKENDS = ("pil", "tensor")
@@ -122,9 +122,6 @@ class View:
             area.copy_(torch.from_numpy(noise))
         else:
             raise ValueError(f"'{erase.mode}' is not a way to erase")
-
-
-CROPS = ("auto", "center", "squash")
 
 
 class EvalView:

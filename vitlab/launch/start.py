@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from vitlab.compose.schema import complete
 from vitlab.config import Config
 from vitlab.config.catalogue import find_mode
 from vitlab.config.composed import Composed
@@ -126,7 +127,7 @@ def find_run(composed: Composed) -> Run:
     config = composed.config
     prefix = config.name or f"{config.dataset.name}-{composed.network}"
     return Run.open(
-        Path(config.output), config.method.name, prefix, composed.identity(), composed.tree, fresh=config.fresh
+        Path(config.output), config.method.name, prefix, composed.identity(), composed.tree, config.fresh, complete
     )
 
 

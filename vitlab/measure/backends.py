@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-BACKENDS = ("eager", "compile", "onnxruntime", "openvino")
+from vitlab.measure.timing import forward_pass, synchronize
+
 NEEDS = {"onnxruntime": ("onnx", "onnxruntime", "onnxscript"), "openvino": ("onnx", "onnxscript", "openvino")}
 """Packages beside torch that a backend needs."""
 
@@ -32,15 +33,7 @@ def eager(model: nn.Module, images: NDArray[np.float32]) -> Pass:
     """PyTorch, operation by operation, on the model's device and in eval mode (as it must be already)."""
     like = next(model.parameters())
     batch = torch.from_numpy(images).to(like.device, like.dtype)
-
-    def run() -> object:
-        with torch.inference_mode():
-            out = model(batch)
-        if like.device.type == "cuda":
-            torch.cuda.synchronize(like.device)
-        return out
-
-    return run
+    return forward_pass(model, batch)
 
 
 def compiled(model: nn.Module, images: NDArray[np.float32]) -> Pass:
@@ -53,8 +46,7 @@ def compiled(model: nn.Module, images: NDArray[np.float32]) -> Pass:
     def run() -> object:
         with torch.no_grad():  # inference tensors are guarded against anew in every call
             out = fast(batch)
-        if like.device.type == "cuda":
-            torch.cuda.synchronize(like.device)
+        synchronize(like.device)
         return out
 
     return run

@@ -7,57 +7,30 @@ convention of the papers: DeiT-S 4.6 G, Swin-T 4.5 G, TinyViT-5M 1.255 G at 224 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitlab.measure.cost_record import Cost, Latency, Memory
 from vitlab.measure.memory import peak_memory
+from vitlab.measure.timing import WARMUP, device_name, synchronize, time_calls
 from vitlab.models.eval_mode import eval_mode
 
 CHANNELS = 3
 
 
-@dataclass(frozen=True)
-class Latency:
-    """Milliseconds a forward pass of one batch takes: median and the tenth and ninetieth percentile of the repeats."""
+@runtime_checkable
+class CountsMacs(Protocol):
+    """A network with further counts of multiply-adds than that of the operations which its forward pass executes."""
 
-    batch: int
-    median_ms: float
-    p10_ms: float
-    p90_ms: float
-    repeats: int
-
-    @property
-    def images_per_second(self) -> float:
-        return 1000 * self.batch / self.median_ms
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes that a forward pass of one batch holds at its worst moment, without the weights."""
-
-    batch: int
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Cost:
-    """One network's cost at one input size."""
-
-    params: int
-    macs: int  # for one image
-    size: int  # side of the square input, pixels
-    bytes: int | None = None  # of the weights file, where there is one
-    latency: list[Latency] = field(default_factory=list)
-    memory: list[Memory] = field(default_factory=list)
-    device: str = "cpu"  # the latency is of this device,
-    threads: int = 1  # with so many CPU threads
+    def extra_macs(self, size: int) -> Mapping[str, int]:
+        """Multiply-adds of one image [1, 3, size, size] by name, e.g. ``{"reference": ...}``, a paper's own count."""
 
 
 def measure_cost(
@@ -86,8 +59,9 @@ def measure_cost(
         bytes=file.stat().st_size if file is not None else None,
         latency=[measure_latency(model, size, batch, repeats) for batch in batches],
         memory=[Memory(batch, peak_memory(model, size, batch)) for batch in memory],
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        device=device_name(device),
         threads=torch.get_num_threads(),
+        extra_macs=dict(model.extra_macs(size)) if isinstance(model, CountsMacs) else {},
     )
 
 
@@ -107,34 +81,25 @@ def count_macs(model: nn.Module, size: int) -> int:
     return int(counter.get_total_flops()) // 2  # torch counts the multiplication and the addition
 
 
-def measure_latency(model: nn.Module, size: int, batch: int, repeats: int, warmup: int = 3) -> Latency:
+def measure_latency(model: nn.Module, size: int, batch: int, repeats: int, warmup: int = WARMUP) -> Latency:
     """Time forward passes of random images [batch, 3, size, size], in eval mode.
 
     Raises:
         ValueError: no repeats.
     """
-    if repeats < 1:
-        raise ValueError(f"latency needs at least one repeat, not {repeats}")
     images = _images(model, batch, size).normal_()
-    elapsed = []
+
+    def run() -> None:
+        model(images)
+        synchronize(images.device)
+
+    synchronize(images.device)
     with eval_mode(model):
-        for _ in range(warmup):
-            model(images)
-        for _ in range(repeats):
-            _wait(images.device)
-            start = time.perf_counter()
-            model(images)
-            _wait(images.device)
-            elapsed.append(1000 * (time.perf_counter() - start))
-    p10, median, p90 = torch.tensor(elapsed).quantile(torch.tensor([0.1, 0.5, 0.9])).tolist()
+        elapsed = time_calls(run, repeats, warmup)
+    p10, median, p90 = (1000 * np.quantile(elapsed, [0.1, 0.5, 0.9])).tolist()
     return Latency(batch, median, p10, p90, repeats)
 
 
 def _images(model: nn.Module, batch: int, size: int) -> torch.Tensor:
     like = next(model.parameters())
     return torch.zeros(batch, CHANNELS, size, size, dtype=like.dtype, device=like.device)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

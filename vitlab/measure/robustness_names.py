@@ -1,4 +1,4 @@
-"""The names of the corruptions and of the shifted sets, for the prompt too: no numpy here."""
+"""The names of corruptions, shifted sets and backends, for the prompt too: no numpy here."""
 
 from __future__ import annotations
 
@@ -15,3 +15,6 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 SHIFTED = ("val", "v2", "v2_threshold", "v2_top", "a", "r", "sketch", "objectnet", "c")
 """ImageNet's validation images and the sets that shift away from them: see :mod:`vitlab.data.shifted`."""
+
+BACKENDS = ("eager", "compile", "onnxruntime", "openvino")
+"""Ways in which a network is timed: see :mod:`vitlab.measure.backends`."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from vitlab.measure.timing import device_name, synchronize, time_for
 from vitlab.models.eval_mode import eval_mode
 
 AUTOCAST = {"bf16-mixed": "bf16", "16-mixed": "fp16"}
@@ -49,19 +49,11 @@ def measure_throughput(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is traced is known: fixed sizes are what is timed
             traced = torch.jit.trace(model, images, check_trace=False)
-        _run(traced, images, warmup, least=3)  # a traced network is optimised in its first passes
-        times = _run(traced, images, seconds, least=1)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return Throughput(batch * len(times) / sum(times), batch, len(times), name, precision)
 
+        def run() -> None:
+            traced(images)
+            synchronize(device)
 
-def _run(model: torch.jit.ScriptModule, images: torch.Tensor, seconds: float, least: int) -> list[float]:
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < least or time.perf_counter() < end:
-        start = time.perf_counter()
-        model(images)
-        if images.device.type == "cuda":
-            torch.cuda.synchronize(images.device)
-        times.append(time.perf_counter() - start)
-    return times
+        time_for(run, warmup, least=3)  # a traced network is optimised in its first passes
+        times = time_for(run, seconds, least=1)
+    return Throughput(batch * len(times) / sum(times), batch, len(times), device_name(device), precision)

@@ -26,6 +26,9 @@ from vitlab.models.checkpoints import META_FILE, WEIGHTS_FILE
 FORMAT = 1
 """Version of ``model.json``; raised when an older reader could misunderstand a newer file."""
 
+REMOVED: dict[str, Any] = {}
+"""Keys that former versions wrote: each with the value under which it says nothing and is left out when read."""
+
 
 @dataclass
 class ModelMeta:
@@ -80,7 +83,7 @@ def note_metrics(folder: Path, metrics: dict[str, Any]) -> None:
 
 
 def read_meta(folder: Path) -> ModelMeta:
-    """Read the description of a model folder.
+    """Read the description of a model folder; what came after it was written has its default.
 
     Raises:
         UserError: not a model folder, damaged, or written by a newer vitlab.
@@ -93,6 +96,7 @@ def read_meta(folder: Path) -> ModelMeta:
     except ValueError as error:
         raise UserError(f"'{path}' is damaged ({error}).", "Copy the folder again.") from error
     version = stored.pop("format", None)
+    stored = {key: value for key, value in stored.items() if key not in REMOVED or value != REMOVED[key]}
     known = {item.name for item in dataclasses.fields(ModelMeta)}
     if version != FORMAT or not known.issuperset(stored):
         raise UserError(

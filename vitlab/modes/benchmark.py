@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,8 +28,8 @@ from vitlab.run.environment import now
 from vitlab.run.run import Run
 
 if TYPE_CHECKING:
-    from vitlab.measure.cost import Cost
-    from vitlab.measure.interleave import Contender, Timing
+    from vitlab.measure.cost_record import Cost
+    from vitlab.measure.timing import Contender, Timing
 
 MEANING = "parameters, multiply-adds, latency, memory side by side; run='*' draws all runs"
 READS = ("run", "model", "dataset", "experiment", "debug", "evaluation", "benchmark")
@@ -80,7 +79,7 @@ def answer(composed: Composed) -> int:
 def costs(subjects: Sequence[SelectedModel]) -> dict[str, Any]:
     """Parameters, multiply-adds, memory, size and latency of the models of one run, by stage."""
     found, _ = measure(subjects, ("eager",), subjects[0].config.trainer.accelerator)
-    return {_key(one.subject): asdict(one.cost) for one in found}
+    return {_key(one.subject): one.cost.to_dict() for one in found}
 
 
 def measure(
@@ -89,8 +88,9 @@ def measure(
     """Count every model, then time all models in all backends round by round, one batch size after the other."""
     import torch
 
-    from vitlab.measure.cost import Latency, measure_cost
-    from vitlab.measure.interleave import interleave
+    from vitlab.measure.cost import measure_cost
+    from vitlab.measure.cost_record import Latency
+    from vitlab.measure.timing import interleave
     from vitlab.training.progress import Progress
 
     spec = subjects[0].config.evaluation
@@ -127,7 +127,7 @@ def _contenders(
     import numpy as np
 
     from vitlab.measure import backends as ways
-    from vitlab.measure.interleave import Contender
+    from vitlab.measure.timing import Contender
 
     size, name = one.subject.meta.size, one.subject.name
     images = np.random.default_rng(0).normal(size=(batch, 3, size, size)).astype(np.float32)
@@ -183,7 +183,7 @@ def _record(run: Run, found: Sequence[Costed], session: str) -> None:
     told = run.read_done("benchmark").get("costs") if run.is_done("benchmark") else None
     every = dict(told) if isinstance(told, Mapping) else {}
     for one in found:
-        new = asdict(one.cost) | {"session": session}
+        new = one.cost.to_dict() | {"session": session}
         if not new["latency"] and _key(one.subject) in every:
             old = every[_key(one.subject)]
             new |= {name: old[name] for name in ("latency", "device", "threads", "session") if name in old}
@@ -249,7 +249,7 @@ def write_timings(found: Sequence[Costed], timings: Sequence[Timing], said: str,
         {
             "machine": {k: v for k, v in environment("").items() if k in ("time", "cpu", "cores", "packages")},
             "models": [
-                {"name": one.subject.name, "title": one.subject.title, **asdict(one.cost), "skipped": one.skipped}
+                {"name": one.subject.name, "title": one.subject.title, **one.cost.to_dict(), "skipped": one.skipped}
                 for one in found
             ],
             "timings": [{**asdict(one), "images_per_second": one.images_per_second} for one in timings],
@@ -265,30 +265,33 @@ def write_timings(found: Sequence[Costed], timings: Sequence[Timing], said: str,
 
 def summary(found: Sequence[Costed], timings: Sequence[Timing]) -> str:
     """What stands at the prompt."""
-    from vitlab.report.compare import count, file_size, milliseconds, si
+    from vitlab.measure.timing import is_busy, load_average
+    from vitlab.report.compare import DASH, count, file_size, milliseconds, si
     from vitlab.report.text_tables import text_table
     from vitlab.run.environment import environment
 
     first = found[0].cost
     machine = environment("")
-    where = f"{machine['cpu']}, {count(first.threads, 'thread')}" if first.device == "cpu" else first.device
+    where = f"{machine['cpu']}, {count(first.threads or 1, 'thread')}" if first.device == "cpu" else first.device
     lines = [f"machine  {where}"]
-    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    load = load_average()
     cores = int(str(machine["cores"]))
-    if timings and busy > cores + 1:
+    if timings and is_busy(load, cores):
         lines.append(
-            f"busy     load {busy:.1f} on {count(cores, 'core')}: milliseconds are too long, ratios hold (models take "
+            f"busy     load {load:.1f} on {count(cores, 'core')}: milliseconds are too long, ratios hold (models take "
             "turns)"
         )
     memory = sorted({each.batch for one in found for each in one.cost.memory})
-    rows = [["model", "px", "Params", "MACs", "Weights", *(f"Memory, batch {b}" for b in memory)]]
+    extra = list(dict.fromkeys(name for one in found for name in one.cost.extra_macs))
+    counts = ["MACs", *(f"MACs, {name}" for name in extra)]
+    rows = [["model", "px", "Params", *counts, "Weights", *(f"Memory, batch {b}" for b in memory)]]
     for one in found:
         c = one.cost
         held = {each.batch: file_size(each.bytes) for each in c.memory}
-        size = file_size(c.bytes) if c.bytes is not None else "–"
-        rows.append(
-            [one.subject.title, str(c.size), si(c.params), si(c.macs), size, *(held.get(b, "–") for b in memory)]
-        )
+        macs = [c.macs, *(c.extra_macs.get(name) for name in extra)]
+        cells = [DASH if each is None else si(each) for each in (c.params, *macs)]
+        cells += [DASH if c.bytes is None else file_size(c.bytes), *(held.get(b, DASH) for b in memory)]
+        rows.append([one.subject.title, str(c.size), *cells])
     lines += ["", text_table(rows)]
     lines.append(
         "MACs of one image: 1 = one multiplication with its addition, in convolutions, linear layers and both products"

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from vitlab.compose.schema import complete, from_tree
 from vitlab.config import Config
 from vitlab.config.catalogue import conf_dir
 from vitlab.config.composed import Composed
@@ -49,8 +50,8 @@ def find_runs(composed: Composed) -> list[tuple[Run, str | None]]:
 
 def config_of(run: Run, composed: Composed) -> Config:
     """The run's own configuration, with what the prompt may say anew: hardware, measuring, and typed keys of the data
-    set (``dataset.root`` of data that have moved; ``dataset=NAME`` for others). An option that its method has had only
-    since takes the usual value.
+    set (``dataset.root`` of data that have moved; ``dataset=NAME`` for others). A key that came after the run has its
+    default, and an option of the method without one what ``conf/method/`` gives.
 
     Raises:
         UserError: the stored configuration is not one that this vitlab reads.
@@ -61,17 +62,14 @@ def config_of(run: Run, composed: Composed) -> Config:
     asked = composed.config
     name = str(_dict(run.tree["method"])["name"])
     try:
-        schema = OmegaConf.structured(Config(method=find_method(name).Options))
         usual = OmegaConf.load(conf_dir() / "method" / f"{name}.yaml")
         assert isinstance(usual, DictConfig)
-        since = {"method": usual.get("method", {})}
-        config = OmegaConf.to_object(OmegaConf.merge(schema, since, run.tree))
+        config = from_tree(run.tree, {"method": usual.get("method", {})})
     except OmegaConfBaseException as error:
         raise UserError(
             f"The configuration of {run.folder} does not fit this vitlab: {str(error).splitlines()[0]}.",
             "Use the version that made the run (environment.jsonl says which).",
         ) from error
-    assert isinstance(config, Config)
     trained = config.dataset
     config = replace(config, **{key: getattr(asked, key) for key in (*SHARED, "explain")})
     for group in ("dataset", "debug"):
@@ -80,12 +78,18 @@ def config_of(run: Run, composed: Composed) -> Config:
         else:
             values = {key: getattr(getattr(asked, group), key) for key in typed_keys(composed, group)}
             config = replace(config, **{group: replace(getattr(config, group), **values)})
-    if config.dataset.name == trained.name and config.dataset.val_fraction != trained.val_fraction:
-        raise UserError(
-            f"dataset.val_fraction={config.dataset.val_fraction:g}: {run.name} was trained with "
-            f"{trained.val_fraction:g}, so it has seen images that this would hold out, or the other way round.",
-            "Leave it out, or train with it: then it belongs into the command of the training.",
-        )
+    elsewhere = (config.dataset.root, config.dataset.csv) != (trained.root, trained.csv)  # other images, or moved ones
+    for key in ("val_fraction",) if elsewhere else ("val_fraction", "folds", "fold", "split_file"):
+        now, then = getattr(config.dataset, key), getattr(trained, key)
+        if config.dataset.name == trained.name and now != then:
+            now, then = (
+                "null" if one is None else f"{one:g}" if isinstance(one, float) else one for one in (now, then)
+            )
+            raise UserError(
+                f"dataset.{key}={now}: {run.name} was trained with {then}, so it has seen images that this would hold "
+                "out, or the other way round.",
+                "Leave it out, or train with it: then it belongs into the command of the training.",
+            )
     return config
 
 
@@ -156,9 +160,9 @@ def _resolve(word: str, composed: Composed) -> list[tuple[Run, str | None]]:
 
 def _run_at(path: Path) -> tuple[Run, str | None] | None:
     if (path / "run.json").is_file():
-        return Run.at(path), None
+        return Run.at(path, complete), None
     if path.parent != path and (path.parent / "run.json").is_file():
-        return Run.at(path.parent), path.name
+        return Run.at(path.parent, complete), path.name
     return None
 
 

@@ -24,7 +24,7 @@ from vitlab.report.write import write_report
 from vitlab.run.run import Run
 
 MEANING = "the page of a run written anew, or several side by side: run=[A,B]"
-READS = ("run",)
+READS = ("run", "report")
 
 
 def answer(composed: Composed) -> int:
@@ -32,13 +32,13 @@ def answer(composed: Composed) -> int:
     found = find_runs(composed)
     if not found:
         raise UserError("mode=report needs a run.", "Give run=FOLDER, or several: run=[A,B].")
-    card = None
+    card, figures = None, composed.config.report.figures
     runs = list({run.folder: run for run, _ in found}.values())
     reports = [of_run(run, composed) for run in runs]
     if len(runs) == 1:
         with writing(runs[0], composed):
             data, folder = reports[0], runs[0].folder
-            paths = write_report(folder, data)
+            paths = write_report(folder, data, figures)
             card = write_card(folder, data)
     else:
         from vitlab.report.compare_runs import side_by_side
@@ -47,7 +47,7 @@ def answer(composed: Composed) -> int:
         data = side_by_side(reports, names, command_of(composed), max(1, composed.config.evaluation.resamples))
         digest = hashlib.sha256("|".join(str(run.folder) for run in runs).encode()).hexdigest()[:8]
         folder = Path(composed.config.output) / "report" / f"{len(runs)}-runs-{digest}"
-        paths = write_report(folder, data)
+        paths = write_report(folder, data, figures)
     print(compare(data.rows, data.paper_rows, data.primary, data.dataset.synthetic).text())
     print(f"\nreport   {paths.html}\n         {paths.markdown}, {len(paths.figures)} figures")
     if card is not None:

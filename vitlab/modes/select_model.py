@@ -8,7 +8,6 @@ Folders are found, and mistakes answered, before torch is imported; networks and
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 from vitlab.config import AugmentationConfig, Config
 from vitlab.config.composed import Composed
 from vitlab.errors import UserError, list_names, nearest
-from vitlab.files import read_json
+from vitlab.files import read_json, stable_dict
 from vitlab.methods.base import Stage
 from vitlab.modes.find_runs import config_of, find_runs, known_runs, models_of, result_of, typed_keys
 from vitlab.run.run import Run, model_folder
@@ -120,6 +119,7 @@ class SelectedModel:
 def open_data(config: Config, meta: ModelMeta, typed: frozenset[str] = frozenset()) -> VisionData:
     """The data of ``config`` as ``meta`` wants to see them; a typed ``dataset.crop_pct`` or ``dataset.crop`` wins."""
     from vitlab.data.datamodule import VisionData
+    from vitlab.data.loader import LoaderOptions
     from vitlab.training.distributed import rank, world_size
 
     crop_pct = config.dataset.crop_pct if "crop_pct" in typed else meta.crop_pct
@@ -127,16 +127,17 @@ def open_data(config: Config, meta: ModelMeta, typed: frozenset[str] = frozenset
     return VisionData(
         replace(config.dataset, size=meta.size, crop_pct=crop_pct, crop=crop),
         AugmentationConfig(interpolation=meta.interpolation),
-        batch_size=1,  # nothing is trained
-        eval_batch_size=config.evaluation.batch_size,
+        LoaderOptions(
+            eval_batch_size=config.evaluation.batch_size,
+            workers=config.hardware.workers,
+            rank=rank(),
+            world=world_size(),
+        ),
         mean=meta.mean,
         std=meta.std,
+        views=None,  # nothing is trained
         seed=config.seed,
-        workers=config.hardware.workers,
-        rank=rank(),
-        world=world_size(),
         max_images=config.debug.max_images,
-        measuring=True,
     )
 
 
@@ -239,8 +240,8 @@ def _bare_subject(composed: Composed, trained: bool) -> SelectedModel:
     on_data = bool({"dataset", "experiment"} & composed.chosen)
     typed = typed_keys(composed, "dataset")
     about = {
-        "model": dataclasses.asdict(config.model),
-        "dataset": dataclasses.asdict(config.dataset) if on_data else None,
+        "model": stable_dict(config.model),
+        "dataset": stable_dict(config.dataset) if on_data else None,
         "debug": config.debug.max_images,
         "seed": config.seed,
     }

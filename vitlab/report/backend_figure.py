@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from vitlab.measure.interleave import Timing
+from vitlab.measure.timing import Timing
 from vitlab.report.compare import milliseconds, wrap
 from vitlab.report.style import WIDTH, Theme, figure
 

@@ -9,16 +9,14 @@ from typing import Any, TypeVar
 
 from vitlab.files import read_json
 from vitlab.measure.classification import Evaluation
-from vitlab.measure.interleave import Timing
+from vitlab.measure.cost_record import Cost, Latency, Memory
 from vitlab.measure.robustness import Robustness, Shifted
+from vitlab.measure.timing import Timing
 from vitlab.report.compare import device, file_size, percent
 from vitlab.report.data import (
-    Cost,
     DatasetInfo,
     Example,
     ExportFile,
-    Latency,
-    Memory,
     ModelRow,
     PaperRow,
     ReportData,
@@ -136,6 +134,7 @@ def _row(run: Run, stage: Stage, costs: dict[str, Any]) -> ModelRow:
             latency=[Latency(one["batch"], one["median_ms"], one["p10_ms"], one["p90_ms"]) for one in cost["latency"]],
             memory=[Memory(**one) for one in cost.get("memory", [])],
             device=device(str(cost["device"]), int(cost["threads"])),
+            extra_macs=cost.get("extra_macs", {}),
         ),
         folder=stage.name,
         architecture=model["name"],

@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from vitlab.report.data import Cost, ModelRow, PaperRow
+from vitlab.measure.cost_record import Cost
+from vitlab.report.data import ModelRow, PaperRow
 
 DASH = "\u2013"
 SYNTHETIC = "Synthetic data: these numbers say that the code works, not how good the model is."
@@ -119,6 +120,10 @@ def _memory(batch: int) -> Callable[[dict[str, float], Cost], float | None]:
     return lambda metrics, cost: next((float(each.bytes) for each in cost.memory if each.batch == batch), None)
 
 
+def _extra_macs(name: str) -> Callable[[dict[str, float], Cost], float | None]:
+    return lambda metrics, cost: cost.extra_macs.get(name)
+
+
 def _spread(batch: int) -> Callable[[Cost], tuple[float, float] | None]:
     def value(cost: Cost) -> tuple[float, float] | None:
         found = cost.at(batch)
@@ -158,6 +163,10 @@ def columns_for(rows: Sequence[ModelRow | PaperRow], top_k: int = 5) -> list[Col
             )
         ]
     )
+    counts = [
+        Column(f"MACs, {name}", _extra_macs(name), si, -1, f"multiply-adds for one image, counted otherwise: {name}")
+        for name in dict.fromkeys(name for row in rows for name in row.cost.extra_macs)
+    ]
     every = [
         Column("Top-1 %", _metric("top1"), percent, +1, "images whose label has the largest logit"),
         Column(f"Top-{top_k} %", _metric("top5"), percent, +1, f"label among the {top_k} largest logits"),
@@ -165,6 +174,7 @@ def columns_for(rows: Sequence[ModelRow | PaperRow], top_k: int = 5) -> list[Col
         Column("ECE %", _metric("ece"), percent, -1, "expected calibration error: how far confidence is from accuracy"),
         Column("Params", lambda m, c: c.params, si, -1, "trainable numbers"),
         Column("MACs", lambda m, c: c.macs, si, -1, "multiply-adds for one image"),
+        *counts,
         *latency,
         *memory,
         Column("Weights", lambda m, c: c.bytes, file_size, -1, "size of the weights on disk"),

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from vitlab.files import read_json, write_json
 from vitlab.measure.bootstrap import Comparison, Difference
 from vitlab.measure.classification import Evaluation
-from vitlab.measure.interleave import Timing
+from vitlab.measure.cost_record import Cost
 from vitlab.measure.robustness import Robustness, Shifted
+from vitlab.measure.timing import Timing
 
 
 @dataclass
@@ -39,40 +40,6 @@ class DatasetInfo:
     origin: str = ""  # where the data come from, and their licence
     fingerprint: str = ""
     val: int = 0  # images in a validation split of its own; 0: there is none
-
-
-@dataclass
-class Latency:
-    """Time of one forward pass of a whole batch, in milliseconds."""
-
-    batch: int
-    median_ms: float
-    p10_ms: float | None = None
-    p90_ms: float | None = None
-
-
-@dataclass
-class Memory:
-    """Bytes that a forward pass of a whole batch holds at its worst moment, without the weights."""
-
-    batch: int
-    bytes: int
-
-
-@dataclass
-class Cost:
-    """What a network costs to keep and to run."""
-
-    params: int | None = None
-    macs: int | None = None  # multiply-adds of one image, one multiply-add counted as 1
-    bytes: int | None = None  # weights on disk
-    latency: list[Latency] = field(default_factory=list)
-    device: str = ""  # what the latency was measured on, e.g. "CPU, 2 threads"
-    memory: list[Memory] = field(default_factory=list)
-
-    def at(self, batch: int) -> Latency | None:
-        """The latency measured at this batch size."""
-        return next((each for each in self.latency if each.batch == batch), None)
 
 
 @dataclass
@@ -229,7 +196,11 @@ class ReportData:
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        write_json(path, asdict(self))
+        plain = asdict(self)
+        for kind in ("rows", "paper_rows"):
+            for shown, row in zip(plain[kind], getattr(self, kind), strict=True):
+                shown["cost"] = row.cost.to_dict()
+        write_json(path, plain)
 
     @classmethod
     def load(cls, path: Path) -> ReportData:
@@ -245,7 +216,7 @@ class ReportData:
             ModelRow(
                 **{
                     **row,
-                    "cost": _cost(row["cost"]),
+                    "cost": Cost.from_dict(row["cost"]),
                     "evaluation": None if row["evaluation"] is None else Evaluation.from_dict(row["evaluation"]),
                     "robust": Robustness.from_dict(row["robust"]) if row.get("robust") else None,
                     "shifted": Shifted.from_dict(row["shifted"]) if row.get("shifted") else None,
@@ -253,7 +224,7 @@ class ReportData:
             )
             for row in value["rows"]
         ]
-        plain["paper_rows"] = [PaperRow(**{**row, "cost": _cost(row["cost"])}) for row in value["paper_rows"]]
+        plain["paper_rows"] = [PaperRow(**{**row, "cost": Cost.from_dict(row["cost"])}) for row in value["paper_rows"]]
         plain["stages"] = [StageRow(**row) for row in value["stages"]]
         plain["curves"] = [Curve(**row) for row in value["curves"]]
         plain["examples"] = [Example(**row) for row in value["examples"]]
@@ -261,11 +232,6 @@ class ReportData:
         plain["comparisons"] = [comparison(row) for row in value.get("comparisons", [])]
         plain["timings"] = [Timing(**row) for row in value.get("timings", [])]
         return cls(**plain)
-
-
-def _cost(value: Mapping[str, Any]) -> Cost:
-    memory = [Memory(**each) for each in value.get("memory", [])]
-    return Cost(**{**value, "latency": [Latency(**each) for each in value["latency"]], "memory": memory})
 
 
 def comparison(value: Mapping[str, Any]) -> Comparison:

@@ -28,6 +28,7 @@ from vitlab.models.checkpoints import WEIGHTS_FILE
 from vitlab.models.eval_mode import eval_mode
 from vitlab.report.export_card import Facts, model_card
 from vitlab.report.export_check import Exported, Test, compare, quiet
+from vitlab.report.export_formats import FORMATS
 from vitlab.report.export_onnx import export_int8, export_onnx, require_onnx, to_onnx
 from vitlab.report.export_timm import export_hub, export_timm, non_timm_part
 
@@ -70,7 +71,7 @@ def export(
     here = sample.cpu().float()
     graph = cache(lambda: to_onnx(clean(), meta, here))
     facts = facts or Facts(meta.name)
-    writers: dict[str, Callable[[], Exported]] = {
+    writers: dict[str, Callable[[], Exported]] = {  # of each of FORMATS
         "safetensors": lambda: _export_safetensors(model, meta, folder, sample, tolerance),
         "timm": lambda: export_timm(clean(), meta, folder, here, tolerance),
         "hub": lambda: export_hub(clean(), meta, folder, here, tolerance, _card(meta, facts)),
@@ -78,9 +79,9 @@ def export(
         "onnx_int8": lambda: export_int8(graph(), clean(), folder, here, test),
         "torch_export": lambda: _export_program(clean(), meta, folder, here, tolerance),
     }
-    if unknown := [name for name in formats if name not in writers]:
+    if unknown := [name for name in formats if name not in FORMATS]:
         raise UserError(
-            f"export.formats has '{unknown[0]}', which vitlab cannot write.", f"It writes {', '.join(writers)}."
+            f"export.formats has '{unknown[0]}', which vitlab cannot write.", f"It writes {', '.join(FORMATS)}."
         )
     if any(name.startswith("onnx") for name in formats):
         require_onnx()

@@ -17,12 +17,12 @@ from vitlab.files import atomic_write
 from vitlab.models.artifact import ModelMeta
 from vitlab.models.eval_mode import eval_mode
 from vitlab.report.export_check import Exported, Test, accuracy, compare, quiet
+from vitlab.report.export_formats import ONNX_NEEDS
 
 if TYPE_CHECKING:
     import onnx
 
 ONNX_FILE, INT8_FILE = "model.onnx", "model-int8.onnx"
-ONNX_NEEDS = ("onnx", "onnxruntime", "onnxscript")
 ONNX_LIMIT = 2**31 - 2**24
 """Bytes of weights that still fit one ONNX file: protobuf stops at 2 GiB, and the graph needs a little."""
 

@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitlab.files import atomic_write
+from vitlab.measure.cost_record import Cost, Latency
 from vitlab.report import curves, page, plots, robust_plots, style
 from vitlab.report.backend_figure import latency_bars
 from vitlab.report.data import (
-    Cost,
     Curve,
     DatasetInfo,
     Example,
     ExportFile,
-    Latency,
     ModelRow,
     PaperRow,
     ReportData,
@@ -210,15 +209,20 @@ def drawings(data: ReportData) -> list[Drawing]:
     return out
 
 
-def write_report(folder: Path, data: ReportData) -> ReportPaths:
+def write_report(folder: Path, data: ReportData, figures: bool = True) -> ReportPaths:
     """Write the report of ``data`` into ``folder``; what an earlier report left under the same names is replaced.
+
+    Args:
+        folder: of the run.
+        data: what the report is about.
+        figures: draw them; without, the pages are tables and words, and matplotlib is not imported.
 
     Returns:
         The paths of what was written.
     """
-    plan = drawings(data)
+    plan = drawings(data) if figures else []
     drawn: dict[str, dict[str, bytes]] = {}
-    for theme in (style.LIGHT, style.DARK):
+    for theme in (style.LIGHT, style.DARK) if figures else ():
         with style.themed(theme):
             for each in plan:
                 figure = each.draw(theme) if each.page or theme is style.LIGHT else None

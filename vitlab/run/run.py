@@ -24,7 +24,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from vitlab.config.catalogue import RESULT_FREE, RESULT_FREE_KEYS
@@ -36,6 +36,9 @@ from vitlab.run.recorder import Recorder, append_line, drop_half_line
 
 FORMAT = 1
 """Version of the folder's layout."""
+
+Complete = Callable[[Mapping[str, object]], dict[str, object]]
+"""A stored configuration as today's schema writes it."""
 
 _SHOWN = 12  # changed keys that an error message lists before it counts the rest
 
@@ -65,6 +68,7 @@ class Run:
         identity: Mapping[str, object],
         tree: Mapping[str, object],
         fresh: bool = False,
+        complete: Complete = dict,
     ) -> Run:
         """Find the run that this configuration means. Nothing is written, so that a plan can be shown first.
 
@@ -75,6 +79,8 @@ class Run:
             identity: what the user chose and changed of what can change the result; JSON-able.
             tree: the whole resolved configuration; JSON-able.
             fresh: a new numbered sibling of the runs with this identity instead of the newest of them.
+            complete: a stored configuration as today's schema writes it, so that a key which came later counts as its
+                default (vitlab.compose.schema.complete; passed in, since what completes it knows the methods).
 
         The newest sibling of the same identity is continued if its configuration is today's in all but
         :data:`RESULT_FREE`; otherwise any run of this method and prefix whose configuration is, so that a run
@@ -91,11 +97,15 @@ class Run:
         record = {"format": FORMAT, "method": method, "prefix": prefix, "identity": identity, "tree": tree}
         home = output / method
         siblings = _siblings(home, stem)
+
+        def changed(folder: Path) -> dict[str, tuple[str, str]]:
+            return differences(complete(_tree_of(folder)), complete(tree))
+
         if not fresh:
-            if siblings and not differences(_tree_of(siblings[-1][1]), tree):
+            if siblings and not changed(siblings[-1][1]):
                 return cls(siblings[-1][1], record)
             for folder in reversed(_runs_of(home, prefix)):
-                if not differences(_tree_of(folder), tree):
+                if not changed(folder):
                     return cls(folder, record)
         if fresh or not siblings:
             number = siblings[-1][0] + 1 if siblings else 1
@@ -103,26 +113,30 @@ class Run:
             _refuse_foreign(folder)
             return cls(folder, record)
         newest = siblings[-1][1]
-        changed = differences(_tree_of(newest), tree)
         raise UserError(
-            f"The defaults have changed since {newest} was started: {_listed(changed)}.",
+            f"The defaults have changed since {newest} was started: {_listed(changed(newest))}.",
             "Start again under today's with fresh=true, or continue the old run by giving the old values.",
         )
 
     @classmethod
-    def at(cls, folder: Path) -> Run:
+    def at(cls, folder: Path, complete: Complete = dict) -> Run:
         """The run in an existing folder: for ranks started by the process that holds the lock, and for readers.
+
+        Args:
+            complete: as in :meth:`open`, for readers of what an older version made.
 
         Raises:
             UserError: ``folder`` is no run.
         """
         if not (folder / "run.json").exists():
             raise UserError(f"{folder} is not a run: it has no run.json.", "Give a folder below outputs/<method>/.")
-        return cls(folder, _read_record(folder))
+        record = _read_record(folder)
+        return cls(folder, {**record, "tree": complete(_tree_in(record))})
 
     @property
     def tree(self) -> dict[str, object]:
-        """The resolved configuration: of the command that opened the run, or the stored one after :meth:`at`."""
+        """The resolved configuration: of the command that opened the run, or the stored one after :meth:`at`,
+        completed there."""
         tree = self._record["tree"]
         assert isinstance(tree, dict)
         return tree
@@ -365,7 +379,11 @@ def _read_record(folder: Path) -> dict[str, object]:
 
 
 def _tree_of(folder: Path) -> Mapping[str, object]:
-    tree = _read_record(folder)["tree"]
+    return _tree_in(_read_record(folder))
+
+
+def _tree_in(record: Mapping[str, object]) -> Mapping[str, object]:
+    tree = record["tree"]
     assert isinstance(tree, dict)
     return tree
 

@@ -15,9 +15,9 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 
+from vitlab.compose.hydra_private import BasicSweeper
 from vitlab.compose.load import load
 from vitlab.config.catalogue import RESULT_FREE, top_level_key
 from vitlab.config.composed import Composed

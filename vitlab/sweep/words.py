@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 
+from vitlab.compose.hydra_private import BasicSweeper
 from vitlab.compose.load import load
 from vitlab.config.composed import Composed
 from vitlab.errors import UserError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from tests.methods.deepmad.tables import only
 from vitlab.errors import UserError
+from vitlab.measure.latency_table import ROUNDS
 from vitlab.methods.deepmad import anneal
 from vitlab.methods.deepmad.edges import edges_of
 from vitlab.methods.deepmad.evaluate import Scoring
@@ -51,6 +53,37 @@ def test_interpolation_is_linear_in_logarithms() -> None:
     assert table.spatial_ms(into, kernels, 2, 4) == pytest.approx(1e-6 * (kernels**2 * into) ** 0.7 * 16)
 
 
+@pytest.mark.parametrize(
+    ("space", "fingerprint", "times"),
+    [
+        (
+            SPACES[0],
+            "5f2782580e526314",
+            [0.00262062416347023, 0.016866434883679924, 0.07199185579858342, 3.789999529651335],
+        ),
+        (
+            SPACES[1],
+            "433643cfed2bf997",
+            [0.00218282871750123, 0.01569563229373356, 0.06542295086119781, 3.448711437192658],
+        ),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Space) else "",
+)
+def test_tables_of_before_keep_their_numbers(
+    space: Space, fingerprint: str, times: list[float], tmp_path: Path
+) -> None:
+    """Times and fingerprints as the first version of the table gave them, from the keys that its files have."""
+    table = made_up(space, 0.7)
+    table.save(tmp_path / "costs.json")
+    plain = json.loads((tmp_path / "costs.json").read_text())
+    keys = {"device", "batch", "kind", "channels", "pointwise", "spatial", "stem", "scale", "error"}
+    assert set(plain) == keys
+    assert CostTable.load(tmp_path / "costs.json").fingerprint == fingerprint
+    i, o, b = np.array([8, 24, 100, 2048]), np.array([16, 24, 64, 900]), np.array([9, 33, 70, 1000])
+    k, depth = np.array([3, 5, 3, 5]), np.array([1, 2, 3, 4])
+    assert table.superblock_ms(space.kind, i, o, b, k, depth, 2, 8) == pytest.approx(times, rel=1e-14)
+
+
 @pytest.mark.parametrize("space", SPACES, ids=lambda space: space.kind)
 def test_structure_population_and_edges_agree(space: Space) -> None:
     problem = posed(space, made_up(space))
@@ -83,17 +116,34 @@ def test_measured_tables(tmp_path: Path) -> None:
     space = replace(resnet_space((2, 2)), kernels=(3,))
     networks = [space.build(16, [(32, 8, 3, 1), (64, 16, 3, 2)])]
     told: list[str] = []
-    table = measure(space, 32, batch=1, device="cpu", networks=networks, say=told.append, channels=(8, 32, 64))
+    again = partial(
+        measure, space, 32, batch=1, device="cpu", networks=networks, say=told.append, channels=(8, 32, 64),
+        partial=tmp_path / "partial.json",
+    )  # fmt: skip
+    table = again()
     assert set(table.pointwise) == {"16", "8", "4"}
     assert set(table.spatial) == {"3/2/8", "3/1/8", "3/2/4", "3/1/4"}
     assert all(value > 0 for rows in table.pointwise.values() for row in rows for value in row)
     assert table.error == 0.0  # one network: the scale fits it exactly
+    assert all(np.all(np.diff(rows, axis=axis) >= 0) for rows in table.pointwise.values() for axis in (0, 1))
+    assert table.measured is not None
+    assert table.measured["held_out"] == []  # no other network gives a scale
+    assert (table.measured["conditions"]["batch"], table.measured["repeats"]) == (1, ROUNDS)
+    kept = json.loads((tmp_path / "partial.json").read_text())["seconds"]
+    assert len(kept) == 3 * 3 * 3 + 4 * 3 + 3 + 1
+    assert np.median(kept["stem/16 64"]) * 1e3 <= table.stem["16"][-1] * (1 + 1e-12)
+    assert again().stem == table.stem, "what was measured is not measured again"
     table.save(tmp_path / "costs.json")
     assert CostTable.load(tmp_path / "costs.json") == table
     assert len(told) > 4
     # Layers that no budget pays for are not timed: they cost as much more as they have more weights.
     few = partial(measure, space, 32, batch=1, device="cpu", networks=[], say=told.append, channels=(8, 32, 64))
-    cheap = few(affordable=lambda weights, side: weights <= 9 * 32**2)
+    networks.append(space.build(16, [(16, 8, 3, 1), (64, 16, 3, 1)]))
+    cheap = few(affordable=lambda weights, side: weights <= 9 * 32**2, networks=networks)
+    assert cheap.measured is not None
+    one, two = cheap.measured["held_out"]  # each predicted with the scale of the other
+    assert one["predicted"] / one["measured"] == pytest.approx(two["measured"] / two["predicted"])
+    assert one["structure"] == networks[0].to_list()
     assert cheap.spatial["3/1/8"][2] == pytest.approx(4 * cheap.spatial["3/1/8"][1])
     none = few(affordable=lambda weights, side: False)
     rows = none.pointwise["8"]

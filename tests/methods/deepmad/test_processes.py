@@ -16,7 +16,7 @@ from vitlab.methods.deepmad.structure import Structure
 WORDS = (
     *(word for word in SMALL if not word.startswith("hardware=")),
     *("method=deepmad", "method.budget.params=0.1M", "method.budget.flops=8M", "method.chains=64", "method.steps=150"),
-    *("hardware=ddp_cpu", "export=none"),
+    "hardware=ddp_cpu",
 )
 
 

@@ -17,7 +17,6 @@ SHORT = {
     **dict(word.split("=", 1) for word in SMALL),
     "method": "reinforce",
     "method.erm": "false",
-    "export": "none",
     "debug.max_steps": "3",
     "debug.max_slots": "3",
 }
@@ -44,7 +43,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_batches_and_workers_do_not_decide_the_bytes(run: Path, tmp_path: Path) -> None:
+    """Labelled by the same teacher, which is not trained again; the student's steps are one."""
     other = {"recipe__batch_size": "8", "evaluation__batch_size": "5", "hardware__workers": "2"}
+    other |= {"teacher__train": "false", "teacher__members.0.checkpoint": str(run / "teacher"), "debug__max_steps": "1"}
     assert tell(tmp_path, method__views__variant="randaug_mixing", **other) == 0
     assert stored(the_run(tmp_path)) == stored(run)
 

@@ -91,7 +91,13 @@ def test_what_is_missing_is_asked_for(released: Path, capsys: pytest.CaptureFixt
 
 
 def test_released_files_are_trained_from_as_they_are(released: Path, tmp_path: Path) -> None:
-    words = ("method.erm=false", "export=none", "evaluation.latency=false", f"output={tmp_path}")
+    words = (
+        "method.erm=false",
+        "export=none",
+        "report.figures=false",
+        "evaluation.latency=false",
+        f"output={tmp_path}",
+    )
     assert main([*SMALL, *words, f"method.store=[{released},{released}]"]) == 0
     assert len(list(tmp_path.glob("*/*/train/model.json"))) == 1
 

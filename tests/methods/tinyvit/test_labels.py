@@ -10,6 +10,7 @@ import torch
 from tests.contract.story import tell, the_run
 from vitlab.config import AugmentationConfig, DatasetConfig
 from vitlab.data.datamodule import VisionData
+from vitlab.data.loader import LoaderOptions
 from vitlab.distill.draw import seeds_of
 from vitlab.distill.sparse import sparsify
 from vitlab.distill.store import TargetStore
@@ -35,12 +36,9 @@ def labelled(folder: Path, world: int, workers: int, batch_size: int) -> dict[st
         data = VisionData(
             DatasetConfig(name="digits", size=16, mean=[0.3] * 3, std=[0.4] * 3),
             AUGMENTATION,
-            batch_size=2,
+            LoaderOptions(2, workers=workers, rank=rank, world=world),
             mean=(0.3, 0.3, 0.3),
             std=(0.4, 0.4, 0.4),
-            workers=workers,
-            rank=rank,
-            world=world,
             max_images=IMAGES,
         )
         spec = StoreSpec(
@@ -79,7 +77,6 @@ def test_stored_is_online_to_rounding(tmp_path: Path, mixup: float) -> None:
     words = (
         "method=tinyvit", "method.topk=10", "method.prob_dtype=f4", "debug.max_slots=2", "method.baseline=false",
         f"recipe.augmentation.mixup={mixup}", "recipe.lr=1e-12", "recipe.warmup_lr=0", "recipe.min_lr=0",
-        "export=none",
     )  # fmt: skip
     runs = []
     for name, online in (("stored", "false"), ("online", "true")):

@@ -25,7 +25,7 @@ from vitlab.models.tinyvit_weights import to_official
 from vitlab.run.recorder import read_rows
 from vitlab.training.learner import Learner
 
-SMOKE = ("experiment=tinyvit_smoke", "method.finetune.validate_every=1ep", "export=none")
+SMOKE = ("experiment=tinyvit_smoke", "method.finetune.validate_every=1ep")
 
 ABSENT = "n04399382"
 """The one class of ImageNet-1k that ImageNet-22k lacks."""
@@ -123,7 +123,7 @@ def finetuning(photos: Path, start: Path, *more: str, recipe: str = "tinyvit_fin
         f"dataset.root={photos}", f"dataset.size={size}", "model=tiny_vit_digits", *shape,
         f"model.checkpoint={start}", "method.finetune.batch_size=16", "method.finetune.validate_every=2st",
         "method.finetune.augmentation.randaug=null", "method.finetune.duration=11st",
-        "method.finetune.warmup=10%", "export=none", "logger.every=3",
+        "method.finetune.warmup=10%", "export=none", "report.figures=false", "logger.every=3",
         "evaluation.latency=false",
         *more,
     ]  # fmt: skip

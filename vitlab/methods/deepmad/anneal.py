@@ -1,18 +1,19 @@
 """Simulated annealing of many chains at once, then exhaustive small moves.
 
-Budgets are soft during the annealing: a structure beyond them is penalised in proportion to ln(spent / allowed), so that
-chains may pass through infeasible structures; only feasible ones are kept. All chains move in one numpy step.
+Budgets are soft during the annealing: a structure beyond them is penalised in proportion to ln(spent / allowed), so
+that chains may pass through infeasible structures; only feasible ones are kept. All chains move in one numpy step.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vitlab.files import stable_dict
 from vitlab.methods.deepmad.population import Genes, Population
 from vitlab.methods.deepmad.problem import GRID, Problem, to_grid
 from vitlab.methods.deepmad.search import Design, Search
@@ -38,6 +39,9 @@ class AnnealSettings:
     cold: float = 1e-5
     price: float = 2.0
     renew: int = 60
+
+    FIRST: ClassVar[tuple[str, ...]] = ("chains", "steps", "hot", "cold", "price", "renew")
+    """Never changed: journals of all times are known by these (:func:`vitlab.files.stable_dict`)."""
 
 
 class Moves:
@@ -251,6 +255,6 @@ def _renew(genes: Genes, value: NDArray[np.float64], excess: NDArray[np.float64]
 
 def design(problem: Problem, settings: AnnealSettings, seed: int, **search_options: Any) -> Design:
     """Design by annealing; ``search_options`` are those of :class:`Search`."""
-    search = Search(problem, "anneal", {"settings": asdict(settings), "seed": seed}, **search_options)
+    search = Search(problem, "anneal", {"settings": stable_dict(settings), "seed": seed}, **search_options)
     anneal(search, settings, seed)
     return search.finish()

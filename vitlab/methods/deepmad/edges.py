@@ -35,8 +35,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Edges:
-    """Arrays [edges]; the costs of the stem are added to the edges of the first superblock, the costs of what follows the
-    last superblock to those of the last."""
+    """Arrays [edges]; the costs of the stem are added to the edges of the first superblock, those of what follows the
+    last superblock to the edges of the last."""
 
     block: Numbers
     into: Numbers

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from vitlab.methods.deepmad.structure import Conv, Structure, Superblock
 
@@ -43,6 +44,9 @@ class Scoring:
     penalty: str = "last3"
     channel_exponent: float = 1.0
     kernel_exponent: float = 1.0
+
+    FIRST: ClassVar[tuple[str, ...]] = ("alphas", "beta", "mode", "penalty", "channel_exponent", "kernel_exponent")
+    """Never changed: journals of all times are known by these (:func:`vitlab.files.stable_dict`)."""
 
     def __post_init__(self) -> None:
         if self.mode not in MODES or self.penalty not in PENALTIES:

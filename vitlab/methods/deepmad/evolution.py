@@ -1,8 +1,8 @@
 """The released evolutionary search (specification of the code, section 7), on the analytic evaluator.
 
 A population of 256 copies of a start; a parent is drawn uniformly, its child is two mutations of single units away; a
-child within the budgets joins, and when the population is too large, duplicates are removed and the best 256 stay. There is no
-crossover. Plain Python, since every child depends on the one before it.
+child within the budgets joins, and when the population is too large, duplicates are removed and the best 256 stay. There
+is no crossover. Plain Python, since every child depends on the one before it.
 
 Two defects of the released code can be switched on: ``frozen_last`` (the last unit of the list can never mutate) and,
 through the problem's mode ``official``, its arithmetic. One generator, seeded, makes every choice.
@@ -11,10 +11,11 @@ through the problem's mode ``official``, its arithmetic. One generator, seeded, 
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from vitlab.errors import UserError
+from vitlab.files import stable_dict
 from vitlab.methods.deepmad.anneal import AnnealSettings, anneal
 from vitlab.methods.deepmad.problem import Problem, Space, to_grid
 from vitlab.methods.deepmad.search import Design, Search
@@ -41,6 +42,9 @@ class EvolutionSettings:
     mutations: int = 2
     frozen_last: bool = False
     minor: bool = False
+
+    FIRST: ClassVar[tuple[str, ...]] = ("evaluations", "population", "mutations", "frozen_last", "minor")
+    """Never changed: journals of all times are known by these (:func:`vitlab.files.stable_dict`)."""
 
 
 class Mutation:
@@ -194,7 +198,7 @@ def design(
     problem: Problem, settings: EvolutionSettings, seed: int, start: Structure | None = None, **search_options: Any
 ) -> Design:
     """Design by evolution from ``start``; ``search_options`` are those of :class:`Search`."""
-    options = {"settings": asdict(settings), "seed": seed, "start": start.to_list() if start else None}
+    options = {"settings": stable_dict(settings), "seed": seed, "start": start.to_list() if start else None}
     search = Search(problem, "evolution", options, **search_options)
     evolve(search, start or find_start(problem, seed), settings, seed)
     return search.finish()

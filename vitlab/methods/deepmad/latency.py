@@ -4,37 +4,45 @@ A :class:`CostTable` holds the time of a 1x1 convolution for pairs of channels a
 a unit for its channels, and of the stem, each with its batch norm and activation, on one device at one batch size.
 Between the measured channels the logarithm of the time is interpolated linearly in the logarithm of the channels. A
 network's latency is taken as the sum of its layers'; how far that is from the truth is measured on whole networks and
-kept in the table (``error``).
+kept in the table (``error``). Timing, smoothing and interpolation are those of :mod:`vitlab.measure.latency_table`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial as bind
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitlab.errors import UserError
-from vitlab.files import read_json, write_json
+from vitlab.files import read_json, stable_dict, write_json
+from vitlab.measure.grids import Floats, interpolate, monotone
+from vitlab.measure.latency_table import ROUNDS, HeldOut, cell, spread_of
+from vitlab.measure.timing import Call, Conditions, block_size, forward_pass, synchronize, time_block, time_in_rounds
 from vitlab.methods.deepmad.evaluate import squeezed
 from vitlab.methods.deepmad.problem import LatencyModel, Problem, Space
 from vitlab.methods.deepmad.structure import Conv, Structure
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
-Floats = NDArray[np.float64]
+    from vitlab.measure.latency_table import Work
+
 Numbers = NDArray[np.integer[Any]]
 
 CHANNELS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 """Where layers are measured; structures reach further only in depthwise spaces, and there the last slope goes on."""
+
+
+LEAST = 0.004
+"""Seconds of calls that one sample of a layer is the mean of."""
 
 
 @dataclass
@@ -51,6 +59,8 @@ class CostTable:
         stem: of each output side, times [out].
         scale: measured time of whole networks over the sum of their layers (median); predictions are multiplied by it.
         error: largest relative error of a prediction on the networks that were measured.
+        measured: how: ``conditions``, ``repeats``, ``busy``, ``spread`` (median over layers) and ``held_out`` networks,
+            each predicted with the scale that the others give. None in tables that were written without it.
     """
 
     device: str
@@ -62,6 +72,13 @@ class CostTable:
     stem: dict[str, list[float]] = field(default_factory=dict)
     scale: float = 1.0
     error: float | None = None
+    measured: dict[str, Any] | None = None
+
+    FIRST: ClassVar[tuple[str, ...]] = (
+        *("device", "batch", "kind", "channels", "pointwise"),
+        *("spatial", "stem", "scale", "error"),
+    )
+    """Never changed: tables of all times are known by these (:func:`vitlab.files.stable_dict`)."""
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)
@@ -69,11 +86,15 @@ class CostTable:
     @property
     def fingerprint(self) -> str:
         """Short hash of the content."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; ``measured`` is left out where it is None, so that older tables keep their fingerprint."""
+        return stable_dict(self)
 
     def save(self, path: Path) -> None:
         """Write JSON."""
-        write_json(path, asdict(self))
+        write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: Path) -> CostTable:
@@ -91,20 +112,19 @@ class CostTable:
 
     def pointwise_ms(self, into: Numbers, out: Numbers, side: int) -> Floats:
         """Of 1x1 convolutions [n] at ``side`` pixels, before scaling."""
-        table = np.log(self._find(self.pointwise, str(side)))
-        low_i, share_i = self._place(into)
-        low_o, share_o = self._place(out)
-        rows = [(1 - share_o) * table[low_i + one, low_o] + share_o * table[low_i + one, low_o + 1] for one in (0, 1)]
-        times: Floats = np.exp((1 - share_i) * rows[0] + share_i * rows[1])
+        times: Floats = np.exp(self._between(self._find(self.pointwise, str(side)), into, out))
+        return times
+
+    def stem_ms(self, out: Numbers, side: int) -> Floats:
+        """Of stems [n] with outputs of ``side`` pixels, before scaling."""
+        times: Floats = np.exp(self._between(self._find(self.stem, str(side)), out))
         return times
 
     def spatial_ms(self, channels: Numbers, kernels: Numbers, stride: int, side: int) -> Floats:
         """Of the kxk convolutions [n] of units, ``side`` that of the output, before scaling."""
-        low, share = self._place(channels)
         times = np.zeros(len(channels))
         for kernel in np.unique(kernels):
-            table = np.log(self._find(self.spatial, f"{kernel}/{stride}/{side}"))
-            found = np.exp((1 - share) * table[low] + share * table[low + 1])
+            found = np.exp(self._between(self._find(self.spatial, f"{kernel}/{stride}/{side}"), channels))
             times = np.where(kernels == kernel, found, times)
         return times
 
@@ -136,9 +156,7 @@ class CostTable:
             if isinstance(unit, Conv):
                 side //= unit.stride
                 if number == 0:
-                    low, share = self._place(one(unit.out))
-                    table = np.log(self._find(self.stem, str(side)))
-                    total += float(np.exp((1 - share) * table[low] + share * table[low + 1])[0])
+                    total += float(self.stem_ms(one(unit.out), side)[0])
                 else:
                     total += float(self.pointwise_ms(one(channels), one(unit.out), side)[0])
             else:
@@ -153,9 +171,7 @@ class CostTable:
     ) -> Floats:
         """Milliseconds [n] of a population, as :class:`~vitlab.methods.deepmad.population.Population` splits it."""
         space, side, i = problem.space, problem.resolution // 2, stem
-        low, share = self._place(stem)
-        table = np.log(self._find(self.stem, str(side)))
-        total: Floats = np.exp((1 - share) * table[low] + share * table[low + 1])
+        total = self.stem_ms(stem, side)
         for j, stride in enumerate(space.strides):
             total = total + self.superblock_ms(
                 space.kind, i, outs[j], narrow[j], kernels[j], depths[j], stride=stride, side=side
@@ -173,18 +189,15 @@ class CostTable:
         _, i, o, b, k, depth = edges
         total = self.superblock_ms(space.kind, i, o, b, k, depth, stride=space.strides[block], side=side)
         if block == 0:
-            low, share = self._place(i)
-            table = np.log(self._find(self.stem, str(side)))
-            total = total + np.exp((1 - share) * table[low] + share * table[low + 1])
+            total = total + self.stem_ms(i, side)
         if block == len(space.strides) - 1 and space.tail is not None:
             total = total + self.pointwise_ms(o, np.full(len(o), space.tail), side // space.strides[block])
         return total * self.scale
 
-    def _place(self, channels: Numbers) -> tuple[Numbers, Floats]:
-        grid = np.log(self.channels)
-        at = np.log(channels)
-        low = np.clip(np.searchsorted(grid, at, side="right") - 1, 0, len(grid) - 2)
-        return low, (at - grid[low]) / (grid[low + 1] - grid[low])
+    def _between(self, times: Any, *channels: Numbers) -> Floats:
+        """The logarithm of ``times`` (one axis for each of ``channels``), linear in the logarithm of the channels."""
+        grid = [np.log(self.channels)] * len(channels)
+        return interpolate(grid, np.log(times), [np.log(one) for one in channels])
 
     def _find(self, table: dict[str, Any], key: str) -> Any:
         if key not in table:
@@ -208,10 +221,13 @@ def measure(
     say: Callable[[str], None],
     channels: tuple[int, ...] = CHANNELS,
     affordable: Callable[[int, int], bool] = lambda weights, side: True,
+    partial: Path | None = None,
 ) -> CostTable:
-    """Time every layer that structures of ``space`` may need at ``resolution``, then whole ``networks`` as a check.
+    """Time every layer that structures of ``space`` may need at ``resolution``, and whole ``networks`` among them.
 
-    Layers beyond every budget are not timed: they are taken to cost so much more as they have more weights.
+    Layers and networks take turns in rounds; a time is the median over rounds, and those that are measured are made to
+    increase with the channels. Layers beyond every budget are not timed: they are taken to cost so much more as they
+    have more weights.
 
     Args:
         batch: images at a time.
@@ -220,91 +236,146 @@ def measure(
         channels: the grid.
         affordable: whether a layer of so many weights and that output side may be part of a network; the smallest of
             each kind are timed whatever it says.
-        say: told how far it is.
+        say: called with a line of progress now and then.
+        partial: file that keeps what is measured while it goes on, for a call after an interruption. Delete it when
+            the table is saved.
+
+    Raises:
+        UserError: ``partial`` is of another measurement.
     """
     import torch
     from torch import nn
 
     from vitlab.models.deepmad import ConvNorm, DeepMAD
 
-    def timed(module: nn.Module, into: int, side: int) -> float:
-        return _time(module.to(device).eval(), torch.randn(batch, into, side, side, device=device))
+    where = torch.device(device)
+    act = nn.SiLU if space.kind == "K1DWSEK1" else nn.ReLU
+    dense = space.kind == "K1KXK1"
+    cells: dict[str, Callable[[], Call]] = {}
 
-    table = CostTable(_device_name(device), batch, space.kind, list(channels))
+    def add(name: str, layer: Callable[[], nn.Module], into: int, side: int) -> None:
+        def build() -> Work:
+            return layer(), torch.randn(batch, into, side, side)
+
+        cells[name] = cell(build, where)
+
     sides = space.sides(resolution)
     last = sides[-1] // space.strides[-1]
-    act = nn.SiLU if space.kind == "K1DWSEK1" else nn.ReLU
-    table.stem[str(sides[0])] = [timed(ConvNorm(3, c, 3, 2, act=nn.ReLU), 3, 2 * sides[0]) for c in channels]
-    for side in sorted({*sides, last, *((1,) if space.kind == "K1DWSEK1" else ())}):
-        say(f"layers of {side} px")
-        rows: list[list[float]] = []
-        table.pointwise[str(side)] = rows
-        for at, i in enumerate(channels):
-            row: list[float] = []
-            for o in channels:
-                if affordable(i * o, side) or (not row and not rows):
-                    row.append(timed(ConvNorm(i, o, 1, act=act), i, side))
-                else:
-                    row.append(row[-1] * o / channels[len(row) - 1] if row else rows[-1][0] * i / channels[at - 1])
-            rows.append(row)
+    for c in channels:
+        add(f"stem/{sides[0]} {c}", bind(ConvNorm, 3, c, 3, 2, act=nn.ReLU), 3, 2 * sides[0])
+    points = sorted({*sides, last, *((1,) if space.kind == "K1DWSEK1" else ())})
+    for side in points:
+        for i, o in product(channels, channels):
+            if affordable(i * o, side) or i == o == channels[0]:
+                add(f"pointwise/{side} {i} {o}", bind(ConvNorm, i, o, 1, act=act), i, side)
+    kernels: dict[str, int] = {}
     for side, stride in sorted({(s, t) for s, t in zip(sides, space.strides, strict=True)}):
         for pace, after in {(stride, side // stride), (1, side // stride)}:
             for kernel in space.kernels_at(side):
-                key = f"{kernel}/{pace}/{after}"
-                if key in table.spatial:
-                    continue
-                say(f"kernel {kernel}, stride {pace}, {after} px")
-                dense = space.kind == "K1KXK1"
-                times: list[float] = []
-                table.spatial[key] = times
-                for c in channels:
-                    if not times or affordable(kernel**2 * c * (c if dense else 1), after):
-                        layer = ConvNorm(c, c, kernel, pace, 1 if dense else c, act)
-                        times.append(timed(layer, c, after * pace))
-                    else:
-                        times.append(times[-1] * (c / channels[len(times) - 1]) ** (2 if dense else 1))
-    ratios = []
-    for structure in networks:
-        truth = timed(DeepMAD(structure.to_list(), num_classes=0), 3, resolution)
-        ratios.append(truth / table.predict(structure, resolution))
-        say(f"a whole network takes {truth:.3g} ms, {ratios[-1]:.2f} times the sum of its layers")
-    if ratios:
+                kernels[f"{kernel}/{pace}/{after}"] = after * pace
+    for key, side in kernels.items():
+        kernel, pace, after = map(int, key.split("/"))
+        for c in channels:
+            if affordable(kernel**2 * c * (c if dense else 1), after) or c == channels[0]:
+                layer = bind(ConvNorm, c, c, kernel, pace, 1 if dense else c, act)
+                add(f"spatial/{key} {c}", layer, c, side)
+    layers = len(cells)
+    for number, structure in enumerate(networks):
+        add(f"network {number}", bind(DeepMAD, structure.to_list(), num_classes=0), 3, resolution)
+
+    conditions = Conditions.of(where, batch)
+    say(f"{layers} layers and {len(networks)} networks, in {ROUNDS} rounds")
+
+    def progress(done: int, total: int) -> None:
+        if done % len(cells) == 0:
+            say(f"round {done // len(cells)} of {ROUNDS}")
+
+    samples = time_in_rounds(
+        cells,
+        ROUNDS,
+        LEAST,
+        wait=lambda: synchronize(where),
+        partial=partial,
+        question={"kind": space.kind, "resolution": resolution, **asdict(conditions)},
+        progress=progress,
+    )
+    times = {name: 1e3 * float(np.median(found)) for name, found in samples.seconds.items()}
+    spread = {name: spread_of(found) for name, found in samples.seconds.items()}
+
+    def grid(name: str, *more: Sequence[int]) -> Floats:
+        """Medians of one layer, increasing along both axes of channels; NaN where it was not timed."""
+        found = [times.get(f"{name} {' '.join(map(str, one))}", np.nan) for one in product(*more)]
+        return monotone(np.reshape(found, [len(one) for one in more]))
+
+    table = CostTable(_device_name(device), batch, space.kind, list(channels))
+    table.stem[str(sides[0])] = grid(f"stem/{sides[0]}", channels).tolist()
+    for side in points:
+        table.pointwise[str(side)] = _extend(grid(f"pointwise/{side}", channels, channels), channels)
+    for key in kernels:
+        known = grid(f"spatial/{key}", channels)
+        for at in range(1, len(channels)):
+            if np.isnan(known[at]):
+                known[at] = known[at - 1] * (channels[at] / channels[at - 1]) ** (2 if dense else 1)
+        table.spatial[key] = known.tolist()
+    truth = [times[f"network {number}"] for number in range(len(networks))]
+    ratios = np.array([ms / table.predict(one, resolution) for ms, one in zip(truth, networks, strict=True)])
+    for ms, ratio in zip(truth, ratios, strict=True):
+        say(f"a network takes {ms:.3g} ms, {ratio:.2f} times the sum of its layers")
+    if len(ratios):
         table.scale = float(np.median(ratios))
         table.error = float(max(abs(table.scale / one - 1) for one in ratios))
+    table.measured = {
+        "conditions": asdict(conditions),
+        "repeats": ROUNDS,
+        "busy": samples.busy,
+        "spread": float(np.median(list(spread.values()))),
+        "held_out": [one.to_dict() for one in _left_out(networks, truth, ratios)],
+    }
+    if samples.busy:
+        say(f"the machine was busy (load {samples.load:.1f}): times may be too long")
     return table
 
 
+def _extend(rows: Floats, channels: Sequence[int]) -> list[list[float]]:
+    """Times [in][out], those that are NaN made of their neighbours' by the number of weights."""
+    for i, o in product(range(len(channels)), range(len(channels))):
+        if np.isnan(rows[i, o]):
+            narrower = (i, o - 1) if o else (i - 1, 0)
+            more = channels[o] / channels[o - 1] if o else channels[i] / channels[i - 1]
+            rows[i, o] = rows[narrower] * more
+    found: list[list[float]] = rows.tolist()
+    return found
+
+
+def _left_out(networks: Sequence[Structure], truth: Sequence[float], ratios: Floats) -> list[HeldOut]:
+    """Each network predicted with the scale of the others, in seconds; nothing where there are no others."""
+    if len(networks) < 2:
+        return []
+    found = []
+    for number, structure in enumerate(networks):
+        scale = float(np.median(np.delete(ratios, number)))
+        ms = truth[number]
+        found.append(HeldOut(structure.to_list(), 1e-3 * ms / ratios[number] * scale, 1e-3 * ms))
+    return found
+
+
 def whole_ms(network: nn.Module, resolution: int, table: LatencyModel) -> float:
-    """Measured milliseconds of a batch through ``network`` on the kind of device that ``table`` is of."""
+    """Measured milliseconds of a batch through ``network`` on the kind of device that ``table`` is of: the median of
+    seven blocks of passes."""
     import torch
 
-    device = "cpu" if table.device.startswith("cpu") else "cuda"
+    device = torch.device("cpu" if table.device.startswith("cpu") else "cuda")
     image = torch.randn(table.batch, 3, resolution, resolution, device=device)
-    return _time(network.to(device).eval(), image, least=0.03, repeats=7)
+    call = forward_pass(network.to(device).eval(), image, wait=False)
+
+    def wait() -> None:
+        synchronize(device)
+
+    count = block_size(call, 0.03, wait)
+    return 1e3 * float(np.median([time_block(call, count, wait) for _ in range(7)]))
 
 
 def _device_name(device: str) -> str:
     import torch
 
     return torch.cuda.get_device_name() if device == "cuda" else f"{device}, {torch.get_num_threads()} threads"
-
-
-def _time(module: nn.Module, image: torch.Tensor, least: float = 0.004, repeats: int = 3) -> float:
-    """Milliseconds of a forward pass: the best of a few runs of at least ``least`` seconds each."""
-    import torch
-
-    def run(count: int) -> float:
-        if image.is_cuda:
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(count):
-            module(image)
-        if image.is_cuda:
-            torch.cuda.synchronize()
-        return (time.perf_counter() - start) / count
-
-    with torch.inference_mode():
-        once = max(run(1), 1e-7)
-        once = min(once, run(1))
-        count = max(1, min(1000, round(least / once)))
-        return 1e3 * min(run(count) for _ in range(repeats))

@@ -8,11 +8,12 @@ round holds for its edges only. See :mod:`vitlab.methods.deepmad.milp_model`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 
+from vitlab.files import stable_dict
 from vitlab.methods.deepmad.anneal import AnnealSettings, anneal, polish
 from vitlab.methods.deepmad.edges import Edges, Table, edges_of
 from vitlab.methods.deepmad.milp_model import build, reduced_costs, solve
@@ -35,6 +36,8 @@ class Spread:
     outs: tuple[float, ...]
     narrow: tuple[float, ...]
     depths: tuple[int, ...]
+
+    FIRST: ClassVar[tuple[str, ...]] = ("outs", "narrow", "depths")
 
 
 WIDE = Spread((0.4, 0.55, 0.7, 0.85, 1.2, 1.45, 1.8, 2.4), (0.7, 0.85, 1.2, 1.45), (1, 2, 4))
@@ -66,6 +69,12 @@ class MilpSettings:
     gap: float = 1e-4
     enough: float = 2e-5
     polish: int = 3
+
+    FIRST: ClassVar[tuple[str, ...]] = (
+        *("seed", "spreads", "round_seconds", "edges"),
+        *("edges_max", "gap", "enough", "polish"),
+    )
+    """Never changed: journals of all times are known by these (:func:`vitlab.files.stable_dict`)."""
 
 
 def table_around(problem: Problem, centre: Structure, spread: Spread) -> Table:
@@ -112,7 +121,7 @@ def narrowed(problem: Problem, edges: Edges, search: Search, count: int, seconds
 
 def design(problem: Problem, settings: MilpSettings, seed: int, **search_options: Any) -> Design:
     """Design by zooming tables; ``search_options`` are those of :class:`Search`."""
-    search = Search(problem, "milp", {"settings": asdict(settings), "seed": seed}, **search_options)
+    search = Search(problem, "milp", {"settings": stable_dict(settings), "seed": seed}, **search_options)
     rounds, idle, size = 0, 0, settings.edges
     state = search.resume()
     if state is not None and "rounds" in state:  # else it is the state of the annealing

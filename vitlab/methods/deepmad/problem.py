@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from vitlab.errors import UserError
+from vitlab.files import stable_dict
 from vitlab.methods.deepmad.evaluate import Evaluation, Scoring, evaluate
 from vitlab.methods.deepmad.structure import Conv, Structure, Superblock
 
@@ -62,6 +63,12 @@ class Space:
     depth_max: int = 40
     tail: int | None = None
     monotone: bool = True
+
+    FIRST: ClassVar[tuple[str, ...]] = (
+        *("kind", "strides", "stem", "kernels", "out_max", "growth"),
+        *("bottleneck_share", "ratios", "first_depth", "depth_max", "tail", "monotone"),
+    )
+    """Never changed: journals of all times are known by these (:func:`vitlab.files.stable_dict`)."""
 
     def kernel_at(self, kernel: int, side: int) -> int:
         """``kernel`` shrunk until it fits an input of ``side`` pixels."""
@@ -167,6 +174,9 @@ class Budget:
     rho: float | None = None
     latency: float | None = None  # milliseconds, by the problem's cost table
 
+    FIRST: ClassVar[tuple[str, ...]] = ("params", "flops", "rho", "latency")
+    """Never changed: journals of all times are known by these (:func:`vitlab.files.stable_dict`)."""
+
 
 class LatencyModel(Protocol):
     """Predicted latencies: :class:`vitlab.methods.deepmad.latency.CostTable`, measured on a device."""
@@ -206,6 +216,9 @@ class Problem:
     resolution: int
     classes: int | None = None
     costs: LatencyModel | None = None
+
+    FIRST: ClassVar[tuple[str, ...]] = ("space", "scoring", "budget", "resolution", "classes", "costs")
+    """Never changed: journals of all times are known by these (:func:`vitlab.files.stable_dict`)."""
 
     def __post_init__(self) -> None:
         stride = 2 * math.prod(self.space.strides)
@@ -278,10 +291,11 @@ class Problem:
                 )
 
     def describe(self) -> dict[str, object]:
-        """Plain values that say which problem this is."""
-        plain = {key: value for key, value in asdict(self).items() if key != "costs"}
-        plain["costs"] = None if self.costs is None else self.costs.fingerprint
-        return plain
+        """Plain values that say which problem this is; a journal of another one is not continued."""
+        return {
+            **stable_dict(self),
+            "costs": None if self.costs is None else self.costs.fingerprint,
+        }
 
 
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?(?:e\+?\d+)?)\s*([a-zA-Zµ]*)\s*")

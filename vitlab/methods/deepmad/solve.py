@@ -155,6 +155,7 @@ def cost_table(context: Context, options: DeepMADOptions) -> CostTable | None:
     device = "cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
     problem = problem_of(options, context.config.dataset.size, latency=False, classes=options.classes)
     most = max([1.0, *options.sweep])
+    partial = context.folder / "costs.partial.json"
     params, flops = problem.budget.params, problem.budget.flops
     table = measure(
         problem.space,
@@ -166,8 +167,10 @@ def cost_table(context: Context, options: DeepMADOptions) -> CostTable | None:
             (params is None or weights <= most * params) and (flops is None or weights * side**2 <= most * flops)
         ),
         say=lambda text: print(f"measuring costs: {text}", flush=True),
+        partial=partial,
     )
     table.save(kept)
+    partial.unlink(missing_ok=True)
     return table
 
 

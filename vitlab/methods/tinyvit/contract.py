@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from vitlab.errors import UserError
 from vitlab.methods.tinyvit.families import Args, Family
@@ -33,6 +33,9 @@ class Limits:
     moves: int
     tolerance: float
     candidates: int
+
+    FIRST: ClassVar[tuple[str, ...]] = ("params", "speed", "steps", "moves", "tolerance", "candidates")
+    """Never changed: journals of all times are known by these (:func:`vitlab.files.stable_dict`)."""
 
     def __post_init__(self) -> None:
         for name, good in (

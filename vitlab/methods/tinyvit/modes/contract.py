@@ -5,14 +5,15 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from vitlab.compose.schema import complete
 from vitlab.config import Config, DatasetConfig, ModelConfig
 from vitlab.config.composed import Composed
 from vitlab.errors import UserError
+from vitlab.files import stable_dict
 from vitlab.run.environment import environment
 from vitlab.run.run import Run
 
@@ -35,7 +36,7 @@ def answer(composed: Composed) -> int:
         raise UserError(f"method.contract.proxy={options.proxy} is not train or params.")
     prefix = config.name or f"{config.dataset.name}-{composed.network}"
     identity = composed.identity() | {"mode": "contract"}
-    run = Run.open(Path(config.output), "contract", prefix, identity, composed.tree, fresh=config.fresh)
+    run = Run.open(Path(config.output), "contract", prefix, identity, composed.tree, config.fresh, complete)
     command = shlex.join(["python", "-m", "vitlab", *composed.overrides])
     if run.state == "finished":
         print(run.read_finished()["table"])
@@ -70,7 +71,7 @@ def search(config: Config, folder: Path) -> str:
     name, args = architecture(config.model, size)
     family = family_of(name, args, size, len(classes))
     fixed: Args = {key: value for key, value in config.model.args.items() if key not in family.start}
-    limits = Limits(*(getattr(options, key) for key in Limits.__dataclass_fields__))
+    limits = Limits(*(getattr(options, one.name) for one in fields(Limits)))
 
     def candidate(args: Args) -> ModelConfig:
         return ModelConfig(name=name, args=fixed | args, mean=config.model.mean, std=config.model.std)
@@ -91,7 +92,7 @@ def search(config: Config, folder: Path) -> str:
             return float(family.cost(args)[0])
         return trained(config, candidate(args), folder)
 
-    question = {"model": name, "args": config.model.args, "limits": asdict(limits), "proxy": options.proxy}
+    question = {"model": name, "args": config.model.args, "limits": stable_dict(limits), "proxy": options.proxy}
     if options.proxy == "train":
         question |= {"duration": options.duration, "holdout": options.holdout}
     journal = Journal(folder / "journal.jsonl", question)
@@ -126,8 +127,7 @@ def trained(config: Config, model: ModelConfig, folder: Path) -> float:
     from vitlab.methods.base import Context, Stage
     from vitlab.methods.tinyvit.contract import digest
     from vitlab.run.recorder import Recorder, read_rows
-    from vitlab.training.objectives import label_cross_entropy
-    from vitlab.training.train import train
+    from vitlab.training.train import train_on_labels
 
     options = config.method.contract
     config = replace(config, dataset=judging(config.dataset, config.seed, options.holdout))
@@ -138,8 +138,7 @@ def trained(config: Config, model: ModelConfig, folder: Path) -> float:
     stage = Stage(f"candidate {key}", (), (), "model", "candidate", "student", None)
     recorder = Recorder(inside / "metrics.jsonl")
     try:
-        objective = partial(label_cross_entropy, smoothing=recipe.label_smoothing)
-        train(Context(config, stage, {stage.name: inside}, recorder), model, recipe, objective)
+        train_on_labels(Context(config, stage, {stage.name: inside}, recorder), model, recipe)
     finally:
         recorder.close()
     rows: list[dict[str, Any]] = [dict(row) for row in read_rows(inside / "metrics.jsonl")]

@@ -1,0 +1,22 @@
+"""The private names of Hydra that vitlab stands on, and nothing else: a Hydra that moves one breaks this file alone.
+
+Hydra's public Compose API gives neither the defaults list (which file chose what) nor the loaded configuration before
+the overrides, and no sweep without a launcher; both are needed here. ``tests/compose/test_hydra_private.py`` says which
+name a version has moved, so the upper bound of ``hydra-core`` in ``pyproject.toml`` rises only after it passes.
+"""
+
+from __future__ import annotations
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.defaults_list import create_defaults_list
+from hydra._internal.utils import create_automatic_config_search_path
+
+__all__ = [
+    "BasicSweeper",
+    "CachingConfigRepository",
+    "ConfigLoaderImpl",
+    "create_automatic_config_search_path",
+    "create_defaults_list",
+]
