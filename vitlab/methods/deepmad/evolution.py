@@ -1,8 +1,8 @@
 """The released evolutionary search (specification of the code, section 7), on the analytic evaluator.
 
 A population of 256 copies of a start; a parent is drawn uniformly, its child is two mutations of single units away; a
-child within the budgets joins, and when the population is too large, duplicates are removed and the best 256 stay. There
-is no crossover. Plain Python, since every child depends on the one before it.
+child within the budgets joins, and when the population is too large, duplicates are removed and the best 256 stay.
+There is no crossover. Plain Python, since every child depends on the one before it.
 
 Two defects of the released code can be switched on: ``frozen_last`` (the last unit of the list can never mutate) and,
 through the problem's mode ``official``, its arithmetic. One generator, seeded, makes every choice.
