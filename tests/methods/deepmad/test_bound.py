@@ -1,4 +1,4 @@
-"""The bound is one: above the best of everything that was enumerated, and it tightens."""
+"""The bound is valid: above the best of all enumerated structures, and it tightens."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def everything(problem: Problem) -> tuple[NDArray[np.float64], NDArray[np.int32]
 
 
 def best_of_all(problem: Problem) -> float:
-    """The best solution of a tiny problem, by looking at every structure."""
+    """The best solution of a tiny problem, by enumeration."""
     return float(everything(problem)[0].max())
 
 
@@ -81,7 +81,7 @@ def test_any_multipliers_give_a_bound() -> None:
 
 
 @pytest.mark.parametrize("classes", [None, 10])
-def test_what_the_bound_counts_is_what_structures_cost(classes: int | None) -> None:
+def test_costs_of_the_relaxation_are_those_of_structures(classes: int | None) -> None:
     """At all multipliers the slope, from the counts of a real structure, supports the bound, from formulas."""
     problem, rng = replace(TINY, classes=classes), np.random.default_rng(1)
     relaxation = Relaxation(problem)
@@ -95,7 +95,7 @@ def test_what_the_bound_counts_is_what_structures_cost(classes: int | None) -> N
             assert other >= value + float(slope @ (there - at)) - 1e-6 * abs(value)
 
 
-def test_what_is_cut_off_is_not_better() -> None:
+def test_trimmed_structures_are_not_better() -> None:
     """The intervals shrink, and every structure that scores more than ``beat`` stays inside them."""
     scores, genes = everything(TINY)
     best = float(scores.max())

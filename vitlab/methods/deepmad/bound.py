@@ -25,21 +25,21 @@ def certify(
     enough: float = 1e-3,
     parts: int | None = None,
 ) -> None:
-    """Give ``design`` an upper bound, as tight as ``seconds`` allow; stops at a gap of ``enough``.
+    """Set ``design.bound``, as tight as ``seconds`` allow; stops at a gap of ``enough``.
 
-    ``parts`` stops it after so many parts of the space instead, which does not depend on the machine.
-
-    In spaces that have no such bound a note says so.
+    ``parts`` limits the number of nodes, independently of the machine's speed. In spaces without such a bound a note is
+    added instead.
     """
     if problem.space.kind != "K1KXK1":
         design.notes.append("No upper bound is known for depthwise spaces: method.certify proves nothing there.")
         return
-    start = spoken = time.monotonic()
+    start = printed = time.monotonic()
     relaxation = Relaxation(problem, design.score)
     centre = tuple(float(block.depth) for block in design.structure.blocks)
     root = relaxation.root(centre, abs(design.score))
     best, root = tightest(relaxation, root, design.score)
-    heap, count, settled = [(-best, 0, relaxation.trim(root) or root)], 1, design.score
+    heap, count, closed = [(-best, 0, relaxation.trim(root) or root)], 1, design.score
+    # Best first: the head of the heap is the bound of all open nodes, so it only falls.
     while heap and time.monotonic() - start < seconds and (parts is None or count < parts):
         stop_if_requested()
         value, _, node = heapq.heappop(heap)
@@ -48,20 +48,20 @@ def certify(
             break
         halves = split(relaxation, node)
         if not halves:  # a single point of channels and depths: its bound stays as it is
-            settled = max(settled, -value)
+            closed = max(closed, -value)
             continue
         for half in halves:
             found, half = tightest(relaxation, half, design.score, 12)
-            found = min(found, -value)
+            found = min(found, -value)  # a part of the node cannot exceed its bound
             count += 1
             rest = relaxation.trim(half) if found > design.score else None
             if rest is not None:
                 heapq.heappush(heap, (-found, count, rest))
-        if not quiet and time.monotonic() - spoken > 5:
-            spoken = time.monotonic()
-            top = max(settled, -heap[0][0] if heap else settled)
+        if not quiet and time.monotonic() - printed > 5:
+            printed = time.monotonic()
+            top = max(closed, -heap[0][0] if heap else closed)
             print(f"bound: {top:,.2f} over {design.score:,.2f}, {len(heap):,} parts open", file=sys.stderr, flush=True)
-    design.bound = max(settled, -heap[0][0] if heap else settled)
+    design.bound = max(closed, -heap[0][0] if heap else closed)
     design.notes.append(f"The bound was found in {time.monotonic() - start:.0f} s over {count:,} parts of the space.")
 
 
@@ -69,7 +69,7 @@ def tightest(relaxation: Relaxation, node: Node, target: float, steps: int = 25,
     """A bound of the scores in ``node``, and the node with better multipliers; stops early below ``target``.
 
     Kelley's cutting planes within a trust region. The weights of the planes are a relaxed solution; its depths
-    are where the next pass takes the tangent and the supporting plane, and their spread tells where to branch.
+    are where the next pass takes the tangent and the supporting plane, and their spread selects the branching variable.
     """
     low, high = (np.array([one[side] for one in node.depths], np.float64) for side in (0, 1))
     prices, centre = np.array(node.prices), np.clip(np.array(node.centre), low, high)
@@ -81,6 +81,7 @@ def tightest(relaxation: Relaxation, node: Node, target: float, steps: int = 25,
             value, slope, depths = relaxation.evaluate(node, prices, centre)
             if value == -np.inf:
                 return -np.inf, node
+            # Every evaluated point is a valid bound and, by its subgradient, a plane below the dual function.
             cuts.append((value, slope, prices, depths))
             if value < best:
                 best, kept = value, replace(node, prices=tuple(prices.tolist()), centre=tuple(centre.tolist()))
@@ -98,9 +99,10 @@ def tightest(relaxation: Relaxation, node: Node, target: float, steps: int = 25,
 
 
 def _next_prices(cuts: list[tuple[float, Floats, Floats, Floats]], reach: float) -> tuple[Floats, float, Floats]:
-    """Where the planes found so far are lowest, near the best point; how low; and the weights of the planes."""
+    """Minimum of the planes near the best point: its multipliers, its value, and the weights (duals) of the planes."""
     slopes = np.array([cut[1] for cut in cuts])
     heights = np.array([float(cut[1] @ cut[2]) - cut[0] for cut in cuts])
+    # A box around the best point: the planes are a poor model of the dual function far from where they were taken.
     around = min(cuts, key=lambda cut: cut[0])[2]
     width = np.array([reach if number < 3 else 0.02 * reach for number in range(len(around))])
     floor = np.array([0.0 if number < 3 else -np.inf for number in range(len(around))])
@@ -113,29 +115,29 @@ def _next_prices(cuts: list[tuple[float, Floats, Floats, Floats]], reach: float)
 
 
 def split(relaxation: Relaxation, node: Node) -> list[Node]:
-    """Two halves of ``node``: of the channels or the depth that are guessed to loosen the bound most."""
+    """Two halves of ``node``, by the channels or the depth whose interval is estimated to loosen the bound most."""
     _, _, least = relaxation.weights(node)
     rho, beta, factor = relaxation.problem.budget.rho, relaxation.scoring.beta, relaxation.scoring.factor
     depth = 1 + 3 * sum(node.centre)
-    whole = max(1.2 * least, least_log_width(depth, rho) if rho else 0.0)  # type: ignore[arg-type]
+    total = max(1.2 * least, least_log_width(depth, rho) if rho else 0.0)  # type: ignore[arg-type]
     losses = []
     for end, alpha in zip(relaxation.stage_ends, relaxation.alphas, strict=True):
         low, high = node.outs[end]
-        width = whole * (1 + 3 * sum(node.centre[: end + 1])) / depth - (least if end == relaxation.blocks - 1 else 0.0)
+        width = total * (1 + 3 * sum(node.centre[: end + 1])) / depth - (least if end == relaxation.blocks - 1 else 0.0)
         losses.append((alpha * factor * float(np.log(high / low)) / 2 * width, end))
     loss, end = max(losses)
     widths = [high - low for low, high in node.depths]
     spread = node.spread or tuple(map(float, widths))
-    unsettled = [one if width else -1.0 for one, width in zip(spread, widths, strict=True)]
-    block = int(np.argmax(unsettled))
-    across = max(unsettled[block], 0.0)
+    spans = [one if width else -1.0 for one, width in zip(spread, widths, strict=True)]
+    block = int(np.argmax(spans))
+    across = max(spans[block], 0.0)
     by_depth = node.prices[2] / NU * 4.5 * across**2 / depth + beta * float(np.expm1(min(across / 2, 5.0)))
-    if node.outs[end][0] < node.outs[end][1] and (loss > by_depth or unsettled[block] < 0):
+    if node.outs[end][0] < node.outs[end][1] and (loss > by_depth or spans[block] < 0):
         low, high = node.outs[end]
         middle = (low + high) // 2
         halves = ((low, middle), (middle + 1, high))
         return [replace(node, outs=_with(node.outs, end, half)) for half in halves]
-    if unsettled[block] < 0:
+    if spans[block] < 0:
         return []
     low, high = node.depths[block]
     middle = min(high - 1, max(low, int(node.centre[block])))

@@ -1,13 +1,13 @@
-"""A proven upper bound of the score in the space of ResNet units: Lagrangian relaxation in a branch and bound.
+"""Lagrangian relaxation of the programme in the space of ResNet units, for the branch and bound of ``bound.py``.
 
 A node fixes intervals of the channels at the ends of the stages and of the depths. There the entropy's product
 ln(C_s R_s^2) S_s is at most ln(C R_s^2) S_s - ln(C / C_s) S, with C the upper end of the channels and S a log-width
 that every better solution has (McCormick's envelope); so the objective is a sum over superblocks. The budgets, the
 effectiveness of the last stage (by a tangent of the convex D ln(D / rho)) and the depth penalty (by its convex
-conjugate) enter with multipliers; what is left separates into a chain over the channels and is maximised exactly by
-dynamic programming on the whole grid of 8. Any multipliers give a valid bound; cutting planes look for good ones. The
+conjugate) enter with multipliers; the rest separates into a chain over the channels and is maximised exactly by
+dynamic programming on the full grid of 8. Any multipliers give a valid bound; cutting planes search for good ones. The
 ends of the intervals that no better solution can reach are cut off. A latency budget and the effectiveness of earlier
-stages are left out, which makes the bound weaker and no less valid.
+stages are left out, which weakens the bound and keeps it valid.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vitlab.methods.deepmad.problem import GRID, Problem, to_grid
 Floats = NDArray[np.float64]
 
 NU = 100.0
-"""The price of effectiveness is that of so much log-width: then all three prices are of one size."""
+"""Unit of log-width of the price of effectiveness, so that all three prices have the same magnitude."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Chain:
         nodes: channels in units of 8, of the stem and after each superblock.
         tables: the best value [I, O] of each superblock between every two channel counts.
         levels: the best value so far, of the stem and after each superblock.
-        last: what the outputs [O] of the last superblock bring besides.
+        last: additional value of the outputs [O] of the last superblock.
         depth, tangent, at: where the effectiveness is linear, its slope and value there.
         steepest: deviations of the depths where the conjugate of the penalty is reached.
     """
@@ -76,7 +76,7 @@ class Chain:
 class Relaxation:
     """The relaxed programme of one problem.
 
-    Bounds are of the structures that score more than ``beat``, a score that is known to be reached.
+    Bounds are of the structures that score more than ``beat``, a score that some structure reaches.
 
     Raises:
         ValueError: the space is not that of ResNet units, or the scoring has exponents.
@@ -87,7 +87,7 @@ class Relaxation:
         if space.kind != "K1KXK1" or space.tail is not None:
             raise ValueError("the bound is for K1KXK1 superblocks without a last convolution")
         if (problem.scoring.channel_exponent, problem.scoring.kernel_exponent) != (1, 1):
-            raise ValueError("the bound knows widths without exponents")
+            raise ValueError("the bound needs widths without exponents")
         self.problem, self.space, self.scoring = problem, space, problem.scoring
         self.beat = beat
         self.blocks = len(space.strides)
@@ -103,7 +103,7 @@ class Relaxation:
         self.stem_alpha = alphas[0] if len(alphas) > len(self.stage_ends) else 0.0
 
     def root(self, centre: tuple[float, ...], score: float) -> Node:
-        """The whole space."""
+        """The root node: the full space."""
         top, reach = self.space.out_max // GRID, self.space.stem[1] // GRID
         outs = []
         for _ in range(self.blocks):
@@ -115,7 +115,7 @@ class Relaxation:
         return Node(tuple(outs), depths, (0.35 * score, 0.1 * score, 0.5 * score, *slopes), centre)
 
     def weights(self, node: Node) -> tuple[list[float], float, float]:
-        """Most that a unit of log-width of each superblock can weigh, the constant of the stem, and the least log-width
+        """Largest weight of a unit of log-width of each superblock, the constant of the stem, and the least log-width
         S_min of the last stage: all log-widths are at most that one, so the score is at most it times their weights."""
         factor = self.scoring.factor
         by_stage = []
@@ -159,6 +159,7 @@ class Relaxation:
         nu = float(prices[2]) / NU if rho is not None else 0.0
         total = constant + (prices[0] if np.isfinite(self.limits[0]) else 0.0)
         total += prices[1] if np.isfinite(self.limits[1]) else 0.0
+        # A tangent of a convex function lies below it, so relaxing the constraint to it only enlarges the feasible set.
         # Effectiveness: log-width >= D ln(D / rho) >= its tangent at the centre's depth, D = 1 + 3 N.
         depth = 1 + 3 * float(centre.sum())
         tangent = at = 0.0
@@ -193,12 +194,12 @@ class Relaxation:
         return chain
 
     def trim(self, node: Node) -> Node | None:
-        """``node`` without the ends of its intervals that the multipliers show to be no better than ``beat``.
+        """``node`` without the ends of its intervals whose bound at these multipliers does not exceed ``beat``.
 
-        None where nothing is left.
+        None where no channels are left.
         """
         chain = self._chain(node, np.array(node.prices), np.array(node.centre))
-        after = chain.last  # the best that can still come, by the channels so far
+        after = chain.last  # the best value of the remaining superblocks, by the channels so far
         outs, depths = list(node.outs), list(node.depths)
         for j in reversed(range(self.blocks)):
             kept = chain.nodes[j + 1][chain.constant + chain.levels[j + 1] + after > self.beat]
@@ -219,6 +220,7 @@ class Relaxation:
     def _conjugate(self, q: Floats) -> tuple[float, Floats]:
         """max over L of q L - Q(L) for slopes that sum to 0, and the deviations L - mean(L) where it is reached."""
         beta, n = self.scoring.beta, len(q)
+        # Q depends on the deviations through std alone, so the maximum lies along q: one dimension is left.
         length = float(np.sqrt(q @ q))
         pull = length * n**0.5  # q L <= |q| sqrt(n) std(L)
         if beta == 0 or length == 0:
@@ -234,13 +236,13 @@ class Relaxation:
         return pull * std - beta * float(np.exp(std)), q / length * std * n**0.5
 
     def _narrow(self, j: int, out: Floats, depth: int) -> Floats:
-        """Bottlenecks [B] that ``depth`` units with some of the outputs can have within the budgets."""
+        """Bottlenecks [B] that ``depth`` units can have within the budgets, at any of the outputs ``out``."""
         side = self.sides[j] // self.space.strides[j]
         dense = depth * min(self.space.kernels_at(self.sides[j])) ** 2
         top = min(float(out.max()), (self.limits[0] / dense) ** 0.5, (self.limits[1] / dense) ** 0.5 / side)
         low = self.least[int(out.min()) // GRID]
-        some: Floats = GRID * np.arange(low // GRID, max(low, top) // GRID + 1)
-        return some
+        narrow: Floats = GRID * np.arange(low // GRID, max(low, top) // GRID + 1)
+        return narrow
 
     def _parts(
         self, j: int, out: Floats, narrow: Floats, prices: tuple[float, float, float, float]
@@ -271,8 +273,9 @@ class Relaxation:
         prices: tuple[float, float, float, float],
         depths: tuple[int, int],
     ) -> Floats:
-        """[K, O, B]: value of a superblock less what its input decides; -inf where the bottleneck is not allowed."""
+        """[K, O, B]: value of a superblock without the terms of its input; -inf where the bottleneck is not allowed."""
         _, first, more = self._parts(j, out, narrow, prices)
+        # Linear in the depth, so the best depth is an end of the interval.
         gains: Floats = first + np.where(more > 0, (depths[1] - 1) * more, (depths[0] - 1) * more)
         least = self.least[out.astype(np.int64) // GRID]
         gains[:, (narrow < least[:, None]) | (narrow > out[:, None])] = -np.inf
@@ -332,9 +335,9 @@ class Relaxation:
 
 
 def _ends(reach: Callable[[int], bool], low: int, high: int) -> tuple[int, int]:
-    """The interval without its ends that are out of reach; what is out of reach is an interval itself.
+    """The interval without its unreachable ends, by bisection.
 
-    One end at least is within reach: the best value is convex, and somewhere in the interval it is.
+    The best value is convex in the depth, so at least one end is reachable and the unreachable depths are an interval.
     """
     if not reach(high):
         inside, outside = low, high
