@@ -15,6 +15,7 @@ from pathlib import Path
 from vitlab.compose.schema import DURATIONS
 from vitlab.config import AugmentationConfig, Config, ModelConfig, RecipeConfig, to_steps
 from vitlab.config.catalogue import GROUPS, MODE_KEYS, TRAINING_KEYS, mode_files, mode_meanings
+from vitlab.config.size import hw
 from vitlab.data.paths import data_roots, missing, shifted_root
 from vitlab.errors import UserError, nearest
 from vitlab.measure.robustness_names import BACKENDS, CORRUPTIONS, FAMILIES, SHIFTED
@@ -25,7 +26,6 @@ from vitlab.training.schedule import KINDS
 
 BALANCES = ("none", "weight", "sampler", "logit_adjust")
 LOGGERS = ("local", "csv", "tensorboard", "wandb")
-MAPS = ("gradcam", "rollout")
 SAMPLERS = ("grid", "tpe", "random", "nsga2")
 PRUNERS = ("median", "halving")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
@@ -68,6 +68,7 @@ def check(config: Config, where: Where, read: set[str]) -> None:
         else:
             _model(key, part, where)
     _dataset(config, where, "dataset" in read)
+    _task(config, where)
     _teacher(config, where)
     _rest(config, where)
 
@@ -212,7 +213,7 @@ def _model(key: str, model: ModelConfig, where: Where) -> None:
 
 def _dataset(config: Config, where: Where, read: bool) -> None:
     dataset = config.dataset
-    _at_least("dataset.size", dataset.size, 1, where)
+    _size("dataset.size", dataset.size, where)
     _length("dataset.mean", dataset.mean, 3, where)
     _length("dataset.std", dataset.std, 3, where)
     for value in dataset.std:
@@ -268,12 +269,58 @@ def _split(config: Config, where: Where) -> None:
         )
 
 
+def _size(key: str, value: object, where: Where) -> None:
+    try:
+        hw(value)  # type: ignore[arg-type]  # that is the question
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{where(key)}: {value} is no size.", f"{key} is the side of a square in pixels, or [height,width]."
+        ) from None
+
+
+TARGETS = {"class": "one label", "labels": "several labels"}
+"""What an image is labelled with, in words."""
+
+
+def _task(config: Config, where: Where) -> None:
+    task, dataset = config.task, config.dataset
+    _one_of("task.targets", task.targets, TARGETS, where)
+    if dataset.targets is not None:
+        _one_of("dataset.targets", dataset.targets, TARGETS, where)
+        if dataset.targets != task.targets:
+            other = {"labels": "task=multilabel", "class": "task=classification"}[dataset.targets]
+            raise UserError(
+                f"{where('task.name')}: task={task.name} needs images with {TARGETS[task.targets]} each, and those of "
+                f"dataset={dataset.name} have {TARGETS[dataset.targets]}.",
+                f"Give {other}, or other data (mode=list group=dataset).",
+            )
+    weights = task.pos_weight if isinstance(task.pos_weight, list) else [task.pos_weight]
+    for value in weights:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value not in (None, "balanced") and not (number and math.isfinite(value) and value > 0):
+            raise UserError(
+                f"{where('task.pos_weight')}: {task.pos_weight} cannot be.",
+                "task.pos_weight is a number above 0, a list of one for each label, balanced, or null.",
+            )
+    if task.pos_weight is not None and task.targets != "labels":
+        raise UserError(
+            f"{where('task.pos_weight')}: task={task.name} has no binary cross-entropy to weigh.", "Leave it out."
+        )
+    if task.targets == "labels" and (config.evaluation.corruptions or config.evaluation.shifted):
+        raise UserError(
+            f"evaluation.corruptions and evaluation.shifted measure classes, and task={task.name} predicts labels.",
+            "Give evaluation=default.",
+        )
+
+
 def _teacher(config: Config, where: Where) -> None:
     teacher = config.teacher
     for index, member in enumerate(teacher.members):
         _model(f"teacher.members.{index}", member, where)
     if teacher.weights is not None:
         _length("teacher.weights", teacher.weights, len(teacher.members), where)
+    for index, size in enumerate(teacher.sizes or []):
+        _size(f"teacher.sizes.{index}", size, where)
     _within("teacher.temperature", teacher.temperature, 0, math.inf, where, open_low=True)
     if teacher.train and len(teacher.members) != 1:
         raise UserError(
@@ -350,8 +397,6 @@ def _rest(config: Config, where: Where) -> None:
     _one_of("predict.format", config.predict.format, ("table", "jsonl", "csv"), where)
     _at_least("predict.topk", config.predict.topk, 1, where)
     _at_least("explain.images", config.explain.images, 1, where)
-    for one in config.explain.methods:
-        _one_of("explain.methods", one, MAPS, where)
     if config.debug.overfit is not None:
         _within("debug.overfit", config.debug.overfit, 0, math.inf, where, open_low=True)
     for name in ("max_steps", "max_images", "max_slots", "profile"):

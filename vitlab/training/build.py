@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vitlab.config import Config, ModelConfig, RecipeConfig
+from vitlab.config.size import plain_size
 from vitlab.data.build import open_splits
 from vitlab.data.datamodule import VisionData
 from vitlab.data.loader import LoaderOptions
@@ -22,6 +23,7 @@ from vitlab.data.views import FreshViews, StoredViews, Views
 from vitlab.errors import UserError, nearest
 from vitlab.models.artifact import ModelMeta, load_model, read_meta
 from vitlab.models.build import architecture, build_model, parameter_groups
+from vitlab.tasks.base import find_task
 from vitlab.training.distributed import rank, world_size
 from vitlab.training.schedule import Schedule
 
@@ -69,6 +71,7 @@ def make_data(
         seed=config.seed,
         max_images=config.debug.max_images,
         balanced=recipe.balance == "sampler",
+        targets=find_task(config.task),
     )
     if isinstance(views, StoredViews) and views.exact:
         views.check_epochs(epochs_of(recipe, data), data.train_sampler.num_slots)
@@ -91,7 +94,8 @@ def make_network(
     if build is not None:
         network = build(data)
     else:
-        network = build_model(model, data.num_classes, config.dataset.size, data.classes, pretrained=start is None)
+        head = find_task(config.task).head(data.classes)
+        network = build_model(model, size=config.dataset.size, classes=data.classes, pretrained=start is None, **head)
         if start is not None:
             network.load_state_dict(load_model(start).state_dict())
     return synchronised(network) if config.trainer.sync_batchnorm and world_size() > 1 else network
@@ -157,7 +161,7 @@ def describe_model(
         name=name,
         args=args,
         classes=list(data.classes),
-        size=config.dataset.size,
+        size=plain_size(config.dataset.size),
         mean=list(mean),
         std=list(std),
         crop_pct=config.dataset.crop_pct,
@@ -165,4 +169,5 @@ def describe_model(
         interpolation=config.recipe.augmentation.interpolation,
         origin=origin,
         method=config.method.name,
+        task=config.task.name,
     )
