@@ -134,17 +134,11 @@ class View:
 class EvalView:
     """The view of evaluation: a test image, resized and cropped as ``crop`` specifies.
 
-<<<<<<< HEAD
-    ``center``: short side to int(size / crop_pct), then a centre crop. ``squash``: both sides resized to ``size``,
-    nothing is cut. ``auto``: squash where crop_pct is 1 or more, else center; this is the official TinyViT's rule
-    (0.875 at 224 px, 1 at 384 and 512). timm's record of a model states which of the two its numbers used.
-=======
     ``center``: short side to int(size / crop_pct), then a centre crop; for a ``size`` of (height, width) the image is
     resized, keeping its ratio, until it just covers both divided by crop_pct, as in timm. ``squash``: both sides
     resized to ``size``, nothing is cut. ``auto``: squash where crop_pct is 1 or more, else center; this is the
-    official TinyViT's way (0.875 at 224 px, 1 at 384 and 512). timm's record of a model says which of the two its
+    official TinyViT's rule (0.875 at 224 px, 1 at 384 and 512). timm's record of a model states which of the two its
     numbers used.
->>>>>>> main
     """
 
     def __init__(
@@ -189,16 +183,6 @@ class EvalView:
         if image.size != resized:
             image = image.resize(resized, self.resampling)
         if self.squash:
-<<<<<<< HEAD
-            return image if image.size == (size, size) else image.resize((size, size), self.resampling)
-        width, height = image.size
-        short = int(size / self.crop_pct)
-        resized = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
-        if image.size != resized:
-            image = image.resize(resized, self.resampling)
-        left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
-        return image.crop((left, top, left + size, top + size))
-=======
             return image
         return image.crop((left, top, left + self.width, top + self.height))
 
@@ -223,14 +207,13 @@ class EvalView:
             scale = min(height / int(self.height / self.crop_pct), width / int(self.width / self.crop_pct))
             wide, high = round(width / scale), round(height / scale)
         return (wide, high), (round((wide - self.width) / 2), round((high - self.height) / 2))
->>>>>>> main
 
 
 @dataclass(frozen=True)
 class ViewBox:
-    """The part of a picture that a view shows, and the affine map between the two.
+    """The part of an image that a view shows, and the affine map between the two.
 
-    ``left`` .. ``bottom``: edges of the part, in pixels of the picture; its left upper corner is (0, 0), so the centre
+    ``left`` .. ``bottom``: edges of the part, in pixels of the image; its upper left corner is (0, 0), so the centre
     of its first pixel is (0.5, 0.5). ``height`` and ``width``: of the view, in its own pixels. Points are (x, y).
     """
 
@@ -242,12 +225,12 @@ class ViewBox:
     width: int
 
     def to_picture(self, x: float, y: float) -> tuple[float, float]:
-        """The place in the picture of a place in the view."""
+        """Image coordinates of a point of the view."""
         across, down = (self.right - self.left) / self.width, (self.bottom - self.top) / self.height
         return self.left + x * across, self.top + y * down
 
     def to_view(self, x: float, y: float) -> tuple[float, float]:
-        """The place in the view of a place in the picture; outside the view where it was cut away."""
+        """View coordinates of a point of the image; outside the view where it was cut away."""
         across, down = (self.right - self.left) / self.width, (self.bottom - self.top) / self.height
         return (x - self.left) / across, (y - self.top) / down
 
@@ -266,13 +249,8 @@ def scale_box(box: tuple[int, int, int, int], grid: Size, size: Size) -> tuple[i
     )
 
 
-<<<<<<< HEAD
-def mix_weight(mix: Mix, size: int) -> float:
-    """The view's own share of a mixed view of ``size`` pixels: mixup ratio times the area outside the CutMix box."""
-=======
 def mix_weight(mix: Mix, size: Size) -> float:
-    """The own share of a mixed view of ``size`` pixels: mixup ratio times the area outside the CutMix box."""
->>>>>>> main
+    """The view's own share of a mixed view of ``size`` pixels: mixup ratio times the area outside the CutMix box."""
     weight = 1.0 if mix.ratio is None else mix.ratio
     if mix.box is not None:
         r1, c1, r2, c2 = scale_box(mix.box, mix.grid, size)

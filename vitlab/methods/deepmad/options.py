@@ -131,12 +131,7 @@ def problem_of(
     times: float = 1.0,
     latency: bool = True,
 ) -> Problem:
-<<<<<<< HEAD
-    """The programme that ``options`` define for images of ``size`` pixels.
-=======
-    """The programme that ``options`` pose for images of ``size`` pixels, which are square unless the options say for
-    which square it is.
->>>>>>> main
+    """The programme that ``options`` define for images of ``size`` pixels, square without ``options.resolution``.
 
     Args:
         classes: of the data set, used where the head is counted and ``options.classes`` is None.
@@ -152,23 +147,18 @@ def problem_of(
     return Problem(space, scoring_of(options, space.strides), budget, resolution, counted, costs)
 
 
-<<<<<<< HEAD
-def check(options: DeepMADOptions, size: int) -> None:
-    """Refuse invalid options before anything runs.
-=======
 def _side(size: Size) -> int:
     height, width = hw(size)
     if height != width:
         raise UserError(
             f"method=deepmad designs for square images, and dataset.size is {size_text(size)} px.",
-            "Say for which square: method.resolution=SIDE; the network is then trained at dataset.size.",
+            "Give the side to design for: method.resolution=SIDE; the network is then trained at dataset.size.",
         )
     return height
 
 
 def check(options: DeepMADOptions, size: Size) -> None:
-    """Refuse what cannot be designed, before anything runs.
->>>>>>> main
+    """Refuse invalid options before anything runs.
 
     Raises:
         UserError: naming the key.
