@@ -265,7 +265,7 @@ class ImagenetPlus:
         """Draws and targets of these (sample, image) pairs, both integers [B].
 
         Raises:
-            UserError: a file cannot be read, or is not what its name says.
+            UserError: a file cannot be read, or does not match its name.
         """
         draws, prob, classes = [], [], []
         for number, image in zip(np.asarray(slot).tolist(), np.asarray(index).tolist(), strict=True):

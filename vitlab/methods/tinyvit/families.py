@@ -55,7 +55,7 @@ def family_of(name: str, args: Mapping[str, Any], size: Size, classes: int) -> F
         if isinstance(model, kind):
             return CountedFamily(name, dict(args), start(model), smaller, size, classes)
     known = ", ".join(["TinyVit", *(kind.__name__ for kind in _COUNTED)])
-    raise UserError(f"mode=contract does not support {name}, a {type(model).__name__}.", f"It knows {known}.")
+    raise UserError(f"mode=contract does not support {name}, a {type(model).__name__}.", f"Supported are {known}.")
 
 
 class TinyViTFamily:

@@ -74,7 +74,7 @@ def makes_store(config: Config) -> bool:
 
 
 def finetunes(config: Config) -> bool:
-    """With neither a teacher nor a recipe to finetune with, it is the recipe that is missing: ``check`` says so."""
+    """Whether to finetune on the labels; also without a teacher, where ``check`` then reports a missing recipe."""
     return learns(config) and (config.method.finetune is not None or not distils(config))
 
 
