@@ -9,6 +9,7 @@ import torch
 from vitlab.config import AugmentationConfig, DatasetConfig
 from vitlab.data.balanced_sampler import BalancedSampler
 from vitlab.data.datamodule import VisionData
+from vitlab.data.loader import LoaderOptions
 from vitlab.errors import UserError
 
 LABELS = np.repeat([0, 1, 2], [40, 9, 3])
@@ -63,7 +64,7 @@ def test_the_views_of_one_image_in_an_epoch_differ() -> None:
     data = VisionData(
         DatasetConfig(name="fake", length=40, num_classes=4, size=16, labels_per_class=None),
         AugmentationConfig(crop_scale=[0.3, 1.0]),
-        batch_size=8,
+        LoaderOptions(8),
         mean=[0.5] * 3,
         std=[0.25] * 3,
         balanced=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def run_of(folder: Path, fold: int, lr: str, grouped: bool, keys: range | None =
     logits[np.arange(count), label] += 1 + fold
     home = folder / f"run-{lr}-{fold}"
     (home / "evaluation").mkdir(parents=True)
-    more = {"group": np.array([f"p{fold}-{i // 5}" for i in range(count)])} if grouped else {}
+    more: dict[str, Any] = {"group": np.array([f"p{fold}-{i // 5}" for i in range(count)])} if grouped else {}
     np.savez(
         home / "evaluation" / "train.npz", logits=logits, label=label, key=np.array([str(k) for k in keys]), **more
     )

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tests.contract.story import assert_same, at, tell, the_run
 from vitlab.distill.teachers import OnlineTeacher
 from vitlab.run.recorder import read_rows
-from vitlab.training import objectives
+from vitlab.training import objectives, train
 from vitlab.training.learner import Learner
 from vitlab.training.schedule import Schedule
 
@@ -132,14 +132,14 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_the_batch(
         return {"loss": losses["loss"] * float("nan")} if len(calls) == 8 else losses
 
     calls: list[torch.Tensor] = []
-    monkeypatch.setattr(objectives, "label_cross_entropy", at_fifth)
+    monkeypatch.setattr(train, "label_cross_entropy", at_fifth)
     assert tell(tmp_path, *PLAIN) == 2
     told = " ".join(capsys.readouterr().err.split())
     assert "the loss is not finite at step 7" in told and "recipe.lr" in told
     what = json.loads((the_run(tmp_path) / "train" / "not_finite.json").read_text())
     assert (what["step"], what["batch"]) == (7, 7)
     assert len(what["index"]) == 16 and set(what["slot"]) == {1}  # five batches an epoch: the second epoch
-    monkeypatch.setattr(objectives, "label_cross_entropy", honest)
+    monkeypatch.setattr(train, "label_cross_entropy", honest)
     assert tell(tmp_path, *PLAIN) == 0, "the last checkpoint is from before, and the run goes on from it"
 
 

@@ -11,7 +11,7 @@ import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitlab.files import atomic_write, write_json
 from vitlab.modes.select_model import SelectedModel
@@ -75,7 +75,9 @@ def write(one: Measured) -> None:
     buffer = io.BytesIO()
     images = one.data.sources["test"]
     named = {"key": [images.keys[int(i)] for i in one.index], "group": groups_at(images, one.index)}
-    text_arrays = {name: np.asarray(values, dtype=np.str_) for name, values in named.items() if values is not None}
+    text_arrays: dict[str, Any] = {
+        name: np.asarray(values, dtype=np.str_) for name, values in named.items() if values is not None
+    }
     np.savez(buffer, logits=one.logits, label=one.label, index=one.index, **text_arrays)
     atomic_write(folder / f"{stem}.npz", buffer.getvalue())
     text = io.StringIO()

@@ -153,9 +153,9 @@ def fold_table(found: Sequence[Pooled]) -> tuple[list[list[str]], list[str]]:
             )
     measured = [one for one in found if one.metrics is not None]
     if measured:
-        unit = "images" if measured[0].groups is None else f"{measured[0].groups:,} groups"
+        drawn = "images" if measured[0].groups is None else f"{measured[0].groups:,} groups"
         lines.append(
             "Pooled: every image once, by the model that was not trained on it; 95 % interval of a bootstrap over "
-            f"{unit}. The folds' training sets overlap: ± over folds is no error of independent repetitions."
+            f"{drawn}. The folds' training sets overlap: ± over folds is no error of independent repetitions."
         )
     return rows, lines

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from vitlab.data.sources import Source, labels_of
 from vitlab.errors import UserError
-from vitlab.training.objectives import Objective, label_cross_entropy
+from vitlab.training.objectives import Objective, StepObjective, label_cross_entropy
 
 
-def balanced(objective: Objective, balance: str, source: Source) -> Objective:
+def balanced(objective: Objective | StepObjective, balance: str, source: Source) -> Objective | StepObjective:
     """``objective`` with the class weights or the logit adjustment of ``recipe.balance``.
 
     Args:
