@@ -93,6 +93,7 @@ class VisionData(L.LightningDataModule):
                 accumulate=options.accumulate,
                 paired=self.augmentation.mixes,
                 num_slots=slots.number,
+                repeats=slots.repeats,
             )
         return EpochSampler(
             len(self.train_source),
