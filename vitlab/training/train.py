@@ -26,6 +26,7 @@ from vitlab.stage import Context
 from vitlab.training.build import describe_model, full_steps, make_data, make_network, make_optimizer, shortened
 from vitlab.training.callbacks.record_and_checkpoint import RecordAndCheckpoint
 from vitlab.training.callbacks.view_grid import ViewGrid
+from vitlab.training.class_balance import balanced
 from vitlab.training.distributed import device_of
 from vitlab.training.learner import Learner, TeacherFn
 from vitlab.training.objectives import Objective, StepObjective, label_cross_entropy
