@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vitlab.config.size import sides_text
+
 if TYPE_CHECKING:
     from vitlab.models.artifact import ModelMeta
 
@@ -56,7 +58,7 @@ def model_card(meta: ModelMeta, facts: Facts) -> str:
         ),
         "## Use",
         _code(facts),
-        f"Input: RGB, {meta.size} × {meta.size} px, scaled to [0, 1], minus {_list(meta.mean)}, divided by "
+        f"Input: RGB, {sides_text(meta.size)} px, scaled to [0, 1], minus {_list(meta.mean)}, divided by "
         f"{_list(meta.std)}." + ("" if facts.code else " The order of the logits is `label_names` in config.json."),
         "## Measured",
         _measured(facts),
@@ -132,7 +134,7 @@ def _limits(meta: ModelMeta, facts: Facts) -> list[str]:
         f"It was measured on images like those of {facts.dataset}; on others it may be worse, and too sure."
         if facts.dataset
         else "It was not measured here.",
-        f"It sees {meta.size} × {meta.size} px: what is smaller than a few pixels of that is lost.",
+        f"It sees {sides_text(meta.size)} px: what is smaller than a few pixels of that is lost.",
     ]
     return [*lines, *facts.extra]
 

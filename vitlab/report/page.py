@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from vitlab._version import __version__
+from vitlab.config.size import sides_text
 from vitlab.measure.bootstrap import Comparison
 from vitlab.measure.classification import ClassScore, Evaluation, wilson
 from vitlab.report import robust, style
@@ -229,7 +230,14 @@ def render(data: ReportData, pictures: Sequence[Picture]) -> tuple[str, str]:
         "dark": style.DARK,
         "version": __version__,
     }
-    filters = {"percent": percent, "si": si, "file_size": file_size, "ms": milliseconds, "duration": duration}
+    filters = {
+        "percent": percent,
+        "sides": sides_text,
+        "si": si,
+        "file_size": file_size,
+        "ms": milliseconds,
+        "duration": duration,
+    }
     texts = []
     for name, html in (("report.md.j2", False), ("report.html.j2", True)):
         jinja = Environment(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -14,8 +14,10 @@ from vitlab.data.sources import Source, labels_of
 from vitlab.errors import UserError
 from vitlab.training.objectives import Objective, StepObjective, label_cross_entropy
 
+AnyObjective = TypeVar("AnyObjective", bound=Objective | StepObjective)
 
-def balanced(objective: Objective | StepObjective, balance: str, source: Source) -> Objective | StepObjective:
+
+def balanced(objective: AnyObjective, balance: str, source: Source) -> AnyObjective:
     """``objective`` with the class weights or the logit adjustment of ``recipe.balance``.
 
     Args:
@@ -42,10 +44,8 @@ def balanced(objective: Objective | StepObjective, balance: str, source: Source)
             f"recipe.balance={balance}: class '{source.classes[int(counts.argmin())]}' has no training image.",
             "Choose recipe.balance=none, or data in which every class has some.",
         )
-    on_labels = cast(Any, objective)  # the function that was checked above, with arguments of its own
-    if balance == "weight":
-        return partial(on_labels, class_weight=class_weights(counts))
-    return partial(on_labels, log_prior=log_priors(counts))
+    more = {"class_weight": class_weights(counts)} if balance == "weight" else {"log_prior": log_priors(counts)}
+    return cast(AnyObjective, partial(objective, **more))  # type: ignore[misc]
 
 
 def class_weights(counts: NDArray[np.int64]) -> Tensor:
