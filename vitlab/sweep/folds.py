@@ -71,6 +71,9 @@ def _pool(values: dict[str, str], runs: Sequence[Run]) -> Pooled:
             f"the predictions of fold {old[0]} do not name their images: mode=evaluate run={by_fold[old[0]].folder}"
         )
         return found
+    if (task := str(_part(runs[0], "task")["name"])) != "classification":
+        found.reason = f"the thresholds of task={task} are each run's own"
+        return found
     parts = [_predictions(by_fold[fold]) for fold in range(count)]
     classes = parts[0].classes
     keys = np.concatenate([one.key for one in parts])
