@@ -91,7 +91,7 @@ class VisionData(L.LightningDataModule):
         if balanced:
             if self.train_source.labels is not None and self.train_source.labels.ndim == 2:
                 raise UserError(
-                    "recipe.balance=sampler draws the classes equally often, and these images have several labels each.",
+                    "recipe.balance=sampler draws classes equally often, and these images have several labels each.",
                     "Leave it out; a task of several labels weights the rare ones in its loss.",
                 )
             return BalancedSampler(
