@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import pytest
 
@@ -17,7 +16,7 @@ def grow(patch: pytest.MonkeyPatch, cls: type, name: str, hint: str, default: ob
     """
     parts = {"__annotations__": {name: hint}, name: default, "__module__": cls.__module__}
     frozen = cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    grown: Any = dataclasses.dataclass(frozen=frozen)(type(cls.__name__, (cls,), parts))
+    grown: type = dataclasses.dataclass(frozen=frozen)(type(cls.__name__, (cls,), parts))
     for part in ("__init__", "__repr__", "__eq__", "__match_args__", "__dataclass_fields__"):
         patch.setattr(cls, part, grown.__dict__[part])
     patch.setattr(cls, name, default, raising=False)

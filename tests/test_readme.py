@@ -83,7 +83,7 @@ def test_command_runs(words: list[str], photos: Path, monkeypatch: pytest.Monkey
 def test_method_of_the_readme_works_when_typed_in(tmp_path: Path) -> None:
     for part in ("vitlab", "conf"):
         shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
-    (code,), (yaml,) = blocks("python"), blocks("yaml")
+    code, yaml = blocks("python")[1], blocks("yaml")[1]
     folder = tmp_path / "vitlab" / "methods" / "bornagain"
     folder.mkdir()
     (folder / "__init__.py").touch()
@@ -93,6 +93,28 @@ def test_method_of_the_readme_works_when_typed_in(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (report,) = tmp_path.glob("outputs/bornagain/*/report.md")
     assert "second generation" in report.read_text()
+
+
+def test_data_set_of_the_readme_works_when_typed_in(tmp_path: Path) -> None:
+    for part in ("vitlab", "conf"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "vitlab" / "data" / "sets" / "shells.py").write_text(blocks("python")[0])
+    (tmp_path / "conf" / "dataset" / "shells.yaml").write_text(blocks("yaml")[0])
+    species = np.arange(120) % 2
+    beach = np.array([f"beach {i // 6}" for i in range(120)])
+    shade = (species * 120).astype(np.uint8)[:, None, None, None]
+    images = np.random.default_rng(0).integers(0, 100, (120, 32, 32, 3), dtype=np.uint8) + shade
+    np.savez(tmp_path / "shells.npz", images=images, species=species, beach=beach, test=np.arange(120) >= 90)
+    words = ["method=supervised", "dataset=shells", "dataset.root=.", "model=tiny_vit_digits", "dataset.size=32"]
+    done = run([*words, "recipe.batch_size=32", *SMALL], tmp_path, root=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (split,) = tmp_path.glob("outputs/supervised/*/splits.csv")
+    rows = [line.split(",") for line in split.read_text().splitlines()[1:]]
+    sides = {name: {row[2] for row in rows if row[1] == name} for name in ("train", "val", "test")}
+    assert len(rows) == 120 and all(sides.values())
+    assert len(set.union(*sides.values())) == sum(map(len, sides.values())) == 20
+    kept = np.load(split.parent / "evaluation" / "train.npz")
+    assert [beach[int(key.split()[1])] for key in kept["key"]] == kept["group"].tolist()
 
 
 def test_pictures_and_links_of_the_readme_exist() -> None:

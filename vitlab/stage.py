@@ -27,6 +27,7 @@ class Stage:
     title: str  # how the report calls the artifact
     role: str  # of a model: "teacher", "student" or "baseline"; the last student is the method's result
     when: Callable[[Config], bool] | None  # None: always
+    alone: bool = False  # on rank 0 only; the other ranks wait
 
     def runs(self, config: Config) -> bool:
         """Whether this stage is part of the story under ``config``."""
@@ -44,17 +45,20 @@ def stage(
     title: str = "",
     role: str = "student",
     when: Callable[[Config], bool] | None = None,
+    alone: bool = False,
 ) -> Callable[[Function], Function]:
     """Mark a function ``(self, context) -> record`` of a :class:`Method` as a stage.
 
     The function writes its artifact into ``context.folder``, finds the artifacts that it needs with
     ``context.artifact(stage)``, and returns what its marker records (steps, seconds, sizes). It may be killed at any
-    moment and is then called again on the same folder.
+    moment and is then called again on the same folder. Several processes call it together, unless it is ``alone``: then
+    rank 0 does while the others wait (a design, a table that is measured once), and nothing in it may need all ranks.
     """
 
     def mark(function: Function) -> Function:
         name = function.__name__
-        function.__stage__ = Stage(name, needs, reads, makes, title or name, role, when)  # type: ignore[attr-defined]
+        made = Stage(name, needs, reads, makes, title or name, role, when, alone)
+        function.__stage__ = made  # type: ignore[attr-defined]
         return function
 
     return mark

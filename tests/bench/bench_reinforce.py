@@ -36,7 +36,7 @@ from PIL import Image
 from tests.bench import bench_epoch
 from vitlab.data.dataset import TrainViews
 from vitlab.data.decode import Files
-from vitlab.data.reinforced import ReinforcedViews
+from vitlab.data.reinforced import ReplayedViews
 from vitlab.data.sources import fingerprint
 from vitlab.distill.draw import Augmentation
 from vitlab.distill.reinforce_draw import PROTOCOL, VARIANTS, Reinforcement, sample
@@ -100,7 +100,7 @@ def compare(images: int, counts: tuple[int, ...], rounds: int) -> dict[str, tupl
         readers: dict[str, TrainViews] = {"plain": plain}
         for samples in counts:
             make_store(folder / str(samples), source, "randaug", samples)
-            readers[f"NS={samples}"] = ReinforcedViews(plain, [folder / str(samples)], view)
+            readers[f"NS={samples}"] = ReplayedViews(plain, [folder / str(samples)], view)
         rng = np.random.default_rng(1)
         spent: dict[str, list[float]] = {key: [] for key in readers}
         for number in range(rounds + 1):  # the first opens files
@@ -129,7 +129,7 @@ def steps(folder: Path, images: int, samples: int) -> bench_epoch.Setup:
     augmentation = Augmentation(bench_epoch.SIZE, (0.08, 1.0), flip=0.5, randaug="rand-m9-mstd0-p1-inc1", erase=0.25)
     plain = TrainViews(source, augmentation, view, 0, CLASSES)
     teacher = OnlineTeacher(bench_epoch.network(bench_epoch.TEACHER), MEAN, STD, bench_epoch.SIZE, MEAN, STD)
-    stored = ReinforcedViews(plain, [folder / "store"], view)
+    stored = ReplayedViews(plain, [folder / "store"], view)
     return bench_epoch.Setup(plain, stored, teacher, images, samples, kl_divergence)
 
 

@@ -1,4 +1,4 @@
-"""What a training step costs beyond the arithmetic: vitlab's fit against a bare PyTorch loop.
+"""What a training step costs beyond the arithmetic: vitlab's training against a bare PyTorch loop.
 
 Same model, data, optimiser, schedule, clipping and precision; the two alternate, so that a machine whose speed drifts
 slows both. Run as a script for the table; the test holds that both end at the same weights.
@@ -11,18 +11,21 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from vitlab.config import AugmentationConfig, Config, DatasetConfig, LoggerConfig, RecipeConfig, TrainerConfig
 from vitlab.data.batch import Batch
+from vitlab.models.artifact import ModelMeta
 from vitlab.run.recorder import Recorder
+from vitlab.stage import Context, Stage
 from vitlab.training.build import make_optimizer
-from vitlab.training.fit import fit
 from vitlab.training.learner import Learner
 from vitlab.training.objectives import label_cross_entropy
 from vitlab.training.schedule import Schedule
+from vitlab.training.train import Training
 
 RECIPE = RecipeConfig(
     duration="1ep",
@@ -43,6 +46,10 @@ class InMemory:
     def __init__(self, batches: list[Batch]) -> None:
         self.batches = batches
         self.steps_per_epoch = len(batches)
+        self.mean = self.std = (0.5, 0.5, 0.5)
+
+    def val_dataloader(self) -> None:
+        """Nothing to validate on."""
 
     def train_loader(self, start: int, stop: int) -> torch.utils.data.DataLoader[Batch]:
         chosen = [self.batches[i % len(self.batches)] for i in range(start, stop)]
@@ -90,17 +97,14 @@ def vitlab_fit(network: nn.Module, batches: list[Batch], schedule: Schedule) -> 
         logger=LoggerConfig(every=20),
     )
     learner = TimedLearner(network, partial(label_cross_entropy, smoothing=0.0), schedule, _optimizer, clip=1.0)
-    with tempfile.TemporaryDirectory() as folder:
-        fit(
-            config,
-            RECIPE,
-            learner,
-            InMemory(batches),  # type: ignore[arg-type]  # only what fit asks of its data
-            stage="bench",
-            folder=Path(folder),
-            recorder=Recorder(Path(folder) / "metrics.jsonl"),
-            validation=None,
-        )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "views.png").touch()  # nothing is drawn
+        stage = Stage("bench", (), (), "model", "bench", "student", None)
+        context = Context(config, stage, {"bench": folder}, Recorder(folder / "metrics.jsonl"))
+        data: Any = InMemory(batches)  # only what a training reads of its data
+        meta = ModelMeta("none", {}, [], 1, [0.5] * 3, [0.5] * 3)
+        Training(context, RECIPE, network, data, learner, meta, len(batches), 32 * len(batches)).run()
     return (learner.stamps[-1] - learner.stamps[0]) / (len(learner.stamps) - 1)
 
 

@@ -15,7 +15,6 @@ from vitlab.cli.help import page
 from vitlab.cli.main import main
 from vitlab.compose.load import load
 from vitlab.compose.schema import ANSWERS, ELSEWHERE, fields, find
-from vitlab.compose.validate import EMBEDDED
 from vitlab.config import Config
 from vitlab.config.catalogue import GROUPS, PACKAGE, choices, conf_dir, head, mode_files
 from vitlab.methods.base import find_method, method_names
@@ -112,7 +111,6 @@ def test_every_other_name_leads_somewhere() -> None:
         assert find(key, known) is not None or key in GROUPS, word
         assert word not in known and word not in GROUPS, word
     assert not set(ANSWERS) & set(ELSEWHERE)
-    assert all(name in choices(conf_dir(), "dataset") for name in EMBEDDED)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

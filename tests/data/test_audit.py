@@ -20,8 +20,8 @@ from vitlab.data.audit import Audit, audit, refuse_faults, write_audit
 from vitlab.data.audit_duplicates import look_alikes, same_bytes
 from vitlab.data.audit_files import look, look_at_all
 from vitlab.data.folder import folder, read_csv
-from vitlab.data.group_split import held_out_groups
 from vitlab.data.sources import labels_of
+from vitlab.data.subsets import held_out_groups
 from vitlab.errors import UserError
 
 MakeImages = Callable[..., Path]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from torch.utils.data import get_worker_info
 
 from vitlab.config import AugmentationConfig, DatasetConfig
 from vitlab.data.batch import Batch
-from vitlab.data.build import SOURCES
 from vitlab.data.datamodule import VisionData
-from vitlab.data.loader import Loader, default_workers
+from vitlab.data.loader import Loader, LoaderOptions, default_workers
 from vitlab.data.sampler import ShardSampler
 from vitlab.data.sources import MapStyle, Source
+from vitlab.data.views import StoredViews
 from vitlab.distill.draw import seeds_of
 from vitlab.distill.sparse import SparseTarget, sparsify
 from vitlab.distill.store import TargetStore
@@ -36,8 +37,9 @@ MIXED = AugmentationConfig(crop_scale=[0.3, 1.0], mixup=0.8, cutmix=1.0)
 
 def make(augmentation: AugmentationConfig = AUGMENTATION, **more: Any) -> VisionData:
     dataset = more.pop("dataset", None) or DatasetConfig(name="fake", length=50, num_classes=4, size=16)
-    arguments: dict[str, Any] = {"batch_size": 8, "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2), "workers": 0}
-    return VisionData(dataset, augmentation, **(arguments | more))
+    options = {"batch_size": 8, "workers": 0}
+    options |= {item.name: more.pop(item.name) for item in fields(LoaderOptions) if item.name in more}
+    return VisionData(dataset, augmentation, LoaderOptions(**options), mean=(0.5,) * 3, std=(0.2,) * 3, **more)
 
 
 def same(first: Batch, second: Batch) -> bool:
@@ -196,7 +198,7 @@ def test_stored_targets_are_of_the_views_they_come_with(
     tmp_path: Path, augmentation: AugmentationConfig, workers: int
 ) -> None:
     write_store(tmp_path, make(augmentation))
-    data = make(augmentation, store=tmp_path, workers=workers, slots="cycle")
+    data = make(augmentation, views=StoredViews(tmp_path), workers=workers)
     slots = []
     for batch in data.train_loader(2, 24):
         assert batch.target is not None
@@ -206,19 +208,19 @@ def test_stored_targets_are_of_the_views_they_come_with(
         slots.append(int(batch.slot[0]))
     assert slots == [0] * 4 + [1] * 6 + [0] * 6 + [1] * 6
     with pytest.raises(UserError, match=r"Epoch 3 has no stored views"):
-        list(make(augmentation, store=tmp_path).train_loader(12, 13))
+        list(make(augmentation, views=StoredViews(tmp_path, exact=True)).train_loader(12, 13))
 
 
 def test_a_store_of_something_else_is_refused(tmp_path: Path) -> None:
     write_store(tmp_path / "plain", make())
     write_store(tmp_path / "mixed", make(MIXED))
     with pytest.raises(UserError, match="another augmentation"):
-        make(MIXED, store=tmp_path / "plain")
+        make(MIXED, views=StoredViews(tmp_path / "plain"))
     with pytest.raises(UserError, match="another data set"):
-        make(store=tmp_path / "plain", max_images=40)
-    make(store=tmp_path / "plain", seed=1)  # another order of the same views
+        make(views=StoredViews(tmp_path / "plain"), max_images=40)
+    make(views=StoredViews(tmp_path / "plain"), seed=1)  # another order of the same views
     with pytest.raises(UserError, match="another seed"):
-        make(MIXED, store=tmp_path / "mixed", seed=1)  # which would pair other images
+        make(MIXED, views=StoredViews(tmp_path / "mixed"), seed=1)  # which would pair other images
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -251,7 +253,9 @@ def test_workers_are_started_where_images_must_be_decoded(
 
 
 def test_a_data_set_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The recipe of vitlab/data/build.py."""
+    """As the module that a user writes has it (vitlab/data/sets)."""
+    from types import SimpleNamespace
+
     from PIL import Image
 
     class Shells:
@@ -265,7 +269,7 @@ def test_a_data_set_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
         classes = ["cowrie", "limpet"]
         return {"train": MapStyle(Shells(), classes), "test": MapStyle(Shells(), classes, "test")}
 
-    monkeypatch.setitem(SOURCES, "shells", shells)
+    monkeypatch.setattr("vitlab.data.build.find_set", lambda name: SimpleNamespace(splits=shells))
     data = make(dataset=DatasetConfig(name="shells", size=16), batch_size=6)
     batches = list(data.train_loader(0, 2))
     assert sorted(torch.cat([batch.index for batch in batches]).tolist()) == list(range(12))

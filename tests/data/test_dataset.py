@@ -11,7 +11,7 @@ import torch
 
 from vitlab.config import DatasetConfig
 from vitlab.data.dataset import EvalViews, TrainViews
-from vitlab.data.embedded import fake
+from vitlab.data.sets.fake import splits as fake
 from vitlab.data.sources import Source
 from vitlab.distill.draw import Augmentation, draw, seed_of, seeds_of
 from vitlab.distill.sparse import sparsify

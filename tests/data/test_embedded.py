@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from vitlab.config import DatasetConfig
-from vitlab.data.embedded import digits, fake
+from vitlab.data.sets.digits import splits as digits
+from vitlab.data.sets.fake import splits as fake
 from vitlab.data.sources import Source, fingerprint, labels_of
 
 

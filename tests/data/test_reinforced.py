@@ -11,9 +11,9 @@ import torch
 
 from vitlab.config import DatasetConfig
 from vitlab.data.dataset import TrainViews
-from vitlab.data.embedded import fake
-from vitlab.data.reinforced import FreshViews, ReinforcedViews, ReinforcingViews
+from vitlab.data.reinforced import RecordBatch, ReinforcingViews, ReplayedViews
 from vitlab.data.sampler import EpochSampler
+from vitlab.data.sets.fake import splits as fake
 from vitlab.data.sources import Arrays, Source, fingerprint, labels_of
 from vitlab.distill.draw import Augmentation, draw, seed_of
 from vitlab.distill.formats import open_reinforcements
@@ -35,9 +35,9 @@ def source() -> Source:
     return fake(DatasetConfig(name="fake", length=30, num_classes=CLASSES))["train"]
 
 
-def fresh(source: Source, spec: Reinforcement, images: list[int], samples: range = range(SAMPLES)) -> FreshViews:
+def fresh(source: Source, spec: Reinforcement, images: list[int], samples: range = range(SAMPLES)) -> RecordBatch:
     batch = ReinforcingViews(source, spec, VIEW, SEED, samples).__getitems__(images)
-    assert isinstance(batch, FreshViews)
+    assert isinstance(batch, RecordBatch)
     return batch
 
 
@@ -84,7 +84,7 @@ def test_what_the_teacher_saw_is_replayed_bit_for_bit(source: Source, tmp_path: 
     spec = Reinforcement(variant)
     folder = make_store(tmp_path, source, spec)
     seen = fresh(source, spec, [4, 9, 21])
-    views = ReinforcedViews(TrainViews(source, PLAIN, VIEW, SEED, CLASSES), [folder], VIEW)
+    views = ReplayedViews(TrainViews(source, PLAIN, VIEW, SEED, CLASSES), [folder], VIEW)
     items = [(i, s) for i in (4, 9, 21) for s in range(SAMPLES)]
     replayed = pickle.loads(pickle.dumps(views)).__getitems__(items)
     assert torch.equal(replayed.image, seen.image)
@@ -106,7 +106,7 @@ def test_a_view_does_not_depend_on_its_company(source: Source) -> None:
 
 def test_a_slot_past_the_stored_is_a_plain_view_with_its_label(source: Source, tmp_path: Path) -> None:
     folder = make_store(tmp_path, source, Reinforcement("rrc"))
-    views = ReinforcedViews(TrainViews(source, PLAIN, VIEW, SEED, CLASSES), [folder], VIEW)
+    views = ReplayedViews(TrainViews(source, PLAIN, VIEW, SEED, CLASSES), [folder], VIEW)
     batch = views.__getitems__([(3, SAMPLES + 7), (3, 1)])
     picture, label = source[3]
     assert torch.equal(batch.image[0], VIEW(picture, draw(PLAIN, seed_of(SEED, SAMPLES + 7, 3), *picture.size)))
@@ -147,6 +147,6 @@ def test_resized_copies_are_refused(source: Source, tmp_path: Path) -> None:
     pixels = np.zeros((len(source), 6, 6, 3), np.uint8)
     small = Arrays(pixels, labels_of(source), source.classes, list(source.keys), "train")
     assert fingerprint(small) == fingerprint(source)
-    views = ReinforcedViews(TrainViews(small, PLAIN, VIEW, SEED, CLASSES), [folder], VIEW)
+    views = ReplayedViews(TrainViews(small, PLAIN, VIEW, SEED, CLASSES), [folder], VIEW)
     with pytest.raises(UserError, match=r"train/\d+.* too small .*as downloaded"):
         views.__getitems__([(i, 0) for i in range(len(source))])

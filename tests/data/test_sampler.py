@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitlab.data.sampler import EpochSampler, Item, ShardSampler, SlotSampler, Span, permuted_slots, uniform_slots
+from vitlab.data.sampler import (
+    EpochSampler,
+    Item,
+    ShardSampler,
+    SlotSampler,
+    Span,
+    permutation,
+    permuted_slots,
+    uniform_slots,
+)
 from vitlab.errors import UserError
 
 
@@ -52,6 +62,9 @@ settings_of_runs = st.fixed_dictionaries(
         "padded": st.booleans(),
     }
 )
+repeated_runs = st.fixed_dictionaries(
+    {"length": st.integers(24, 100), "seed": st.integers(0, 5), "paired": st.booleans(), "repeats": st.integers(2, 4)}
+)
 
 
 @given(settings_of_runs, st.integers(0, 7))
@@ -69,7 +82,7 @@ def test_an_epoch_holds_no_image_twice(run: dict[str, Any], epoch: int) -> None:
         assert len(set(seen)) == len(seen) == run["length"] // 8 * 8
 
 
-@given(settings_of_runs, st.sampled_from([(1, 2), (2, 1), (4, 1), (2, 2), (1, 4)]), st.integers(0, 3))
+@given(settings_of_runs | repeated_runs, st.sampled_from([(1, 2), (2, 1), (4, 1), (2, 2), (1, 4)]), st.integers(0, 3))
 @settings(deadline=None)
 def test_ranks_together_see_what_one_rank_sees(run: dict[str, Any], parts: tuple[int, int], epoch: int) -> None:
     """Step by step, in the same pairs, for any number of ranks and micro-batches."""
@@ -95,7 +108,7 @@ def test_epochs_and_seeds_differ() -> None:
 # --- position ----------------------------------------------------------------------------------------------------
 
 
-@given(settings_of_runs, st.integers(0, 60))
+@given(settings_of_runs | repeated_runs, st.integers(0, 60))
 @settings(deadline=None)
 def test_position_is_all_there_is_to_resume(run: dict[str, Any], position: int) -> None:
     uninterrupted = EpochSampler(batch_size=8, **run)
@@ -202,6 +215,43 @@ def test_an_epoch_without_its_slot_is_answered() -> None:
         list(sampler)
 
 
+# --- repeated augmentation -----------------------------------------------------------------------------------------
+
+
+def deit_indices(length: int, repeats: int, rank: int, world: int, order: list[int]) -> list[int]:
+    """DeiT's samplers.RASampler, from facebookresearch/deit (Apache-2.0), for a permutation that is given."""
+    num_samples = math.ceil(length * repeats / world)
+    indices = [index for index in order for _ in range(repeats)]
+    indices += indices[: num_samples * world - len(indices)]
+    return indices[rank : num_samples * world : world][: length // world]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("repeats", [2, 3])
+def test_repeats_are_those_of_deit(world: int, repeats: int) -> None:
+    """The images of a rank, in order, up to the tail that does not fill a batch; their slots are new in every epoch."""
+    seen: set[Item] = set()
+    for epoch in range(3):
+        order = permutation(50, 7, epoch).tolist()
+        ranks = [EpochSampler(50, 12, seed=7, rank=r, world=world, repeats=repeats) for r in range(world)]
+        found = [rank.order(epoch) for rank in ranks]
+        for number, (index, slot) in enumerate(found):
+            official = deit_indices(50, repeats, number, world, order)
+            assert index.tolist() == official[: 48 // world]
+            assert set(slot // repeats) == {epoch}
+        items = {item for index, slot in found for item in zip(index.tolist(), slot.tolist(), strict=True)}
+        assert len(items) == 48 and len({index for index, _ in items}) == 48 // repeats and not items & seen
+        seen |= items
+        if world >= repeats:  # each view of an image is on a rank of its own
+            assert all(len(set(index.tolist())) == len(index) for index, _ in found)
+
+
+def test_repeated_pairs_stay_together() -> None:
+    index, slot = EpochSampler(51, 12, paired=True, repeats=3).order(1)
+    assert len(index) == 48 and index[:6].tolist() == index[:2].tolist() * 3 and index[0] != index[1]
+    assert slot[:8].tolist() == [3, 3, 4, 4, 5, 5, 3, 3]
+
+
 # --- mistakes ----------------------------------------------------------------------------------------------------
 
 
@@ -222,7 +272,10 @@ def test_batches_that_cannot_be_made(arguments: dict[str, Any], message: str) ->
         EpochSampler(100, **arguments)
 
 
-@pytest.mark.parametrize("arguments", [{"slots": "cycle"}, {"slots": "sometimes"}, {"rank": 1}])
+@pytest.mark.parametrize(
+    "arguments",
+    [{"slots": "cycle"}, {"slots": "sometimes"}, {"rank": 1}, {"repeats": 0}, {"repeats": 3, "num_slots": 2}],
+)
 def test_wrong_arguments(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         EpochSampler(100, 10, **arguments)

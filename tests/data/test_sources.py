@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,20 +13,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitlab.config import DatasetConfig
-from vitlab.data.build import SOURCES, open_splits
-from vitlab.data.embedded import fake
+from vitlab.data.build import open_splits
+from vitlab.data.sets.fake import splits as fake
 from vitlab.data.sources import (
     Arrays,
     MapStyle,
     Source,
     Strings,
-    class_rank,
     fingerprint,
-    held_out,
     labels_of,
-    limit,
-    per_class_subset,
 )
+from vitlab.data.subsets import class_rank, held_out, limit, per_class_subset
 from vitlab.errors import UserError
 
 
@@ -155,7 +153,8 @@ def test_a_part_of_train_is_held_out_and_never_trained_on() -> None:
 def test_a_set_that_is_measured_on_val_keeps_it_and_one_with_both_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(*names: str) -> dict[str, Source]:
         cfg = DatasetConfig(name="x", size=8, val_fraction=0.5)
-        monkeypatch.setitem(SOURCES, "x", lambda cfg: {name: fake(cfg)["train"] for name in names})
+        one = SimpleNamespace(splits=lambda cfg: {name: fake(cfg)["train"] for name in names})
+        monkeypatch.setattr("vitlab.data.build.find_set", lambda name: one)
         return open_splits(cfg, 0)
 
     splits = opened("train", "val")

@@ -19,8 +19,12 @@ from scipy.io import savemat
 
 from vitlab.config import DatasetConfig
 from vitlab.data.build import open_splits
+from vitlab.data.sets.cifar10 import splits as cifar10
+from vitlab.data.sets.cifar100 import splits as cifar100
+from vitlab.data.sets.flowers102 import splits as flowers102
+from vitlab.data.sets.food101 import splits as food101
+from vitlab.data.sets.imagenet import splits as imagenet
 from vitlab.data.sources import labels_of
-from vitlab.data.torchvision_sets import cifar10, cifar100, flowers102, food101, imagenet
 from vitlab.errors import UserError
 
 MakeImages = Callable[..., Path]

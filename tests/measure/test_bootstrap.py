@@ -86,3 +86,34 @@ def test_pairing_makes_the_interval_narrower_than_that_of_either() -> None:
 def test_different_numbers_of_images_do_not_compare() -> None:
     with pytest.raises(ValueError, match="50 images and b on 60"):
         compare_models("a", "b", some(50, 1, 0)[2], some(60, 1, 0)[2], 15, 10)
+
+
+def test_groups_are_drawn_and_not_their_images() -> None:
+    """One resample is what evaluating the images of the drawn groups gives, each as often as its group was drawn."""
+    logits, label, scores = some(200, 1.0, 1)
+    group = np.random.default_rng(3).integers(0, 30, 200)
+    names = [f"patient {g:02d}" for g in group]
+    drawn = np.random.default_rng(5).integers(0, 30, (1, 30))[0]
+    rows = np.concatenate([np.flatnonzero(group == g) for g in drawn])
+    expected = evaluate_logits(logits[rows], label[rows], [str(c) for c in range(6)], bins=10).metrics()
+    for name, (lo, hi) in bootstrap(scores, 10, 1, seed=5, groups=names).items():
+        assert lo == hi == pytest.approx(expected[name])
+
+
+def test_images_that_come_in_equal_groups_are_as_uncertain_as_the_groups() -> None:
+    """Every image ten times over: by image the interval is too narrow by the square root of ten."""
+    logits, label, scores = some(150, 1.0, 8)
+    many = score(np.repeat(logits, 10, axis=0), np.repeat(label, 10))
+    groups = [str(i // 10) for i in range(1500)]
+    width = {
+        name: np.ptp(bootstrap(one, 15, 2000, groups=own)["top1"])
+        for name, one, own in (("once", scores, None), ("grouped", many, groups), ("by image", many, None))
+    }
+    assert width["grouped"] == pytest.approx(width["once"], rel=0.1)
+    assert width["by image"] == pytest.approx(width["once"] / 10**0.5, rel=0.15)
+    paired = [
+        compare_models("a", "b", many, score(np.repeat(logits[::-1], 10, 0), np.repeat(label, 10)), 15, 500, groups=own)
+        for own in (None, groups)
+    ]
+    ends = [one.differences["top1"] for one in paired]
+    assert ends[1].hi - ends[1].lo > 2 * (ends[0].hi - ends[0].lo)

@@ -10,7 +10,7 @@ from torch import nn
 from vitlab.config import ModelConfig
 from vitlab.errors import UserError
 from vitlab.models.build import build_model, parameter_groups
-from vitlab.models.param_groups import layer_levels, undecayed_names
+from vitlab.models.param_groups import head_names, layer_levels, undecayed_names
 
 OFFICIAL_SCALES = [
     *(0.085899, 0.107374, 0.134218, 0.167772, 0.209715, 0.262144),
@@ -100,3 +100,43 @@ def test_layer_decay_needs_named_layers() -> None:
     with pytest.raises(ValueError, match="layer_decay"):
         parameter_groups(nn.Linear(2, 2), 0.05, 0.0)
     assert [len(group["params"]) for group in parameter_groups(nn.Linear(2, 2), 0.05)] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("tiny_vit_5m_224", {"head.fc.weight", "head.fc.bias"}),
+        ("resnet18", {"fc.weight", "fc.bias"}),
+        (
+            "deit_tiny_distilled_patch16_224",
+            {f"{one}.{part}" for one in ("head", "head_dist") for part in ("weight", "bias")},
+        ),
+    ],
+)
+@pytest.mark.parametrize("layer_decay", [1.0, 0.75])
+def test_the_head_learns_at_its_own_rate(name: str, head: set[str], layer_decay: float) -> None:
+    model = timm.create_model(name, device="meta")
+    assert head_names(model) == head
+    plain, scaled = (
+        {
+            id(p): group["lr_scale"]
+            for group in parameter_groups(model, 0.05, layer_decay, rate)
+            for p in group["params"]
+        }
+        for rate in (1.0, 10.0)
+    )
+    for key, parameter in model.named_parameters():
+        assert scaled[id(parameter)] == pytest.approx(plain[id(parameter)] * (10 if key in head else 1)), key
+    groups = parameter_groups(model, 0.05, layer_decay, 10.0)
+    assert len({group["name"] for group in groups}) == len(groups)
+    assert [group["weight_decay"] for group in groups[-2:]] == [0.0, 0.05]
+
+
+def test_a_head_of_its_own_rate_needs_a_network_that_names_it() -> None:
+    class Named(nn.Linear):
+        def get_classifier(self) -> nn.Module:
+            return self
+
+    assert head_names(Named(2, 2)) == {"weight", "bias"}
+    with pytest.raises(UserError, match=r"recipe\.head_lr=1"):
+        parameter_groups(nn.Linear(2, 2), 0.05, 1.0, 10.0)

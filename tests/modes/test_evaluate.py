@@ -37,6 +37,8 @@ def said(run: Path, output: Path) -> str:
 
 def test_the_files_agree_with_scikit_learn(run: Path, said: str) -> None:
     kept = np.load(run / "evaluation" / "train.npz")
+    images = find_subject(load(["mode=evaluate", f"run={run}", *QUIET])).data.sources["test"]
+    assert kept["key"].tolist() == [images.keys[int(i)] for i in kept["index"]] and "group" not in kept
     found = Evaluation.from_dict(json.loads((run / "evaluation" / "train.json").read_text()))
     prob = np.exp(kept["logits"].astype(float))
     prob /= prob.sum(1, keepdims=True)
@@ -196,7 +198,7 @@ def test_different_images_do_not_compare(run: Path, output: Path, capsys: pytest
 def test_a_model_folder_on_typed_data_with_a_validation_split(run: Path, output: Path, tmp_path: Path) -> None:
     """Digits as class folders with val and test: the temperature comes from val alone."""
     from vitlab.config import DatasetConfig
-    from vitlab.data.embedded import digits
+    from vitlab.data.sets.digits import splits as digits
 
     source = digits(DatasetConfig(name="digits", size=32, mean=[0.3] * 3, std=[0.3] * 3))["test"]
     for i in range(120):

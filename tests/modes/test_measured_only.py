@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.modes.conftest import ask
-from vitlab.data.torchvision_sets import wordnet_ids
+from vitlab.data.sets.imagenet import wordnet_ids
 from vitlab.files import read_json
 
 SHAPE = {"patch_size": "8", "embed_dim": "32", "depth": "1", "num_heads": "2"}

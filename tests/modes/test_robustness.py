@@ -16,9 +16,9 @@ import vitlab
 from tests.modes.conftest import ask, train
 from vitlab.config import DatasetConfig
 from vitlab.data.corrupted import image_seed
-from vitlab.data.embedded import digits
+from vitlab.data.sets.digits import splits as digits
 from vitlab.data.shifted import wordnet_ids
-from vitlab.data.sources import limit
+from vitlab.data.subsets import limit
 from vitlab.distill.views import EvalView
 from vitlab.errors import Interrupted
 from vitlab.measure.corruptions import corrupt

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tests.contract.story import assert_same, at, tell, the_run
 from vitlab.distill.teachers import OnlineTeacher
 from vitlab.run.recorder import read_rows
-from vitlab.training import objectives
+from vitlab.training import objectives, train
 from vitlab.training.learner import Learner
 from vitlab.training.schedule import Schedule
 
@@ -30,6 +30,8 @@ EVERYTHING = (
     "recipe.augmentation.mixup=0.8",
     "recipe.augmentation.cutmix=1.0",
     "recipe.optimizer=lamb",
+    "recipe.head_lr=3",
+    "recipe.balance=sampler",
 )
 
 
@@ -44,6 +46,42 @@ def test_everything_at_once_continues_bit_for_bit(tmp_path: Path) -> None:
         assert tell(tmp_path / "b", *EVERYTHING) == 130
     assert tell(tmp_path / "b", *EVERYTHING) == 0
     assert_same(the_run(tmp_path / "a"), the_run(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("balance", ["weight", "sampler", "logit_adjust"])
+def test_training_on_a_teachers_outputs_is_not_balanced(
+    balance: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused before the teacher is trained."""
+    assert tell(tmp_path, "method=tinyvit", f"recipe.balance={balance}") == 2
+    assert f"recipe.balance={balance}: method=tinyvit trains on a teacher's outputs" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert not list(tmp_path.glob("tinyvit/*/teacher/*"))
+
+
+def test_the_objective_is_balanced_by_the_classes_of_the_training_images(tmp_path: Path) -> None:
+    """Digits with many zeros: the first loss differs between the objectives, all else being equal."""
+    lines = ["path,split"]
+    for key, label in zip(*_digits(), strict=True):
+        lines.append(f"{key},{'test' if int(key) % 4 == 0 else 'unused' if label and int(key) > 200 else 'train'}")
+    (tmp_path / "split.csv").write_text("\n".join(lines) + "\n")
+    losses = {}
+    for balance in ("none", "weight", "logit_adjust"):
+        words = (f"dataset.split_file={tmp_path / 'split.csv'}", f"recipe.balance={balance}", "logger.every=1")
+        assert tell(tmp_path / balance, *PLAIN, *words, "debug.max_images=null", "debug.max_steps=1") == 0
+        run = the_run(tmp_path / balance)
+        losses[balance] = next(float(row["loss"]) for row in read_rows(run / "metrics.jsonl") if "loss" in row)  # type: ignore[arg-type]
+    assert len({round(one, 4) for one in losses.values()}) == 3
+
+
+def _digits() -> tuple[list[str], list[int]]:
+    from vitlab.config import DatasetConfig
+    from vitlab.data.sets.digits import splits
+    from vitlab.data.sources import Pool, labels_of
+
+    pool = Pool(splits(DatasetConfig(name="digits", size=32)))
+    return list(pool.keys), labels_of(pool).tolist()
 
 
 def test_micro_batches_add_up_to_the_batch(tmp_path: Path) -> None:
@@ -94,14 +132,14 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_the_batch(
         return {"loss": losses["loss"] * float("nan")} if len(calls) == 8 else losses
 
     calls: list[torch.Tensor] = []
-    monkeypatch.setattr(objectives, "label_cross_entropy", at_fifth)
+    monkeypatch.setattr(train, "label_cross_entropy", at_fifth)
     assert tell(tmp_path, *PLAIN) == 2
     told = " ".join(capsys.readouterr().err.split())
     assert "the loss is not finite at step 7" in told and "recipe.lr" in told
     what = json.loads((the_run(tmp_path) / "train" / "not_finite.json").read_text())
     assert (what["step"], what["batch"]) == (7, 7)
     assert len(what["index"]) == 16 and set(what["slot"]) == {1}  # five batches an epoch: the second epoch
-    monkeypatch.setattr(objectives, "label_cross_entropy", honest)
+    monkeypatch.setattr(train, "label_cross_entropy", honest)
     assert tell(tmp_path, *PLAIN) == 0, "the last checkpoint is from before, and the run goes on from it"
 
 

@@ -8,7 +8,7 @@ import timm
 import torch
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
-from vitlab.training.train import synchronised
+from vitlab.training.build import synchronised
 
 
 def test_every_kind_of_batchnorm_is_converted_and_loads_back() -> None:

@@ -205,10 +205,11 @@ def _completed(cls: type, values: dict[str, Any], options: type | None) -> dict[
             hint = options
         value = values.get(name)
         if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-            values[name] = _completed(typing.cast(type, hint), _moved(typing.cast(type, hint), value), options)
+            inner = typing.cast(type, hint)
+            values[name] = _completed(inner, _moved(inner, value), options)
         elif typing.get_origin(hint) is list and isinstance(value, list):
-            (member,) = typing.get_args(hint)
-            if isinstance(member, type) and dataclasses.is_dataclass(member):
+            member = typing.cast(type, typing.get_args(hint)[0])
+            if dataclasses.is_dataclass(member):
                 values[name] = [_completed(member, _moved(member, each), options) for each in value]
     return values
 

@@ -24,9 +24,7 @@ from vitlab.report.export_formats import FORMATS, ONNX_NEEDS
 from vitlab.run.run import model_folder
 from vitlab.training.schedule import KINDS
 
-EMBEDDED = ("digits", "fake")
-"""Data sets that need no folder."""
-
+BALANCES = ("none", "weight", "sampler", "logit_adjust")
 LOGGERS = ("local", "csv", "tensorboard", "wandb")
 SAMPLERS = ("grid", "tpe", "random", "nsga2")
 PRUNERS = ("median", "halving")
@@ -173,6 +171,8 @@ def _recipe(key: str, recipe: RecipeConfig, where: Where) -> None:
     for name in ("weight_decay", "warmup_lr", "min_lr"):
         _within(f"{key}.{name}", getattr(recipe, name), 0, math.inf, where)
     _within(f"{key}.layer_decay", recipe.layer_decay, 0, 1, where, open_low=True)
+    _within(f"{key}.head_lr", recipe.head_lr, 0, math.inf, where, open_low=True)
+    _one_of(f"{key}.balance", recipe.balance, BALANCES, where)
     _within(f"{key}.label_smoothing", recipe.label_smoothing, 0, 1, where, open_high=True)
     if recipe.ema is not None:
         _within(f"{key}.ema", recipe.ema, 0, 1, where, open_low=True, open_high=True)
@@ -226,11 +226,46 @@ def _dataset(config: Config, where: Where, read: bool) -> None:
     _within("dataset.val_fraction", dataset.val_fraction, 0, 1, where, open_high=True)
     _at_least("dataset.length", dataset.length, 1, where)
     _at_least("dataset.num_classes", dataset.num_classes, 2, where)
-    if dataset.name in EMBEDDED or not read:
+    _split(config, where)
+    if dataset.embedded or not read:
         return
     roots = data_roots(dataset)
     if not dataset.download and not any(one.is_dir() for one in roots):
-        raise missing(dataset, "a folder", downloadable=dataset.name not in ("folder", "imagenet"))
+        from vitlab.data.sets import find_set  # imports numpy
+
+        raise missing(dataset, "a folder", downloadable=getattr(find_set(dataset.name), "DOWNLOADABLE", False))
+
+
+def _split(config: Config, where: Where) -> None:
+    """Keys that say which image belongs to which split."""
+    dataset = config.dataset
+    if dataset.folds is not None:
+        _at_least("dataset.folds", dataset.folds, 2, where)
+        if dataset.split_file is not None:
+            raise UserError(f"{where('dataset.split_file')}: dataset.folds splits the images too.", "Leave one out.")
+        if dataset.fold is None:
+            every = ",".join(map(str, range(dataset.folds)))
+            raise UserError(
+                f"{where('dataset.folds')}: which fold is tested?",
+                f"Give dataset.fold=0, or all of them with -m dataset.fold={every}.",
+            )
+        if not 0 <= dataset.fold < dataset.folds:
+            raise UserError(
+                f"{where('dataset.fold')}: there is no fold {dataset.fold} of {dataset.folds}.",
+                f"dataset.fold is a whole number from 0 to {dataset.folds - 1}.",
+            )
+    elif dataset.fold is not None:
+        raise UserError(f"{where('dataset.fold')}: a fold of how many?", "Give dataset.folds=5, or leave it out.")
+    if dataset.split_file is not None and not Path(dataset.split_file).expanduser().is_file():
+        raise UserError(
+            f"{where('dataset.split_file')}: there is no file {dataset.split_file}.",
+            "Give a CSV with the columns path,split, such as the splits.csv of a run.",
+        )
+    if dataset.classes is not None and dataset.classes != "listed" and not isinstance(dataset.classes, list):
+        raise UserError(
+            f"{where('dataset.classes')}: '{dataset.classes}' is no order of classes.",
+            "Give all of them as a list, [cat,dog], or listed for the order of a CSV.",
+        )
 
 
 def _size(key: str, value: object, where: Where) -> None:

@@ -80,8 +80,8 @@ RESULT_FREE = frozenset(name for name, group in GROUPS.items() if not group.chan
 }
 """Top-level keys and groups that cannot change what is learned; they may differ when a run continues."""
 
-RESULT_FREE_KEYS = frozenset({"accumulate"})
-"""Last parts of keys of which the same is true: how a batch is divided, which memory decides."""
+RESULT_FREE_KEYS = frozenset({"accumulate", "embedded", "synthetic"})
+"""Last parts of keys of which the same is true: how a batch is divided, which memory decides; what a data set is."""
 
 ALWAYS_READ = frozenset(name for name, group in GROUPS.items() if group.always_read)
 

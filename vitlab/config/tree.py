@@ -37,7 +37,7 @@ class ModelConfig:
 class DatasetConfig:
     """Images with labels, and how large a network sees them."""
 
-    name: str = MISSING  # digits, cifar10, cifar100, flowers102, food101, imagenet, folder, fake
+    name: str = MISSING  # a module of vitlab/data/sets: digits, cifar10, imagenet, folder, ...
     root: Optional[str] = None  # folder with the data; null: $VITLAB_DATA/<name>
     size: Any = MISSING  # of the view, in pixels: the side of a square, or [height,width]
     mean: list[float] = MISSING  # per channel, in [0, 1]
@@ -49,6 +49,12 @@ class DatasetConfig:
     csv: Optional[str] = None  # folder only: CSV with columns path,label[,split][,group]
     leave_out: Optional[str] = None  # folder only: text file of images to leave out, one path a line
     val_fraction: float = 0.0  # share of every class of train held out as val where there is no val split; 0: none
+    folds: Optional[int] = None  # cross-validation: split all images into so many folds, by a hash; null: none
+    fold: Optional[int] = None  # with folds: the fold that is the test split, 0 to folds - 1
+    split_file: Optional[str] = None  # CSV path,split that says where each image belongs, as runs write it
+    classes: Any = None  # folder only: their order, a list; listed: a CSV's; null: classes.txt, else the alphabet
+    embedded: bool = False  # comes with vitlab or a package: no folder is needed
+    synthetic: bool = False  # made-up images: reports say that the numbers mean nothing
     length: int = 256  # fake only: training images (a quarter as many for testing)
     num_classes: int = 10  # fake only
 
@@ -94,6 +100,8 @@ class RecipeConfig:
     min_lr: float = 0.0  # learning rate of the last step
     decay_at: list[str] = field(default_factory=list)  # step schedule: durations at which lr is multiplied
     decay_rate: float = 0.1  # step schedule: by this factor
+    head_lr: float = 1.0  # the classifier's learning rate is lr times this
+    balance: str = "none"  # of unequal classes, for training on labels: none | weight | sampler | logit_adjust
     freeze_batchnorm: bool = False  # running statistics stay as they are; scales and shifts still learn
     layer_decay: float = 1.0  # lr of each earlier layer group is multiplied by this once more; 1: off
     clip: Optional[float] = None  # global gradient norm

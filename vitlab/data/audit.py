@@ -1,7 +1,7 @@
 """A user's own folder, looked at before anything is trained on it: what cannot be read, what is doubtful, the split.
 
 Faults (:attr:`Audit.faults`) would stop a training or make it meaningless; doubts (:attr:`Audit.doubts`) are for a
-person to judge. Nothing is changed: the audit writes what it found beside the run, and what to leave out is said with
+person to judge. Nothing is changed: the audit writes what it found beside the run; images are left out with
 ``dataset.leave_out``.
 """
 
@@ -75,7 +75,7 @@ class Audit:
                 f"split '{split}' lacks {_count(len(classes), 'class', 'es')} that another has: {_named(classes)}"
             )
         if len(self.classes) < 2:
-            lines.append(f"{_count(len(self.classes), 'class', 'es')}; two are needed to tell anything apart")
+            lines.append(f"{_count(len(self.classes), 'class', 'es')}; a classifier needs two")
         return lines
 
     @property
@@ -105,8 +105,8 @@ class Audit:
             lines.append(f"{_count(len(self.small), 'image')} with a side below {SMALL} px: {_named(self.small)}")
         totals = self.totals
         if totals and min(totals.values()) * 10 < max(totals.values()):
-            few, many = min(totals, key=totals.__getitem__), max(totals, key=totals.__getitem__)
-            lines.append(f"unequal classes: {many} has {totals[many]:,} images, {few} has {totals[few]:,}")
+            least, most = min(totals, key=totals.__getitem__), max(totals, key=totals.__getitem__)
+            lines.append(f"unequal classes: {most} has {totals[most]:,} images, {least} has {totals[least]:,}")
         return lines
 
     @property
@@ -181,7 +181,7 @@ def audit(
         empty=found.empty,
         lacking={
             split: absent
-            for split, part in found.rows.items()
+            for split, part in ({} if cfg.folds or cfg.split_file else found.rows).items()
             if (absent := sorted(set(classes) - {row.label for row in part}))
         },
         passed=found.passed,
@@ -194,11 +194,16 @@ def audit(
 
 
 def _how(cfg: DatasetConfig, found: Found) -> str:
+    if cfg.split_file:
+        return f"as {cfg.split_file} has it"
     if not made_here(cfg, found):
         return GIVEN
-    grouped = any(row.group for row in found.rows["train"])
-    whole = "every class" if set(found.rows) == {"train"} else "every class of train"
-    return f"{100 * cfg.val_fraction:g} % of {whole} held out by a hash, {'whole groups' if grouped else 'stratified'}"
+    grouped = any(row.group for part in found.rows.values() for row in part)
+    if cfg.folds:
+        of = "by groups" if grouped else "stratified"
+        return f"fold {cfg.fold} of {cfg.folds} is test, {100 * cfg.val_fraction:g} % of the rest val, by a hash, {of}"
+    part = "every class" if set(found.rows) == {"train"} else "every class of train"
+    return f"{100 * cfg.val_fraction:g} % of {part} held out by a hash, {'whole groups' if grouped else 'stratified'}"
 
 
 def _duplicates(rows: Sequence[Row], looks: dict[str, Look], where: dict[str, tuple[str, str]]) -> list[Duplicate]:
@@ -260,7 +265,7 @@ def _forms(one: Look) -> list[str]:
 
 
 def audit_folder(output: Path, cfg: DatasetConfig) -> Path:
-    """Where ``mode=audit`` keeps what it knows of a data set: ``<output>/audit/<name>-<hash of its place>``."""
+    """Where ``mode=audit`` keeps its record of a data set: ``<output>/audit/<name>-<hash of its place>``."""
     place = str(Path(cfg.csv or cfg.root or cfg.name).expanduser().resolve())
     name = "".join(c if c.isalnum() or c in "_.+-" else "-" for c in Path(place).name) or "root"
     return output / "audit" / f"{name}-{hashlib.sha256(place.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
@@ -313,13 +318,13 @@ def refuse_faults(result: Audit, folder: Path) -> None:
     """Stop before a training that could not end well.
 
     Raises:
-        UserError: naming the faults and, where files cannot be read, how to go on without them.
+        UserError: naming the faults and, where files cannot be read, how to train without them.
     """
     if not result.faults:
         return
     cure = "Mend the data, or choose others."
     if result.unreadable and len(result.faults) == 1:
-        cure = f"Repair or remove them, or go on without them: dataset.leave_out={folder / 'unreadable.txt'}."
+        cure = f"Repair or remove them, or train without them: dataset.leave_out={folder / 'unreadable.txt'}."
         if result.left_out:
             cure = f"Repair or remove them, or add the lines of {folder / 'unreadable.txt'} to your dataset.leave_out."
     raise UserError(f"The data in {result.root} cannot be trained on: {'; '.join(result.faults)}.", cure)

@@ -90,7 +90,7 @@ def look_at_all(
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Look]:
-    """Look at ``paths`` below ``root``; files that the cache knows by path, size and time are not opened.
+    """Look at ``paths`` below ``root``; files whose path, size and time are in the cache are not opened.
 
     Args:
         cache: an SQLite file, made if need be; several processes may share it.

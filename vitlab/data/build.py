@@ -1,48 +1,23 @@
-"""From a dataset config to sources.
-
-A data set of your own plugs in with one function, ``open(cfg) -> {"train": source, "test": source}``, named in
-:data:`SOURCES`, and a file ``conf/dataset/<name>.yaml``. Anything with ``__len__`` and ``__getitem__ -> (PIL image,
-target)`` becomes a source by :class:`vitlab.data.sources.MapStyle`::
-
-    class Shells:                                    # pictures of shells, one folder a month, labels in a table
-        def __init__(self, root): ...
-        def __len__(self): ...
-        def __getitem__(self, i): return image, species
-
-    def shells(cfg):
-        return {"train": MapStyle(Shells(cfg.root), ["cowrie", "limpet"], "train", labels=..., keys=...)}
-
-    SOURCES["shells"] = shells
-
-``train`` is needed; of ``val`` and ``test`` one stands in for the other where it is missing.
-"""
+"""From a dataset config to sources: the splits of a set as it gives them, or as keys of ``dataset`` split it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vitlab.config import DatasetConfig
-from vitlab.data import embedded, folder, torchvision_sets
-from vitlab.data.sources import Source, Subset, hold_out, limit, per_class_subset
-from vitlab.errors import UserError, nearest
+from vitlab.data.folds import splits_of_fold
+from vitlab.data.sets import find_set
+from vitlab.data.sources import Pool, Source, Subset, groups_of, labels_of
+from vitlab.data.split_file import splits_of_file, write_split_file
+from vitlab.data.subsets import hold_out, limit, per_class_subset
+from vitlab.errors import UserError
+from vitlab.files import atomic_write
 
 SPLITS = ("train", "val", "test")
-
-SOURCES: dict[str, Callable[[DatasetConfig], dict[str, Source]]] = {
-    "digits": embedded.digits,
-    "fake": embedded.fake,
-    "cifar10": torchvision_sets.cifar10,
-    "cifar100": torchvision_sets.cifar100,
-    "flowers102": torchvision_sets.flowers102,
-    "food101": torchvision_sets.food101,
-    "imagenet": torchvision_sets.imagenet,
-    "folder": folder.folder,
-}
-"""Data set name to the function that opens its splits."""
 
 
 def open_splits(
@@ -50,12 +25,15 @@ def open_splits(
 ) -> dict[str, Source]:
     """Sources of ``train``, ``val`` and ``test``, listing the files once.
 
+    ``dataset.folds`` and ``dataset.split_file`` pool all images of the set and split them anew
+    (:func:`~vitlab.data.folds.splits_of_fold`, :func:`~vitlab.data.split_file.splits_of_file`).
+
     Where a set has no ``val``, ``dataset.val_fraction`` of ``train`` is held out as such; with a fraction of 0 ``test``
     stands in for it. A set without ``test`` is measured on its ``val``, and keeps doing so when a part of ``train`` is
-    held out. ``source.split_name`` says which split it really is.
+    held out. ``source.split_name`` is the split that it really is.
 
     ``dataset.labels_per_class`` thins out what is left of ``train``; ``max_images`` cuts every split. Both choose by a
-    hash of (``seed``, key) within each class.
+    hash of (``seed``, key) within each class; where there are groups, group by group.
 
     ``measuring``: nothing is trained, and a set without ``train`` gets an empty one.
 
@@ -63,13 +41,7 @@ def open_splits(
         UserError: if the name is unknown, the data are missing, a split that is needed is empty or absent, or a part of
             ``train`` is to be held out of a set that has both ``val`` and ``test``.
     """
-    if cfg.name not in SOURCES:
-        close = nearest(cfg.name, SOURCES)
-        raise UserError(
-            f"dataset.name={cfg.name} is unknown.",
-            (f"Did you mean {close}? " if close else "") + f"There are: {', '.join(sorted(SOURCES))}.",
-        )
-    found = SOURCES[cfg.name](cfg)
+    found = find_set(cfg.name).splits(cfg)
     if measuring and "train" not in found and found:
         found["train"] = Subset(next(iter(found.values())), np.zeros(0, np.int64))
         found["train"].split_name = "train"
@@ -79,7 +51,14 @@ def open_splits(
             f"Data set '{cfg.name}' has no train split, only {', '.join(sorted(found)) or 'nothing'}.",
             "Put the training images in train/, or give the data without split folders.",
         )
-    if cfg.val_fraction and cfg.name != "folder":  # a folder holds out its own part, whole groups together
+    if cfg.classes is not None and cfg.name != "folder":
+        raise UserError(
+            f"dataset.classes: the classes of {cfg.name} have an order of their own.", "It is for dataset=folder."
+        )
+    own = cfg.name == "folder"  # a folder splits its own rows, so that mode=audit shows the same
+    if (cfg.folds or cfg.split_file) and not own:
+        found = _split_anew(cfg, found)
+    elif cfg.val_fraction and not own:
         if {"val", "test"} <= set(found):
             raise UserError(
                 f"dataset.val_fraction={cfg.val_fraction:g}: {cfg.name} has a val split of its own.", "Leave it out."
@@ -122,5 +101,37 @@ def describe(cfg: DatasetConfig, seed: int = 0) -> dict[str, Any]:
         "sizes": {name: len(source) for name, source in splits.items()},
         "split_names": {name: source.split_name for name, source in splits.items()},
         "ignored": dict(getattr(files, "ignored", {})),
-        "synthetic": cfg.name == "fake",
+        "synthetic": is_synthetic(cfg, splits["train"]),
     }
+
+
+def is_synthetic(cfg: DatasetConfig, source: Source) -> bool:
+    """Whether the images are made up, so that numbers about them mean nothing: as the YAML or the source states it."""
+    return cfg.synthetic or getattr(source, "synthetic", False)
+
+
+def write_splits(path: Path, cfg: DatasetConfig, seed: int) -> None:
+    """Write the split that ``cfg`` makes as ``dataset.split_file`` reads it; ``labels_per_class`` is no part of it.
+
+    Nothing is written where the split is the set's own; a split file is copied, with the images that it leaves out.
+    """
+    if cfg.split_file:
+        atomic_write(path, Path(cfg.split_file).expanduser().read_bytes())
+    elif cfg.folds or cfg.val_fraction:
+        write_split_file(path, open_splits(replace(cfg, labels_per_class=None), seed))
+
+
+def _split_anew(cfg: DatasetConfig, parts: dict[str, Source]) -> dict[str, Source]:
+    pool = Pool(parts)
+    labels, groups = labels_of(pool), groups_of(pool)
+    if cfg.split_file:
+        split = splits_of_file(cfg, pool.keys, labels, pool.classes)
+    else:
+        split = splits_of_fold(cfg, pool.keys, labels, pool.classes, groups)
+    found: dict[str, Source] = {}
+    for name in SPLITS:
+        part = Subset(pool, np.flatnonzero(split == name))
+        part.split_name, part.held_out = name, name == "val"
+        if len(part):
+            found[name] = part
+    return found

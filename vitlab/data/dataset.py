@@ -52,8 +52,12 @@ class TrainViews(Dataset[Batch]):
         self._opened: TargetStore | V0Store | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # A loader process opens its own memory maps; a pickled one would be a copy of the whole store.
+        # A loader process opens its own memory maps; a pickled one would be a copy of the store.
         return self.__dict__ | {"_opened": None}
+
+    def with_store(self, store: Path) -> TrainViews:
+        """The same views with the targets of ``store``."""
+        return TrainViews(self.source, self.augmentation, self.view, self.base_seed, self.num_classes, store)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -89,14 +93,20 @@ class TrainViews(Dataset[Batch]):
 
     def _mix(self, image: Tensor, label: Tensor, seeds: list[int]) -> Tensor:
         """Mix the pairs of ``image`` in place; the label rows ``[B, K]``."""
+        # Pairs are neighbours in the list of items, which the sampler keeps together: a partner is thus known from
+        # (seed, epoch) alone, and a view can be replayed without the rest of its batch.
         rows = torch.nn.functional.one_hot(label, self.num_classes).to(torch.float32)
         for a in range(0, len(seeds) - 1, 2):
             b = a + 1
+            # One draw for both members, seeded by the two seeds together (and in either order): each alone would let a
+            # view that is paired anew repeat its old mixture.
             mix = draw_mix(self.augmentation, seeds[a], seeds[b], self.view.height, self.view.width)
             if mix is None:
                 continue
+            # Both before either is written: the second needs the first one's unmixed pixels.
             first, second = self.view.mix(image[a], image[b], mix), self.view.mix(image[b], image[a], mix)
             image[a], image[b] = first, second
+            # Of the pixels that were mixed: a box is rounded and cut at the border.
             weight = mix_weight(mix, self.view.size)
             own, other = rows[a].clone(), rows[b].clone()
             rows[a] = weight * own + (1 - weight) * other

@@ -61,7 +61,7 @@ def read_rgb(path: Path, upright: bool = True) -> Image.Image:
 
 
 def why(error: Exception) -> str:
-    """What an exception met while reading an image means, in a few words."""
+    """The cause of an exception met while reading an image, in short."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     if isinstance(error, UnidentifiedImageError):
@@ -88,10 +88,12 @@ class Files:
         classes: list[str],
         split_name: str,
         upright: bool = True,
+        groups: Sequence[str] | None = None,
     ) -> None:
         self.root = root
         self.keys = Strings(paths)
         self.labels: Labels = np.asarray(labels, dtype=np.int64)
+        self.groups = None if groups is None else Strings(groups)
         self.classes = classes
         self.split_name = split_name
         self.upright = upright

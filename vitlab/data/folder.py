@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,13 +16,12 @@ import numpy as np
 
 from vitlab.config import DatasetConfig
 from vitlab.data.decode import EXTENSIONS, Files
-from vitlab.data.group_split import held_out_groups
+from vitlab.data.folds import splits_of_fold
 from vitlab.data.paths import data_roots, missing
-from vitlab.data.sources import Source, held_out
+from vitlab.data.sources import Labels, Source
+from vitlab.data.split_file import SPLITS, splits_of_file
+from vitlab.data.subsets import held_out, held_out_groups
 from vitlab.errors import UserError
-
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""Names of split folders (and CSV values), lower case, and the split they mean."""
 
 
 @dataclass(slots=True)
@@ -32,6 +31,7 @@ class Row:
     path: str  # relative to the root
     label: str
     group: str = ""  # images of one group stay on one side of a split; "": no groups
+    line: int = 0  # of the CSV
 
 
 @dataclass
@@ -44,6 +44,7 @@ class Found:
     passed: dict[str, list[str]] = field(default_factory=dict)  # suffix or "hidden" -> files passed over
     left_out: list[str] = field(default_factory=list)  # images that dataset.leave_out names
     by_number: bool = False  # class names that are whole numbers are sorted as such
+    order: list[str] | None = None  # of the classes, where one is given
 
     @property
     def ignored(self) -> dict[str, int]:
@@ -52,7 +53,9 @@ class Found:
 
     @property
     def classes(self) -> list[str]:
-        """Names of all classes, sorted; a CSV's as numbers where all of them are whole numbers."""
+        """Names of all classes in the given order, else sorted; a CSV's as numbers where all are whole numbers."""
+        if self.order is not None:
+            return self.order
         names = {row.label for part in self.rows.values() for row in part}
         numeric = self.by_number and all(name.isdecimal() for name in names)
         return sorted(names, key=(lambda name: (int(name), name)) if numeric else None)
@@ -177,7 +180,43 @@ def find(cfg: DatasetConfig) -> Found:
                 )
     if cfg.leave_out:
         _leave_out(found, cfg.leave_out)
+    found.order = class_order(cfg, found)
     return found
+
+
+def class_order(cfg: DatasetConfig, found: Found) -> list[str] | None:
+    """The classes in the order that was given: the list ``dataset.classes``, with ``dataset.classes=listed`` that in
+    which a CSV first names them, else the lines of ``classes.txt`` in the root; None where none is given.
+
+    Raises:
+        UserError: the names are not exactly the classes of the data.
+    """
+    names = found.classes
+    given, place = cfg.classes, "dataset.classes"
+    if given is None:
+        table = found.root / "classes.txt"
+        if not table.is_file():
+            return None
+        place = str(table)
+        given = [line.strip() for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
+    elif given == "listed":
+        if not cfg.csv:
+            raise UserError("dataset.classes=listed: only a CSV lists its images.", "Give dataset.csv, or a list.")
+        rows = sorted((row for part in found.rows.values() for row in part), key=lambda row: row.line)
+        return list(dict.fromkeys(row.label for row in rows))
+    elif isinstance(given, str):
+        raise UserError(f"dataset.classes={given} is no order.", "Give a list of all classes, or listed for a CSV's.")
+    order = [str(name) for name in given]
+    if len(set(order)) < len(order):
+        twice = next(name for name in order if order.count(name) > 1)
+        raise UserError(f"{place}: {twice} is named twice.", "Remove one of them.")
+    if absent := [name for name in names if name not in set(order)]:
+        raise UserError(f"{place} lacks {len(absent)} class(es) of the data, the first is {absent[0]}.", "Add them.")
+    if unknown := [name for name in order if name not in set(names)]:
+        raise UserError(
+            f"{place} names {len(unknown)} class(es) without images, the first is {unknown[0]}.", "Remove them."
+        )
+    return order
 
 
 def _leave_out(found: Found, name: str) -> None:
@@ -206,7 +245,7 @@ def folder(cfg: DatasetConfig) -> dict[str, Source]:
     Class folders may lie in ``train``, ``val`` and ``test`` sub-folders (``val`` and ``test`` each optional). Without
     ``val``, ``dataset.val_fraction`` of each class of ``train`` is held out, chosen by a hash of the paths: the same
     images for every run and every seed, so that no run trains on what another is measured on. Where a CSV has a column
-    ``group``, whole groups are held out (:func:`vitlab.data.group_split.held_out_groups`).
+    ``group``, whole groups are held out (:func:`vitlab.data.subsets.held_out_groups`).
 
     Raises:
         UserError: as :func:`find`; a class folder or a whole split without images, a class that a split lacks.
@@ -234,7 +273,7 @@ def read_csv(cfg: DatasetConfig) -> Found:
     """Rows ``path,label[,split][,group]``; paths relative to ``dataset.root``, or to the CSV's folder without one.
 
     Labels are names; where all of them are whole numbers they are sorted as numbers. Whether the files exist is not
-    asked here.
+    checked here.
 
     Raises:
         UserError: no such file, or a line that cannot be understood.
@@ -274,18 +313,31 @@ def read_csv(cfg: DatasetConfig) -> Found:
                     "Give every image a group (one of its own, if need be), or remove the column.",
                 )
             seen[path] = at
-            found.rows.setdefault(split, []).append(Row(path, label, group))
+            found.rows.setdefault(split, []).append(Row(path, label, group, at))
     if not found.rows:
         raise UserError(f"{table} holds no rows.", "Add one line path,label for each image.")
     return found
 
 
 def split_rows(cfg: DatasetConfig, found: Found) -> dict[str, list[Row]]:
-    """The rows by split; where there is no ``val``, ``dataset.val_fraction`` of ``train`` is held out as such.
+    """The rows by split: those of ``dataset.folds`` or ``dataset.split_file``, else as they lie; where there is no
+    ``val``, ``dataset.val_fraction`` of ``train`` is held out as such.
 
     Raises:
-        UserError: ``val_fraction`` is no share, or none where ``train`` stands alone.
+        UserError: ``val_fraction`` is no share, or none where ``train`` stands alone; a split that cannot be.
     """
+    if cfg.folds or cfg.split_file:
+        rows = [row for part in found.rows.values() for row in part]
+        keys, labels, groups = [row.path for row in rows], _labels(found, rows), _groups(rows)
+        if cfg.split_file:
+            split = splits_of_file(cfg, keys, labels, found.classes)
+        else:
+            split = splits_of_fold(cfg, keys, labels, found.classes, groups)
+        return {
+            name: part
+            for name in ("train", "val", "test")
+            if (part := [row for row, one in zip(rows, split, strict=True) if one == name])
+        }
     if not made_here(cfg, found):
         return found.rows
     if not 0 < cfg.val_fraction < 1:
@@ -294,10 +346,9 @@ def split_rows(cfg: DatasetConfig, found: Found) -> dict[str, list[Row]]:
             "Give a number between 0 and 1, or make val/ and test/ folders.",
         )
     part = found.rows["train"]
-    number = {name: i for i, name in enumerate(found.classes)}
-    labels = np.array([number[row.label] for row in part], dtype=np.int64)
-    if any(row.group for row in part):
-        held = held_out_groups([row.group for row in part], labels, cfg.val_fraction)
+    labels, groups = _labels(found, part), _groups(part)
+    if groups is not None:
+        held = held_out_groups(groups, labels, cfg.val_fraction)
     else:
         held = held_out([row.path for row in part], labels, cfg.val_fraction)
     return {
@@ -307,15 +358,27 @@ def split_rows(cfg: DatasetConfig, found: Found) -> dict[str, list[Row]]:
     }
 
 
+def _labels(found: Found, rows: Sequence[Row]) -> Labels:
+    number = {name: i for i, name in enumerate(found.classes)}
+    return np.array([number[row.label] for row in rows], dtype=np.int64)
+
+
+def _groups(rows: Sequence[Row]) -> list[str] | None:
+    return [row.group for row in rows] if any(row.group for row in rows) else None
+
+
 def made_here(cfg: DatasetConfig, found: Found) -> bool:
-    """Whether ``val`` is held out of ``train`` by us: there is none, and one is asked for or nothing else measures."""
+    """Whether ``val`` is held out of ``train`` here: there is none, and it is requested or nothing else measures."""
+    if cfg.folds or cfg.split_file:
+        return True
     return "train" in found.rows and "val" not in found.rows and ("test" not in found.rows or cfg.val_fraction != 0)
 
 
 def _sources(cfg: DatasetConfig, found: Found) -> dict[str, Source]:
     """Sources of the splits, whose classes must be the same."""
     classes = found.classes
-    for split, part in found.rows.items():
+    given = {} if cfg.folds or cfg.split_file else found.rows
+    for split, part in given.items():
         absent = sorted(set(classes) - {row.label for row in part})
         if absent:
             raise UserError(
@@ -323,12 +386,12 @@ def _sources(cfg: DatasetConfig, found: Found) -> dict[str, Source]:
                 f"{' ...' if len(absent) > 5 else ''}, which another split has.",
                 "Every split needs the same classes.",
             )
-    number = {name: i for i, name in enumerate(classes)}
     sources: dict[str, Source] = {}
     for split, part in split_rows(cfg, found).items():
         if not part and split != "train":
-            continue  # nothing could be held out; open_splits says what is missing
-        source = Files(found.root, [row.path for row in part], [number[row.label] for row in part], classes, split)
+            continue  # nothing could be held out; open_splits raises
+        paths = [row.path for row in part]
+        source = Files(found.root, paths, _labels(found, part), classes, split, groups=_groups(part))
         source.ignored = found.ignored
         source.held_out = split == "val" and made_here(cfg, found)
         sources[split] = source

@@ -1,4 +1,4 @@
-"""The one DataLoader: whole batches from the data set, processes that outlive Ctrl-C, errors that stay readable."""
+"""The one DataLoader: batches as the data set makes them, processes that outlive Ctrl-C, errors that stay readable."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any, cast
 
@@ -16,6 +17,26 @@ from torch.utils.data import DataLoader, Dataset
 from vitlab.data.batch import Batch
 from vitlab.data.sources import Source
 from vitlab.errors import UserError
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How batches are read; what an optimiser step sees follows from ``batch_size * world * accumulate`` alone.
+
+    Attributes:
+        batch_size: of one rank and one micro-batch of training.
+        eval_batch_size: of one rank in evaluation; None: ``batch_size``.
+        accumulate: micro-batches of one optimiser step.
+        workers: loader processes; None: :func:`default_workers`.
+        rank, world: which process this is, of how many.
+    """
+
+    batch_size: int = 1
+    eval_batch_size: int | None = None
+    accumulate: int = 1
+    workers: int | None = None
+    rank: int = 0
+    world: int = 1
 
 
 class Loader(DataLoader[Batch]):
@@ -38,7 +59,7 @@ class Loader(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names its private iterator class
         try:
-            # What a fork starts in a new process, telemetry's threads say, inherits the mask.
+            # Threads that a library starts in the forked process (telemetry) inherit the mask.
             with _sigterm_waits(), _deaths_wait():
                 batches = super().__iter__()
             for batch in batches:
@@ -113,7 +134,7 @@ def _sigterm_waits() -> Iterator[None]:
 
 
 def _prepare_worker(number: int) -> None:
-    """Leave Ctrl-C and SIGTERM, which may reach the whole process group, to the main process.
+    """Leave Ctrl-C and SIGTERM, which may reach the process group, to the main process.
 
     It finishes its step, saves, and then ends the workers. torch has already limited this process to one thread and
     ends it when the main process is gone.
@@ -125,7 +146,7 @@ def _prepare_worker(number: int) -> None:
 
 
 def _obey(parent: int) -> None:
-    """End on the SIGTERM of the main process, by which multiprocessing ends its children; on nobody else's."""
+    """End on the SIGTERM of the main process, by which multiprocessing ends its children, and on no other process's."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

@@ -29,12 +29,12 @@ from vitlab.errors import UserError
 
 
 @dataclass
-class FreshViews(Batch):
+class RecordBatch(Batch):
     """Views to be labelled, all samples of an image together, and the fields of their records."""
 
     fields: dict[str, NDArray[Any]] = field(default_factory=dict)
 
-    def pin_memory(self) -> FreshViews:
+    def pin_memory(self) -> RecordBatch:
         """The same batch in page-locked memory."""
         return replace(self, image=self.image.pin_memory())
 
@@ -73,10 +73,10 @@ class ReinforcingViews(Dataset[Batch]):
         label = torch.tensor([pictures.label_of(index) for index in items]).repeat_interleave(len(self.samples))
         where = torch.tensor(list(items)).repeat_interleave(len(self.samples))
         slot = torch.tensor(list(self.samples)).repeat(len(items))
-        return FreshViews(image, label, where, slot, None, encode(self.views, draws))
+        return RecordBatch(image, label, where, slot, None, encode(self.views, draws))
 
 
-class ReinforcedViews(TrainViews):
+class ReplayedViews(TrainViews):
     """Stored views replayed, with the teacher's stored probabilities.
 
     A slot past the stored samples means a plain view of the image, with ``plain``'s augmentation and its label for
@@ -166,7 +166,7 @@ def make_view(view: View, pictures: _Pictures, index: int, drawn: Draw, out: Ten
 
 
 def _certain(target: SparseTarget, row: int, label: int) -> None:
-    """Make ``row`` say ``label`` with probability one."""
+    """Give ``label`` probability one in ``row``."""
     kept = target.prob.shape[1]
     target.index[row] = (label + torch.arange(kept)) % target.classes
     target.prob[row] = torch.eye(1, kept)[0]

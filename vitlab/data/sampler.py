@@ -80,6 +80,9 @@ class EpochSampler:
         num_slots: views there are of each image; None: as many as epochs.
         plain_share: this share of the items, chosen by a hash of (seed, epoch, index), gets slot ``num_slots + epoch``
             instead: a view beside the stored ones.
+        repeats: repeated augmentation (arXiv 1901.09335), as DeiT's RASampler: an image comes ``repeats`` times in
+            a row of the order, each time in another slot (``epoch * repeats + k``), so that an epoch of as many batches
+            shows one image in ``repeats``, and the views of an image go to different ranks as far as there are ranks.
         padded: instead of dropping the tail, repeat the head of the order until the ranks are even, as the official
             code does; the last batch may then be short.
 
@@ -101,7 +104,10 @@ class EpochSampler:
         num_slots: int | None = None,
         padded: bool = False,
         plain_share: float = 0.0,
+        repeats: int = 1,
     ) -> None:
+        if repeats < 1 or (repeats > 1 and (slots != "epoch" or num_slots or padded)):
+            raise ValueError("repeats is 1 or more, of views that are new in every epoch")
         if plain_share and (not num_slots or paired or not 0 <= plain_share <= 1):
             raise ValueError("plain_share is a share in [0, 1], of unpaired views with num_slots")
         if not 0 <= rank < world:
@@ -145,8 +151,9 @@ class EpochSampler:
         self.num_slots = num_slots
         self.padded = padded
         self.plain_share = plain_share
+        self.repeats = repeats
         self.position = 0
-        """The next batch, counted over all epochs. Set it to resume. While a loader runs it says nothing about what
+        """The next batch, counted over all epochs. Set it to resume. While a loader runs it is not what
         was consumed, since loaders read ahead."""
         self._cached: tuple[int, Indices, Indices] | None = None
 
@@ -175,6 +182,7 @@ class EpochSampler:
     def batch(self, number: int) -> list[Item]:
         """Batch ``number`` of this rank, counted from 0 over all epochs."""
         epoch, within = divmod(number, len(self))
+        # Kept for the epoch: drawing the order anew for every batch would cost a permutation of all images each time.
         if self._cached is None or self._cached[0] != epoch:
             self._cached = (epoch, *self.order(epoch))
         _, index, slot = self._cached
@@ -188,12 +196,24 @@ class EpochSampler:
             UserError: if ``slots`` is ``epoch`` and there is no slot for this one.
         """
         slot = self.slot(epoch)
-        index = self._rows(epoch, slot).reshape(-1, 2 if self.paired else 1)[self.rank :: self.world].ravel()
+        width = 2 if self.paired else 1
+        rows = self._rows(epoch, slot).reshape(-1, width)
+        if self.repeats > 1:
+            return self._repeated(rows, epoch)
+        # Row t goes to rank t mod world, and a batch is the next rows of its rank: the rows that all ranks have in step
+        # s are then the rows of step s of one rank alone, whatever the number of ranks and micro-batches.
+        index = rows[self.rank :: self.world].ravel()
         if self.slots in ("uniform", "permuted"):
             assert self.num_slots is not None  # checked in the constructor
             choose = uniform_slots if self.slots == "uniform" else permuted_slots
             return index, self._with_plain(index, choose(index, self.seed, epoch, self.num_slots), epoch)
         return index, self._with_plain(index, np.full(len(index), slot, dtype=np.int64), epoch)
+
+    def _repeated(self, rows: Indices, epoch: int) -> tuple[Indices, Indices]:
+        """Index and slot of this rank where each row of the order comes ``repeats`` times; as many rows as before."""
+        numbers = np.arange(len(rows))[self.rank :: self.world]
+        index, again = rows[numbers // self.repeats], numbers % self.repeats
+        return index.ravel(), np.repeat(epoch * self.repeats + again, rows.shape[1])
 
     def _with_plain(self, index: Indices, slots: Indices, epoch: int) -> Indices:
         if self.plain_share and self.num_slots:
@@ -212,7 +232,7 @@ class EpochSampler:
         return epoch % self.num_slots if self.slots == "cycle" and self.num_slots else epoch
 
     def _rows(self, epoch: int, slot: int) -> Indices:
-        """Order of all ranks, a whole number of rows for each."""
+        """Order of all ranks, the same number of rows for each."""
         if not self.paired:
             order = permutation(self.length, self.seed, epoch)
         else:
@@ -251,8 +271,8 @@ class Span:
 class SlotSampler:
     """Batches that visit every image once in one slot, leaving out what is already done.
 
-    Batches are a fixed partition of the data (pairs of the slot kept together): a batch is visited whole if anything of
-    it is missing, and left out if nothing is. So a view is always computed in the same company, and an interrupted
+    Batches are a fixed partition of the data (pairs of the slot kept together): a batch is visited in full if any
+    image of it is missing, else left out. So a view is always computed in the same batch, and an interrupted
     pass that is taken up again gives the same bits, also where arithmetic depends on the batch. Batch b belongs to
     rank b mod world. With an odd number of images the last one has no partner.
 

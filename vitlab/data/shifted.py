@@ -29,7 +29,7 @@ from PIL import Image
 
 from vitlab.data.decode import Files
 from vitlab.data.folder import full_classes
-from vitlab.data.torchvision_sets import flat_val, wordnet_ids
+from vitlab.data.sets.imagenet import flat_val, wordnet_ids
 from vitlab.errors import UserError
 from vitlab.measure.robustness_names import FAMILIES, SEVERITIES
 

@@ -1,6 +1,10 @@
 """A source: labelled images with a stable order and stable names.
 
-Everything that must be the same tomorrow hangs on a source: stored teacher labels are addressed by its indices and
+A source may also have ``groups``, the name of each image's group (a patient, a plant, a burst): images of one group are
+not independent, so splits, subsets, folds and bootstrap resamples take groups as units. And it may state that it is
+``synthetic``. Both are optional: :func:`groups_of` and ``getattr`` read them.
+
+Reproducibility depends on sources: stored teacher labels are addressed by its indices and
 refused when :func:`fingerprint` differs, and every subset or split here is a function of keys and seed alone, never of
 the order in which a file system lists names.
 
@@ -18,8 +22,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from vitlab.errors import UserError
-
 Labels = npt.NDArray[np.int64]
 Indices = npt.NDArray[np.int64]
 
@@ -28,7 +30,7 @@ class Source(Protocol):
     """What the rest of vitlab needs to know about a data set."""
 
     split_name: str
-    """Which split this really is: ``test`` where a set has no ``val`` and ``val`` was asked for."""
+    """Which split this really is: ``test`` where a set has no ``val`` and ``val`` was requested."""
 
     in_memory: bool
     """Images are cheap to get: no worker processes are needed by default."""
@@ -43,7 +45,7 @@ class Source(Protocol):
 
     @property
     def labels(self) -> Labels | None:
-        """``[N]`` labels, or None where only decoding every image would tell."""
+        """``[N]`` labels, or None where they are known only by decoding every image."""
 
     def __len__(self) -> int: ...
 
@@ -93,10 +95,17 @@ class Arrays:
     in_memory = True
 
     def __init__(
-        self, images: npt.NDArray[np.uint8], labels: Labels, classes: list[str], keys: Sequence[str], split_name: str
+        self,
+        images: npt.NDArray[np.uint8],
+        labels: Labels,
+        classes: list[str],
+        keys: Sequence[str],
+        split_name: str,
+        groups: Sequence[str] | None = None,
     ) -> None:
-        if not len(images) == len(labels) == len(keys):
-            raise ValueError(f"{len(images)} images, {len(labels)} labels and {len(keys)} keys")
+        if not len(images) == len(labels) == len(keys) == len(keys if groups is None else groups):
+            raise ValueError(f"{len(images)} images, {len(labels)} labels and {len(keys)} keys; groups: {groups}")
+        self.groups = None if groups is None else Strings(groups)
         self.images = images
         self.labels = np.asarray(labels, dtype=np.int64)
         self.classes = classes
@@ -127,13 +136,17 @@ class MapStyle:
         split_name: str = "train",
         labels: Sequence[int] | None = None,
         keys: Sequence[str] | None = None,
+        groups: Sequence[str] | None = None,
     ) -> None:
         known = labels if labels is not None else getattr(dataset, "targets", None)
         self.dataset = dataset
         self.classes = classes
         self.labels: Labels | None = None if known is None else np.asarray(known, dtype=np.int64)
         self.keys = Strings(keys if keys is not None else map(str, range(len(dataset))))
+        self.groups = None if groups is None else Strings(groups)
         self.split_name = split_name
+        if groups is not None and len(groups) != len(dataset):
+            raise ValueError(f"{len(dataset)} items and {len(groups)} groups")
         if len(self.keys) != len(dataset) or (self.labels is not None and len(self.labels) != len(dataset)):
             raise ValueError(f"{len(dataset)} items, {len(self.keys)} keys: labels and keys must match the data set")
 
@@ -154,15 +167,60 @@ class Subset:
         self.classes = source.classes
         self.keys = Strings(source.keys[int(i)] for i in self.indices)
         self.labels = None if source.labels is None else source.labels[self.indices]
+        groups = groups_of(source)
+        self.groups = None if groups is None else Strings(groups[int(i)] for i in self.indices)
         self.split_name = source.split_name
         self.in_memory = source.in_memory
         self.held_out: bool = getattr(source, "held_out", False)  # see hold_out
+        self.synthetic: bool = getattr(source, "synthetic", False)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return self.source[int(self.indices[index])]
+
+
+class Pool:
+    """All splits of a data set as one source, one after the other; its keys are theirs, which must differ.
+
+    Where splits share keys, as index numbers do, a key is ``<split>/<key>``.
+    """
+
+    def __init__(self, parts: dict[str, Source]) -> None:
+        self.parts = list(parts.values())
+        first = self.parts[0]
+        self.classes = first.classes
+        names = [key for part in self.parts for key in part.keys]
+        if len(set(names)) < len(names):
+            names = [f"{split}/{key}" for split, part in parts.items() for key in part.keys]
+        self.keys = Strings(names)
+        self.labels = np.concatenate([labels_of(part) for part in self.parts])
+        groups = [groups_of(part) for part in self.parts]
+        self.groups = Strings(name for part in groups for name in part or ()) if all(groups) else None
+        self.split_name = "all"
+        self.in_memory = all(part.in_memory for part in self.parts)
+        self.synthetic: bool = getattr(first, "synthetic", False)
+        self._ends = np.cumsum([len(part) for part in self.parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        return self.parts[which][index - (int(self._ends[which - 1]) if which else 0)]
+
+
+def groups_of(source: Source) -> Sequence[str] | None:
+    """``[N]`` name of each image's group; None where the source has no groups."""
+    groups: Sequence[str] | None = getattr(source, "groups", None)
+    return groups
+
+
+def groups_at(source: Source, index: Indices) -> list[str] | None:
+    """``[M]`` the groups of some images of a source; None where it has no groups."""
+    groups = groups_of(source)
+    return None if groups is None else [groups[int(i)] for i in index]
 
 
 def labels_of(source: Source) -> Labels:
@@ -184,77 +242,3 @@ def fingerprint(source: Source) -> str:
     if source.labels is not None:
         digest.update(source.labels.astype("<i8").tobytes())
     return digest.hexdigest()
-
-
-def class_rank(keys: Sequence[str], labels: Labels, seed: int) -> Indices:
-    """``[N]`` place of each image within its own class, in an order fixed by keys and seed.
-
-    The order is that of SHA-256(seed, key): it does not depend on how the images are listed, and adding an image moves
-    the others by at most one place. Taking ranks below n gives nested subsets: 10 per class lie within 20 per class.
-    """
-    draws = np.frombuffer(
-        b"".join(hashlib.sha256(f"{seed}:{key}".encode("utf-8", "surrogateescape")).digest()[:8] for key in keys),
-        dtype=">u8",
-    )
-    order = np.lexsort((draws, labels))
-    counts = np.bincount(labels)
-    starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
-    rank = np.empty(len(labels), dtype=np.int64)
-    rank[order] = np.arange(len(labels)) - starts[labels[order]]
-    return rank
-
-
-def per_class_subset(source: Source, n: int, seed: int) -> Subset:
-    """``n`` images of each class, stratified and seeded, in the source's order.
-
-    Raises:
-        UserError: if a class has fewer images.
-    """
-    labels = labels_of(source)
-    counts = np.bincount(labels, minlength=len(source.classes))
-    if n < 1 or counts.min() < n:
-        small = int(counts.argmin())
-        raise UserError(
-            f"dataset.labels_per_class={n} cannot be met: class '{source.classes[small]}' has {counts[small]} images.",
-            f"Give a number between 1 and {counts[small]}.",
-        )
-    return Subset(source, np.flatnonzero(class_rank(source.keys, labels, seed) < n))
-
-
-def limit(source: Source, n: int, seed: int) -> Source:
-    """At most ``n`` images, taken from the classes in turn, in the source's order."""
-    if n >= len(source):
-        return source
-    labels = labels_of(source)
-    turn = np.lexsort((labels, class_rank(source.keys, labels, seed)))
-    return Subset(source, np.sort(turn[:n]))
-
-
-def hold_out(train: Source, fraction: float) -> tuple[Source, Source]:
-    """``train`` without ``fraction`` of every class, and that part, called ``val`` and marked ``held_out``.
-
-    The choice is that of :func:`held_out`: the same images for every run and every seed, so that no run trains on what
-    another is calibrated on.
-
-    Raises:
-        UserError: no class has an image to spare.
-    """
-    held = held_out(train.keys, labels_of(train), fraction)
-    if not held.any():
-        raise UserError(
-            f"dataset.val_fraction={fraction:g}: no class has an image to spare.", "Give dataset.val_fraction=0."
-        )
-    val = Subset(train, np.flatnonzero(held))
-    val.split_name, val.held_out = "val", True
-    return Subset(train, np.flatnonzero(~held)), val
-
-
-def held_out(keys: Sequence[str], labels: Labels, fraction: float, seed: int = 0) -> npt.NDArray[np.bool_]:
-    """``[N]`` true where an image is held out: ``round(fraction * n)`` of each class's n images, at least one.
-
-    A class with a single image keeps it for training. The choice is that of :func:`class_rank`.
-    """
-    counts = np.bincount(labels)
-    quota = np.array([min(max(round(fraction * int(n)), 1), int(n) - 1) if n else 0 for n in counts], dtype=np.int64)
-    held: npt.NDArray[np.bool_] = class_rank(keys, labels, seed) < quota[labels]
-    return held

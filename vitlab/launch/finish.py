@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from vitlab.config import Config
+from vitlab.data.build import write_splits
 from vitlab.files import read_json, write_json
 from vitlab.methods.base import Stage, find_method
 from vitlab.modes import benchmark, evaluate, export
@@ -36,6 +37,7 @@ def finish_run(run: Run, config: Config, stages: list[Stage], command: str) -> N
     primary = result_of(measured)
     subjects = select_models(run, config, measured)
     if not run.is_done("evaluation"):
+        write_splits(run.folder / "splits.csv", config.dataset, config.seed)
         found = evaluate.evaluate(subjects)
         write_json(run.folder / "evaluation" / "comparisons.json", [asdict(one) for one in evaluate.compare(found)])
         stop_if_requested()

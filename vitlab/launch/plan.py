@@ -59,6 +59,8 @@ def _detail(group: str, config: Config) -> str:
             where = f" in {config.dataset.root}" if config.dataset.root else ""
             kept = 0.0 if config.dataset.name == "folder" else config.dataset.val_fraction
             told = [f"{size_text(config.dataset.size)} px{where}", *([f"{few} labels per class"] if few else [])]
+            told += [f"fold {config.dataset.fold} of {config.dataset.folds} is tested"] if config.dataset.folds else []
+            told += [f"split as {config.dataset.split_file} has it"] if config.dataset.split_file else []
             return ", ".join([*told, *([f"{100 * kept:g} % of train held out for validation"] if kept else [])])
         case "model":
             return config.model.name + (", pretrained" if config.model.pretrained else "")

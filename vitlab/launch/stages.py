@@ -19,11 +19,11 @@ from vitlab.run.recorder import Recorder
 from vitlab.run.run import Run
 from vitlab.stage import recipes_of
 from vitlab.training.distributed import barrier, configure_torch, device_of, rank
-from vitlab.training.fit import CHECKPOINT
 from vitlab.training.interrupt import install_signal_handlers, stop, stop_requested_on_any_rank
 from vitlab.training.loggers import logging_to
 from vitlab.training.preflight import preflight
 from vitlab.training.progress import format_duration, print_line
+from vitlab.training.trainer import CHECKPOINT
 
 
 def run_method(run: Run, config: Config, command: str) -> None:
@@ -89,7 +89,7 @@ def run_stages(run: Run, config: Config) -> list[Stage]:
         if is_main:
             print_line(f"\n[{number}/{len(stages)}] {stage.name}: {stage.title}")
         run.stage_folder(stage.name)
-        if is_main or stage.makes != "architecture":  # a design is one process's work
+        if is_main or not stage.alone:
             with logging_to(config, run, stages, stage, recorder) if recorder is not None else nullcontext():
                 record = run_stage(method, stage, Context(config, stage, folders, recorder))
         barrier()

@@ -1,7 +1,9 @@
 """How much of a number, or of a difference between two models, is chance: bootstrap and McNemar's test.
 
 The bootstrap (Efron 1979, percentile interval) draws the measured images anew, with replacement; two models are
-compared on the same draws (paired), so that what is hard for both does not count as a difference.
+compared on the same draws (paired), so that what is hard for both does not count as a difference. Where images come in
+groups (patients), they are not independent, and groups are drawn instead (cluster bootstrap; Davison and Hinkley 1997,
+section 3.8): all images of a drawn group count as often as it was drawn, and a metric is their weighted mean.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ class Comparison:
     differences: dict[str, Difference]  # top1 (share), nll, brier, ece: second minus first
 
 
-def bootstrap(scores: Scores, bins: int, resamples: int, seed: int = 0) -> dict[str, tuple[float, float]]:
+def bootstrap(
+    scores: Scores, bins: int, resamples: int, seed: int = 0, groups: Sequence[str] | None = None
+) -> dict[str, tuple[float, float]]:
     """95 % percentile intervals of ``top1``, ``top5``, ``nll``, ``brier`` and ``ece``.
 
     The expected calibration error of a resample is larger than that of the images on average, as it is for any finite
@@ -56,19 +60,30 @@ def bootstrap(scores: Scores, bins: int, resamples: int, seed: int = 0) -> dict[
     Args:
         scores: of N images.
         bins: of the expected calibration error.
-        resamples: draws of N images.
+        resamples: draws of N images, or of as many groups as there are.
+        groups: [N] name of each image's group; None: every image is drawn alone.
 
     Raises:
         ValueError: for no resamples.
     """
-    (drawn,) = _resampled([scores], bins, resamples, seed)
+    (drawn,) = _resampled([scores], bins, resamples, seed, groups)
     return {name: _interval(values) for name, values in drawn.items()}
 
 
 def compare_models(
-    first: str, second: str, a: Scores, b: Scores, bins: int, resamples: int, seed: int = 0
+    first: str,
+    second: str,
+    a: Scores,
+    b: Scores,
+    bins: int,
+    resamples: int,
+    seed: int = 0,
+    groups: Sequence[str] | None = None,
 ) -> Comparison:
     """Two models measured on the same images in the same order.
+
+    With ``groups`` [N] the intervals are of the cluster bootstrap; McNemar's test takes the images as independent all
+    the same, so its p-value is then too small.
 
     Raises:
         ValueError: the two have different numbers of images.
@@ -76,7 +91,7 @@ def compare_models(
     n = len(a.correct)
     if len(b.correct) != n:
         raise ValueError(f"{first} was measured on {n} images and {second} on {len(b.correct)}")
-    one, other = _resampled([a, b], bins, resamples, seed)
+    one, other = _resampled([a, b], bins, resamples, seed, groups)
     at, to = (_metrics(*_terms(scores, bins), np.ones((1, n))) for scores in (a, b))
     differences = {
         name: Difference(float(to[row, 0] - at[row, 0]), *_interval(other[name] - one[name]))
@@ -115,19 +130,24 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * float(np.exp(logs - n * math.log(2)).sum()))
 
 
-def _resampled(models: Sequence[Scores], bins: int, resamples: int, seed: int) -> list[dict[str, NDArray[np.float64]]]:
+def _resampled(
+    models: Sequence[Scores], bins: int, resamples: int, seed: int, groups: Sequence[str] | None = None
+) -> list[dict[str, NDArray[np.float64]]]:
     """Each metric of each resample, [R]; the resamples are the same for all models."""
     if resamples < 1:
         raise ValueError(f"a bootstrap needs at least one resample, not {resamples}")
-    n = len(models[0].correct)
+    member = None if groups is None else np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)[1]
+    n = len(models[0].correct) if member is None else int(member.max()) + 1  # what is drawn: images, or groups
     terms = [_terms(scores, bins) for scores in models]
     rng = np.random.default_rng(seed)
-    step = max(1, HELD // n)
+    step = max(1, HELD // len(models[0].correct))
     found: list[list[NDArray[np.float64]]] = [[] for _ in models]
     for start in range(0, resamples, step):
         rows = min(step, resamples - start)
         drawn = rng.integers(0, n, (rows, n)) + n * np.arange(rows)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
+        if member is not None:
+            weights = weights[:, member]
         for values, (means, gaps) in zip(found, terms, strict=True):
             values.append(_metrics(means, gaps, weights))
     return [dict(zip(METRICS, np.concatenate(values, axis=1), strict=True)) for values in found]
@@ -145,7 +165,8 @@ def _metrics(
     means: NDArray[np.float64], gaps: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """METRICS [5, R] of images counted ``weights`` [R, N] times."""
-    out: NDArray[np.float64] = np.vstack([(weights @ means).T, np.abs(weights @ gaps).sum(axis=1)]) / len(means)
+    total = weights.sum(axis=1)
+    out: NDArray[np.float64] = np.vstack([(weights @ means).T, np.abs(weights @ gaps).sum(axis=1)]) / total
     return out
 
 

@@ -26,15 +26,19 @@ class ParameterGroup(TypedDict):
     lr_scale: float
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[ParameterGroup]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, layer_decay: float = 1.0, head_lr: float = 1.0
+) -> list[ParameterGroup]:
     """Split the trainable parameters by layer level and by weight decay.
 
     Not decayed: tensors with at most one dimension, biases, position and attention-bias tables, and what the network
     itself excludes (``no_weight_decay``). Level ``i`` of ``n`` learns at ``layer_decay ** (n - 1 - i)`` of the
-    schedule, the head at 1. Groups are ordered by level, undecayed before decayed.
+    schedule, the head at 1. Groups are ordered by level, undecayed before decayed; with ``head_lr`` the classifier's
+    parameters are groups of their own, last, and learn at ``head_lr`` times what they would.
 
     Raises:
-        UserError: layer decay is asked of a network that does not say what its layers are.
+        UserError: layer decay for a network that does not name its layers, or another rate of the head for one that
+            does not name its classifier.
         ValueError: ``layer_decay`` is not in (0, 1].
     """
     if not 0 < layer_decay <= 1:
@@ -42,25 +46,50 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
     levels = layer_levels(model) if layer_decay < 1 else {}
     top = max(levels.values(), default=0)
     undecayed = undecayed_names(model)
-    members: dict[tuple[int, bool], list[nn.Parameter]] = defaultdict(list)
+    head = head_names(model) if head_lr != 1 else set()
+    members: dict[tuple[bool, int, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            members[levels.get(name, top), name not in undecayed].append(parameter)
+            members[name in head, levels.get(name, top), name not in undecayed].append(parameter)
     return [
         {
-            "name": f"level {level}, {'decayed' if decayed else 'not decayed'}",
-            "params": members[level, decayed],
+            "name": f"{'head' if in_head else f'level {level}'}, {'decayed' if decayed else 'not decayed'}",
+            "params": members[in_head, level, decayed],
             "weight_decay": weight_decay if decayed else 0.0,
-            "lr_scale": layer_decay ** (top - level),
+            "lr_scale": layer_decay ** (top - level) * (head_lr if in_head else 1.0),
         }
-        for level, decayed in sorted(members)
+        for in_head, level, decayed in sorted(members)
     ]
+
+
+def head_names(model: nn.Module) -> set[str]:
+    """Names of the classifier's parameters: of the modules that timm's configuration of the network calls its
+    ``classifier`` (two in a distilled DeiT), else of what ``get_classifier()`` returns.
+
+    Raises:
+        UserError: the network has neither, or no classifier.
+    """
+    stated = (getattr(model, "default_cfg", None) or {}).get("classifier") or ()
+    prefixes = (stated,) if isinstance(stated, str) else tuple(stated)
+    names = {name for name, _ in model.named_parameters() if any(name.startswith(f"{one}.") for one in prefixes)}
+    classifier = getattr(model, "get_classifier", None)
+    if not names and callable(classifier):
+        found = classifier()
+        modules = found if isinstance(found, (tuple, list)) else (found,)
+        own = {id(parameter) for module in modules for parameter in module.parameters()}
+        names = {name for name, parameter in model.named_parameters() if id(parameter) in own}
+    if not names:
+        raise UserError(
+            f"recipe.head_lr needs a network that names its classifier; {type(model).__name__} does not.",
+            "Set recipe.head_lr=1.",
+        )
+    return names
 
 
 def undecayed_names(model: nn.Module) -> set[str]:
     """Names of the parameters that weight decay leaves alone."""
-    patterns = _declared_by(model, "no_weight_decay")
-    keywords = _declared_by(model, "no_weight_decay_keywords")
+    patterns = _stated_by(model, "no_weight_decay")
+    keywords = _stated_by(model, "no_weight_decay_keywords")
     return {
         name
         for name, parameter in model.named_parameters()
@@ -72,7 +101,7 @@ def undecayed_names(model: nn.Module) -> set[str]:
     }
 
 
-def _declared_by(model: nn.Module, method: str) -> set[str]:
+def _stated_by(model: nn.Module, method: str) -> set[str]:
     function = getattr(model, method, None)
     found: Iterable[str] = function() if callable(function) else ()
     return set(found)

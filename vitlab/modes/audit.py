@@ -20,7 +20,7 @@ CACHE = "cache.sqlite"
 
 
 def answer(composed: Composed) -> int:
-    """Look at every file of ``dataset=folder`` and say what a training would meet; 2 where it would stop.
+    """Look at every file of ``dataset=folder`` and print what a training would meet; 2 where it would stop.
 
     Raises:
         UserError: another data set, or one that cannot be listed.

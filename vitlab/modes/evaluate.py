@@ -101,7 +101,7 @@ def measure(subject: SelectedModel) -> Measured:
     Raises:
         UserError: the classes of the model are not those of the data.
     """
-    from vitlab.data.sources import fingerprint
+    from vitlab.data.sources import fingerprint, groups_at
     from vitlab.measure.bootstrap import bootstrap
     from vitlab.measure.classification import evaluate_scores, predict, score
     from vitlab.training.progress import Progress
@@ -118,7 +118,8 @@ def measure(subject: SelectedModel) -> Measured:
     found = evaluate_scores(scores, label, meta.classes, spec.bins)
     found.view = str(data.eval_view)
     if spec.resamples:
-        found.intervals = {k: list(v) for k, v in bootstrap(scores, spec.bins, spec.resamples).items()}
+        groups = groups_at(data.sources["test"], index)
+        found.intervals = {k: list(v) for k, v in bootstrap(scores, spec.bins, spec.resamples, groups=groups).items()}
     one = Measured(subject, found, logits, label, fingerprint(data.sources["test"]), data, index)
     if spec.temperature:
         found.no_temperature = why_no_temperature(one)
@@ -218,6 +219,7 @@ def _several(found: Sequence[Measured]) -> bool:
 
 def compare(found: Sequence[Measured]) -> list[Comparison]:
     """The result of a run against its other models, or the first run's result against the others'."""
+    from vitlab.data.sources import groups_at
     from vitlab.measure.bootstrap import compare_models
     from vitlab.measure.classification import score
 
@@ -226,13 +228,15 @@ def compare(found: Sequence[Measured]) -> list[Comparison]:
     main, several = main_of(found), _several(found)
     spec = main.subject.config.evaluation
     mine = score(main.logits, main.label)
+    groups, resamples = groups_at(main.data.sources["test"], main.index), max(spec.resamples, 1)
     out = []
     for one in found:
         if one is not main:
             other = score(one.logits, one.label)
             a, b = (main, one) if several else (one, main)
             x, y = (mine, other) if several else (other, mine)
-            out.append(compare_models(a.subject.title, b.subject.title, x, y, spec.bins, max(spec.resamples, 1)))
+            names = a.subject.title, b.subject.title
+            out.append(compare_models(*names, x, y, spec.bins, resamples, groups=groups))
     return out
 
 
@@ -251,6 +255,7 @@ def write_comparison(found: Sequence[Measured], comparisons: Sequence[Comparison
 
 def summary(found: Sequence[Measured], comparisons: Sequence[Comparison]) -> str:
     """What stands at the prompt when the measuring is done."""
+    from vitlab.data.sources import groups_of
     from vitlab.report.compare import SYNTHETIC, percent
     from vitlab.report.page import confused_pairs, weakest
     from vitlab.report.text_tables import describe_comparison, span, text_table
@@ -258,9 +263,11 @@ def summary(found: Sequence[Measured], comparisons: Sequence[Comparison]) -> str
     first = found[0]
     split = first.data.split_names["test"]
     lines = [f"data     {first.subject.config.dataset.name}, {split} split, {len(first.label):,} images"]
+    if (groups := groups_of(first.data.sources["test"])) is not None:
+        lines.append(f"groups   {len(set(groups)):,}; intervals are of a bootstrap over them")
     for view in dict.fromkeys(one.evaluation.view for one in found):
         lines.append(f"view     {view}")
-    if first.subject.config.dataset.name == "fake":
+    if first.data.synthetic:
         lines.append(SYNTHETIC)
     bins = [int(b) for b, *_ in first.evaluation.calibrations]
     rows = [["model", "Top-1 %", "95 %", f"Top-{first.evaluation.top_k} %", "NLL", "Brier"]]

@@ -11,7 +11,7 @@ import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitlab.files import atomic_write, write_json
 from vitlab.modes.select_model import SelectedModel
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vitlab.report.data import DatasetInfo, Example
 
 EXAMPLES = 24  # worst mistakes that are shown
-ASIDE = ("root", "download")  # keys of dataset. that do not change the images
+ASIDE = ("root", "download", "embedded", "synthetic")  # keys of dataset. that do not change the images
 
 
 @dataclass
@@ -64,13 +64,21 @@ def stem_of(subject: SelectedModel) -> str:
 
 
 def write(one: Measured) -> None:
-    """``<model>.json`` (the numbers), ``.npz`` (logits, label, index) and ``-classes.csv``."""
+    """``<model>.json`` (the numbers), ``.npz`` (logits, label, index, key and, where there are groups, group: one entry
+    for each image) and ``-classes.csv``."""
     import numpy as np
+
+    from vitlab.data.sources import groups_at
 
     folder, stem = folder_of(one.subject), stem_of(one.subject)
     write_json(folder / f"{stem}.json", one.evaluation.to_dict())
     buffer = io.BytesIO()
-    np.savez(buffer, logits=one.logits, label=one.label, index=one.index)
+    images = one.data.sources["test"]
+    named = {"key": [images.keys[int(i)] for i in one.index], "group": groups_at(images, one.index)}
+    text_arrays: dict[str, Any] = {
+        name: np.asarray(values, dtype=np.str_) for name, values in named.items() if values is not None
+    }
+    np.savez(buffer, logits=one.logits, label=one.label, index=one.index, **text_arrays)
     atomic_write(folder / f"{stem}.npz", buffer.getvalue())
     text = io.StringIO()
     table = csv.writer(text)
@@ -92,7 +100,7 @@ def note_in_model(one: Measured) -> None:
         "dataset": subject.config.dataset.name,
         "split": one.data.split_names["test"],
         "images": len(one.label),
-        "synthetic": subject.config.dataset.name == "fake",
+        "synthetic": one.data.synthetic,
         "date": now(),
     }
     subject.meta.metrics = about | one.evaluation.metrics()
@@ -117,7 +125,7 @@ def draw(one: Measured) -> None:
             ("mistakes", plots.mistakes(worst_mistakes(one), theme)),
         ):
             if figure is not None:
-                if one.subject.config.dataset.name == "fake":
+                if one.data.synthetic:
                     style.mark_synthetic(figure, theme)
                 atomic_write(folder / f"{stem}-{name}.png", style.png(figure))
 
@@ -139,7 +147,7 @@ def describe_dataset(one: Measured) -> DatasetInfo:
         split=data.split_names["test"],
         classes=list(data.classes),
         size=data.eval_view.size,
-        synthetic=config.dataset.name == "fake",
+        synthetic=data.synthetic,
         fingerprint=data.fingerprint,
         val=data.sizes["val"] if fingerprint(data.sources["val"]) != one.images else 0,
     )

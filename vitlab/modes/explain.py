@@ -99,7 +99,7 @@ def _from_files(subject: SelectedModel, paths: list[str]) -> tuple[list[Seen], i
 
 def _from_data(subject: SelectedModel) -> list[Seen]:
     """``explain.images`` test images, of the classes in turn, the same every time."""
-    from vitlab.data.sources import limit
+    from vitlab.data.subsets import limit
 
     data = subject.data
     source = limit(data.sources["test"], subject.config.explain.images, subject.config.seed)
@@ -241,7 +241,7 @@ def _check(
         title = f"{_named(name)} as the weights are made random, from the head down"
         with style.themed(style.LIGHT):
             drawing = saliency_figures.sanity_sheet([_pixels(subject, one) for one in few], steps, style.LIGHT, title)
-            if subject.on_data and subject.config.dataset.name == "fake":
+            if subject.on_data and subject.data.synthetic:
                 style.mark_synthetic(drawing, style.LIGHT)
             atomic_write(folder / f"sanity-{name}.png", style.png(drawing))
     return checks
@@ -287,7 +287,7 @@ def _draw(subject: SelectedModel, images: list[Seen], found: dict[str, Tensor], 
         pages = [("maps", shown), *((f"image-{number}", list(two)) for number, two in enumerate(both, 1))]
         for name, part in pages:
             drawing = saliency_figures.sheet(part, style.LIGHT, title)
-            if subject.on_data and subject.config.dataset.name == "fake":
+            if subject.on_data and subject.data.synthetic:
                 style.mark_synthetic(drawing, style.LIGHT)
             atomic_write(folder / f"{name}.png", style.png(drawing))
 

@@ -110,7 +110,7 @@ def facts_of(subject: SelectedModel) -> Facts:
 
     facts = Facts(title=subject.title, repository=subject.config.export.push or "USER/NAME")
     if subject.on_data:
-        facts.dataset, facts.synthetic = subject.config.dataset.name, subject.config.dataset.name == "fake"
+        facts.dataset, facts.synthetic = subject.config.dataset.name, subject.data.synthetic
         described = conf_dir() / "dataset" / f"{facts.dataset}.yaml"
         facts.described = head(described).rstrip(".") if described.is_file() else ""
         facts.origin = f"Origin: {made}" if described.is_file() and (made := origin(described)) else ""

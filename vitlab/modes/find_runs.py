@@ -78,12 +78,18 @@ def config_of(run: Run, composed: Composed) -> Config:
         else:
             values = {key: getattr(getattr(asked, group), key) for key in typed_keys(composed, group)}
             config = replace(config, **{group: replace(getattr(config, group), **values)})
-    if config.dataset.name == trained.name and config.dataset.val_fraction != trained.val_fraction:
-        raise UserError(
-            f"dataset.val_fraction={config.dataset.val_fraction:g}: {run.name} was trained with "
-            f"{trained.val_fraction:g}, so it has seen images that this would hold out, or the other way round.",
-            "Leave it out, or train with it: then it belongs into the command of the training.",
-        )
+    elsewhere = (config.dataset.root, config.dataset.csv) != (trained.root, trained.csv)  # other images, or moved ones
+    for key in ("val_fraction",) if elsewhere else ("val_fraction", "folds", "fold", "split_file"):
+        now, then = getattr(config.dataset, key), getattr(trained, key)
+        if config.dataset.name == trained.name and now != then:
+            now, then = (
+                "null" if one is None else f"{one:g}" if isinstance(one, float) else one for one in (now, then)
+            )
+            raise UserError(
+                f"dataset.{key}={now}: {run.name} was trained with {then}, so it has seen images that this would hold "
+                "out, or the other way round.",
+                "Leave it out, or train with it: then it belongs into the command of the training.",
+            )
     return config
 
 

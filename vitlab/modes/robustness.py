@@ -108,7 +108,8 @@ def _begun(subject: SelectedModel) -> Robustness:
     """What is known of a model already, or a new record with its answers to the same images without corruption."""
     import numpy as np
 
-    from vitlab.data.sources import Subset, fingerprint, limit
+    from vitlab.data.sources import Subset, fingerprint
+    from vitlab.data.subsets import limit
     from vitlab.measure.robustness import Robustness, Tally
 
     data, spec = subject.data, subject.config.evaluation
@@ -140,7 +141,7 @@ def _finish(group: Sequence[SelectedModel], states: Sequence[Robustness]) -> Non
     """Measure what a state lacks, a corruption in all its severities at a time."""
     from vitlab.data.corrupted import STRIDE, CorruptedViews
     from vitlab.data.loader import Loader, default_workers
-    from vitlab.data.sources import limit
+    from vitlab.data.subsets import limit
     from vitlab.measure.robustness import Tally
     from vitlab.modes.evaluate import class_numbers
     from vitlab.training.interrupt import stop_if_requested

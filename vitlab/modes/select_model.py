@@ -124,6 +124,7 @@ class SelectedModel:
 def open_data(config: Config, meta: ModelMeta, typed: frozenset[str] = frozenset()) -> VisionData:
     """The data of ``config`` as ``meta`` wants to see them; a typed ``dataset.crop_pct`` or ``dataset.crop`` wins."""
     from vitlab.data.datamodule import VisionData
+    from vitlab.data.loader import LoaderOptions
     from vitlab.training.distributed import rank, world_size
 
     crop_pct = config.dataset.crop_pct if "crop_pct" in typed else meta.crop_pct
@@ -131,16 +132,17 @@ def open_data(config: Config, meta: ModelMeta, typed: frozenset[str] = frozenset
     return VisionData(
         replace(config.dataset, size=meta.size, crop_pct=crop_pct, crop=crop),
         AugmentationConfig(interpolation=meta.interpolation),
-        batch_size=1,  # nothing is trained
-        eval_batch_size=config.evaluation.batch_size,
+        LoaderOptions(
+            eval_batch_size=config.evaluation.batch_size,
+            workers=config.hardware.workers,
+            rank=rank(),
+            world=world_size(),
+        ),
         mean=meta.mean,
         std=meta.std,
+        views=None,  # nothing is trained
         seed=config.seed,
-        workers=config.hardware.workers,
-        rank=rank(),
-        world=world_size(),
         max_images=config.debug.max_images,
-        measuring=True,
     )
 
 

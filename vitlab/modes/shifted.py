@@ -73,7 +73,7 @@ class _Reader:
     """A network that answers sets of images, with the classes that it knows."""
 
     def __init__(self, subject: SelectedModel) -> None:
-        from vitlab.data.torchvision_sets import wordnet_ids
+        from vitlab.data.sets.imagenet import wordnet_ids
 
         self.subject = subject
         self.place = {name: number for number, name in enumerate(subject.meta.classes) if name in set(wordnet_ids())}
@@ -126,7 +126,8 @@ class _Reader:
         """
         import numpy as np
 
-        from vitlab.data.sources import Subset, limit
+        from vitlab.data.sources import Subset
+        from vitlab.data.subsets import limit
 
         right = np.zeros((len(found.accepted), len(self.subject.meta.classes)), bool)
         for row, names in zip(right, found.accepted, strict=True):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.files import atomic_write, read_json, write_json
+from vitlab.sweep.folds import fold_table, pooled
 from vitlab.sweep.statistics import over_seeds
 
 SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
@@ -126,6 +127,11 @@ def write_comparison(
     models, sentences = over_seeds(_same_but_seed(jobs)) if many else ([], [])
     if models:
         parts += ["Every model, mean ± standard deviation over seeds:", _markdown(models), "\n".join(sentences)]
+    folds = pooled((job.values, job.run) for job in jobs if job.state == "finished")
+    fold_rows, fold_lines = fold_table(folds)
+    if folds:
+        parts += ["Cross-validation, out-of-fold predictions pooled:"]
+        parts += [*([_markdown(fold_rows)] if len(fold_rows) > 1 else []), "\n".join(fold_lines)]
     failed = [job for job in jobs if job.state == "failed"]
     if failed:
         parts.append(
@@ -135,12 +141,14 @@ def write_comparison(
         atomic_write(folder / "comparison.png", _picture(groups))
         parts.append("![top-1 of every run](comparison.png)")
     atomic_write(folder / "comparison.md", "\n\n".join(parts) + "\n")
-    write_json(
-        folder / "comparison.json", {"command": command, "runs": rows, "groups": [asdict(one) for one in groups]}
-    )
+    summary = {"command": command, "runs": rows, "groups": [asdict(one) for one in groups]}
+    write_json(folder / "comparison.json", summary | ({"folds": [asdict(one) for one in folds]} if folds else {}))
     _write_csv(folder / "comparison.csv", rows)
     told = text_table(table) + ("\n\nMean ± standard deviation over seeds\n" + text_table(seeds) if many else "")
     told += f"\n\nEvery model, over seeds\n{text_table(models)}\n" + "\n".join(sentences) if models else ""
+    if folds:
+        shown_rows = f"\n{text_table(fold_rows)}" if len(fold_rows) > 1 else ""
+        told += "\n\nCross-validation, out-of-fold predictions pooled" + shown_rows + "\n" + "\n".join(fold_lines)
     told += "".join(f"\nrun {job.number} failed: {job.reason}" for job in failed)
     return told
 

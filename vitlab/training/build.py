@@ -1,34 +1,30 @@
-"""The parts of a training that its configuration describes: data, optimiser, length."""
+"""The parts of a training that its configuration describes: data, network, optimiser, length."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.optim import Optimizer
 
-from vitlab.config import Config, RecipeConfig
+from vitlab.config import Config, ModelConfig, RecipeConfig
+from vitlab.config.size import plain_size
 from vitlab.data.build import open_splits
 from vitlab.data.datamodule import VisionData
-from vitlab.data.sampler import SlotPolicy
+from vitlab.data.loader import LoaderOptions
+from vitlab.data.views import FreshViews, StoredViews, Views
 from vitlab.errors import UserError, nearest
-from vitlab.models.build import parameter_groups
+from vitlab.models.artifact import ModelMeta, load_model, read_meta
+from vitlab.models.build import architecture, build_model, parameter_groups
 from vitlab.training.distributed import rank, world_size
 from vitlab.training.schedule import Schedule
-
-
-@dataclass(frozen=True)
-class Reinforced:
-    """Which reinforcements a training replays, and how they are chosen."""
-
-    folders: tuple[Path, ...]
-    in_turn: bool  # the samples of an image, each once before one comes again; else any at random
-    plain_share: float  # views of the recipe's own augmentation with their label, instead of stored ones
-    backend: str = "auto"  # pil, tensor, or auto: that of the store
 
 
 def shortened(config: Config, recipe: RecipeConfig) -> RecipeConfig:
@@ -43,23 +39,12 @@ def make_data(
     recipe: RecipeConfig,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    *,
-    store: Path | None = None,
-    views: int | None = None,
-    exact: bool = False,
-    reinforcements: Reinforced | None = None,
+    views: Views = FreshViews(),  # noqa: B008  # frozen
 ) -> VisionData:
     """The data as ``recipe`` wants to see them, normalised with ``mean`` and ``std``.
 
-    Args:
-        store: read stored targets, and the views that they belong to.
-        views: so many different views of every image, shown in turn; None: as many as the store has, or without a
-            store a new one every epoch.
-        reinforcements: replay stored reinforcements instead of drawing views; ``recipe``'s augmentation must not mix.
-        exact: epoch e reads stored view e; without it the views come round again where there are fewer than epochs.
-
     Raises:
-        UserError: the global batch does not divide into equal micro-batches; ``exact``, and too few stored views.
+        UserError: the global batch does not divide into equal micro-batches; ``views`` of something else, or too few.
     """
     parts = world_size() * recipe.accumulate
     if recipe.batch_size % parts:
@@ -68,36 +53,55 @@ def make_data(
             f"{recipe.accumulate}.",
             f"Take a multiple of {parts}.",
         )
-    slots: SlotPolicy = "cycle" if (views or store is not None) and not exact else "epoch"
-    if reinforcements is not None:
-        slots = "permuted" if reinforcements.in_turn else "uniform"
     data = VisionData(
         config.dataset,
         recipe.augmentation,
-        batch_size=recipe.batch_size // parts,
-        accumulate=recipe.accumulate,
-        eval_batch_size=config.evaluation.batch_size,
+        LoaderOptions(
+            recipe.batch_size // parts,
+            eval_batch_size=config.evaluation.batch_size,
+            accumulate=recipe.accumulate,
+            workers=config.hardware.workers,
+            rank=rank(),
+            world=world_size(),
+        ),
         mean=mean,
         std=std,
+        views=views,
         seed=config.seed,
-        workers=config.hardware.workers,
-        rank=rank(),
-        world=world_size(),
-        store=store,
-        slots=slots,
-        num_slots=views,
-        reinforcements=reinforcements.folders if reinforcements is not None else None,
-        plain_share=reinforcements.plain_share if reinforcements is not None else 0.0,
-        replay_backend=reinforcements.backend if reinforcements is not None else "auto",
         max_images=config.debug.max_images,
+        balanced=recipe.balance == "sampler",
     )
-    stored = data.train_sampler.num_slots
-    if exact and stored is not None and (epochs := epochs_of(recipe, data)) > stored:
-        raise UserError(
-            f"method.replay=exact: a training of {epochs} epochs, and {stored} stored views of each image.",
-            f"Store more, train for {stored}ep, or read them in turn: method.replay=cycle.",
-        )
+    if isinstance(views, StoredViews) and views.exact:
+        views.check_epochs(epochs_of(recipe, data), data.train_sampler.num_slots)
     return data
+
+
+def make_network(
+    config: Config,
+    model: ModelConfig,
+    data: VisionData,
+    start: Path | None,
+    build: Callable[[VisionData], nn.Module] | None = None,
+) -> nn.Module:
+    """Build the network, initialised by the seed alone, or with the weights of the artifact ``start``.
+
+    Args:
+        build: makes a network of the stage's own instead.
+    """
+    torch.manual_seed(config.seed)
+    if build is not None:
+        network = build(data)
+    else:
+        network = build_model(model, data.num_classes, config.dataset.size, data.classes, pretrained=start is None)
+        if start is not None:
+            network.load_state_dict(load_model(start).state_dict())
+    return synchronised(network) if config.trainer.sync_batchnorm and world_size() > 1 else network
+
+
+def synchronised(network: nn.Module) -> nn.Module:
+    """``network`` with BatchNorm whose statistics go over all processes; names and numbers stay (timm's layers too)."""
+    converted: nn.Module = convert_sync_batchnorm(network)
+    return converted
 
 
 def make_optimizer(network: nn.Module, recipe: RecipeConfig) -> Optimizer:
@@ -106,7 +110,7 @@ def make_optimizer(network: nn.Module, recipe: RecipeConfig) -> Optimizer:
     Raises:
         UserError: unknown optimiser or argument.
     """
-    groups: Any = parameter_groups(network, recipe.weight_decay, recipe.layer_decay)
+    groups: Any = parameter_groups(network, recipe.weight_decay, recipe.layer_decay, recipe.head_lr)
     args: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in recipe.optimizer_args.items()
     }
@@ -134,3 +138,32 @@ def epochs_of(recipe: RecipeConfig, data: VisionData) -> int:
     """Epochs that ``recipe`` begins on ``data``."""
     total = Schedule.from_recipe(recipe, data.steps_per_epoch).total
     return math.ceil(total / data.steps_per_epoch)
+
+
+def describe_model(
+    config: Config,
+    model: ModelConfig,
+    data: VisionData,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    start: Path | None,
+) -> ModelMeta:
+    """The description for ``model.json``."""
+    name, args = architecture(model, config.dataset.size)
+    if start is not None:
+        origin = read_meta(start).origin
+    else:
+        origin = model.checkpoint or (f"timm {model.name}" if model.pretrained else "")
+    return ModelMeta(
+        name=name,
+        args=args,
+        classes=list(data.classes),
+        size=plain_size(config.dataset.size),
+        mean=list(mean),
+        std=list(std),
+        crop_pct=config.dataset.crop_pct,
+        crop=config.dataset.crop,
+        interpolation=config.recipe.augmentation.interpolation,
+        origin=origin,
+        method=config.method.name,
+    )

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask politely: the work at hand is saved, then the run stops and can be continued."""
+"""Ctrl-C and SIGTERM are requests: the work at hand is saved, then the run stops and can be continued."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def install_signal_handlers(quiet: bool = False) -> None:
     """Take SIGINT and SIGTERM as a request to save and stop; a second one stops at once.
 
     Args:
-        quiet: another process, which passes the signals on, tells the user.
+        quiet: print nothing; the process that passes the signals on does.
     """
-    global _quiet, _listening
+    global _quiet, _installed
     _quiet, _installed = quiet, True
     signal.signal(signal.SIGINT, _on_signal)
     signal.signal(signal.SIGTERM, _on_signal)
@@ -55,16 +55,16 @@ SAVING = "saving, then stopping; once more stops at once."
 
 
 def stop_requested() -> bool:
-    """Whether somebody asked this process to stop."""
+    """Whether this process received a signal to stop."""
     return bool(_requests)
 
 
 def stop_requested_on_any_rank(device: torch.device) -> bool:
-    """Whether somebody asked any of the processes to stop; all of them call this at the same place.
+    """Whether any rank received a signal to stop; all ranks call this at the same place.
 
-    A signal reaches the processes at different moments, and whoever stopped alone would leave the others waiting.
+    A signal reaches the ranks at different moments, and a rank that stopped alone would leave the others waiting.
     """
-    import torch  # here: designing a network listens to signals too, and needs no torch
+    import torch  # here: designing a network handles signals too, and needs no torch
 
     from vitlab.training.distributed import all_reduce_sum
 
@@ -72,7 +72,7 @@ def stop_requested_on_any_rank(device: torch.device) -> bool:
 
 
 def stop_if_requested() -> None:
-    """Raise :class:`Interrupted` if somebody asked to stop; called where everything done so far is saved."""
+    """Raise :class:`Interrupted` after a signal to stop; called where everything done so far is saved."""
     if _requests:
         stop()
 

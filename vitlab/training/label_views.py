@@ -1,4 +1,4 @@
-"""The stage that has a teacher label every view of every image once."""
+"""The stage in which a teacher labels every view of every image once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vitlab.config import Config
 from vitlab.data.batch import Batch
 from vitlab.data.datamodule import VisionData
 from vitlab.data.loader import Loader
-from vitlab.data.reinforced import FreshViews
+from vitlab.data.reinforced import RecordBatch
 from vitlab.distill.draw import seeds_of
 from vitlab.distill.sparse import SparseTarget, sparsify
 from vitlab.distill.store import TargetStore
@@ -37,10 +37,10 @@ STORE = "targets"
 """Folder of the store inside the stage's; a store owns everything in its folder."""
 
 RECORDED = ("numpy", "Pillow", "torch", "torchvision", "timm")
-"""Libraries whose version decides what a view looks like or what the teacher says; written into every store."""
+"""Libraries whose version decides what a view looks like or what the teacher gives for it; written into every store."""
 
 BUFFER = 4096
-"""Records that a writer of a slot holds back."""
+"""Records that a writer of a slot keeps in memory before it writes."""
 
 Batches = Callable[[range, NDArray[np.int64]], Iterable[Batch]]
 
@@ -54,7 +54,7 @@ def label_views(
     into: Path | None = None,
     only: range | None = None,
 ) -> dict[str, object]:
-    """Have the teacher label every view of every training image, and seal the answers in ``context.folder``.
+    """Label every view of every training image with the teacher, and seal the targets in ``context.folder``.
 
     What is on disk is not computed again: an interrupted pass continues, and its bytes equal an uninterrupted one's.
 
@@ -67,7 +67,7 @@ def label_views(
         only: the slots that this run labels; None: all that are missing.
 
     Raises:
-        Interrupted: somebody asked to stop; everything labelled is on disk.
+        Interrupted: a signal asked to stop; everything labelled is on disk.
         UserError: the teacher knows other classes than the data, or changed; ``only`` reaches beyond the slots.
     """
     config = context.config
@@ -106,12 +106,12 @@ def fill_store(
         keys: of the images.
         batches: for the slots of a wave and the images that one of them lacks, batches of views: of each image those
             of all slots of the wave, one after the other.
-        slots: views of each image that the method asks for; None: one an epoch. A rehearsal tells of so many.
-        only: the slots that are filled, None: all; a rehearsal fills all that it has, and tells of these.
+        slots: views of each image in the real thing; None: one an epoch. A rehearsal reports the sizes of so many.
+        only: the slots that are filled, None: all; a rehearsal fills all that it has, and reports these.
         wave: slots that are filled together, so that an image is decoded once for all of them.
 
     Raises:
-        Interrupted: somebody asked to stop; everything labelled is on disk.
+        Interrupted: a signal asked to stop; everything labelled is on disk.
     """
     if context.is_main:
         TargetStore.create(folder, spec, list(keys))
@@ -122,12 +122,12 @@ def fill_store(
     sealed = all(map(store.is_sealed, range(spec.slots)))
     if context.full_config is not None:
         _, epochs, images = full_steps(context.full_config, context.full_config.recipe)
-        asked_for = slots or epochs
-        asked_for = min(asked_for, context.full_config.debug.max_slots or asked_for)
-        seconds *= images * asked_for / (spec.images * spec.slots)
-        spec = replace(spec, images=images, slots=asked_for)
-        part = range(asked_for) if only is None else only
-        seconds *= len(part) / asked_for
+        full_slots = slots or epochs
+        full_slots = min(full_slots, context.full_config.debug.max_slots or full_slots)
+        seconds *= images * full_slots / (spec.images * spec.slots)
+        spec = replace(spec, images=images, slots=full_slots)
+        part = range(full_slots) if only is None else only
+        seconds *= len(part) / full_slots
     return {
         "seconds": round(seconds, 2),
         "views": spec.images * len(part),
@@ -142,7 +142,7 @@ def fill_store(
 def store_spec(
     config: Config, data: VisionData, teacher: OnlineTeacher | Ensemble, k: int, prob_dtype: str, slots: int
 ) -> StoreSpec:
-    """What ``store.json`` will say."""
+    """The description for ``store.json``."""
     return StoreSpec(
         images=len(data.train_source),
         slots=slots,
@@ -166,7 +166,7 @@ def _fill(
 ) -> float:
     """Label what is missing of ``slots``, ``size`` of them at a time, and seal each; the seconds it took.
 
-    Every process writes the batches that are its own, under its own name; nobody waits for anybody before the seal.
+    Each rank labels its own batches into files of its own; the ranks meet at the seal of a wave, not before.
     """
     spec, device = store.spec, device_of(context.config)
     begun = time.monotonic()
@@ -177,9 +177,12 @@ def _fill(
     with Progress(context.stage.name, total, done=done, unit="view", quiet=quiet) as progress:
         for first in range(slots.start, slots.stop, size):
             wave = range(first, min(first + size, slots.stop))
+            # What is on disk decides what is left to do, not a counter: a pass that was killed goes on from any state,
+            # also with another number of ranks.
             unsealed = [slot for slot in wave if not store.is_sealed(slot)]
             if not unsealed:
                 continue
+            # The union: one decoded image serves all slots of the wave; a writer leaves records that it has already.
             missing = reduce(np.union1d, [store.missing(slot) for slot in unsealed])
             with ExitStack() as stack:
                 writers = {slot: stack.enter_context(store.writer(slot, rank(), BUFFER)) for slot in unsealed}
@@ -194,17 +197,17 @@ def _fill(
                     tally.charge("writing")
                     progress.update(min(total, progress.done + new * world_size()))
                     if stop_requested():
-                        break
+                        break  # alone: the writers flush on leaving the block, and the ranks agree below
             tally.charge("writing")  # what the writers held back
             if stop_requested_on_any_rank(device):
                 stop()
-            barrier()
+            barrier()  # every rank has flushed its records; a seal before that would miss some
             if context.is_main:
                 for slot in unsealed:
                     store.seal(slot)
-            barrier()
+            barrier()  # no rank reads or continues before the seal is on disk
             tally.charge("sealing")
-    tally.tell(context.stage.name, context.folder / "profile")
+    tally.report(context.stage.name, context.folder / "profile")
     return time.monotonic() - begun
 
 
@@ -213,7 +216,7 @@ def _write(writer: SlotWriter, batch: Batch, target: SparseTarget, first: int, s
     rows = slice(first, None, step)
     part = SparseTarget(target.prob[rows], target.index[rows], target.classes)
     index = batch.index[rows].cpu().numpy()
-    if isinstance(batch, FreshViews):
+    if isinstance(batch, RecordBatch):
         return writer.write(index, None, part, **{name: values[rows] for name, values in batch.fields.items()})
     assert writer.spec.base_seed is not None  # views that were drawn here
     return writer.write(index, seeds_of(writer.spec.base_seed, batch.slot[rows].cpu().numpy(), index), part)

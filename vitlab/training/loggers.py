@@ -22,7 +22,7 @@ from vitlab.training.wandb_logger import VIEWS, stage_job
 
 @contextmanager
 def logging_to(config: Config, run: Run, stages: Sequence[Stage], stage: Stage, recorder: Recorder) -> Iterator[None]:
-    """While ``stage`` (of ``stages``) runs, the logger that ``logger=`` names hears every row of it.
+    """While ``stage`` (of ``stages``) runs, the logger that ``logger=`` names gets every row of it.
 
     Raises:
         UserError: the logger's package is not installed.
@@ -44,7 +44,7 @@ def logging_to(config: Config, run: Run, stages: Sequence[Stage], stage: Stage, 
 
 
 def write_csv(folder: Path) -> None:
-    """``metrics.csv``: the whole record as a table, one column for every name that occurs."""
+    """``metrics.csv``: the record as a table, one column for every name that occurs."""
     rows = read_rows(folder / "metrics.jsonl")
     names = list(dict.fromkeys(name for row in rows for name in row))
     from io import StringIO
@@ -71,7 +71,7 @@ def _tensorboard(run: Run, stage: str, recorder: Recorder) -> Iterator[None]:
 
     sent = False
 
-    def hear(row: Row) -> None:
+    def copy_row(row: Row) -> None:
         nonlocal sent
         if not sent and (run.folder / stage / VIEWS).exists():
             writer.add_image("views", np.asarray(Image.open(run.folder / stage / VIEWS)), dataformats="HWC")
@@ -79,9 +79,9 @@ def _tensorboard(run: Run, stage: str, recorder: Recorder) -> Iterator[None]:
         for name, value in numbers(row).items():
             writer.add_scalar(name, value, int(str(row["step"])))
 
-    recorder.listeners.append(hear)
+    recorder.listeners.append(copy_row)
     try:
         yield
     finally:
-        recorder.listeners.remove(hear)
+        recorder.listeners.remove(copy_row)
         writer.close()

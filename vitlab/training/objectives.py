@@ -1,17 +1,20 @@
 """Objectives: pure functions from logits and what is known of a view to named losses.
 
 Each returns a dict whose entry ``loss`` is what is minimised; other entries are its parts or companions, for the
-record only.
+record only. An objective that reads more than logits, label and one teacher is a :class:`StepObjective`.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitlab.data.batch import Batch
 from vitlab.distill.sparse import SparseTarget, soft_cross_entropy
 
 
@@ -21,8 +24,54 @@ class Objective(Protocol):
     def __call__(self, logits: Tensor, label: Tensor, target: SparseTarget | Tensor | None) -> dict[str, Tensor]: ...
 
 
+class StepObjective(ABC):
+    """An objective that reads the network's output as it is, the batch, several teachers, or how far training is."""
+
+    @abstractmethod
+    def __call__(
+        self, output: Any, batch: Batch, targets: Mapping[str, SparseTarget | Tensor], step: int
+    ) -> dict[str, Tensor]:
+        """Named scalar losses.
+
+        Args:
+            output: what the network returns in training, for example two heads' logits, [B, C] each.
+            targets: of each teacher by name; that of ``teacher=`` or of stored views is ``teacher``.
+            step: index of the optimiser step that the batch belongs to, 0 for the first.
+        """
+
+    def logits(self, output: Any) -> Tensor:
+        """What the metrics of training and validation are computed from, [B, C]. Override for other outputs."""
+        return student_logits(output)
+
+
+def student_logits(output: Tensor | tuple[Tensor, ...] | list[Tensor]) -> Tensor:
+    """The logits [B, C] of a network with one head or several.
+
+    Several heads are averaged, as timm's distilled networks (DeiT, LeViT) do in evaluation: in training they return
+    ``(class head, distillation head)`` after ``set_distilled_training()``. With labels alone the loss is that of the
+    mean; a :class:`StepObjective` may give each head its own target (arXiv 2012.12877).
+
+    Raises:
+        TypeError: the outputs are not logits of one shape.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if not isinstance(output, (tuple, list)) or not output or any(one.shape != output[0].shape for one in output):
+        raise TypeError(
+            f"The network returns {type(output).__name__}, not logits [B, C] or several of one shape: give "
+            "a StepObjective whose logits() finds them."
+        )
+    return torch.stack(tuple(output)).mean(0)
+
+
 def label_cross_entropy(
-    logits: Tensor, label: Tensor, target: SparseTarget | Tensor | None = None, *, smoothing: float = 0.0
+    logits: Tensor,
+    label: Tensor,
+    target: SparseTarget | Tensor | None = None,
+    *,
+    smoothing: float = 0.0,
+    class_weight: Tensor | None = None,
+    log_prior: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Cross-entropy with the labels, computed in fp32.
 
@@ -31,8 +80,22 @@ def label_cross_entropy(
         label: class ids [B], or mixed labels [B, C] whose rows sum to 1.
         target: not used: there is no teacher.
         smoothing: share s of the label spread evenly over all C classes, in the mixed label too.
+        class_weight: w [C]; the loss is the batch's mean of ``sum_c w_c y_c (-log p_c)``, y the smoothed label. It is
+            not divided by the batch's own weights, as torch does for class ids: the step would then depend on which
+            micro-batch or rank a rare class falls into.
+        log_prior: log of the class priors [C], added to the logits (logit-adjusted softmax cross-entropy with tau = 1;
+            Menon et al., Long-tail learning via logit adjustment, ICLR 2021, Eq. 10); what is measured later are the
+            plain logits.
     """
-    return {"loss": F.cross_entropy(logits.float(), label, label_smoothing=smoothing)}
+    scores = logits.float()
+    if log_prior is not None:
+        scores = scores + log_prior.to(scores.device)
+    if class_weight is None:
+        return {"loss": F.cross_entropy(scores, label, label_smoothing=smoothing)}
+    share = label if label.ndim == 2 else F.one_hot(label, scores.shape[1]).to(scores.dtype)
+    # With rows of probabilities torch weighs each class's term and divides by the number of rows alone.
+    weight = class_weight.to(scores.device)
+    return {"loss": F.cross_entropy(scores, share.to(scores.dtype), weight=weight, label_smoothing=smoothing)}
 
 
 def distillation(

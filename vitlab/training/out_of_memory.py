@@ -49,7 +49,7 @@ def _fits(trainer: L.Trainer, learner: Learner, image: torch.Tensor) -> bool:
         torch.cuda.empty_cache()
     try:
         with trainer.precision_plugin.train_step_context():
-            loss = learner.student(image.to(learner.device)).float().sum()
+            loss = learner.logits(learner.student(image.to(learner.device))).float().sum()
         loss.backward()
     except RuntimeError as error:
         if not out_of_memory(error):
@@ -59,7 +59,7 @@ def _fits(trainer: L.Trainer, learner: Learner, image: torch.Tensor) -> bool:
 
 
 def too_large(config: Config, recipe: RecipeConfig, stage: str, fits: int | None) -> UserError:
-    """What the user hears: how many images fit at once, and the accumulation that keeps the batch as it is.
+    """The answer to the user: how many images fit at once, and the accumulation that keeps the batch as it is.
 
     Args:
         fits: None: not tried out.

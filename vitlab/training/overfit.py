@@ -14,6 +14,7 @@ from vitlab.data.batch import Batch
 from vitlab.distill.sparse import SparseTarget, densify
 from vitlab.files import write_json
 from vitlab.training.learner import Learner
+from vitlab.training.objectives import StepObjective
 from vitlab.training.progress import print_line
 
 CERTAIN = 30.0  # logit of a class that is as good as sure
@@ -22,8 +23,8 @@ CERTAIN = 30.0  # logit of a class that is as good as sure
 class Overfit(Callback):
     """Follows how far the loss is above the smallest possible one, and gives a verdict at the end.
 
-    The smallest possible loss is that of a network which says exactly what its target says: 0 with hard labels, the
-    entropy of the teacher's words where a soft cross-entropy is minimised.
+    The smallest possible loss is that of a network whose output is its target: 0 with hard labels, the entropy of the
+    teacher's output where a soft cross-entropy is minimised.
 
     Args:
         stage: as the verdict calls it.
@@ -48,10 +49,13 @@ class Overfit(Callback):
         self, trainer: L.Trainer, learner: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         assert isinstance(learner, Learner)
-        target = learner.teacher(batch) if learner.teacher is not None else None
-        with torch.no_grad():
-            logits = perfect(batch.label, target, self.classes)
-            self.last = float(outputs["loss"]) - float(learner.objective(logits, batch.label, target)["loss"])
+        least = 0.0  # of a StepObjective, whose best output is not known
+        if not isinstance(learner.objective, StepObjective):
+            target = learner.targets(batch).get("teacher")
+            with torch.no_grad():
+                logits = perfect(batch.label, target, self.classes)
+                least = float(learner.objective(logits, batch.label, target)["loss"])
+        self.last = float(outputs["loss"]) - least
         if self.first is None:
             self.first = self.last
         if self.last > self.near:
@@ -62,16 +66,22 @@ class Overfit(Callback):
     def on_train_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        told = self.verdict()
+        verdict = self.verdict()
         first = None if self.first is None else round(self.first, 5)
         write_json(
             self.folder / "overfit.json",
-            {"verdict": told, "first": first, "last": round(self.last, 5), "near": self.near, "reached": self.reached},
+            {
+                "verdict": verdict,
+                "first": first,
+                "last": round(self.last, 5),
+                "near": self.near,
+                "reached": self.reached,
+            },
         )
-        print_line(f"{self.stage}: {told}")
+        print_line(f"{self.stage}: {verdict}")
 
     def verdict(self) -> str:
-        """One sentence that says whether the training learnt its few images by heart, and else where to look."""
+        """One sentence: whether the training fitted its few images, and else where to look."""
         way = f"{self.first or 0:.3f} → {self.last:.4f} above the smallest possible loss"
         if self.reached is not None:
             return f"OVERFITS, as it should: {way}, within {self.near:g} from step {self.reached} on."

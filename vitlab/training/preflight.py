@@ -27,6 +27,12 @@ def preflight(config: Config, reads: set[str]) -> None:
     recipes = recipes_of(config, reads)
     if not recipes:  # nothing is trained: a design needs no data
         return
+    if "teacher" in reads and config.recipe.balance != "none":
+        raise UserError(
+            f"recipe.balance={config.recipe.balance}: method={config.method.name} trains on a teacher's outputs for a "
+            "fixed number of views of each image, and class frequencies have no place in that.",
+            "Leave it out; a training on labels within the method has its own: teacher.recipe.balance, for instance.",
+        )
     train = open_splits(config.dataset, config.seed, config.debug.max_images)["train"]
     with torch.device("meta"):
         students = [_network(config, model, len(train.classes)) for model in models_of(config, reads)]

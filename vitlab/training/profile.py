@@ -2,7 +2,7 @@
 where that of a stage goes which has a teacher label views.
 
 Times are taken without torch's profiler, which slows what it looks at, and with the device waited for at every border,
-so that work is charged to whoever asked for it. Then a few more steps run under torch's profiler for the trace.
+so that work is charged to the part that started it. Then a few more steps run under torch's profiler for the trace.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def part_of(action: str) -> str:
 
 
 def timed(trainer: L.Trainer, part: str) -> AbstractContextManager[str]:
-    """While the block runs, its time counts for ``part``, if somebody profiles."""
+    """While the block runs, its time counts for ``part``, where a profiler runs."""
     profiler: Profiler = trainer.profiler  # type: ignore[attr-defined]  # set by a connector of Lightning's
     return profiler.profile(part)
 
@@ -75,7 +75,7 @@ class StepProfiler(Profiler):
         self.mark = 0.0
         self.torch: torch.profiler.profile | None = None
 
-    # Lightning fetches a batch, then works on it: a step begins when its batch is asked for.
+    # Lightning fetches a batch, then works on it: a step begins when its batch is requested.
     def start(self, action_name: str) -> None:
         if "train_dataloader_next" in action_name:
             self._next()
@@ -156,7 +156,7 @@ class Tally:
     """Charges the time of a stage that trains nothing to the parts of its work, from border to border.
 
     Args:
-        on: whether somebody profiles; else nothing is timed and nothing waited for.
+        on: false: nothing is timed and nothing waited for.
         device: what is waited for at every border.
     """
 
@@ -167,7 +167,7 @@ class Tally:
         self.mark = time.perf_counter()
 
     def charge(self, part: str | None) -> None:
-        """The time since the last border belongs to ``part``; None: to nothing that is told."""
+        """The time since the last border belongs to ``part``; None: to no part."""
         if not self.on:
             return
         if self.device.type == "cuda":
@@ -177,7 +177,7 @@ class Tally:
             self.spent[part] = self.spent.get(part, 0.0) + now - self.mark
         self.mark = now
 
-    def tell(self, stage: str, folder: Path) -> None:
+    def report(self, stage: str, folder: Path) -> None:
         """Write ``profile.json`` and show the table, if there is something in it."""
         if not self.on or not self.batches:
             return
@@ -188,7 +188,7 @@ class Tally:
 
 def describe_profile(stage: str, parts: Mapping[str, float], device: torch.device, batches: int) -> str:
     """Where the time goes, for people: milliseconds a batch of every part, and its share."""
-    whole = sum(parts.values())
-    lines = [f"{stage}: {whole:.2f} ms a batch on {device.type} (mean of {batches})"]
-    lines += [f"  {name:<18}{ms:>9.2f} ms {100 * ms / max(whole, 1e-9):>5.1f} %" for name, ms in parts.items()]
+    total = sum(parts.values())
+    lines = [f"{stage}: {total:.2f} ms a batch on {device.type} (mean of {batches})"]
+    lines += [f"  {name:<18}{ms:>9.2f} ms {100 * ms / max(total, 1e-9):>5.1f} %" for name, ms in parts.items()]
     return "\n".join(lines)

@@ -14,7 +14,7 @@ _PLAIN_EVERY = 10.0  # seconds between two plain lines
 
 
 class Progress:
-    """Counts ``done`` of ``total`` units of one stage and says how long the rest will take.
+    """Counts ``done`` of ``total`` units of one stage and estimates how long the rest will take.
 
     Args:
         title: printed in front, e.g. the stage's name.
@@ -28,7 +28,7 @@ class Progress:
         self.title, self.total, self.first, self.done, self.unit = title, total, done, done, unit
         self.quiet = quiet
         self.start = time.monotonic()
-        self.spoken = self.start
+        self.printed = self.start
         self.bar: tqdm[None] | None = None
         if not quiet and sys.stderr.isatty():
             self.bar = tqdm(total=total, initial=done, desc=title, unit=unit, dynamic_ncols=True, leave=True)
@@ -40,18 +40,18 @@ class Progress:
             if values:
                 self.bar.set_postfix_str(_show(values), refresh=False)
             self.bar.update(advance)
-        elif not self.quiet and time.monotonic() - self.spoken >= _PLAIN_EVERY:
-            self.say(values)
+        elif not self.quiet and time.monotonic() - self.printed >= _PLAIN_EVERY:
+            self.print_now(values)
 
-    def say(self, values: Mapping[str, float] | None = None) -> None:
+    def print_now(self, values: Mapping[str, float] | None = None) -> None:
         """One plain line now."""
-        self.spoken = time.monotonic()
-        seconds = self.spoken - self.start
+        self.printed = time.monotonic()
+        seconds = self.printed - self.start
         rate = (self.done - self.first) / max(seconds, 1e-9)
         left = (self.total - self.done) / rate if rate > 0 else float("inf")
-        told = f"  {_show(values)}" if values else ""
+        shown = f"  {_show(values)}" if values else ""
         print(
-            f"{self.title}: {self.done}/{self.total} {self.unit}s, {format_duration(left)} left{told}",
+            f"{self.title}: {self.done}/{self.total} {self.unit}s, {format_duration(left)} left{shown}",
             file=sys.stderr,
             flush=True,
         )
@@ -79,24 +79,24 @@ def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     with ExitStack() as stack:
         bar: list[Progress] = []
 
-        def tell(done: int, total: int) -> None:
+        def update(done: int, total: int) -> None:
             if not bar:
                 bar.append(stack.enter_context(Progress(title, total, unit=unit)))
             bar[0].update(done)
 
-        yield tell
+        yield update
 
 
 def format_duration(seconds: float) -> str:
-    """A duration as people say it: 42 s, 3 min 05 s, 2 h 10 min."""
+    """A duration for people: 42 s, 3 min 05 s, 2 h 10 min."""
     if seconds == float("inf"):
         return "unknown time"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"
 
 
 def _show(values: Mapping[str, float]) -> str:

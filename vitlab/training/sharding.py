@@ -1,7 +1,7 @@
 """One network over several processes: each keeps a share of every weight, its gradient and its optimiser state (FSDP2).
 
-A unit of the network is whole only while it computes. What is written is what one process would have written: the same
-checkpoint, the same model artifact, whatever the number of processes; so a run may go on with other hardware.
+A unit of the network is gathered only while it computes. What is written is what one process would have written: the
+same checkpoint and model artifact, whatever the number of processes; so a run may go on with other hardware.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def all_processes(config: Config) -> DeviceMesh:
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
     """Spread the weights of ``network`` over ``mesh``, in place; every process has built it with the same weights."""
     for unit in (*units(network), network):
-        # Whole weights are given up after each forward pass, also the root's: validation stops between the two passes.
+        # Gathered weights are freed after each forward pass, also the root's: validation stops between the two passes.
         fully_shard(unit, mesh=mesh, reshard_after_forward=True)
 
 
 def units(network: nn.Module) -> list[nn.Module]:
-    """The blocks that are made whole one after the other, inner ones first: members of a sequence or list, not layers.
+    """The blocks that are gathered one after the other, inner ones first: members of a sequence or list, not layers.
 
     Transformer blocks, stages, bottlenecks: whatever a network keeps several of in a row.
     """
@@ -97,8 +97,8 @@ class Sharded(ModelParallelStrategy):
         """What one process would save; every process calls this."""
         inner = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         state = inner.state_dict()
-        whole = {number: {k: _whole(v) for k, v in one.items()} for number, one in state["state"].items()}
-        return state | {"state": whole}
+        full = {number: {k: _full(v) for k, v in one.items()} for number, one in state["state"].items()}
+        return state | {"state": full}
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint of any hardware; each process keeps its share."""
@@ -118,7 +118,7 @@ class Sharded(ModelParallelStrategy):
         return found
 
 
-def _whole(value: Any) -> Any:
+def _full(value: Any) -> Any:
     if isinstance(value, DTensor):
         value = value.full_tensor()
     return value.detach().cpu() if isinstance(value, Tensor) else value

@@ -130,7 +130,7 @@ def _network(config: Config, spec: ModelConfig, classes: list[str], size: Size) 
     """A member whose head knows the classes.
 
     Raises:
-        UserError: it has no weights; they were for other classes, so that its new head, all zeros, says nothing.
+        UserError: it has no weights; they were for other classes, so that its new head is all zeros.
     """
     if not (spec.pretrained or spec.checkpoint):
         place = next(i for i, member in enumerate(config.teacher.members) if member is spec)

@@ -1,10 +1,10 @@
 """Weights & Biases: a run is a group, each of its stages and each of its measured models a job of it.
 
 =====================  =========================================================================================
-a stage                config (the whole tree, ``role``, ``sweep``), the record by ``step``, ``views``: the first
+a stage                config (the full tree, ``role``, ``sweep``), the record by ``step``, ``views``: the first
                        training batch as the network sees it; the artifact that it made, and those that it used
 a model (evaluation)   summary: top1, nll, ece ..., params, macs, bytes, ``latency_ms_1`` ...; tables ``predictions``,
-                       ``confusion`` and ``reliability`` with their pictures; the model it speaks about
+                       ``confusion`` and ``reliability`` with their pictures; the model that they are of
 =====================  =========================================================================================
 
 The step of W&B is ours, so that a continued job, which has the id of the first, goes on in the same curves.
@@ -46,7 +46,7 @@ PASSING = ("done.json", "checkpoint.ckpt", VIEWS)
 
 @dataclass
 class Prediction:
-    """One test image and what a model says of it."""
+    """One test image and what a model predicts for it."""
 
     key: str
     image: Image
@@ -57,7 +57,7 @@ class Prediction:
 
 @contextmanager
 def stage_job(config: Config, run: Run, stages: Sequence[Stage], stage: Stage, recorder: Recorder) -> Iterator[None]:
-    """While ``stage`` runs, W&B hears every row of the record; what the stage made follows when it ends well."""
+    """While ``stage`` runs, W&B gets every row of the record; what the stage made follows when it ends well."""
     import wandb
 
     views = run.folder / stage.name / VIEWS
@@ -67,7 +67,7 @@ def stage_job(config: Config, run: Run, stages: Sequence[Stage], stage: Stage, r
                 _use(job, _artifact(run, one.name, config, one.makes))
         sent = False
 
-        def hear(row: Row) -> None:
+        def copy_row(row: Row) -> None:
             nonlocal sent
             values: dict[str, Any] = {"step": row["step"], **numbers(row)}
             if not sent and views.exists():
@@ -75,11 +75,11 @@ def stage_job(config: Config, run: Run, stages: Sequence[Stage], stage: Stage, r
                 sent = True
             job.log(values, step=int(str(row["step"])))
 
-        recorder.listeners.append(hear)
+        recorder.listeners.append(copy_row)
         try:
             yield
         finally:
-            recorder.listeners.remove(hear)
+            recorder.listeners.remove(copy_row)
         if stage.makes != "report":
             job.log_artifact(_artifact(run, stage.name, config, stage.makes))
 

@@ -8,7 +8,8 @@ import torch
 
 from vitlab.config import AugmentationConfig, DatasetConfig
 from vitlab.data.datamodule import VisionData
-from vitlab.data.reinforced import FreshViews
+from vitlab.data.loader import LoaderOptions
+from vitlab.data.reinforced import RecordBatch
 from vitlab.distill.reinforce_draw import PROTOCOL, Reinforcement
 from vitlab.distill.reinforce_record import record_fields
 from vitlab.distill.sparse import sparsify
@@ -28,8 +29,9 @@ def reinforced(folder: Path, world: int, workers: int, at_once: int) -> dict[str
     """The bytes of a sealed store that ``world`` writers filled."""
     for rank in range(world):
         data = VisionData(
-            DatasetConfig(name="digits", size=16, mean=[0.3] * 3, std=[0.4] * 3), AugmentationConfig(), batch_size=2,
-            mean=(0.3, 0.3, 0.3), std=(0.4, 0.4, 0.4), workers=workers, rank=rank, world=world, max_images=IMAGES,
+            DatasetConfig(name="digits", size=16, mean=[0.3] * 3, std=[0.4] * 3), AugmentationConfig(),
+            LoaderOptions(2, workers=workers, rank=rank, world=world),
+            mean=(0.3, 0.3, 0.3), std=(0.4, 0.4, 0.4), max_images=IMAGES,
         )  # fmt: skip
         keys = list(data.train_source.keys)
         spec = StoreSpec(
@@ -40,7 +42,7 @@ def reinforced(folder: Path, world: int, workers: int, at_once: int) -> dict[str
         )  # fmt: skip
         store = TargetStore.create(folder, spec, keys)
         for batch in data.fresh_dataloader(VIEWS, range(SAMPLES), range(IMAGES), at_once):
-            assert isinstance(batch, FreshViews)
+            assert isinstance(batch, RecordBatch)
             target = sparsify(teacher(batch.image), K)
             for slot in range(SAMPLES):
                 rows = batch.slot == slot

@@ -15,7 +15,8 @@ from torch import nn
 
 from vitlab.config import AugmentationConfig, DatasetConfig
 from vitlab.data.datamodule import VisionData
-from vitlab.data.reinforced import FreshViews
+from vitlab.data.loader import LoaderOptions
+from vitlab.data.reinforced import RecordBatch
 from vitlab.distill.reinforce_draw import PROTOCOL, VARIANTS, Reinforcement
 from vitlab.distill.reinforce_record import record_fields
 from vitlab.distill.sparse import sparsify
@@ -44,7 +45,7 @@ class Reinforced:
 def reinforced(folder: Path, variant: str, backend: str) -> Reinforced:
     data = VisionData(
         DatasetConfig(name="fake", size=SIZE, mean=list(MEAN), std=list(STD), num_classes=CLASSES, length=IMAGES),
-        AugmentationConfig(), batch_size=4, mean=MEAN, std=STD, workers=0,
+        AugmentationConfig(), LoaderOptions(4, workers=0), mean=MEAN, std=STD,
     )  # fmt: skip
     torch.manual_seed(0)
     head = nn.Linear(3 * 49, CLASSES)
@@ -60,7 +61,7 @@ def reinforced(folder: Path, variant: str, backend: str) -> Reinforced:
     )  # fmt: skip
     store = TargetStore.create(folder, spec, keys)
     for batch in data.fresh_dataloader(views, range(SAMPLES), range(IMAGES), 5, backend):
-        assert isinstance(batch, FreshViews)
+        assert isinstance(batch, RecordBatch)
         target = sparsify(teacher(batch), K)
         for slot in range(SAMPLES):
             rows = torch.nonzero(batch.slot == slot)[:, 0]

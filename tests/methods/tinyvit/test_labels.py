@@ -10,6 +10,7 @@ import torch
 from tests.contract.story import tell, the_run
 from vitlab.config import AugmentationConfig, DatasetConfig
 from vitlab.data.datamodule import VisionData
+from vitlab.data.loader import LoaderOptions
 from vitlab.distill.draw import seeds_of
 from vitlab.distill.sparse import sparsify
 from vitlab.distill.store import TargetStore
@@ -35,12 +36,9 @@ def labelled(folder: Path, world: int, workers: int, batch_size: int) -> dict[st
         data = VisionData(
             DatasetConfig(name="digits", size=16, mean=[0.3] * 3, std=[0.4] * 3),
             AUGMENTATION,
-            batch_size=2,
+            LoaderOptions(2, workers=workers, rank=rank, world=world),
             mean=(0.3, 0.3, 0.3),
             std=(0.4, 0.4, 0.4),
-            workers=workers,
-            rank=rank,
-            world=world,
             max_images=IMAGES,
         )
         spec = StoreSpec(

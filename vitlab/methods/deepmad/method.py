@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from functools import partial
 
 from vitlab.config import Config, ModelConfig
 from vitlab.methods.base import Context, Method, Stage, stage
@@ -55,14 +54,14 @@ class DeepMAD(Method):
         """A design alone needs no data, and of the data set no more than its size, if it is given no other."""
         return super().reads(config) | (set() if config.method.resolution else {"dataset"})
 
-    @stage(makes="architecture", title="designed structure")
+    @stage(makes="architecture", title="designed structure", alone=True)
     def solve(self, context: Context) -> dict[str, object]:
         """Maximise the entropy within the budgets (section 3.3), or take the structure that is given."""
         from vitlab.methods.deepmad.solve import solve
 
         return solve(context, self.options)
 
-    @stage(needs=("solve",), makes="architecture", title="counted network")
+    @stage(needs=("solve",), makes="architecture", title="counted network", alone=True)
     def build(self, context: Context) -> dict[str, object]:
         """Make the network and compare its own counts with those that were designed."""
         from vitlab.methods.deepmad.build import build
@@ -76,6 +75,7 @@ class DeepMAD(Method):
         makes="report",
         title="designs within other budgets",
         when=lambda config: bool(config.method.sweep),
+        alone=True,
     )
     def sweep(self, context: Context) -> dict[str, object]:
         """Design within the budgets times each of ``method.sweep``; the Pareto front of score and cost."""
@@ -120,8 +120,6 @@ class DeepMAD(Method):
         return self._train(context, ModelConfig(name="deepmad", args=args))
 
     def _train(self, context: Context, model: ModelConfig) -> dict[str, object]:
-        from vitlab.training.objectives import label_cross_entropy
-        from vitlab.training.train import train
+        from vitlab.training.train import train_on_labels
 
-        recipe = self.config.recipe
-        return train(context, model, recipe, partial(label_cross_entropy, smoothing=recipe.label_smoothing))
+        return train_on_labels(context, model, self.config.recipe)

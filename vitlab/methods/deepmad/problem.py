@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from vitlab.errors import UserError
@@ -293,7 +293,7 @@ class Problem:
     def describe(self) -> dict[str, object]:
         """Plain values that say which problem this is; a journal of another one is not continued."""
         return {
-            **stable_dict(replace(self, costs=None)),
+            **stable_dict(self),
             "costs": None if self.costs is None else self.costs.fingerprint,
         }
 

@@ -20,8 +20,6 @@ def sweep(context: Context, options: DeepMADOptions) -> dict[str, object]:
 
     A design that is there from an earlier session is not made again.
     """
-    if not context.is_main:
-        return {}
     config, solved = context.config, context.artifact("solve")
     costs = CostTable.load(solved / "costs.json") if (solved / "costs.json").exists() else None
     classes = class_count(context, options)

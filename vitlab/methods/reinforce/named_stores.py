@@ -20,7 +20,7 @@ def named_stores(composed: Composed) -> tuple[Config, list[Path]]:
     Raises:
         UserError: another method, or a set as it was released.
     """
-    from vitlab.methods.reinforce.method import stores
+    from vitlab.methods.reinforce.options import stores
 
     config = composed.config
     if config.run is not None:

@@ -1,11 +1,28 @@
-"""Keys under ``method.`` for Dataset Reinforcement; their values stand in ``conf/method/reinforce.yaml``."""
+"""Keys under ``method.`` for Dataset Reinforcement; their values stand in ``conf/method/reinforce.yaml``.
+
+:func:`check` refuses contradictions among them.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
+
+from vitlab.config import Config, ModelConfig
+from vitlab.config.size import hw
+from vitlab.errors import UserError
+
+CHOICES = {
+    "prob_dtype": ("f4", "f2", "bf16"),
+    "precision": ("fp32", "tf32", "bf16", "fp16"),
+    "backend": ("auto", "pil", "tensor"),
+    "sampling": ("uniform", "cycle"),
+    "densify": ("smooth", "zeros"),
+    "densify_compat": ("vitlab", "official"),
+}
 
 
 @dataclass
@@ -52,3 +69,93 @@ class ReinforceOptions:
     lambda_kd: float = MISSING  # kd: weight of the divergence from the teacher, both sides at teacher.temperature
     lambda_cls: float = MISSING  # kd: weight of the cross-entropy with the label
     views: ViewOptions = field(default_factory=ViewOptions)
+
+
+def reinforces(config: Config) -> bool:
+    return config.method.store is None
+
+
+def makes_teacher(config: Config) -> bool:
+    return reinforces(config) or bool(config.method.kd)
+
+
+def stores(options: ReinforceOptions) -> tuple[Path, ...]:
+    """The folders that ``method.store`` names."""
+    given = options.store if isinstance(options.store, list) else [options.store]
+    return tuple(Path(str(one)) for one in given if one is not None)
+
+
+def holds_reinforcements(folder: Path) -> bool:
+    """Whether it looks like a store of ours or a released set; nothing is read."""
+    return any((folder / name).is_file() for name in ("store.json", "config.pth.tar")) or any(
+        folder.glob("*/config.pth.tar")
+    )
+
+
+def where_they_are(folder: Path) -> str:
+    """What to give instead of a folder that holds none."""
+    if folder.is_file():
+        return f"Pack the archive first: mode=convert method.store={folder} method.convert_to=FOLDER."
+    if (folder / "reinforce" / "targets").is_dir():
+        return f"That is a run; give its reinforced data: method.store={folder / 'reinforce' / 'targets'}."
+    return "Give the folder that holds store.json, or config.pth.tar where they are as released; or several: [A,B]."
+
+
+def refuse_twins(members: list[ModelConfig]) -> None:
+    """Refuse an ensemble that names a network twice; what two names stand for, the teacher's stage finds out.
+
+    Raises:
+        UserError: naming them.
+    """
+    for number, one in enumerate(members):
+        if one in members[:number]:
+            raise UserError(f"teacher.members names {one.name} twice: that is no ensemble.", "Name each network once.")
+
+
+def check(config: Config) -> None:
+    """Refuse contradictions before anything runs.
+
+    Raises:
+        UserError: naming the key.
+    """
+    from vitlab.distill.reinforce_draw import Reinforcement  # numpy, no torch
+
+    options: ReinforceOptions = config.method
+    for key, allowed in CHOICES.items():
+        if (value := getattr(options, key)) not in allowed:
+            raise UserError(f"method.{key}={value} is unknown.", f"Take {' or '.join(allowed)}.")
+    for key in ("samples", "topk", "group"):
+        if (number := getattr(options, key)) < 1:
+            raise UserError(f"method.{key}={number} is out of range:", "expected 1 or more.")
+    if not 0 <= options.p <= 1:
+        raise UserError(f"method.p={options.p} is out of range:", "expected a share in [0, 1].")
+    if min(options.lambda_kd, options.lambda_cls) < 0:
+        raise UserError("method.lambda_kd and method.lambda_cls are weights:", "expected 0 or more.")
+    if options.p < 1 and (options.densify, options.densify_compat) == ("zeros", "official"):
+        raise UserError(
+            "method.densify=zeros as the official code does it flattens the label of a plain view, too.",
+            "Give method.p=1, or method.densify_compat=vitlab.",
+        )
+    Reinforcement(**vars(options.views))
+    if makes_teacher(config):
+        refuse_twins(config.teacher.members)
+    for folder in stores(options):
+        if not holds_reinforcements(folder):
+            raise UserError(f"method.store={folder} holds no reinforcements.", where_they_are(folder))
+    if reinforces(config) and options.views.variant == "center" and options.samples != 1:
+        raise UserError(
+            f"method.views.variant=center has nothing random, and method.samples={options.samples} asks for so "
+            "many equal views.",
+            "Give method.samples=1.",
+        )
+    height, width = hw(config.dataset.size)
+    if reinforces(config) and options.views.variant == "center" and height != width:
+        raise UserError(
+            f"method.views.variant=center is the square in the middle of an image, and dataset.size is {height} × "
+            f"{width} px.",
+            "Give dataset.size=SIDE, or another variant.",
+        )
+    if makes_teacher(config) and not config.teacher.members:
+        raise UserError(
+            "Reinforcing needs a teacher, and teacher=none has no members.", "Choose one: mode=list group=teacher."
+        )

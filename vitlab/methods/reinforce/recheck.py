@@ -13,7 +13,7 @@ import torch
 from vitlab.config import Config
 from vitlab.data.datamodule import VisionData
 from vitlab.data.dataset import TrainViews
-from vitlab.data.reinforced import ReinforcedViews
+from vitlab.data.reinforced import ReplayedViews
 from vitlab.distill.sparse import densify
 from vitlab.distill.store import TargetStore
 from vitlab.distill.teachers import Ensemble, OnlineTeacher
@@ -74,7 +74,7 @@ def recheck(
     members = teacher.members if isinstance(teacher, Ensemble) else [teacher]
     exact = backend == own and all(one.precision == "fp32" for one in members)
     plain = TrainViews(data.train_source, data.augmentation, data.view, data.seed, data.num_classes)
-    views = ReinforcedViews(plain, [folder], data.replay_view(backend))
+    views = ReplayedViews(plain, [folder], data.replay_view(backend))
     rng = np.random.default_rng(seed)
     items = [(int(rng.integers(spec.images)), int(rng.integers(spec.slots))) for _ in range(records)]
     agreed, error, kl = 0, 0.0, 0.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 from vitlab.methods.base import Context, Method, stage
 
@@ -18,9 +17,6 @@ class Supervised(Method):
     @stage(reads=("dataset", "model", "recipe", "task"), title="model, labels alone")
     def train(self, context: Context) -> dict[str, object]:
         """Cross-entropy against the (smoothed, mixed) labels."""
-        from vitlab.training.objectives import label_cross_entropy
-        from vitlab.training.train import train
+        from vitlab.training.train import train_on_labels
 
-        recipe = self.config.recipe
-        objective = partial(label_cross_entropy, smoothing=recipe.label_smoothing)
-        return train(context, self.config.model, recipe, objective)
+        return train_on_labels(context, self.config.model, self.config.recipe)

@@ -12,37 +12,17 @@ from functools import partial
 from pathlib import Path
 
 from vitlab.config import Config
-from vitlab.errors import UserError
 from vitlab.methods.base import Context, Method, Stage, recipe_length, stage
-from vitlab.methods.tinyvit.options import TinyViTOptions
-
-
-def distils(config: Config) -> bool:
-    return bool(config.method.distill)
-
-
-def learns(config: Config) -> bool:
-    """Whether a student is trained; a run that stores its share of a store for others leaves that to them."""
-    return config.method.store_views is None
-
-
-def makes_teacher(config: Config) -> bool:
-    return distils(config) and config.method.store is None
-
-
-def makes_store(config: Config) -> bool:
-    return makes_teacher(config) and not config.method.online
-
-
-def finetunes(config: Config) -> bool:
-    """With neither a teacher nor a recipe to finetune with, it is the recipe that is missing: ``check`` says so."""
-    return learns(config) and (config.method.finetune is not None or not distils(config))
-
-
-def views_of(config: Config) -> int | None:
-    """Different views of every image where none are stored: as many as a store would hold; None: one for each epoch."""
-    wanted, most = config.method.epochs, config.debug.max_slots
-    return min(wanted, most) if wanted and most else wanted or most
+from vitlab.methods.tinyvit.options import (
+    TinyViTOptions,
+    check,
+    distils,
+    finetunes,
+    learns,
+    makes_store,
+    makes_teacher,
+    views_of,
+)
 
 
 class TinyViT(Method):
@@ -54,37 +34,7 @@ class TinyViT(Method):
     @classmethod
     def check(cls, config: Config) -> None:
         """Refuse contradictions before anything runs."""
-        options: TinyViTOptions = config.method
-        if options.online and options.store is not None:
-            raise UserError(
-                "method.online=true asks the teacher at every step, method.store names stored labels.",
-                "Leave one of the two out.",
-            )
-        if options.store_views is not None:
-            if len(options.store_views) != 2 or not 0 <= options.store_views[0] < options.store_views[1]:
-                raise UserError(f"method.store_views={options.store_views} is not [START, STOP], counted from 0.")
-            if options.store_to is None or not makes_store(config):
-                raise UserError(
-                    "method.store_views stores a part of the views for others to train from.",
-                    "Give method.store_to=FOLDER, the same in every run that fills it, and a teacher.",
-                )
-        if options.replay not in ("cycle", "exact"):
-            raise UserError(f"method.replay={options.replay} is not cycle or exact.")
-        if not distils(config):
-            if options.finetune is None:
-                raise UserError(
-                    "method.distill=false only finetunes, and method.finetune names no recipe.",
-                    "Choose one: recipe@method.finetune=tinyvit_finetune.",
-                )
-            if config.model.checkpoint is None and not config.model.pretrained:
-                raise UserError(
-                    "method.distill=false finetunes a network that was trained before.",
-                    "Give model.checkpoint=FILE or FOLDER, or model.pretrained=true.",
-                )
-        if makes_teacher(config) and not config.teacher.members:
-            raise UserError(
-                "TinyViT needs a teacher, and teacher=none has no members.", "Choose one: mode=list group=teacher."
-            )
+        check(config)
 
     @classmethod
     def length(cls, stage: Stage, config: Config) -> str:
@@ -135,20 +85,21 @@ class TinyViT(Method):
         when=lambda config: distils(config) and learns(config),
     )
     def pretrain(self, context: Context) -> dict[str, object]:
-        """Train the student on the teacher's soft labels (Eq. 1), stored or asked for at every step."""
+        """Train the student on the teacher's soft labels (Eq. 1), stored or computed at every step."""
+        from vitlab.data.views import FreshViews, StoredViews
         from vitlab.training.label_views import STORE
         from vitlab.training.objectives import distillation
         from vitlab.training.train import train
 
         options, config = self.options, self.config
-        exact = options.replay == "exact"
         objective = partial(distillation, clamp_minor=options.clamp_minor)
         if options.online:
-            teacher = context.artifact("teacher")
-            return train(context, config.model, config.recipe, objective, teacher=teacher, views=views_of(config))
+            views = FreshViews(views_of(config))
+            return train(context, config.model, config.recipe, objective, views, teacher=context.artifact("teacher"))
         given = options.store or options.store_to
         store = Path(given) if given else context.artifact("store") / STORE
-        return train(context, config.model, config.recipe, objective, store=store, exact=exact)
+        stored = StoredViews(store, exact=options.replay == "exact")
+        return train(context, config.model, config.recipe, objective, stored)
 
     @stage(
         needs=("pretrain",),
@@ -158,14 +109,12 @@ class TinyViT(Method):
     )
     def finetune(self, context: Context) -> dict[str, object]:
         """Go on from the pretrained student, or from a checkpoint, on the labels of the data set."""
-        from vitlab.training.objectives import label_cross_entropy
-        from vitlab.training.train import train
+        from vitlab.training.train import train_on_labels
 
         recipe = self.options.finetune
         assert recipe is not None
         start = context.artifact("pretrain") if self.options.distill else None
-        objective = partial(label_cross_entropy, smoothing=recipe.label_smoothing)
-        return train(context, self.config.model, recipe, objective, start=start)
+        return train_on_labels(context, self.config.model, recipe, start=start)
 
     @stage(
         reads=("dataset", "model", "recipe", "task"),
@@ -175,9 +124,7 @@ class TinyViT(Method):
     )
     def labels(self, context: Context) -> dict[str, object]:
         """The comparison: the same student, views and number of steps, without a teacher."""
-        from vitlab.training.objectives import label_cross_entropy
-        from vitlab.training.train import train
+        from vitlab.data.views import FreshViews
+        from vitlab.training.train import train_on_labels
 
-        recipe = self.config.recipe
-        objective = partial(label_cross_entropy, smoothing=recipe.label_smoothing)
-        return train(context, self.config.model, recipe, objective, views=views_of(self.config))
+        return train_on_labels(context, self.config.model, self.config.recipe, FreshViews(views_of(self.config)))

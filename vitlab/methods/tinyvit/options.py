@@ -1,4 +1,7 @@
-"""Keys under ``method.`` for TinyViT; their values stand in ``conf/method/tinyvit.yaml``."""
+"""Keys under ``method.`` for TinyViT; their values stand in ``conf/method/tinyvit.yaml``.
+
+:func:`check` refuses contradictions among them.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from vitlab.config import RecipeConfig
+from vitlab.config import Config, RecipeConfig
+from vitlab.errors import UserError
 
 
 @dataclass
@@ -48,3 +52,70 @@ class TinyViTOptions:
     ranks: int = 1  # mode=convert: processes that the official store is to look written by
     named: bool = False  # mode=convert: official keys are image names (ImageNet-22k), not indices
     contract: ContractOptions = field(default_factory=ContractOptions)
+
+
+def distils(config: Config) -> bool:
+    return bool(config.method.distill)
+
+
+def learns(config: Config) -> bool:
+    """Whether a student is trained; a run that stores its share of a store for others leaves that to them."""
+    return config.method.store_views is None
+
+
+def makes_teacher(config: Config) -> bool:
+    return distils(config) and config.method.store is None
+
+
+def makes_store(config: Config) -> bool:
+    return makes_teacher(config) and not config.method.online
+
+
+def finetunes(config: Config) -> bool:
+    """With neither a teacher nor a recipe to finetune with, it is the recipe that is missing: ``check`` says so."""
+    return learns(config) and (config.method.finetune is not None or not distils(config))
+
+
+def views_of(config: Config) -> int | None:
+    """Different views of every image where none are stored: as many as a store would hold; None: one for each epoch."""
+    wanted, most = config.method.epochs, config.debug.max_slots
+    return min(wanted, most) if wanted and most else wanted or most
+
+
+def check(config: Config) -> None:
+    """Refuse contradictions before anything runs.
+
+    Raises:
+        UserError: naming the key.
+    """
+    options: TinyViTOptions = config.method
+    if options.online and options.store is not None:
+        raise UserError(
+            "method.online=true asks the teacher at every step, method.store names stored labels.",
+            "Leave one of the two out.",
+        )
+    if options.store_views is not None:
+        if len(options.store_views) != 2 or not 0 <= options.store_views[0] < options.store_views[1]:
+            raise UserError(f"method.store_views={options.store_views} is not [START, STOP], counted from 0.")
+        if options.store_to is None or not makes_store(config):
+            raise UserError(
+                "method.store_views stores a part of the views for others to train from.",
+                "Give method.store_to=FOLDER, the same in every run that fills it, and a teacher.",
+            )
+    if options.replay not in ("cycle", "exact"):
+        raise UserError(f"method.replay={options.replay} is not cycle or exact.")
+    if not distils(config):
+        if options.finetune is None:
+            raise UserError(
+                "method.distill=false only finetunes, and method.finetune names no recipe.",
+                "Choose one: recipe@method.finetune=tinyvit_finetune.",
+            )
+        if config.model.checkpoint is None and not config.model.pretrained:
+            raise UserError(
+                "method.distill=false finetunes a network that was trained before.",
+                "Give model.checkpoint=FILE or FOLDER, or model.pretrained=true.",
+            )
+    if makes_teacher(config) and not config.teacher.members:
+        raise UserError(
+            "TinyViT needs a teacher, and teacher=none has no members.", "Choose one: mode=list group=teacher."
+        )

@@ -1,4 +1,4 @@
-"""What happens after every optimiser step, in this order: count, record, validate, checkpoint, stop if asked."""
+"""What happens after every optimiser step, in this order: count, record, validate, checkpoint, stop on a signal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -31,7 +31,7 @@ class RecordAndCheckpoint(Callback):
     """Keeps the record, validates, writes checkpoints and stops the training where it may be continued.
 
     The order is what makes a continued training equal an uninterrupted one: a checkpoint of step s is written after
-    everything that step s has to say is in the record, and whoever continues from it drops the rows of later steps.
+    the rows of step s are in the record, and a session that continues from it drops the rows of later steps.
 
     Args:
         stage: name in the record.
@@ -79,10 +79,12 @@ class RecordAndCheckpoint(Callback):
 
     # -- Lightning's hooks -------------------------------------------------------------------------------------------
 
+    KEY: ClassVar = "Bookkeeper"
+    """Of this callback's state in a checkpoint: the first name of the class, so that old ones are read."""
+
     @property
     def state_key(self) -> str:
-        """Lightning's key of this callback in a checkpoint; the first name of the class, so that old ones are read."""
-        return "Bookkeeper"
+        return self.KEY
 
     def state_dict(self) -> dict[str, Any]:
         window = torch.stack(self.window).cpu() if self.window else torch.zeros(0, len(self.names))
@@ -117,21 +119,34 @@ class RecordAndCheckpoint(Callback):
         with timed(trainer, "weight average"):
             learner.after_step()
         step = learner.step
-        last = step >= self.total
+        finished = self._finished(trainer, learner)
+        last = step >= self.total or finished
         if step % self.record_every == 0 or last:
             self._record(trainer, learner)
         if step % self.validate_every == 0 or last:
             with timed(trainer, "validation"):
                 self._validate(trainer, learner)
-        stopping = not last and self._asked(trainer, step)
+        stopping = not last and self._stop_requested(trainer, step)
         if step % self.checkpoint_every == 0 or last or stopping:
             with timed(trainer, "checkpoint"):
                 self._checkpoint(trainer, learner)
         if stopping:
             stop()
+        if finished and step < self.total:
+            self.progress.note(f"{self.stage}: ends after step {step} of {self.total}")
+            trainer.should_stop = True
 
-    def _asked(self, trainer: L.Trainer, step: int) -> bool:
-        """Whether to stop after this step; several processes ask each other only where they talk anyway."""
+    def _finished(self, trainer: L.Trainer, learner: Learner) -> bool:
+        """Whether the training ends after this step; the same answer on every rank."""
+        if not learner.can_finish:
+            if learner.finished:
+                raise RuntimeError("learner.finished is set, and learner.can_finish was not before the training")
+            return False
+        learner.finished = bool(all_reduce_max(int(learner.finished), trainer.strategy.root_device))
+        return learner.finished
+
+    def _stop_requested(self, trainer: L.Trainer, step: int) -> bool:
+        """Whether to stop after this step; several ranks agree only at steps where they communicate anyway."""
         if world_size() == 1:
             return stop_requested()
         return step % self.record_every == 0 and stop_requested_on_any_rank(trainer.strategy.root_device)
@@ -157,9 +172,9 @@ class RecordAndCheckpoint(Callback):
         index, slot = seen["index"].tolist(), seen["slot"].tolist()
         what = {"stage": self.stage, "step": seen["step"], "batch": seen["batch"], "index": index, "slot": slot}
         write_json(path, what | {"losses": values})
-        told = ", ".join(f"{name} {value}" for name, value in values.items())
+        listed = ", ".join(f"{name} {value}" for name, value in values.items())
         raise UserError(
-            f"Stage {self.stage}: the loss is not finite at step {seen['step']} ({told}). The samples of that batch "
+            f"Stage {self.stage}: the loss is not finite at step {seen['step']} ({listed}). The samples of that batch "
             f"and their slots are in {path}; the last checkpoint holds the step before it went wrong.",
             "Lower recipe.lr, lengthen recipe.warmup, set recipe.clip=1.0, or use trainer.precision=32-true. A run "
             "with changed numbers is a new run.",
@@ -214,7 +229,7 @@ class RecordAndCheckpoint(Callback):
 
 
 def save_checkpoint(trainer: L.Trainer, path: Path) -> None:
-    """Lightning's checkpoint, whole or not at all. Every rank calls this; one writes."""
+    """Lightning's checkpoint, written atomically. Every rank calls this; rank 0 writes."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with written_to(path, _bytes_of(trainer)):
@@ -244,7 +259,7 @@ def validate(trainer: L.Trainer, learner: Learner, batches: Loader, example: Ten
 
     Args:
         example: an image [1, C, H, W] as the network wants it; a network that is shared among processes computes in all
-            of them at once, so whoever has fewer batches computes this one, for nothing.
+            of them at once, so a rank with fewer batches computes this one and drops the result.
     """
     network, device = learner.result, trainer.strategy.root_device
     share_buffers(network)
@@ -257,7 +272,7 @@ def validate(trainer: L.Trainer, learner: Learner, batches: Loader, example: Ten
         for batch in batches:
             batch = trainer.strategy.batch_to_device(batch)
             with trainer.precision_plugin.val_step_context():
-                logits = network(batch.image)
+                logits = learner.logits(network(batch.image))
             logits = logits.float()
             right = (logits.argmax(1) == batch.label).sum()
             nll = F.cross_entropy(logits, batch.label, reduction="sum")

@@ -6,7 +6,6 @@ import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +127,7 @@ def trained(config: Config, model: ModelConfig, folder: Path) -> float:
     from vitlab.methods.base import Context, Stage
     from vitlab.methods.tinyvit.contract import digest
     from vitlab.run.recorder import Recorder, read_rows
-    from vitlab.training.objectives import label_cross_entropy
-    from vitlab.training.train import train
+    from vitlab.training.train import train_on_labels
 
     options = config.method.contract
     config = replace(config, dataset=judging(config.dataset, config.seed, options.holdout))
@@ -140,8 +138,7 @@ def trained(config: Config, model: ModelConfig, folder: Path) -> float:
     stage = Stage(f"candidate {key}", (), (), "model", "candidate", "student", None)
     recorder = Recorder(inside / "metrics.jsonl")
     try:
-        objective = partial(label_cross_entropy, smoothing=recipe.label_smoothing)
-        train(Context(config, stage, {stage.name: inside}, recorder), model, recipe, objective)
+        train_on_labels(Context(config, stage, {stage.name: inside}, recorder), model, recipe)
     finally:
         recorder.close()
     rows: list[dict[str, Any]] = [dict(row) for row in read_rows(inside / "metrics.jsonl")]

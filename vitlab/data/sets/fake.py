@@ -1,4 +1,4 @@
-"""Data that is always there: real digits out of scikit-learn, and a synthetic set for smoke tests."""
+"""A synthetic set for smoke tests: always there, and its numbers mean nothing."""
 
 from __future__ import annotations
 
@@ -6,33 +6,7 @@ import numpy as np
 from PIL import Image
 
 from vitlab.config import DatasetConfig
-from vitlab.data.sources import Arrays, Labels, Source, Strings, held_out
-
-DIGITS_HELD_OUT = 0.25
-"""Share of each class that is the digits' test split; this number is part of the data set, not of a recipe."""
-
-
-def digits(cfg: DatasetConfig) -> dict[str, Source]:
-    """1,797 handwritten digits of 8x8 pixels (UCI optical recognition of handwritten digits, as in scikit-learn).
-
-    The set has no split of its own. Ours is fixed for ever: in each class, the quarter (rounded half to even) of the
-    images with the smallest SHA-256 of ``"0:<index>"`` is ``test``, which makes 1,347 training and 450 test images.
-    Grey levels 0..16 are shown as 0..255.
-    """
-    from sklearn.datasets import load_digits  # 1-2 s of import, paid only by those who use it
-
-    data = load_digits()
-    images = np.round(data.images * (255 / 16)).astype(np.uint8)
-    labels = np.asarray(data.target, dtype=np.int64)
-    keys = [str(i) for i in range(len(labels))]
-    test = held_out(keys, labels, DIGITS_HELD_OUT)
-    classes = [str(name) for name in data.target_names]
-
-    def part(chosen: np.ndarray, split: str) -> Arrays:
-        where = np.flatnonzero(chosen)
-        return Arrays(images[where], labels[where], classes, [keys[i] for i in where], split)
-
-    return {"train": part(~test, "train"), "test": part(test, "test")}
+from vitlab.data.sources import Labels, Source, Strings
 
 
 class Fake:
@@ -42,6 +16,7 @@ class Fake:
     """
 
     in_memory = True
+    synthetic = True
 
     def __init__(self, length: int, num_classes: int, split_name: str) -> None:
         self.classes = [f"class_{c}" for c in range(num_classes)]
@@ -65,7 +40,7 @@ class Fake:
         return Image.fromarray((pixels * 255).clip(0, 255).astype(np.uint8)), label
 
 
-def fake(cfg: DatasetConfig) -> dict[str, Source]:
+def splits(cfg: DatasetConfig) -> dict[str, Source]:
     """``dataset.length`` training images and a quarter as many (at least one a class) for testing."""
     test = max(cfg.length // 4, cfg.num_classes)
     return {"train": Fake(cfg.length, cfg.num_classes, "train"), "test": Fake(test, cfg.num_classes, "test")}

@@ -1,0 +1,161 @@
+"""Cross-validation: the runs of all folds, their out-of-fold predictions pooled into one measurement.
+
+Every image is tested in one fold, by a model that was not trained on it. The pooled numbers are those of all images
+together, with a bootstrap interval over images (over groups where there are groups); beside them stand the mean and
+standard deviation over folds, which show how much the result varies with training and test images. The folds' training
+sets overlap, so neither is the spread of independent repetitions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitlab.files import read_json
+from vitlab.run.run import Run
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+FOLD = "dataset.fold"
+COLUMNS = (("top1", "Top-1 %", 100.0, 2), ("nll", "NLL", 1.0, 3), ("ece", "ECE %", 100.0, 2))
+
+
+@dataclass
+class Pooled:
+    """Runs that differ in nothing but the fold."""
+
+    values: dict[str, str]  # the other swept keys
+    folds: int
+    reason: str = ""  # why nothing is pooled
+    images: int = 0
+    groups: int | None = None
+    metrics: dict[str, float] | None = None  # of all images together
+    intervals: dict[str, list[float]] | None = None  # 95 %, bootstrap over images or groups
+    mean: dict[str, float] | None = None  # of the folds' own metrics
+    spread: dict[str, float] | None = None  # their sample standard deviation
+
+
+def pooled(finished: Iterable[tuple[dict[str, str], Path]]) -> list[Pooled]:
+    """One entry for each setting of the other swept keys, in their order; [] where no fold is swept.
+
+    Args:
+        finished: the swept keys with their values, and the folder, of every finished run.
+    """
+    together: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for values, folder in finished:
+        if FOLD in values:
+            key = tuple((name, value) for name, value in values.items() if name != FOLD)
+            together.setdefault(key, []).append(Run.at(folder))
+    return [_pool(dict(key), runs) for key, runs in together.items()]
+
+
+def _pool(values: dict[str, str], runs: Sequence[Run]) -> Pooled:
+    import numpy as np
+
+    from vitlab.measure.bootstrap import bootstrap
+    from vitlab.measure.classification import evaluate_scores, score
+
+    dataset, spec = _part(runs[0], "dataset"), _part(runs[0], "evaluation")
+    count = int(dataset["folds"])
+    by_fold = {int(_part(run, "dataset")["fold"]): run for run in runs}
+    found = Pooled(values, count)
+    if missing := [str(fold) for fold in range(count) if fold not in by_fold]:
+        found.reason = f"fold {', '.join(missing)} of {count} is missing"
+        return found
+    if old := [fold for fold in range(count) if not _keyed(by_fold[fold])]:
+        found.reason = (
+            f"the predictions of fold {old[0]} do not name their images: mode=evaluate run={by_fold[old[0]].folder}"
+        )
+        return found
+    parts = [_predictions(by_fold[fold]) for fold in range(count)]
+    classes = parts[0].classes
+    keys = np.concatenate([one.key for one in parts])
+    if any(one.classes != classes for one in parts) or len(np.unique(keys)) < len(keys):
+        found.reason = "the folds differ in their classes or share test images, so they are not of one data set"
+        return found
+    label = np.concatenate([one.label for one in parts])
+    scores = score(np.concatenate([one.logits for one in parts]), label)
+    groups = np.concatenate([one.group for one in parts]) if all(one.group is not None for one in parts) else None
+    found.images, found.groups = len(keys), None if groups is None else len(np.unique(groups))
+    found.metrics = evaluate_scores(scores, label, classes, int(spec["bins"])).metrics()
+    if spec["resamples"]:
+        names = None if groups is None else groups.tolist()
+        intervals = bootstrap(scores, int(spec["bins"]), int(spec["resamples"]), groups=names)
+        found.intervals = {name: list(ends) for name, ends in intervals.items()}
+    own = [evaluate_scores(score(one.logits, one.label), one.label, classes, int(spec["bins"])) for one in parts]
+    rows = [one.metrics() for one in own]
+    found.mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    found.spread = {name: float(np.std([row[name] for row in rows], ddof=1)) for name in rows[0]}
+    return found
+
+
+@dataclass
+class _Predictions:
+    """What a run's result answered to its test images."""
+
+    logits: NDArray[np.float32]  # [N, C]
+    label: NDArray[np.int64]  # [N]
+    key: NDArray[np.str_]  # [N]
+    group: NDArray[np.str_] | None  # [N]
+    classes: list[str]
+
+
+def _keyed(run: Run) -> bool:
+    """Whether the predictions name their images; those of earlier versions do not."""
+    import numpy as np
+
+    with np.load(
+        run.folder / "evaluation" / f"{run.read_done('evaluation')['result']}.npz", allow_pickle=False
+    ) as kept:
+        return "key" in kept
+
+
+def _predictions(run: Run) -> _Predictions:
+    import numpy as np
+
+    stem = str(run.read_done("evaluation")["result"])
+    folder = run.folder / "evaluation"
+    with np.load(folder / f"{stem}.npz", allow_pickle=False) as kept:
+        group = kept.get("group")
+        classes = list(read_json(folder / f"{stem}.json")["classes"])
+        return _Predictions(kept["logits"], kept["label"], kept["key"], group, classes)
+
+
+def _part(run: Run, name: str) -> Mapping[str, Any]:
+    part = run.tree[name]
+    assert isinstance(part, dict)
+    return part
+
+
+def fold_table(found: Sequence[Pooled]) -> tuple[list[list[str]], list[str]]:
+    """Rows, the first one the heading, and sentences on what they are and on what is missing."""
+    heading = ["Metric", "Folds", "Images", "Pooled", "95 %", "Mean ± sd over folds"]
+    rows = [[*(found[0].values if found else {}), *heading]]
+    lines = []
+    for one in found:
+        name = " ".join(f"{key}={value}" for key, value in one.values.items())
+        if one.metrics is None or one.mean is None or one.spread is None:
+            lines.append(f"{name + ': ' if name else ''}nothing is pooled, {one.reason}.")
+            continue
+        for key, title, unit, digits in COLUMNS:
+            ends = (one.intervals or {}).get(key)
+            rows.append(
+                [
+                    *one.values.values(),
+                    *(title, str(one.folds), f"{one.images:,}", f"{unit * one.metrics[key]:.{digits}f}"),
+                    "–" if ends is None else f"{unit * ends[0]:.{digits}f} to {unit * ends[1]:.{digits}f}",
+                    f"{unit * one.mean[key]:.{digits}f} ± {unit * one.spread[key]:.{digits}f}",
+                ]
+            )
+    measured = [one for one in found if one.metrics is not None]
+    if measured:
+        drawn = "images" if measured[0].groups is None else f"{measured[0].groups:,} groups"
+        lines.append(
+            "Pooled: every image once, by the model that was not trained on it; 95 % interval of a bootstrap over "
+            f"{drawn}. The folds' training sets overlap: ± over folds is no error of independent repetitions."
+        )
+    return rows, lines
