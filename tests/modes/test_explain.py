@@ -60,7 +60,7 @@ def test_files_and_a_class_by_name(output: Path, run: Path, tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["explain.target=11"], "explain.target=11: the model knows no such class."),
+        (["explain.target=11"], "explain.target=11: the model has no such class."),
         (["explain.layer=stages.9"], "explain.layer=stages.9: the network has no such module. Did you mean stages."),
         (["explain.methods=[gradcm]"], "has no map 'gradcm'; it has gradcam, rollout. Did you mean gradcam?"),
         (["explain.images=0"], "explain.images"),

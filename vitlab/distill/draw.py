@@ -199,7 +199,7 @@ class Draw:
 
 
 def seed_of(base_seed: int, slot: int, index: int) -> int:
-    """The seed in [0, 2^31) of the view ``slot`` of image ``index``: a pure function, whoever asks, in any order.
+    """The seed in [0, 2^31) of the view ``slot`` of image ``index``: a pure function of the three, in any order.
 
     splitmix64's finaliser folded over the three numbers: h <- mix(h + word + 0x9E3779B97F4A7C15), h = 0 at first,
     words base_seed, slot, index; the upper 31 bits of the last h.

@@ -1,4 +1,4 @@
-"""Pixels: what a Draw says, done to an image. Nothing random is decided here.
+"""Pixels: a Draw applied to an image. Nothing random is decided here.
 
 The order is that of both papers: crop, resize, (shift,) flips, ops or jitter, to tensor, normalise, erase, mix.
 Image operations run on PIL images, so that a view is bit-identical to that of the official TinyViT pipeline.
@@ -130,7 +130,7 @@ class View:
 
 
 class EvalView:
-    """The view of evaluation: a test image as ``crop`` says.
+    """The view of evaluation: a test image, cut as ``crop`` names it.
 
     ``center``: short side to int(size / crop_pct), then a centre crop; for a ``size`` of (height, width) the image is
     resized, keeping its ratio, until it just covers both divided by crop_pct, as in timm. ``squash``: both sides

@@ -86,7 +86,7 @@ def answer(composed: Composed) -> int:
 
 
 def _from_files(subject: SelectedModel, paths: list[str]) -> tuple[list[Seen], int]:
-    """The named pictures, and how many of them could not be read (each is told)."""
+    """The named pictures, and how many of them could not be read (each is reported)."""
     view, seen, bad = view_of(subject.meta), [], 0
     for path, image in read_all(paths, subject.config.hardware.workers or subject.config.hardware.threads):
         if isinstance(image, UserError):
@@ -119,7 +119,7 @@ def _seen(name: str, image: Image.Image, view: EvalView, label: str | None = Non
 
 
 def _ask(network: nn.Module, subject: SelectedModel, images: list[Seen]) -> None:
-    """Fill in what the network says, calibrated as in mode=predict, and the class that is to be explained."""
+    """Fill in the predictions, calibrated as in mode=predict, and the class that is to be explained."""
     import torch
 
     classes, scale = subject.meta.classes, temperature(subject) or 1.0
@@ -138,7 +138,7 @@ def _ask(network: nn.Module, subject: SelectedModel, images: list[Seen]) -> None
             if name not in classes:
                 near = nearest(name, classes)
                 raise UserError(
-                    f"explain.target={name}: the model knows no such class.",
+                    f"explain.target={name}: the model has no such class.",
                     f"Did you mean {near}?" if near else "It is predicted, label, or the name of a class.",
                 )
             one.target = classes.index(name)
@@ -150,7 +150,7 @@ def _ask(network: nn.Module, subject: SelectedModel, images: list[Seen]) -> None
 def _methods(
     network: nn.Module, subject: SelectedModel, images: list[Seen]
 ) -> tuple[dict[str, Callable[..., Tensor]], list[str]]:
-    """The maps that were asked for and that this network allows, and a line for each that it does not.
+    """The requested maps that this network allows, and a line for each that it does not.
 
     Raises:
         UserError: it allows none of them.
@@ -226,8 +226,8 @@ def _check(
     from vitlab.measure.model_randomization import sanity_check
     from vitlab.report import saliency_figures, style
 
-    few = images[:CHECKED]
-    image, target = _stack(few, subject.device)
+    checked = images[:CHECKED]
+    image, target = _stack(checked, subject.device)
     side = (int(image.shape[2]), int(image.shape[3]))
     checks = {}
     for name, method in methods.items():
@@ -240,7 +240,9 @@ def _check(
         ]
         title = f"{_named(name)} as the weights are made random, from the head down"
         with style.themed(style.LIGHT):
-            drawing = saliency_figures.sanity_sheet([_pixels(subject, one) for one in few], steps, style.LIGHT, title)
+            drawing = saliency_figures.sanity_sheet(
+                [_pixels(subject, one) for one in checked], steps, style.LIGHT, title
+            )
             if subject.on_data and subject.data.synthetic:
                 style.mark_synthetic(drawing, style.LIGHT)
             atomic_write(folder / f"sanity-{name}.png", style.png(drawing))
@@ -267,9 +269,9 @@ def _draw(subject: SelectedModel, images: list[Seen], found: dict[str, Tensor], 
     shown = []
     for position, one in enumerate(images):
         explained = subject.meta.classes[one.target]
-        told = [f"probability {100 * one.probability:.1f} %"]
-        told += [f"label {clip(names.get(one.label, one.label), 20)}"] if one.label is not None else []
-        told += (
+        lines = [f"probability {100 * one.probability:.1f} %"]
+        lines += [f"label {clip(names.get(one.label, one.label), 20)}"] if one.label is not None else []
+        lines += (
             [f"Grad-CAM for {clip(names[explained], 14)}"] if explained != one.predicted and "gradcam" in found else []
         )
         shown.append(
@@ -277,7 +279,9 @@ def _draw(subject: SelectedModel, images: list[Seen], found: dict[str, Tensor], 
                 _pixels(subject, one),
                 {_title(name): heat[position].numpy() for name, heat in found.items()},
                 names[one.predicted],
-                "\n".join([*told, f"test image {one.name}" if one.name.isdecimal() else clip(Path(one.name).name, 24)]),
+                "\n".join(
+                    [*lines, f"test image {one.name}" if one.name.isdecimal() else clip(Path(one.name).name, 24)]
+                ),
                 one.label is not None and one.label != one.predicted,
             )
         )
