@@ -44,6 +44,10 @@ def grad_cam(model: nn.Module, image: Tensor, target: Tensor, layer: str | None 
     Raises:
         UserError: no such layer, or one whose output is no grid of places.
     """
+    if layer is None and not callable(getattr(model, "forward_features", None)):
+        raise UserError(
+            f"Grad-CAM: {type(model).__name__} has no forward_features, which is read by default.", _LAYER_CURE
+        )
     name = layer if layer is not None else usual_layer(model, image)
     with _frozen(model), torch.enable_grad():
         if name is None:

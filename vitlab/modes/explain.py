@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitlab.config import ExplainConfig
 from vitlab.config.composed import Composed
 from vitlab.errors import UserError, nearest
 from vitlab.files import atomic_write, write_json
@@ -175,7 +176,10 @@ def _methods(
     known: dict[str, Callable[..., Tensor]] = {"gradcam": cam, "rollout": rollout}
     known |= {name: declared(name) for name in network_maps(network, first)}
     allowed, notes = {}, []
-    for name in dict.fromkeys(subject.config.explain.methods):
+    requested = subject.config.explain.methods
+    if requested == ExplainConfig().methods:  # nothing was chosen: what the network declares is shown too
+        requested = list(known)
+    for name in dict.fromkeys(requested):
         if name not in known:
             near = nearest(name, known)
             raise UserError(
@@ -186,7 +190,7 @@ def _methods(
             known[name](network, first, torch.tensor([images[0].target], device=subject.device))
             allowed[name] = known[name]
         except UserError as error:
-            if len(subject.config.explain.methods) == 1 or (name == "gradcam" and layer is not None):
+            if len(requested) == 1 or (name == "gradcam" and layer is not None):
                 raise
             notes.append(error.what)
     if not allowed:
