@@ -14,7 +14,7 @@ ORDER = (
     *("_version", "errors", "signals", "locks", "files"),  # ground, no torch
     *("config", "stage", "run", "methods.base"),
     *("distill", "models", "measure", "data"),  # neither Hydra nor Lightning
-    *("training", "report", "tasks"),
+    *("report", "tasks", "training"),
     *("compose", "modes"),
     "methods",  # the papers, with their own modes
     *("launch", "sweep", "cli"),

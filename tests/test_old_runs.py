@@ -36,6 +36,7 @@ from vitlab.models import artifact
 from vitlab.report.data import ReportData
 from vitlab.run.environment import environment
 from vitlab.run.recorder import read_rows
+from vitlab.tasks.base import find_task
 from vitlab.training import interrupt
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -141,7 +142,7 @@ def test_a_finished_run_is_measured_reported_and_loaded(release: str, output: Pa
     top1 = read_json(run / "evaluation" / "train.json")["top1"]
     (run / "report.json").unlink()
     assert vitlab_main(["mode=report", f"run={run}", f"output={output}"]) == 0
-    assert ReportData.load(run / "report.json").rows[0].stage == "train"
+    assert ReportData.load(run / "report.json", find_task).rows[0].stage == "train"
     (run / "evaluation" / "train.json").unlink()
     words = ["mode=evaluate", f"run={run}", f"output={output}", "hardware=cpu", "evaluation.latency=false"]
     assert vitlab_main([*words, "evaluation.resamples=0"]) == 0
@@ -151,9 +152,12 @@ def test_a_finished_run_is_measured_reported_and_loaded(release: str, output: Pa
 
 
 def test_its_own_report_is_read(output: Path) -> None:
-    found = ReportData.load(run_of(output, "finished") / "report.json")
-    assert found.rows[0].evaluation is not None
-    assert found.rows[0].evaluation.top1 == read_json(run_of(output, "finished") / "evaluation" / "train.json")["top1"]
+    found = ReportData.load(run_of(output, "finished") / "report.json", find_task)
+    assert found.task == "classification" and found.rows[0].evaluation is not None
+    assert (
+        found.rows[0].evaluation.metrics()["top1"]
+        == read_json(run_of(output, "finished") / "evaluation" / "train.json")["top1"]
+    )
 
 
 def test_what_a_former_version_wrote_into_model_json_can_be_left_out(

@@ -13,6 +13,7 @@ from vitlab.measure import backends
 from vitlab.measure.robustness_names import BACKENDS
 from vitlab.models.artifact import ModelMeta
 from vitlab.report.export import export
+from vitlab.tasks.base import find_task
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,9 @@ def expected(network: torch.nn.Module, images: np.ndarray) -> np.ndarray:
 def file(network: torch.nn.Module, images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
     meta = ModelMeta("test_resnet", {}, list("abcde"), 32, [0.5] * 3, [0.5] * 3)
     sample = torch.from_numpy(np.concatenate([images, images]))
-    (written,) = export(network, meta, tmp_path_factory.mktemp("onnx"), ["onnx"], sample, 1e-4)
+    (written,) = export(
+        network, meta, tmp_path_factory.mktemp("onnx"), ["onnx"], sample, 1e-4, find_task("classification")
+    )
     return Path(written["path"])
 
 

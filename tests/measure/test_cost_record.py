@@ -12,6 +12,7 @@ from vitlab.measure.cost import measure_cost
 from vitlab.measure.cost_record import Cost, Latency, Memory
 from vitlab.report.compare import compare
 from vitlab.report.data import ModelRow
+from vitlab.tasks.classification import Classification
 
 
 class Drops(nn.Module):
@@ -53,7 +54,7 @@ def test_further_counts_are_measured_kept_and_shown() -> None:
         ModelRow("a", "a", "student", {"top1": 0.5}, cost=cost),
         ModelRow("b", "b", "student", {"top1": 0.5}, cost=Cost(macs=8, extra_macs={"other": 7})),
     ]
-    table = compare(rows)
+    table = compare(rows, Classification().columns)
     assert table.titles == ["Top-1 %", "Params", "MACs", "MACs, reference", "MACs, other"]
     cells = {line.name: dict(zip(table.titles, line.cells, strict=True)) for line in table.lines}
     assert (cells["a"]["MACs, reference"], cells["b"]["MACs, reference"]) == ("400", "\u2013")

@@ -45,7 +45,7 @@ def test_the_card_tells_what_was_measured(output: Path, run: Path) -> None:
     assert f"| Top-1 % | {100 * measured['top1']:.4g} ({lo} to {hi}, 95 %) |" in text
     assert "UCI, 1998), CC BY 4.0." in text
     assert f"On {measured['n']:,} images of the test split of digits:" in text
-    assert "scikit-learn's 1,797 real handwritten digits" in text and f"# {run.name}: model, labels alone" in text
+    assert "scikit-learn's 1,797 real handwritten digits" in text and f"# {run.name}: model" in text
 
 
 def test_int8_of_a_checkpoint_is_measured_on_the_data_that_are_named(

@@ -13,9 +13,11 @@ import pytest
 
 from tests.modes.conftest import ask, train
 from vitlab.compose.load import load
+from vitlab.measure.classification import Evaluation
 from vitlab.report.collect import paper_rows, training_command
 from vitlab.report.data import ReportData
 from vitlab.run.run import Run
+from vitlab.tasks.base import find_task
 
 
 def words_of(page: Path) -> str:
@@ -51,8 +53,8 @@ def test_a_page_is_written_anew_and_says_what_was_evaluated_since(run: Path, out
     before = (run / "report.html").stat().st_mtime_ns
     assert ask(output, "mode=report", f"run={run}") == 0
     assert (run / "report.html").stat().st_mtime_ns > before
-    found = ReportData.load(run / "report.json").main.evaluation
-    assert found is not None and found.bins == 12 and found.temperature is None
+    found = ReportData.load(run / "report.json", find_task).main.evaluation
+    assert isinstance(found, Evaluation) and found.bins == 12 and found.temperature is None
     said = words_of(run / "report.html")
     for page in (said, (run / "report.md").read_text()):
         assert "No temperature was fitted: digits has no validation split" in page
@@ -63,7 +65,7 @@ def test_a_page_is_written_anew_and_says_what_was_evaluated_since(run: Path, out
 
 def test_the_command_on_the_page_is_the_one_that_trained(run: Path, output: Path) -> None:
     assert ask(output, "mode=report", f"run={run}") == 0
-    data = ReportData.load(run / "report.json")
+    data = ReportData.load(run / "report.json", find_task)
     assert "method=supervised" in data.command and "mode=" not in data.command
     assert data.command == training_command(Run.at(run))
 
@@ -73,8 +75,8 @@ def test_the_card_has_the_numbers_origin_and_code_that_runs(
 ) -> None:
     assert ask(output, "mode=report", f"run={run}") == 0
     card = (run / "model_card.md").read_text()
-    found = ReportData.load(run / "report.json").main.evaluation
-    assert found is not None
+    found = ReportData.load(run / "report.json", find_task).main.evaluation
+    assert isinstance(found, Evaluation)
     assert f"| Top-1 % | {100 * found.top1:.4g} (" in card
     for text in ("CC BY 4.0", "trained from scratch", "## Limits", "weakest class"):
         assert text in card
@@ -96,7 +98,7 @@ def test_several_runs_stand_side_by_side(
     assert ask(output, "mode=report", f"run=[{run},{other}]") == 0
     assert run.name in capsys.readouterr().out
     (folder,) = (output / "report").glob("2-runs-*")
-    data = ReportData.load(folder / "report.json")
+    data = ReportData.load(folder / "report.json", find_task)
     assert [row.name for row in data.rows] == [run.name, other.name]
     assert data.primary == run.name
     single = [json.loads((one / "evaluation" / "done.json").read_text())["metrics"]["train"] for one in (run, other)]
@@ -106,7 +108,9 @@ def test_several_runs_stand_side_by_side(
     assert comparison.differences["top1"].value == pytest.approx(single[1]["top1"] - single[0]["top1"])
     assert "debug.max_steps:" in data.config and f"{other.name}: 12" in data.config
     assert "dataset.name" not in data.config, "only what differs"
-    fitted = data.rows[1].evaluation.temperature if data.rows[1].evaluation else None
+    second = data.rows[1].evaluation
+    assert isinstance(second, Evaluation)
+    fitted = second.temperature
     assert fitted is not None and f"{100 * fitted.ece:.2f}" in words_of(folder / "report.html")
     assert len(data.curves) == 2
     said = words_of(folder / "report.html")

@@ -15,6 +15,7 @@ from PIL import Image
 import vitlab
 from tests.modes.conftest import ask, train
 from vitlab.config import DatasetConfig
+from vitlab.data.batch import Batch
 from vitlab.data.corrupted import image_seed
 from vitlab.data.sets.digits import splits as digits
 from vitlab.data.shifted import wordnet_ids
@@ -24,7 +25,7 @@ from vitlab.errors import Interrupted
 from vitlab.measure.corruptions import corrupt
 from vitlab.measure.robustness import Robustness, Shifted
 from vitlab.models.artifact import ModelMeta
-from vitlab.modes import robustness
+from vitlab.modes import evaluation_files
 
 WORDS: tuple[str, ...] = ("evaluation=robust", "evaluation.corruptions=[noise,contrast]", "evaluation.severities=[1,4]")
 WORDS += ("evaluation.robust_images=40", "evaluation.resamples=0", "evaluation.latency=false")
@@ -38,13 +39,13 @@ def read(folder: Path) -> Robustness:
 def answered(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Sizes of the batches that networks were asked for, counted where they are asked."""
     sizes: list[int] = []
-    real = robustness.evaluation_logits
+    real = evaluation_files.evaluation_logits
 
-    def counted(network: torch.nn.Module, batch: robustness.Batch, device: torch.device) -> np.ndarray:
+    def counted(network: torch.nn.Module, batch: Batch, device: torch.device) -> np.ndarray:
         sizes.append(len(batch))
         return real(network, batch, device)
 
-    monkeypatch.setattr(robustness, "evaluation_logits", counted)
+    monkeypatch.setattr(evaluation_files, "evaluation_logits", counted)
     yield sizes
 
 

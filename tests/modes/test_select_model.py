@@ -24,7 +24,7 @@ def subject(output: Path, *words: str, mode: str = "evaluate") -> SelectedModel:
 @pytest.mark.parametrize("form", ["{run}", "{run}/", "{name}", "supervised/{name}", "{run}/train", "{output}/*/*"])
 def test_a_run_is_found_by_folder_name_model_and_glob(run: Path, output: Path, form: str) -> None:
     found = subject(output, "run=" + form.format(run=run, name=run.name, output=output))
-    assert (found.name, found.title, found.role) == ("train", "model, labels alone", "student")
+    assert (found.name, found.title, found.role) == ("train", "model", "student")
     assert (found.folder, found.artifact) == (run, run / "train")
     assert found.run is not None
     assert found.run.identity == Run.at(run).identity

@@ -6,6 +6,9 @@ import pytest
 
 from tests.report.sample import make
 from vitlab.report.write import ReportData, ReportPaths, write_report
+from vitlab.tasks.classification import Classification
+
+TASK = Classification()
 
 
 @pytest.fixture(scope="session")
@@ -15,4 +18,4 @@ def data() -> ReportData:
 
 @pytest.fixture(scope="session")
 def written(data: ReportData, tmp_path_factory: pytest.TempPathFactory) -> ReportPaths:
-    return write_report(tmp_path_factory.mktemp("report"), data)
+    return write_report(tmp_path_factory.mktemp("report"), data, TASK)

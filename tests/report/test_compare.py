@@ -19,6 +19,9 @@ from vitlab.report.compare import (
     wrap,
 )
 from vitlab.report.data import ModelRow, PaperRow, ReportData
+from vitlab.tasks.classification import Classification
+
+COLUMNS = Classification().columns
 
 
 @pytest.mark.parametrize(
@@ -80,18 +83,20 @@ def row(name: str, top1: float, latency: Latency | None = None, params: int | No
 
 
 def test_only_known_columns_and_dashes_for_the_rest() -> None:
-    table = compare([row("a", 0.9, params=1000), row("b", 0.8)])
+    table = compare([row("a", 0.9, params=1000), row("b", 0.8)], COLUMNS)
     assert table.titles == ["Top-1 %", "Params"]
     assert [line.cells for line in table.lines] == [["90.00", "1.00 k"], ["80.00", DASH]]
 
 
 def test_best_is_what_reads_best() -> None:
-    table = compare([row("a", 0.90001, params=5000), row("b", 0.90002, params=4000), row("c", 0.5, params=9000)])
+    table = compare(
+        [row("a", 0.90001, params=5000), row("b", 0.90002, params=4000), row("c", 0.5, params=9000)], COLUMNS
+    )
     assert [line.best for line in table.lines] == [[True, False], [True, True], [False, False]]
 
 
 def test_nothing_is_best_among_equals_or_alone() -> None:
-    for table in (compare([row("a", 0.9), row("b", 0.9)]), compare([row("a", 0.9)])):
+    for table in (compare([row("a", 0.9), row("b", 0.9)], COLUMNS), compare([row("a", 0.9)], COLUMNS)):
         assert not any(any(line.best) for line in table.lines)
         assert "*" not in table.text()
 
@@ -102,12 +107,12 @@ def test_times_within_each_others_spread_are_equal() -> None:
         row("b", 0.9, Latency(1, 2.2, 2.0, 2.6)),
         row("c", 0.9, Latency(1, 9.0, 8.8, 9.4)),
     ]
-    assert [line.best[1] for line in compare(rows).lines] == [True, True, False]
+    assert [line.best[1] for line in compare(rows, COLUMNS).lines] == [True, True, False]
 
 
 def test_published_rows_stand_beside_and_do_not_compete() -> None:
     paper = PaperRow("published", "Table 5", "a", {"top1": 0.99})
-    table = compare([row("a", 0.9), row("b", 0.8)], [paper], primary="a")
+    table = compare([row("a", 0.9), row("b", 0.8)], COLUMNS, [paper], primary="a")
     assert [(line.name, line.kind, line.best[0]) for line in table.lines] == [
         ("a", "model", True),
         ("published", "paper", False),
@@ -118,7 +123,7 @@ def test_published_rows_stand_beside_and_do_not_compete() -> None:
 
 
 def test_text_is_aligned_and_marks_the_best(data: ReportData) -> None:
-    table = compare(data.rows, data.paper_rows, data.primary)
+    table = compare(data.rows, COLUMNS, data.paper_rows, data.primary)
     lines = table.text().splitlines()
     assert lines[0].startswith("model") and lines[0].endswith("Weights")
     ends = [lines[0].index(title) + len(title) for title in table.titles]
@@ -132,12 +137,12 @@ def test_text_is_aligned_and_marks_the_best(data: ReportData) -> None:
 
 
 def test_synthetic_data_is_said_in_every_form(data: ReportData) -> None:
-    table = compare(data.rows, synthetic=True)
+    table = compare(data.rows, COLUMNS, synthetic=True)
     assert SYNTHETIC in table.text() and SYNTHETIC in table.markdown()
-    assert SYNTHETIC not in compare(data.rows).text()
+    assert SYNTHETIC not in compare(data.rows, COLUMNS).text()
 
 
 def test_names_are_escaped_for_their_format() -> None:
-    table = compare([row("a|b <i>", 0.9)])
+    table = compare([row("a|b <i>", 0.9)], COLUMNS)
     assert "| a\\|b <i> |" in table.markdown()
     assert "a|b &lt;i&gt;" in table.html()

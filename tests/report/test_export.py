@@ -31,6 +31,7 @@ from vitlab.report.export import Exported, export
 from vitlab.report.export_card import Facts, model_card
 from vitlab.report.export_onnx import export_int8, export_onnx, quantised, to_onnx
 from vitlab.report.export_timm import export_timm, push, squashed
+from vitlab.tasks.classification import Classification
 
 CFG = ModelConfig(
     name="tiny_vit_5m_224",
@@ -42,6 +43,7 @@ CFG = ModelConfig(
     },
 )
 FORMATS = ["safetensors", "onnx", "timm", "hub", "onnx_int8", "torch_export"]
+TASK = Classification()
 META = ModelMeta(*architecture(CFG, 32), list("0123456789"), 32, [0.305] * 3, [0.376] * 3, method="supervised")
 
 
@@ -75,6 +77,7 @@ def exported(model: nn.Module, sample: Tensor, tmp_path_factory: pytest.TempPath
         FORMATS,
         sample,
         1e-4,
+        TASK,
         lambda: [(sample, torch.arange(5)), (sample[:2], torch.tensor([9, 9]))],
     )
 
@@ -173,12 +176,12 @@ def test_the_hub_folder_has_a_card(exported: list[Exported]) -> None:
 def test_card_numbers_and_licence() -> None:
     meta = replace(META, origin="timm tiny_vit_5m_224.dist_in22k", licence="apache-2.0")
     facts = Facts("A title", "fake", "Made-up stripes", 450, "test", True, {"top1": 0.9667, "ece": 0.0312, "nll": 0.25})
-    text = model_card(meta, facts)
+    text = model_card(meta, facts, TASK)
     assert "| Top-1 % | 96.67 |" in text and "| Expected calibration error % | 3.12 |" in text
     assert "450 images of the test split of fake (synthetic data" in text and "Data: Made-up stripes." in text
     assert "started from timm tiny_vit_5m_224.dist_in22k; their licence is apache-2.0." in text
     assert yaml.safe_load(text.split("---")[1])["license"] == "apache-2.0"
-    assert "not known to vitlab" in model_card(replace(meta, licence=""), facts)
+    assert "not known to vitlab" in model_card(replace(meta, licence=""), facts, TASK)
 
 
 def test_int8_is_smaller_and_its_accuracy_is_measured(
@@ -201,11 +204,11 @@ def test_int8_is_smaller_and_its_accuracy_is_measured(
 def test_int8_is_refused_where_it_cannot_be_measured_or_gains_nothing(
     small: nn.Module, sample: Tensor, tmp_path: Path
 ) -> None:
-    content = to_onnx(small, META, sample)
+    content = to_onnx(small, META, sample, TASK)
     with pytest.raises(UserError, match=r"measured on labelled images.*dataset=NAME"):
-        export_int8(content, small, tmp_path, sample, None)
+        export_int8(content, small, META, tmp_path, sample, None, TASK)
     with pytest.raises(UserError, match=r"makes the network no smaller.*almost no linear layers"):
-        export_int8(content, small, tmp_path, sample, lambda: [(sample, torch.arange(5))])
+        export_int8(content, small, META, tmp_path, sample, lambda: [(sample, torch.arange(5))], TASK)
     assert not list(tmp_path.iterdir())
 
 
@@ -272,7 +275,7 @@ def test_the_network_is_left_as_it_was(exported: list[Exported], model: nn.Modul
 
 
 def test_the_exporter_is_silent(small: nn.Module, sample: Tensor, capfd: pytest.CaptureFixture[str]) -> None:
-    content = to_onnx(small, META, sample)
+    content = to_onnx(small, META, sample, TASK)
     quantised(content)
     assert capfd.readouterr() == ("", "")
 
@@ -282,7 +285,7 @@ def test_logits_that_differ_are_refused_and_nothing_is_written(
 ) -> None:
     content = Path(exported[1]["path"]).read_bytes()
     with pytest.raises(UserError, match=r"ONNX export differ from torch's by .*export\.tolerance allows 1e-12"):
-        export_onnx(content, model, tmp_path, sample, 1e-12)
+        export_onnx(content, model, tmp_path, sample, 1e-12, TASK)
     assert not list(tmp_path.iterdir())
 
 
@@ -291,7 +294,7 @@ def test_logits_that_are_not_numbers_are_refused(model: nn.Module, sample: Tenso
     broken = sample.clone()
     broken[place] = float("nan")
     with pytest.raises(UserError, match="differ from torch's by nan"):
-        export(model, META, tmp_path, ["safetensors"], broken, 1e-4)
+        export(model, META, tmp_path, ["safetensors"], broken, 1e-4, TASK)
 
 
 def test_a_missing_package_is_named(
@@ -299,12 +302,12 @@ def test_a_missing_package_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UserError, match="needs onnxscript, not installed here"):
-        export(model, META, tmp_path, ["onnx"], sample, 1e-4)
+        export(model, META, tmp_path, ["onnx"], sample, 1e-4, TASK)
 
 
 def test_formats_and_sample_are_checked_first(model: nn.Module, sample: Tensor, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'tflite', which vitlab cannot write"):
-        export(model, META, tmp_path, ["safetensors", "tflite"], sample, 1e-4)
+        export(model, META, tmp_path, ["safetensors", "tflite"], sample, 1e-4, TASK)
     with pytest.raises(ValueError, match="three images are needed, not 2"):
-        export(model, META, tmp_path, ["safetensors"], sample[:2], 1e-4)
+        export(model, META, tmp_path, ["safetensors"], sample[:2], 1e-4, TASK)
     assert not list(tmp_path.iterdir())

@@ -11,11 +11,15 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
-from vitlab.measure.classification import wilson
+from vitlab.measure.classification import Evaluation, wilson
 from vitlab.measure.cost_record import Cost
 from vitlab.report import curves, plots, style
 from vitlab.report.data import ModelRow, ReportData
-from vitlab.report.write import drawings
+from vitlab.report.figures import drawings
+from vitlab.tasks.classification import Classification
+from vitlab.tasks.parts import classification_figures
+
+TASK = Classification()
 
 
 @given(st.lists(st.tuples(st.floats(-0.2, 1.2), st.floats(0.02, 0.12)), min_size=1, max_size=8))
@@ -56,7 +60,7 @@ def test_blend() -> None:
 
 def test_curves_show_the_record(data: ReportData) -> None:
     with style.themed(style.LIGHT):
-        drawing = curves.accuracy(data.curves, style.LIGHT, {"teacher": 1, "pretrain": 0, "labels": 2})
+        drawing = curves.accuracy(data.curves, style.LIGHT, {"teacher": 1, "pretrain": 0, "labels": 2}, TASK.headline)
         assert drawing is not None
         axes = drawing.axes[0]
         lines = [line for line in axes.lines if len(np.asarray(line.get_xdata())) == 4]
@@ -64,7 +68,7 @@ def test_curves_show_the_record(data: ReportData) -> None:
         names = [text.get_text().replace("\n", " ") for text in axes.texts]
         assert names == ["teacher", "student, stored labels", "labels"]
         assert [text.get_color() for text in axes.texts] == [style.LIGHT.series[i] for i in (1, 0, 2)]
-        assert curves.accuracy([], style.LIGHT, {}) is None
+        assert curves.accuracy([], style.LIGHT, {}, TASK.headline) is None
 
 
 def test_names_at_the_ends_do_not_overlap(data: ReportData) -> None:
@@ -83,19 +87,21 @@ def test_names_at_the_ends_do_not_overlap(data: ReportData) -> None:
 
 def test_intervals_are_wilsons(data: ReportData) -> None:
     with style.themed(style.LIGHT):
-        drawing = plots.accuracy_intervals(data.rows, style.LIGHT, style.slots(data.rows, data.primary))
+        drawing = classification_figures.accuracy_intervals(
+            data.rows, style.LIGHT, style.slots(data.rows, data.primary)
+        )
     assert drawing is not None
     found = data.rows[0].evaluation
-    assert found is not None
+    assert isinstance(found, Evaluation)
     lo, hi = wilson(round(found.top1 * found.n), found.n)
     assert drawing.axes[0].lines[0].get_xdata() == pytest.approx([100 * lo, 100 * hi])
 
 
 def test_confusion_shows_every_count(data: ReportData) -> None:
     found = data.main.evaluation
-    assert found is not None
+    assert isinstance(found, Evaluation)
     with style.themed(style.DARK):
-        drawing = plots.confusion(found, style.DARK)
+        drawing = classification_figures.confusion(found, style.DARK)
     assert drawing is not None
     shown = np.zeros_like(found.confusion)
     for text in drawing.axes[0].texts:
@@ -106,9 +112,9 @@ def test_confusion_shows_every_count(data: ReportData) -> None:
 
 def test_reliability_draws_every_bin_that_has_images(data: ReportData) -> None:
     found = data.main.evaluation
-    assert found is not None
+    assert isinstance(found, Evaluation)
     with style.themed(style.LIGHT):
-        drawing = plots.reliability("name", found, style.LIGHT, 0)
+        drawing = classification_figures.reliability("name", found, style.LIGHT, 0)
     above, below = drawing.axes
     assert [bar.get_height() for bar in above.patches] == pytest.approx(  # type: ignore[attr-defined]
         [each.accuracy for each in found.reliability if each.n]
@@ -130,7 +136,7 @@ def test_cost_axis_is_one_that_tells_models_apart() -> None:
 def test_every_figure_draws_in_both_themes_and_says_when_data_are_synthetic(data: ReportData) -> None:
     for theme in (style.LIGHT, style.DARK):
         with style.themed(theme):
-            for each in drawings(data):
+            for each in drawings(data, TASK):
                 drawing = each.draw(theme)
                 assert isinstance(drawing, Figure), each.name
                 style.mark_synthetic(drawing, theme)

@@ -15,12 +15,16 @@ import numpy as np
 import pytest
 
 from tests.report.sample import CLASSES, make
-from vitlab.measure.classification import wilson
+from vitlab.measure.classification import Evaluation, wilson
 from vitlab.measure.cost_record import Cost
 from vitlab.report import page
 from vitlab.report.compare import DASH, SYNTHETIC
 from vitlab.report.data import Example, ModelRow, PaperRow, ReportData, curves_of
 from vitlab.report.write import ReportPaths, write_report
+from vitlab.tasks.base import find_task
+from vitlab.tasks.classification import Classification
+
+TASK = Classification()
 
 EMPTY = {"meta", "img", "br", "source", "link", "hr", "input"}
 
@@ -141,7 +145,7 @@ def test_numbers_of_the_table_are_the_data(data: ReportData, written: ReportPath
 
 def test_numbers_of_the_classes_and_mistakes_are_the_data(data: ReportData, written: ReportPaths) -> None:
     found = data.main.evaluation
-    assert found is not None
+    assert isinstance(found, Evaluation)
     text = written.markdown.read_text()
     scores = {score.name: score for score in found.per_class}
     lines = markdown_rows(text, "Class")[1:]
@@ -166,15 +170,15 @@ def test_numbers_of_the_classes_and_mistakes_are_the_data(data: ReportData, writ
 
 def test_headline_and_findings_are_the_data(data: ReportData, html: Page) -> None:
     found, other = data.main.evaluation, data.rows[2].evaluation
-    assert found is not None and other is not None
+    assert isinstance(found, Evaluation) and isinstance(other, Evaluation)
     lo, hi = wilson(round(found.top1 * found.n), found.n)
-    tile = page.tiles(data)[0]
+    tile = page.tiles(data, TASK)[0]
     assert (tile.value, tile.detail) == (
         f"{100 * found.top1:.2f}",
         f"{100 * lo:.1f} to {100 * hi:.1f} (95 % interval), 240 images",
     )
-    assert [each.value for each in page.tiles(data)[2:]] == ["301", "21.5", "2.34", "1.22"]
-    said = page.findings(data)
+    assert [each.value for each in page.tiles(data, TASK)[2:]] == ["301", "21.5", "2.34", "1.22"]
+    said = page.findings(data, TASK)
     assert f"{100 * (found.top1 - other.top1):.2f} points above that of same student, labels alone" in said[1]
     assert "10.7 % of its parameters and 6.89 % of its multiply-adds" in said[0]
     assert said[0].endswith("the difference may be chance.")
@@ -185,7 +189,7 @@ def test_headline_and_findings_are_the_data(data: ReportData, html: Page) -> Non
     one = replace(data.comparisons[0], only_second=1, only_first=2)
     assert (
         " On 1 image it is right where same student, labels alone is wrong, and on 2 "
-        in page.findings(replace(data, comparisons=[one]))[1]
+        in page.findings(replace(data, comparisons=[one]), TASK)[1]
     )
     assert said[3].startswith("Dividing the logits by 1.23 changes the calibration error")
     for sentence in said:
@@ -209,12 +213,12 @@ def test_everything_asked_for_stands_on_the_page(data: ReportData, html: Page, w
     for words in ("b: <c>", "3.6e-07", "torch", 'vitlab.load_model("outputs/tinyvit/digits-1a2b3c4d/pretrain")'):
         assert words in html.text, words
         assert words in text, words
-    compile(page.load_code(data), "load_code", "exec")
+    compile(page.load_code(data, TASK), "load_code", "exec")
 
 
 def test_synthetic_data_is_said_at_every_number(tmp_path: Path) -> None:
     data = replace(make(synthetic=True), curves=[], examples=[], rows=make().rows[:2])
-    paths = write_report(tmp_path, data)
+    paths = write_report(tmp_path, data, TASK)
     html = Page(paths.html.read_text())
     assert SYNTHETIC in html.text and paths.markdown.read_text().count(SYNTHETIC) == 2
     headings = re.findall(r"<h2[^>]*>(.*?)</h2>", paths.html.read_text())
@@ -222,17 +226,21 @@ def test_synthetic_data_is_said_at_every_number(tmp_path: Path) -> None:
     assert len(headings) - len(marked) == 2  # "do it again" and "notes" carry no numbers
     assert (
         SYNTHETIC
-        not in (Page(write_report(tmp_path / "real", replace(data, dataset=make().dataset)).html.read_text())).text
+        not in (
+            Page(write_report(tmp_path / "real", replace(data, dataset=make().dataset), TASK).html.read_text())
+        ).text
     )
 
 
 def test_a_report_is_rebuilt_from_its_json_without_torch(
     data: ReportData, written: ReportPaths, tmp_path: Path
 ) -> None:
-    assert ReportData.load(written.json) == data
+    assert ReportData.load(written.json, find_task) == data
     code = (
         "import sys; from pathlib import Path; from vitlab.report.write import ReportData, write_report\n"
-        "write_report(Path(sys.argv[2]), ReportData.load(Path(sys.argv[1])))\n"
+        "from vitlab.tasks.base import find_task\n"
+        "data = ReportData.load(Path(sys.argv[1]), find_task)\n"
+        "write_report(Path(sys.argv[2]), data, find_task(data.task))\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(written.json), str(tmp_path)], check=True)
@@ -244,7 +252,7 @@ def test_the_smallest_report_is_a_report(tmp_path: Path) -> None:
     whole = make()
     row = ModelRow("only", "train", "student", {"top1": 0.5})
     data = ReportData("t", "s", "c", "r", whole.created, whole.dataset, [row], "only")
-    paths = write_report(tmp_path, data)
+    paths = write_report(tmp_path, data, TASK)
     html = Page(paths.html.read_text())
     assert "50.00" in html.text and not paths.figures
     assert "None" not in html.text.replace(")[None])", "") and "Undefined" not in html.text
@@ -252,7 +260,7 @@ def test_the_smallest_report_is_a_report(tmp_path: Path) -> None:
 
 
 def test_without_figures_every_table_is_there(data: ReportData, html: Page, tmp_path: Path) -> None:
-    paths = write_report(tmp_path, data, figures=False)
+    paths = write_report(tmp_path, data, TASK, figures=False)
     plain = Page(paths.html.read_text())
     assert plain.table == html.table and len(plain.table) > 20
     assert not paths.figures and not (tmp_path / "figures").exists()

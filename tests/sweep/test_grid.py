@@ -21,6 +21,9 @@ from vitlab.sweep.jobs import visible_gpus, wanted_gpus
 from vitlab.sweep.statistics import over_seeds, verdict
 from vitlab.sweep.table import Job, grouped, results, write_comparison
 from vitlab.sweep.words import read
+from vitlab.tasks.classification import Classification
+
+TASK = Classification()
 
 SMALL = (
     *(
@@ -137,11 +140,11 @@ def test_every_model_over_seeds(tmp_path: Path) -> None:
     told = write_comparison(tmp_path, jobs, "python -m vitlab -m seed=0,1,2")
     assert "| teacher | 3 | 99.00 ± 0.00 |" in (tmp_path / "comparison.md").read_text()
     assert "model is worse than teacher: -2.00 points of top-1 over 3 seeds (95 % interval -2.25 to -1.75)." in told
-    level = verdict("a", "b", [0.90, 0.92, 0.91], [0.91, 0.91, 0.91])
+    level = verdict("a", "b", [0.90, 0.92, 0.91], [0.91, 0.91, 0.91], TASK.headline)
     assert level.startswith("a does not win against b, nor lose: +0.00 points") and "chance" in level
-    assert verdict("a", "b", [0.92, 0.93], [0.91, 0.92]).startswith("a is better than b: +1.00")
+    assert verdict("a", "b", [0.92, 0.93], [0.91, 0.92], TASK.headline).startswith("a is better than b: +1.00")
     one = json.loads((jobs[0].run / "report.json").read_text())
-    assert over_seeds([one]) == ([], [])
+    assert over_seeds([one], TASK) == ([], [])
 
 
 def begin(folder: Path, *words: str) -> subprocess.Popen[str]:

@@ -12,10 +12,12 @@ from tests.contract.story import the_run
 from vitlab.cli.main import main
 from vitlab.compose.load import load
 from vitlab.distill.sparse import sparsify
+from vitlab.tasks.classification import Classification
 from vitlab.training.objectives import distillation, label_cross_entropy
 from vitlab.training.overfit import Overfit, perfect
 from vitlab.training.profile import REST, part_of
 
+TASK = Classification()
 WORDS = (
     "dataset=digits",
     "hardware=cpu",
@@ -78,19 +80,19 @@ def test_a_network_learns_a_few_images_by_heart(tmp_path: Path, capsys: pytest.C
 
 
 def test_the_verdict_on_a_network_that_does_not_learn(tmp_path: Path) -> None:
-    one = Overfit("train", tmp_path, 0.05, 10)
+    one = Overfit("train", tmp_path, 0.05, 10, TASK)
     one.first, one.last = 2.3, 2.2
     assert one.verdict().startswith("DOES NOT OVERFIT: 2.300 → 2.2000") and "recipe.lr" in one.verdict()
 
 
 def test_the_smallest_loss_is_that_of_a_network_that_says_its_target() -> None:
     label = torch.tensor([1, 0, 3])
-    assert float(label_cross_entropy(perfect(label, None, 5), label)["loss"]) < 1e-9
+    assert float(label_cross_entropy(TASK.perfect(label, 5), label)["loss"]) < 1e-9
     prob = torch.softmax(torch.randn(3, 5, generator=torch.Generator().manual_seed(0)), 1)
     entropy = float(-(prob * prob.log()).sum(1).mean())
-    assert float(distillation(perfect(label, prob, 5), label, prob)["loss"]) == pytest.approx(entropy, rel=1e-5)
+    assert float(distillation(perfect(prob), label, prob)["loss"]) == pytest.approx(entropy, rel=1e-5)
     few = sparsify(prob, 2)
-    least = float(distillation(perfect(label, few, 5), label, few)["loss"])
+    least = float(distillation(perfect(few), label, few)["loss"])
     for shift in 0.01, -0.01:
-        moved = perfect(label, few, 5) + shift * torch.arange(5.0)
+        moved = perfect(few) + shift * torch.arange(5.0)
         assert float(distillation(moved, label, few)["loss"]) > least

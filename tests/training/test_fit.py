@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from tests.contract.story import assert_same, at, tell, the_run
 from vitlab.distill.teachers import OnlineTeacher
 from vitlab.run.recorder import read_rows
-from vitlab.training import objectives, train
+from vitlab.tasks.parts import losses
+from vitlab.training import objectives
 from vitlab.training.learner import Learner
 from vitlab.training.schedule import Schedule
 
@@ -124,7 +125,7 @@ def test_teacher_is_in_no_checkpoint() -> None:
 def test_loss_that_is_not_finite_stops_the_run_and_names_the_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    honest = objectives.label_cross_entropy
+    honest = losses.label_cross_entropy
 
     def at_fifth(logits: torch.Tensor, label: torch.Tensor, target: object = None, *, smoothing: float = 0.0) -> object:
         calls.append(label)
@@ -132,14 +133,14 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_the_batch(
         return {"loss": losses["loss"] * float("nan")} if len(calls) == 8 else losses
 
     calls: list[torch.Tensor] = []
-    monkeypatch.setattr(train, "label_cross_entropy", at_fifth)
+    monkeypatch.setattr(losses, "label_cross_entropy", at_fifth)
     assert tell(tmp_path, *PLAIN) == 2
     told = " ".join(capsys.readouterr().err.split())
     assert "the loss is not finite at step 7" in told and "recipe.lr" in told
     what = json.loads((the_run(tmp_path) / "train" / "not_finite.json").read_text())
     assert (what["step"], what["batch"]) == (7, 7)
     assert len(what["index"]) == 16 and set(what["slot"]) == {1}  # five batches an epoch: the second epoch
-    monkeypatch.setattr(train, "label_cross_entropy", honest)
+    monkeypatch.setattr(losses, "label_cross_entropy", honest)
     assert tell(tmp_path, *PLAIN) == 0, "the last checkpoint is from before, and the run goes on from it"
 
 

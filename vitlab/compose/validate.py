@@ -68,6 +68,7 @@ def check(config: Config, where: Where, read: set[str]) -> None:
         else:
             _model(key, part, where)
     _dataset(config, where, "dataset" in read)
+    _task(config, where)
     _teacher(config, where)
     _rest(config, where)
 
@@ -275,6 +276,41 @@ def _size(key: str, value: object, where: Where) -> None:
         raise UserError(
             f"{where(key)}: {value} is no size.", f"{key} is the side of a square in pixels, or [height,width]."
         ) from None
+
+
+TARGETS = {"class": "one label", "labels": "several labels"}
+"""What an image is labelled with, in words."""
+
+
+def _task(config: Config, where: Where) -> None:
+    task, dataset = config.task, config.dataset
+    _one_of("task.targets", task.targets, TARGETS, where)
+    if dataset.targets is not None:
+        _one_of("dataset.targets", dataset.targets, TARGETS, where)
+        if dataset.targets != task.targets:
+            other = {"labels": "task=multilabel", "class": "task=classification"}[dataset.targets]
+            raise UserError(
+                f"{where('task.name')}: task={task.name} needs images with {TARGETS[task.targets]} each, and those of "
+                f"dataset={dataset.name} have {TARGETS[dataset.targets]}.",
+                f"Give {other}, or other data (mode=list group=dataset).",
+            )
+    weights = task.pos_weight if isinstance(task.pos_weight, list) else [task.pos_weight]
+    for value in weights:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value not in (None, "balanced") and not (number and math.isfinite(value) and value > 0):
+            raise UserError(
+                f"{where('task.pos_weight')}: {task.pos_weight} cannot be.",
+                "task.pos_weight is a number above 0, a list of one for each label, balanced, or null.",
+            )
+    if task.pos_weight is not None and task.targets != "labels":
+        raise UserError(
+            f"{where('task.pos_weight')}: task={task.name} has no binary cross-entropy to weigh.", "Leave it out."
+        )
+    if task.targets == "labels" and (config.evaluation.corruptions or config.evaluation.shifted):
+        raise UserError(
+            f"evaluation.corruptions and evaluation.shifted measure classes, and task={task.name} predicts labels.",
+            "Give evaluation=default.",
+        )
 
 
 def _teacher(config: Config, where: Where) -> None:

@@ -57,6 +57,7 @@ class DatasetConfig:
     synthetic: bool = False  # made-up images: reports say that the numbers mean nothing
     length: int = 256  # fake only: training images (a quarter as many for testing)
     num_classes: int = 10  # fake only
+    targets: Optional[str] = "class"  # see task.targets; null: the CSV of dataset=folder decides
 
     FIRST: ClassVar[tuple[str, ...]] = (
         *("name", "root", "size", "mean", "std", "labels_per_class", "crop_pct", "crop", "download", "csv"),
@@ -129,7 +130,9 @@ class TeacherConfig:
 class TaskConfig:
     """What the network answers."""
 
-    name: str = MISSING  # classification
+    name: str = MISSING  # classification | multilabel
+    targets: str = "class"  # what an image is labelled with: class (one number), or labels (any number of them)
+    pos_weight: Any = None  # multilabel: weight of a label that is there; a number, a list, balanced, or null: 1
 
 
 @dataclass

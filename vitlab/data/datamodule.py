@@ -16,6 +16,7 @@ from vitlab.data.loader import Loader, LoaderOptions, default_workers
 from vitlab.data.reinforced import ReinforcingViews
 from vitlab.data.sampler import EpochSampler, ShardSampler, SlotSampler, Span
 from vitlab.data.sources import fingerprint, labels_of
+from vitlab.data.targets import Targets
 from vitlab.data.views import FreshViews, Slots, Views
 from vitlab.distill.draw import Augmentation
 from vitlab.distill.reinforce_draw import Reinforcement
@@ -33,6 +34,7 @@ class VisionData(L.LightningDataModule):
         seed: of the order, of the views and of the choice of ``labels_per_class``.
         max_images: cut every split to so many images.
         balanced: epochs show every class equally often, see :class:`~vitlab.data.balanced_sampler.BalancedSampler`.
+        targets: how targets become labels: the task; None: class numbers.
 
     Attributes:
         sizes: images in ``train``, ``val`` and ``test``.
@@ -56,8 +58,10 @@ class VisionData(L.LightningDataModule):
         seed: int = 0,
         max_images: int | None = None,
         balanced: bool = False,
+        targets: Targets | None = None,
     ) -> None:
         super().__init__()
+        self.targets = targets
         self.sources = open_splits(dataset, seed, max_images, views is None)
         self.train_source = self.sources["train"]
         self.classes = self.train_source.classes
@@ -73,7 +77,8 @@ class VisionData(L.LightningDataModule):
         self.augmentation = Augmentation(size=dataset.size, **asdict(augmentation))
         self.view = View(dataset.size, mean, std, augmentation.interpolation)
         self.eval_view = EvalView(dataset.size, dataset.crop_pct, mean, std, augmentation.interpolation, dataset.crop)
-        self.plain = TrainViews(self.train_source, self.augmentation, self.view, seed, self.num_classes)
+        drawn = (self.train_source, self.augmentation, self.view, seed, self.num_classes)
+        self.plain = TrainViews(*drawn, targets=targets)
         if views is not None:
             self.train_views, slots = views.open(self.plain, self.fingerprint, self.replay_view)
             self.train_sampler = self._make_sampler(slots, balanced)
@@ -176,4 +181,4 @@ class VisionData(L.LightningDataModule):
         source = self.sources[split]
         size = self.options.eval_batch_size or self.options.batch_size
         sampler = ShardSampler(len(source), size, self.options.rank, self.options.world)
-        return Loader(EvalViews(source, self.eval_view), sampler, self.workers)
+        return Loader(EvalViews(source, self.eval_view, self.targets), sampler, self.workers)

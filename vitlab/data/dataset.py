@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from vitlab.data.batch import Batch
 from vitlab.data.sampler import Item
 from vitlab.data.sources import Source
+from vitlab.data.targets import ClassNumbers, Targets
 from vitlab.distill.draw import Augmentation, draw, draw_mix, seeds_of
 from vitlab.distill.formats import open_targets
 from vitlab.distill.formats.tinyvit_v0 import V0Store
@@ -32,6 +33,7 @@ class TrainViews(Dataset[Batch]):
         store: folder of a sealed :class:`~vitlab.distill.store.TargetStore`, or of TinyViT's official store; opened
             in each process that reads.
         num_classes: width of the mixed label rows.
+        targets: how the source's targets become labels.
     """
 
     def __init__(
@@ -42,8 +44,10 @@ class TrainViews(Dataset[Batch]):
         base_seed: int,
         num_classes: int,
         store: Path | None = None,
+        targets: Targets | None = None,
     ) -> None:
         self.source = source
+        self.targets = targets or ClassNumbers()
         self.augmentation = augmentation
         self.view = view
         self.base_seed = base_seed
@@ -57,7 +61,8 @@ class TrainViews(Dataset[Batch]):
 
     def with_store(self, store: Path) -> TrainViews:
         """The same views with the targets of ``store``."""
-        return TrainViews(self.source, self.augmentation, self.view, self.base_seed, self.num_classes, store)
+        same = (self.source, self.augmentation, self.view, self.base_seed, self.num_classes)
+        return TrainViews(*same, store, self.targets)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -66,7 +71,7 @@ class TrainViews(Dataset[Batch]):
         """The batch of these (index, slot).
 
         ``label`` is ``[B, K]`` float32 where the augmentation mixes, ``weight * own + (1 - weight) * partner`` with
-        the share of the area that a CutMix box leaves; else ``[B]`` int64.
+        the share of the area that a CutMix box leaves; else what the task collates, for classes ``[B]`` int64.
 
         Raises:
             UserError: if an image does not decode.
@@ -75,10 +80,13 @@ class TrainViews(Dataset[Batch]):
         slot = np.array([item[1] for item in items], dtype=np.int64)
         seeds, target = self._seeds(slot, index)
         image = torch.empty((len(items), 3, self.view.height, self.view.width), dtype=torch.float32)
-        label = torch.empty(len(items), dtype=torch.int64)
+        targets = []
         for row, (position, seed) in enumerate(zip(index.tolist(), seeds, strict=True)):
-            picture, label[row] = self.source[position]
-            self.view(picture, draw(self.augmentation, seed, *picture.size), out=image[row])
+            picture, own = self.source[position]
+            drawn = draw(self.augmentation, seed, *picture.size)
+            targets.append(self.targets.move(own, drawn, *picture.size))
+            self.view(picture, drawn, out=image[row])
+        label = self.targets.collate(targets)
         if self.augmentation.mixes:
             label = self._mix(image, label, seeds)
         return Batch(image, label, torch.from_numpy(index), torch.from_numpy(slot), target)
@@ -95,7 +103,8 @@ class TrainViews(Dataset[Batch]):
         """Mix the pairs of ``image`` in place; the label rows ``[B, K]``."""
         # Pairs are neighbours in the list of items, which the sampler keeps together: a partner is thus known from
         # (seed, epoch) alone, and a view can be replayed without the rest of its batch.
-        rows = torch.nn.functional.one_hot(label, self.num_classes).to(torch.float32)
+        rows = torch.nn.functional.one_hot(label, self.num_classes) if label.ndim == 1 else label
+        rows = rows.to(torch.float32)
         for a in range(0, len(seeds) - 1, 2):
             b = a + 1
             # One draw for both members, seeded by the two seeds together (and in either order): each alone would let a
@@ -117,9 +126,10 @@ class TrainViews(Dataset[Batch]):
 class EvalViews(Dataset[Batch]):
     """Views for measuring: no draw, slot -1."""
 
-    def __init__(self, source: Source, view: EvalView) -> None:
+    def __init__(self, source: Source, view: EvalView, targets: Targets | None = None) -> None:
         self.source = source
         self.view = view
+        self.targets = targets or ClassNumbers()
 
     def __len__(self) -> int:
         return len(self.source)
@@ -131,9 +141,11 @@ class EvalViews(Dataset[Batch]):
             UserError: if an image does not decode.
         """
         image = torch.empty((len(items), 3, self.view.height, self.view.width), dtype=torch.float32)
-        label = torch.empty(len(items), dtype=torch.int64)
+        targets = []
         for row, index in enumerate(items):
-            picture, label[row] = self.source[index]
+            picture, target = self.source[index]
+            targets.append(target)
             self.view(picture, out=image[row])
+        label = self.targets.collate(targets)
         where = torch.tensor(items, dtype=torch.int64)
         return Batch(image, label, where, torch.full_like(where, -1))

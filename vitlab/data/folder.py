@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from vitlab.config import DatasetConfig
+from vitlab.data import label_sets
 from vitlab.data.decode import EXTENSIONS, Files
 from vitlab.data.folds import splits_of_fold
 from vitlab.data.paths import data_roots, missing
@@ -247,9 +248,13 @@ def folder(cfg: DatasetConfig) -> dict[str, Source]:
     images for every run and every seed, so that no run trains on what another is measured on. Where a CSV has a column
     ``group``, whole groups are held out (:func:`vitlab.data.subsets.held_out_groups`).
 
+    A CSV that gives images several labels is read by :mod:`vitlab.data.label_sets`.
+
     Raises:
         UserError: as :func:`find`; a class folder or a whole split without images, a class that a split lacks.
     """
+    if (table := label_sets.table_path(cfg)) is not None:
+        return label_sets.splits(cfg, table)
     found = find(cfg)
     if found.empty:
         raise _no_image(found.root / found.empty[0])

@@ -44,13 +44,14 @@ class Source(Protocol):
         """One stable name per image: its path relative to the root, or its index as text."""
 
     @property
-    def labels(self) -> Labels | None:
-        """``[N]`` labels, or None where they are known only by decoding every image."""
+    def labels(self) -> npt.NDArray[Any] | None:
+        """``[N]`` class numbers, or ``[N, K]`` rows of 0 and 1 where images have several labels; None where only
+        decoding every image would tell."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> tuple[Image.Image, int]:
-        """The RGB image and its label."""
+    def __getitem__(self, index: int, /) -> tuple[Image.Image, Any]:
+        """The RGB image and its target: a class number, or a row [K] of 0 and 1."""
 
 
 class Strings(Sequence[str]):
@@ -224,10 +225,21 @@ def groups_at(source: Source, index: Indices) -> list[str] | None:
 
 
 def labels_of(source: Source) -> Labels:
-    """``[N]`` labels of a source; reads every item where they are not known."""
-    if source.labels is not None:
-        return source.labels
-    return np.asarray([source[i][1] for i in range(len(source))], dtype=np.int64)
+    """``[N]`` labels of a source; reads every item where they are not known. Where images have several labels, the
+    rarest of each image: see :func:`rarest`."""
+    known = source.labels
+    if known is None:
+        known = np.asarray([source[i][1] for i in range(len(source))], dtype=np.int64)
+    return rarest(known) if known.ndim == 2 else known
+
+
+def rarest(targets: npt.NDArray[Any]) -> Labels:
+    """[N] strata of rows [N, K] of 0 and 1: the number of the rarest label of each, K where there is none."""
+    order = np.argsort(targets.sum(0), kind="stable")  # rarest first
+    sorted_rows = targets[:, order]
+    first = sorted_rows.argmax(1)
+    found: Labels = np.where(sorted_rows.any(1), order[first], targets.shape[1]).astype(np.int64)
+    return found
 
 
 def fingerprint(source: Source) -> str:

@@ -44,6 +44,11 @@ def per_class_subset(source: Source, n: int, seed: int) -> Subset:
     Raises:
         UserError: if a class has fewer images.
     """
+    if source.labels is not None and source.labels.ndim == 2:
+        raise UserError(
+            f"dataset.labels_per_class={n} counts images of a class, and these images have several labels each.",
+            "Leave it out; debug.max_images takes fewer images.",
+        )
     labels = labels_of(source)
     counts = np.bincount(labels, minlength=len(source.classes))
     if n < 1 or counts.min() < n:

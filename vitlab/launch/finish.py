@@ -18,12 +18,30 @@ from vitlab.report.collect import collect
 from vitlab.report.compare import compare
 from vitlab.report.write import write_report
 from vitlab.run.run import Run
+from vitlab.tasks.base import find_task
+from vitlab.training.distributed import rank
 from vitlab.training.interrupt import stop_if_requested
+
+
+def models_made(run: Run, stages: list[Stage]) -> list[Stage]:
+    """The stages that left a model."""
+    return [stage for stage in stages if (run.folder / stage.name / "model.json").exists()]
+
+
+def evaluate_models(run: Run, config: Config, stages: list[Stage]) -> None:
+    """Measure every model of a run, where that is not done; with several ranks each calls this, and rank 0 writes."""
+    measured = models_made(run, stages)
+    if not measured or run.is_done("evaluation"):
+        return
+    found = evaluate.evaluate(select_models(run, config, measured))
+    if rank() == 0:
+        write_splits(run.folder / "splits.csv", config.dataset, config.seed)
+        write_json(run.folder / "evaluation" / "comparisons.json", [asdict(one) for one in evaluate.compare(found)])
 
 
 def finish_run(run: Run, config: Config, stages: list[Stage], command: str) -> None:
     """Evaluate, benchmark, export and report; each is skipped where an earlier session finished it."""
-    measured = [stage for stage in stages if (run.folder / stage.name / "model.json").exists()]
+    measured = models_made(run, stages)
     notes = [
         f"The {stage.title} was loaded, not trained here, and is not in the table."
         for stage in stages
@@ -35,12 +53,9 @@ def finish_run(run: Run, config: Config, stages: list[Stage], command: str) -> N
         print("\n" + "\n".join(told))
         return
     primary = result_of(measured)
-    subjects = select_models(run, config, measured)
-    if not run.is_done("evaluation"):
-        write_splits(run.folder / "splits.csv", config.dataset, config.seed)
-        found = evaluate.evaluate(subjects)
-        write_json(run.folder / "evaluation" / "comparisons.json", [asdict(one) for one in evaluate.compare(found)])
-        stop_if_requested()
+    evaluate_models(run, config, stages)
+    subjects, task = select_models(run, config, measured), find_task(config.task)
+    stop_if_requested()
     probed = measure_robustness(subjects)
     if not run.is_done("benchmark"):
         run.mark_done("benchmark", {"costs": benchmark.costs(subjects)})
@@ -52,11 +67,11 @@ def finish_run(run: Run, config: Config, stages: list[Stage], command: str) -> N
     method = find_method(config.method.name).__name__
     if not config.report.figures:
         notes.append(f"Figures were left out (report.figures=false); mode=report run={run.folder} draws them.")
-    data = collect(run, method, stages, primary, command, notes)
-    paths = write_report(run.folder, data, config.report.figures)
-    write_card(run.folder, data)
+    data = collect(run, task, method, stages, primary, command, notes)
+    paths = write_report(run.folder, data, task, config.report.figures)
+    write_card(run.folder, data, task)
     log_models(run, config, subjects, data.rows)
-    table = compare(data.rows, data.paper_rows, data.primary, data.dataset.synthetic).text()
+    table = compare(data.rows, task.columns, data.paper_rows, data.primary, data.dataset.synthetic).text()
     told = [table, ""] + ([probed, ""] if probed else [])
     told += [f"report   {paths.html}", f"model    {run.folder / primary.name}"]
     told += [f"{one.format:<8} {run.folder / one.path}" for one in data.exports if one.format != "safetensors"]

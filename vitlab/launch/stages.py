@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from vitlab.config import Config
 from vitlab.errors import UserError
-from vitlab.launch.finish import finish_run
+from vitlab.launch.finish import evaluate_models, finish_run
 from vitlab.methods.base import Context, Method, Stage, find_method
 from vitlab.run.recorder import Recorder
 from vitlab.run.run import Run
@@ -40,7 +40,7 @@ def run_method(run: Run, config: Config, command: str) -> None:
 
 
 def run_method_on_rank(run: Run, config: Config, command: str) -> None:
-    """The same in one of several processes: the stages on all ranks, what follows on rank 0.
+    """The same in one of several processes: stages and evaluation on all ranks, what follows on rank 0.
 
     torch's launcher sets RANK, WORLD_SIZE, MASTER_ADDR and so on.
 
@@ -56,6 +56,7 @@ def run_method_on_rank(run: Run, config: Config, command: str) -> None:
     configure_torch(config)
     stages = run_stages(run, config)
     is_main = rank() == 0
+    evaluate_models(run, config, stages)
     barrier()
     dist.destroy_process_group()
     if is_main:

@@ -9,7 +9,7 @@ section 3.8): all images of a drawn group count as often as it was drawn, and a 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,24 +130,37 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * float(np.exp(logs - n * math.log(2)).sum()))
 
 
-def _resampled(
-    models: Sequence[Scores], bins: int, resamples: int, seed: int, groups: Sequence[str] | None = None
-) -> list[dict[str, NDArray[np.float64]]]:
-    """Each metric of each resample, [R]; the resamples are the same for all models."""
+def resample_weights(
+    images: int, resamples: int, seed: int, groups: Sequence[str] | None = None
+) -> Iterator[NDArray[np.float64]]:
+    """How often each image counts in each resample, [rows, N], some resamples at a time.
+
+    Args:
+        groups: [N]; whole groups are drawn, as many as there are, instead of images.
+
+    Raises:
+        ValueError: for no resamples.
+    """
     if resamples < 1:
         raise ValueError(f"a bootstrap needs at least one resample, not {resamples}")
     member = None if groups is None else np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)[1]
-    n = len(models[0].correct) if member is None else int(member.max()) + 1  # what is drawn: images, or groups
-    terms = [_terms(scores, bins) for scores in models]
+    n = images if member is None else int(member.max()) + 1  # what is drawn: images, or groups
     rng = np.random.default_rng(seed)
-    step = max(1, HELD // len(models[0].correct))
-    found: list[list[NDArray[np.float64]]] = [[] for _ in models]
+    step = max(1, HELD // images)
     for start in range(0, resamples, step):
         rows = min(step, resamples - start)
         drawn = rng.integers(0, n, (rows, n)) + n * np.arange(rows)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
-        if member is not None:
-            weights = weights[:, member]
+        yield weights if member is None else weights[:, member]
+
+
+def _resampled(
+    models: Sequence[Scores], bins: int, resamples: int, seed: int, groups: Sequence[str] | None = None
+) -> list[dict[str, NDArray[np.float64]]]:
+    """Each metric of each resample, [R]; the resamples are the same for all models."""
+    terms = [_terms(scores, bins) for scores in models]
+    found: list[list[NDArray[np.float64]]] = [[] for _ in models]
+    for weights in resample_weights(len(models[0].correct), resamples, seed, groups):
         for values, (means, gaps) in zip(found, terms, strict=True):
             values.append(_metrics(means, gaps, weights))
     return [dict(zip(METRICS, np.concatenate(values, axis=1), strict=True)) for values in found]

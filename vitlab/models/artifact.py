@@ -48,6 +48,17 @@ class ModelMeta:
     metrics: dict[str, Any] = field(default_factory=dict)  # measured: figures, and dataset, split, images, date
     vitlab: str = __version__  # the version that wrote it
     sha256: str = ""  # of model.safetensors; filled in when saved
+    task: str = "classification"  # what the logits mean: the name of a task
+    fitted: dict[str, Any] = field(default_factory=dict)  # by an evaluation, for predictions: thresholds by class
+
+
+def as_json(meta: ModelMeta) -> dict[str, Any]:
+    """``meta`` as ``model.json`` has it; fields that came later are left out where they say nothing new."""
+    value = dataclasses.asdict(meta)
+    for item in dataclasses.fields(meta):
+        if item.name in ("task", "fitted") and value[item.name] == getattr(ModelMeta, item.name, {}):
+            del value[item.name]
+    return value
 
 
 def save_model(folder: Path, model: nn.Module, meta: ModelMeta, state: dict[str, Tensor] | None = None) -> ModelMeta:
@@ -70,14 +81,16 @@ def save_model(folder: Path, model: nn.Module, meta: ModelMeta, state: dict[str,
     weights = save_bytes(state, metadata={"format": "pt"})
     meta = dataclasses.replace(meta, sha256=sha256(weights))
     atomic_write(folder / WEIGHTS_FILE, weights)
-    write_json(folder / META_FILE, {"format": FORMAT, **dataclasses.asdict(meta)})
+    write_json(folder / META_FILE, {"format": FORMAT, **as_json(meta)})
     return meta
 
 
-def note_metrics(folder: Path, metrics: dict[str, Any]) -> None:
-    """Put ``metrics`` into ``model.json`` of a model folder, in one step; nothing else of it changes."""
+def note_metrics(folder: Path, metrics: dict[str, Any], fitted: dict[str, Any]) -> None:
+    """Put ``metrics`` and what an evaluation ``fitted`` into ``model.json`` of a model folder, in one step; the rest of
+    it stays."""
     path = folder / META_FILE
-    write_json(path, {**read_json(path), "metrics": metrics})
+    stored = {name: value for name, value in read_json(path).items() if name != "fitted"}
+    write_json(path, {**stored, "metrics": metrics, **({"fitted": fitted} if fitted else {})})
 
 
 def read_meta(folder: Path) -> ModelMeta:

@@ -238,8 +238,10 @@ def new_parameters(model: nn.Module) -> set[str]:
 def _backbone(model: nn.Module) -> tuple[str, nn.Module] | None:
     """The network inside a wrapper, and its name there."""
     found = getattr(model, "backbone", None)
-    parts = ((str(name), part) for name, part in model.named_modules() if name and part is found)
-    return next(parts, None)
+    if not isinstance(found, nn.Module):
+        return None
+    names = [name for name, part in model.named_modules() if name and part is found]
+    return (names[0], found) if names else None
 
 
 def _load_backbone(

@@ -88,8 +88,8 @@ def head_names(model: nn.Module) -> set[str]:
 
 def undecayed_names(model: nn.Module) -> set[str]:
     """Names of the parameters that weight decay leaves alone."""
-    patterns = _stated_by(model, "no_weight_decay")
-    keywords = _stated_by(model, "no_weight_decay_keywords")
+    patterns = _declared_by(model, "no_weight_decay")
+    keywords = _declared_by(model, "no_weight_decay_keywords")
     return {
         name
         for name, parameter in model.named_parameters()
@@ -101,7 +101,7 @@ def undecayed_names(model: nn.Module) -> set[str]:
     }
 
 
-def _stated_by(model: nn.Module, method: str) -> set[str]:
+def _declared_by(model: nn.Module, method: str) -> set[str]:
     function = getattr(model, method, None)
     found: Iterable[str] = function() if callable(function) else ()
     return set(found)

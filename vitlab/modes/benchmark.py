@@ -165,7 +165,8 @@ def _onnx(one: Costed, folder: Path) -> Path | None:
     sample = torch.randn(3, 3, *hw(one.subject.meta.size), generator=torch.Generator().manual_seed(0))
     folder.mkdir()
     try:
-        (file,) = export(one.subject.network(), one.subject.meta, folder, ["onnx"], sample, float("inf"))
+        subject = one.subject
+        (file,) = export(subject.network(), subject.meta, folder, ["onnx"], sample, float("inf"), subject.task)
     except UserError as error:
         for backend in ("onnxruntime", "openvino"):
             one.skipped[backend] = error.what

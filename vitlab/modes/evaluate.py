@@ -1,11 +1,11 @@
-"""mode=evaluate: how good and how honest models are, and whether one is better than another.
+"""mode=evaluate: how good and how well calibrated models are, and whether one is better than another.
 
     python -m vitlab mode=evaluate run=outputs/tinyvit/digits-...          every model of a run
     python -m vitlab mode=evaluate run=[RUN_A,RUN_B]                       the results of runs, on the same images
     python -m vitlab mode=evaluate model=deit_small model.pretrained=true dataset=imagenet dataset.root=/data/in1k
 
-Logits of the test split are kept; what is said about them follows from the files alone. The same code closes a
-training.
+Logits of the test split are kept; all numbers follow from the files alone. The same code ends a training, on all of
+its ranks.
 """
 
 from __future__ import annotations
@@ -24,13 +24,11 @@ from vitlab.modes.evaluation_files import Measured, draw, folder_of, note_in_mod
 from vitlab.modes.find_runs import models_of, result_of, writing
 from vitlab.modes.robustness import measure_robustness
 from vitlab.modes.select_model import SelectedModel, find_subjects
+from vitlab.tasks.base import Answers, Validation
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from vitlab.data.datamodule import VisionData
     from vitlab.measure.bootstrap import Comparison
-    from vitlab.measure.temperature import Temperature
 
 MEANING = "accuracy, calibration, intervals of a run, or of model= on dataset=; run=[A,B]"
 READS = ("run", "model", "dataset", "experiment", "debug", "evaluation")
@@ -38,7 +36,7 @@ ONE_DEVICE = True
 
 
 def answer(composed: Composed) -> int:
-    """Measure, write and tell; the exit code."""
+    """Measure, write and print; the exit code."""
     subjects = find_subjects(composed)
     for subject in subjects:
         if not subject.on_data:
@@ -69,11 +67,17 @@ def answer(composed: Composed) -> int:
 def evaluate(subjects: Sequence[SelectedModel], pictures: bool = False) -> list[Measured]:
     """Logits of every model on the test split, and what follows from them, in the subjects' evaluation folders.
 
+    Every rank calls this; all measure, and rank 0 writes.
+
     Args:
         subjects: models of one run, or one that no run made.
         pictures: also draw the reliability diagram, the confusion matrix and the worst mistakes.
     """
+    from vitlab.training.distributed import rank
+
     found = [measure(subject) for subject in subjects]
+    if rank() > 0:
+        return found
     for one in found:
         write(one)
         note_in_model(one)
@@ -85,8 +89,8 @@ def evaluate(subjects: Sequence[SelectedModel], pictures: bool = False) -> list[
         primary = next((one for one in found if one.subject.stage == result_of(stages)), None)
         if primary is not None:
             write_report_inputs(primary, run.folder / "evaluation")
-        told = run.read_done("evaluation").get("metrics") if run.is_done("evaluation") else None
-        metrics = dict(told) if isinstance(told, dict) else {}
+        before = run.read_done("evaluation").get("metrics") if run.is_done("evaluation") else None
+        metrics = dict(before) if isinstance(before, dict) else {}
         metrics |= {one.subject.artifact.name: one.evaluation.metrics() for one in found if one.subject.artifact}
         if all(stage.name in metrics for stage in stages):
             run.mark_done("evaluation", {"metrics": metrics, "result": result_of(stages).name})
@@ -96,64 +100,65 @@ def evaluate(subjects: Sequence[SelectedModel], pictures: bool = False) -> list[
 
 
 def measure(subject: SelectedModel) -> Measured:
-    """Run one network over the test split.
+    """Run one network over the test split; where the task fits something after training, over validation images too.
+
+    Every rank calls this and computes its share of the batches; every rank gets the whole result.
 
     Raises:
         UserError: the classes of the model are not those of the data.
     """
-    from vitlab.data.sources import fingerprint, groups_at
-    from vitlab.measure.bootstrap import bootstrap
-    from vitlab.measure.classification import evaluate_scores, predict, score
-    from vitlab.training.progress import Progress
-
-    data, meta, spec = subject.data, subject.meta, subject.config.evaluation
-    number = class_numbers(data.classes, meta.classes, subject.title)
-    device = subject.device
-    network = subject.network().to(device)
-    with Progress(f"evaluate {subject.name}", data.sizes["test"], unit="image") as progress:
-        tensors = predict(network, data.test_dataloader(), device, progress.update)
-    logits, label, index = (one.numpy() for one in tensors)
-    label = number[label]
-    scores = score(logits, label)
-    found = evaluate_scores(scores, label, meta.classes, spec.bins)
-    found.view = str(data.eval_view)
-    if spec.resamples:
-        groups = groups_at(data.sources["test"], index)
-        found.intervals = {k: list(v) for k, v in bootstrap(scores, spec.bins, spec.resamples, groups=groups).items()}
-    one = Measured(subject, found, logits, label, fingerprint(data.sources["test"]), data, index)
-    if spec.temperature:
-        found.no_temperature = why_no_temperature(one)
-        if not found.no_temperature:
-            found.temperature = _temperature(one, network, number)
-    return one
-
-
-def class_numbers(data: Sequence[str], model: Sequence[str], title: str) -> NDArray[np.int64]:
-    """For each class of the data its number among the logits. The data may have fewer classes, or in another order;
-    predictions then still range over all that the model knows.
-
-    Raises:
-        UserError: a class of the data that the model does not know.
-    """
-    import numpy as np
-
-    place = {name: number for number, name in enumerate(model)}
-    strange = [name for name in data if name not in place]
-    if strange:
-        raise UserError(
-            f"{title} does not know {len(strange)} of the {len(data)} classes of the data, the first is "
-            f"'{strange[0]}'; it knows {', '.join(model[:5])}{', ...' if len(model) > 5 else ''}.",
-            "Choose data with its classes.",
-        )
-    return np.array([place[name] for name in data], np.int64)
-
-
-def why_no_temperature(one: Measured) -> str:
-    """Why there are no images to fit a temperature on, neither measured nor trained on; "" if there are."""
     from vitlab.data.sources import fingerprint
 
-    val, name, run = one.data.sources["val"], one.subject.config.dataset.name, one.subject.run
-    if fingerprint(val) == one.images:
+    data, meta, spec, task = subject.data, subject.meta, subject.config.evaluation, subject.task
+    task.check_source(data.sources["test"], subject.config.dataset.name)
+    network = subject.network().to(subject.device)
+    answers = _answers(subject, network, f"evaluate {subject.name}", "test")
+    images = fingerprint(data.sources["test"])
+    validation = None
+    if task.needs_validation(spec):
+        validation = Validation(missing=why_no_validation(subject, images))
+        if not validation.missing:
+            validation.answers = _answers(subject, network, f"validate {subject.name}", "val")
+            validation.images = _validation_images(data)
+    found = task.measure(answers, validation, meta.classes, spec)
+    found.view = str(data.eval_view)
+    return Measured(subject, found, answers, images, data)
+
+
+def _answers(subject: SelectedModel, network: Any, title: str, split: str) -> Answers:
+    """Logits and labels of a split in the order of its images, labels in the numbering of the model's classes."""
+    from vitlab.data.sources import groups_at
+    from vitlab.tasks.parts.answers import gather_logits
+    from vitlab.training.distributed import rank, world_size
+    from vitlab.training.progress import Progress
+
+    data = subject.data
+    loader = data.test_dataloader() if split == "test" else data.val_dataloader()
+    # The bar counts the images of this rank; the others have as many, but for a batch.
+    with Progress(title, data.sizes[split] // world_size(), unit="image", quiet=rank() > 0) as progress:
+        answers = gather_logits(network, loader, subject.device, progress.update)
+    answers.group = groups_at(data.sources[split], answers.index)
+    answers.label = subject.task.match_classes(answers.label, data.classes, subject.meta.classes, subject.title)
+    return answers
+
+
+def _validation_images(data: VisionData) -> str:
+    count = data.sizes["val"]
+    if getattr(data.sources["val"], "held_out", False):
+        return f"{count:,} images held out of train"
+    return f"{data.split_names['val']} split, {count:,} images"
+
+
+def why_no_validation(one: SelectedModel, images: str) -> str:
+    """Why there are no images to fit a temperature or thresholds on, neither measured nor trained on; "" if there are.
+
+    Args:
+        images: fingerprint of the measured images.
+    """
+    from vitlab.data.sources import fingerprint
+
+    val, name, run = one.data.sources["val"], one.config.dataset.name, one.run
+    if fingerprint(val) == images:
         cure = "a training with dataset.val_fraction=0.1 keeps one"
         if name == "folder" or run is None:
             cure = "data with both a val and a test split have one"
@@ -161,30 +166,12 @@ def why_no_temperature(one: Measured) -> str:
     if not getattr(val, "held_out", False):
         return ""
     if run is None:
-        return f"the validation images are held out of train, and {one.subject.title} may have been trained on them"
-    if folder_of(one.subject) == run.folder / "evaluation" and one.subject.stage is not None:
-        images = run.read_done(one.subject.stage.name).get("images", one.data.sizes["train"])
-        if images != one.data.sizes["train"]:
-            return f"{one.subject.title} was trained on {images:,} images, not on the {one.data.sizes['train']:,} left"
+        return f"the validation images are held out of train, and {one.title} may have been trained on them"
+    if folder_of(one) == run.folder / "evaluation" and one.stage is not None:
+        trained = run.read_done(one.stage.name).get("images", one.data.sizes["train"])
+        if trained != one.data.sizes["train"]:
+            return f"{one.title} was trained on {trained:,} images, not on the {one.data.sizes['train']:,} left"
     return ""
-
-
-def _temperature(one: Measured, network: Any, number: NDArray[np.int64]) -> Temperature:
-    """Fitted on the validation split."""
-    from vitlab.measure.classification import evaluate_scores, predict, score
-    from vitlab.measure.temperature import Temperature, fit_temperature
-    from vitlab.training.progress import Progress
-
-    data, spec = one.data, one.subject.config.evaluation
-    with Progress(f"temperature of {one.subject.name}", data.sizes["val"], unit="image") as progress:
-        tensors = predict(network, data.val_dataloader(), one.subject.device, progress.update)
-    logits, label, _ = (x.numpy() for x in tensors)
-    value = fit_temperature(logits, number[label])
-    after = evaluate_scores(score(one.logits / value, one.label), one.label, one.evaluation.classes, spec.bins)
-    told = f"{data.split_names['val']} split, {len(label):,} images"
-    if getattr(data.sources["val"], "held_out", False):
-        told = f"{len(label):,} images held out of train"
-    return Temperature(value, told, after.ece, after.max_ece, after.nll, after.brier)
 
 
 # --------------------------------------------------------------------------------------------------------- comparison
@@ -199,7 +186,8 @@ def same_images(found: Sequence[Measured]) -> None:
     for one in found[1:]:
         if one.images != found[0].images or one.evaluation.classes != found[0].evaluation.classes:
             a, b = (
-                f"{x.subject.title} ({x.subject.config.dataset.name}, {len(x.label):,} images)" for x in (found[0], one)
+                f"{x.subject.title} ({x.subject.config.dataset.name}, {x.evaluation.n:,} images)"
+                for x in (found[0], one)
             )
             raise UserError(
                 f"{a} and {b} were not measured on the same images, so they do not compare.",
@@ -219,24 +207,16 @@ def _several(found: Sequence[Measured]) -> bool:
 
 def compare(found: Sequence[Measured]) -> list[Comparison]:
     """The result of a run against its other models, or the first run's result against the others'."""
-    from vitlab.data.sources import groups_at
-    from vitlab.measure.bootstrap import compare_models
-    from vitlab.measure.classification import score
-
     if len(found) < 2:
         return []
     main, several = main_of(found), _several(found)
     spec = main.subject.config.evaluation
-    mine = score(main.logits, main.label)
-    groups, resamples = groups_at(main.data.sources["test"], main.index), max(spec.resamples, 1)
     out = []
     for one in found:
         if one is not main:
-            other = score(one.logits, one.label)
             a, b = (main, one) if several else (one, main)
-            x, y = (mine, other) if several else (other, mine)
-            names = a.subject.title, b.subject.title
-            out.append(compare_models(*names, x, y, spec.bins, resamples, groups=groups))
+            pair = (a.evaluation, b.evaluation)
+            out.append(main.task.compare(a.subject.title, b.subject.title, a.answers, b.answers, pair, spec))
     return out
 
 
@@ -256,45 +236,21 @@ def write_comparison(found: Sequence[Measured], comparisons: Sequence[Comparison
 def summary(found: Sequence[Measured], comparisons: Sequence[Comparison]) -> str:
     """What stands at the prompt when the measuring is done."""
     from vitlab.data.sources import groups_of
-    from vitlab.report.compare import SYNTHETIC, percent
-    from vitlab.report.page import confused_pairs, weakest
-    from vitlab.report.text_tables import describe_comparison, span, text_table
+    from vitlab.report.compare import SYNTHETIC
+    from vitlab.report.text_tables import text_table
 
     first = found[0]
     split = first.data.split_names["test"]
-    lines = [f"data     {first.subject.config.dataset.name}, {split} split, {len(first.label):,} images"]
+    lines = [f"data     {first.subject.config.dataset.name}, {split} split, {first.evaluation.n:,} images"]
     if (groups := groups_of(first.data.sources["test"])) is not None:
         lines.append(f"groups   {len(set(groups)):,}; intervals are of a bootstrap over them")
     for view in dict.fromkeys(one.evaluation.view for one in found):
         lines.append(f"view     {view}")
     if first.data.synthetic:
         lines.append(SYNTHETIC)
-    bins = [int(b) for b, *_ in first.evaluation.calibrations]
-    rows = [["model", "Top-1 %", "95 %", f"Top-{first.evaluation.top_k} %", "NLL", "Brier"]]
-    rows[0] += [f"ECE{b} %" for b in bins] + [f"max-ECE{first.evaluation.bins} %"]
-    for one in found:
-        e = one.evaluation
-        interval = span(e.intervals["top1"]) if e.intervals else "–"
-        row = [one.subject.title, percent(e.top1), interval, percent(e.top5), f"{e.nll:.3f}", f"{e.brier:.3f}"]
-        rows.append([*row, *(percent(ece) for _, ece, _ in e.calibrations), percent(e.max_ece)])
-    lines += ["", text_table(rows)]
-    fitted = [(one, t) for one in found if (t := one.evaluation.temperature) is not None]
-    if fitted:
-        rows = [["with its temperature", "logits /", f"ECE{first.evaluation.bins} %", "NLL", "Brier"]]
-        for one, t in fitted:
-            rows.append([one.subject.title, f"{t.value:.3g}", percent(t.ece), f"{t.nll:.3f}", f"{t.brier:.3f}"])
-        lines += ["", text_table(rows)]
-        lines += [f"fitted on the {told_on}" for told_on in dict.fromkeys(t.fitted_on for _, t in fitted)]
-    for why in dict.fromkeys(one.evaluation.no_temperature for one in found if one.evaluation.no_temperature):
-        lines.append(f"no temperature is fitted: {why}")
     main = main_of(found)
-    weak = [
-        f"{c.name} {percent(c.recall, 1)} %"
-        for c in weakest(main.evaluation)[:5]
-        if c.recall is not None and c.recall < 1
-    ]
-    lines += ["", f"weakest classes of {main.subject.title}: {', '.join(weak) or 'none, all images are right'}"]
-    pairs = [f"{a} taken for {b} ({count})" for a, b, count, _ in confused_pairs(main.evaluation)[:5]]
-    lines += [f"most frequent mistakes: {', '.join(pairs)}"] if pairs else []
-    lines += ["", *(describe_comparison(one) for one in comparisons)] if comparisons else []
+    rows = [(one.subject.title, one.evaluation) for one in found]
+    lines += ["", text_table(main.task.summary_table(rows))]
+    lines += main.task.summary_notes(rows, (main.subject.title, main.evaluation))
+    lines += ["", *(main.task.describe_comparison(one) for one in comparisons)] if comparisons else []
     return "\n".join(lines)

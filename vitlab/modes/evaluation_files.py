@@ -19,27 +19,34 @@ from vitlab.run.environment import now
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
 
+    from vitlab.data.batch import Batch
     from vitlab.data.datamodule import VisionData
-    from vitlab.measure.classification import Evaluation
+    from vitlab.measure.record import Record
     from vitlab.report.data import DatasetInfo, Example
+    from vitlab.tasks.base import Answers, Task
 
 EXAMPLES = 24  # worst mistakes that are shown
+THUMBNAIL = 160  # pixels of their longer side
 ASIDE = ("root", "download", "embedded", "synthetic")  # keys of dataset. that do not change the images
 
 
 @dataclass
 class Measured:
-    """One model's answers on the measured images."""
+    """One model's logits on the measured images, and what follows from them."""
 
     subject: SelectedModel
-    evaluation: Evaluation
-    logits: NDArray[np.float32]  # [N, C]
-    label: NDArray[np.int64]  # [N], numbers of the model's classes
+    evaluation: Record
+    answers: Answers  # of the model's classes
     images: str  # fingerprint of the measured images and their labels
     data: VisionData
-    index: NDArray[np.int64]  # [N] into the test split
+
+    @property
+    def task(self) -> Task:
+        """What the model predicts."""
+        return self.subject.task
 
 
 def folder_of(subject: SelectedModel) -> Path:
@@ -63,28 +70,45 @@ def stem_of(subject: SelectedModel) -> str:
     return subject.artifact.name if subject.run is not None and subject.artifact is not None else "model"
 
 
+def evaluation_logits(network: torch.nn.Module, batch: Batch, device: torch.device) -> NDArray[np.float32]:
+    """Logits [B, C] of a network in eval mode."""
+    import torch
+
+    with torch.inference_mode():
+        logits: torch.Tensor = network(batch.image.to(device, non_blocking=True))
+    return logits.float().cpu().numpy()
+
+
+def weights_of(subject: SelectedModel) -> str:
+    """SHA-256 of a model's weights: what a measurement of it belongs to."""
+    if subject.meta.sha256:
+        return subject.meta.sha256
+    digest = hashlib.sha256()
+    for name, value in sorted(subject.network().state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def write(one: Measured) -> None:
     """``<model>.json`` (the numbers), ``.npz`` (logits, label, index, key and, where there are groups, group: one entry
     for each image) and ``-classes.csv``."""
     import numpy as np
 
-    from vitlab.data.sources import groups_at
-
     folder, stem = folder_of(one.subject), stem_of(one.subject)
     write_json(folder / f"{stem}.json", one.evaluation.to_dict())
     buffer = io.BytesIO()
     images = one.data.sources["test"]
-    named = {"key": [images.keys[int(i)] for i in one.index], "group": groups_at(images, one.index)}
+    named = {"key": [images.keys[int(i)] for i in one.answers.index], "group": one.answers.group}
     text_arrays: dict[str, Any] = {
         name: np.asarray(values, dtype=np.str_) for name, values in named.items() if values is not None
     }
-    np.savez(buffer, logits=one.logits, label=one.label, index=one.index, **text_arrays)
+    answers = one.answers
+    np.savez(buffer, logits=answers.logits, label=answers.label, index=answers.index, **text_arrays)
     atomic_write(folder / f"{stem}.npz", buffer.getvalue())
     text = io.StringIO()
     table = csv.writer(text)
-    table.writerow(["class", "images", "predicted", "recall", "precision", "f1", "most often taken for"])
-    for c in one.evaluation.per_class:
-        table.writerow([c.name, c.n, c.predicted, c.recall, c.precision, c.f1, c.confused_with])
+    table.writerows(one.task.class_table(one.evaluation))
     atomic_write(folder / f"{stem}-classes.csv", text.getvalue())
 
 
@@ -99,12 +123,13 @@ def note_in_model(one: Measured) -> None:
     about = {
         "dataset": subject.config.dataset.name,
         "split": one.data.split_names["test"],
-        "images": len(one.label),
+        "images": one.evaluation.n,
         "synthetic": one.data.synthetic,
         "date": now(),
     }
     subject.meta.metrics = about | one.evaluation.metrics()
-    note_metrics(subject.artifact, subject.meta.metrics)
+    subject.meta.fitted = one.task.stored_with_model(one.evaluation)
+    note_metrics(subject.artifact, subject.meta.metrics, subject.meta.fitted)
 
 
 def write_report_inputs(one: Measured, folder: Path) -> None:
@@ -114,16 +139,13 @@ def write_report_inputs(one: Measured, folder: Path) -> None:
 
 
 def draw(one: Measured) -> None:
-    """The reliability diagram, the confusion matrix and the worst mistakes as PNG."""
+    """The task's figures (reliability diagram, confusion matrix, ...) and the worst mistakes as PNG."""
     from vitlab.report import plots, style
 
     folder, stem, theme = folder_of(one.subject), stem_of(one.subject), style.LIGHT
     with style.themed(theme):
-        for name, figure in (
-            ("reliability", plots.reliability(one.subject.title, one.evaluation, theme, 0)),
-            ("confusion", plots.confusion(one.evaluation, theme)),
-            ("mistakes", plots.mistakes(worst_mistakes(one), theme)),
-        ):
+        pictures = one.task.pictures(one.subject.title, one.evaluation, theme)
+        for name, figure in (pictures | {"mistakes": plots.mistakes(worst_mistakes(one), theme)}).items():
             if figure is not None:
                 if one.data.synthetic:
                     style.mark_synthetic(figure, theme)
@@ -161,29 +183,14 @@ def trained_on(subject: SelectedModel) -> int:
 
 
 def worst_mistakes(one: Measured) -> list[Example]:
-    """The images that were called by a wrong name with the most confidence, worst first."""
+    """The images that are most confidently wrong, worst first."""
     import numpy as np
 
-    from vitlab.report.data import Example
+    source = one.data.sources["test"]
 
-    logits, label, source, classes = one.logits, one.label, one.data.sources["test"], one.evaluation.classes
-    shifted = np.exp(logits - logits.max(1, keepdims=True))
-    prob = shifted / shifted.sum(1, keepdims=True)
-    predicted = logits.argmax(1)
-    wrong = np.flatnonzero(predicted != label)
-    wrong = wrong[np.argsort(-prob[wrong, predicted[wrong]], kind="stable")][:EXAMPLES]
-    examples = []
-    for row in wrong:
-        image, _ = source[int(one.index[row])]
-        image.thumbnail((160, 160))
-        examples.append(
-            Example.of(
-                np.asarray(image.convert("RGB")),
-                classes[label[row]],
-                classes[predicted[row]],
-                float(prob[row, predicted[row]]),
-                float(prob[row, label[row]]),
-                str(source.keys[int(one.index[row])]),
-            )
-        )
-    return examples
+    def picture(position: int) -> tuple[NDArray[np.uint8], str]:
+        image, _ = source[position]
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        return np.asarray(image.convert("RGB")), str(source.keys[position])
+
+    return one.task.worst_mistakes(one.answers, one.evaluation, picture, EXAMPLES)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitlab.config import ExplainConfig
 from vitlab.config.composed import Composed
@@ -14,7 +14,7 @@ from vitlab.errors import UserError, nearest
 from vitlab.files import atomic_write, write_json
 from vitlab.modes.find_runs import writing
 from vitlab.modes.input_images import expand, read_all
-from vitlab.modes.predict import readable, temperature, view_of
+from vitlab.modes.predict import fitted_of, readable, view_of
 from vitlab.modes.select_model import SelectedModel, find_subject
 
 if TYPE_CHECKING:
@@ -45,10 +45,20 @@ class Seen:
     view: Tensor  # [3, H, W], normalised
     picture: Image.Image  # from which the view was cut, upright, at most LARGEST pixels long
     box: ViewBox  # the part of ``picture`` that the view shows
-    label: str | None = None
+    labels: list[str] | None = None  # None: not known
     predicted: str = ""
     probability: float = 0.0
     target: int = 0
+
+    @property
+    def label(self) -> str | None:
+        """In words."""
+        return None if self.labels is None else ", ".join(self.labels)
+
+    @property
+    def wrong(self) -> bool:
+        """Whether the prediction is known to be no label of the image."""
+        return self.labels is not None and self.predicted not in self.labels
 
 
 def answer(composed: Composed) -> int:
@@ -104,33 +114,39 @@ def _from_data(subject: SelectedModel) -> list[Seen]:
 
     data = subject.data
     source = limit(data.sources["test"], subject.config.explain.images, subject.config.seed)
-    pairs: list[tuple[Image.Image, int]] = [source[position] for position in range(len(source))]
+    pairs: list[tuple[Image.Image, Any]] = [source[position] for position in range(len(source))]
     keys = list(source.keys)
     return [
-        _seen(keys[position], image, data.eval_view, data.classes[label])
+        _seen(keys[position], image, data.eval_view, subject.task.label_names(label, data.classes))
         for position, (image, label) in enumerate(pairs)
     ]
 
 
-def _seen(name: str, image: Image.Image, view: EvalView, label: str | None = None) -> Seen:
+def _seen(name: str, image: Image.Image, view: EvalView, labels: list[str] | None = None) -> Seen:
     seen = view(image)
     picture = image.copy()
     picture.thumbnail((LARGEST, LARGEST))
-    return Seen(name, seen, picture, view.box(*picture.size), label)
+    return Seen(name, seen, picture, view.box(*picture.size), labels)
 
 
 def _ask(network: nn.Module, subject: SelectedModel, images: list[Seen]) -> None:
     """Fill in the predictions, calibrated as in mode=predict, and the class that is to be explained."""
     import torch
 
-    classes, scale = subject.meta.classes, temperature(subject) or 1.0
+    classes, fitted = subject.meta.classes, fitted_of(subject)
     wanted = subject.config.explain.target
     for start in range(0, len(images), BATCH):
         part = images[start : start + BATCH]
         with torch.inference_mode():
-            prob = (network(torch.stack([one.view for one in part]).to(subject.device)).double() / scale).softmax(1)
+            logits = network(torch.stack([one.view for one in part]).to(subject.device))
+            prob = subject.task.probabilities(logits, fitted)
         for one, (value, which) in zip(part, zip(*[x.tolist() for x in prob.max(1)], strict=True), strict=True):
             one.predicted, one.probability = classes[which], value
+            if wanted == "label" and not subject.task.one_label:
+                raise UserError(
+                    f"explain.target=label: images have several labels with task={subject.task.name}.",
+                    "Give a label's name, or predicted.",
+                )
             name = one.predicted if wanted == "predicted" else one.label if wanted == "label" else wanted
             if name is None:
                 raise UserError(
@@ -286,7 +302,7 @@ def _draw(subject: SelectedModel, images: list[Seen], found: dict[str, Tensor], 
                 "\n".join(
                     [*lines, f"test image {one.name}" if one.name.isdecimal() else clip(Path(one.name).name, 24)]
                 ),
-                one.label is not None and one.label != one.predicted,
+                one.wrong,
             )
         )
     title = f"Where it looks: {subject.title}"
@@ -365,7 +381,7 @@ def _print(
 ) -> None:
     width = min(max(len(one.name) for one in images), 60)
     for number, one in enumerate(images, 1):
-        label = f"   label {one.label}" if one.label is not None and one.label != one.predicted else ""
+        label = f"   label {one.label}" if one.wrong else ""
         print(f"{number:>3}  {one.name[-60:]:<{width}}  {one.predicted}  {100 * one.probability:.1f} %{label}")
     for name, check in checks.items():
         verdict = "they depend on what was learned." if check.passed else "THEY HARDLY DEPEND on what was learned."

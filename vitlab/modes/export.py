@@ -10,7 +10,6 @@ from vitlab.config.catalogue import conf_dir, head, origin
 from vitlab.config.composed import Composed
 from vitlab.errors import UserError
 from vitlab.files import read_json
-from vitlab.modes.evaluate import class_numbers
 from vitlab.modes.find_runs import writing
 from vitlab.modes.predict import view_of
 from vitlab.modes.select_model import SelectedModel, find_subject
@@ -67,7 +66,9 @@ def export_subject(subject: SelectedModel, folder: Path) -> dict[str, Any]:
     spec = subject.config.export
     test = (lambda: _labelled(subject)) if subject.on_data else None
     network, meta = subject.network(), subject.meta
-    files = export(network, meta, folder, spec.formats, sample_of(subject), spec.tolerance, test, facts_of(subject))
+    files = export(
+        network, meta, folder, spec.formats, sample_of(subject), spec.tolerance, subject.task, test, facts_of(subject)
+    )
     return {"files": files}
 
 
@@ -96,12 +97,13 @@ def sample_of(subject: SelectedModel) -> Tensor:
 
 
 def _labelled(subject: SelectedModel) -> Iterator[tuple[Tensor, Tensor]]:
-    """The test images and, for each, the number of its logit."""
+    """The test images and their labels in the order of the logits."""
     import torch
 
-    number = torch.from_numpy(class_numbers(subject.data.classes, subject.meta.classes, subject.title))
-    for batch in subject.data.test_dataloader():
-        yield batch.image, number[batch.label]
+    data, meta, task = subject.data, subject.meta, subject.task
+    for batch in data.test_dataloader():
+        label = task.match_classes(batch.label.numpy(), data.classes, meta.classes, subject.title)
+        yield batch.image, torch.from_numpy(label)
 
 
 def facts_of(subject: SelectedModel) -> Facts:
@@ -119,17 +121,10 @@ def facts_of(subject: SelectedModel) -> Facts:
     facts.title = f"{subject.run.name}: {subject.title}"
     measured = subject.run.folder / "evaluation" / f"{subject.artifact.name}.json"
     if measured.is_file():
-        stored = read_json(measured)
-        facts.images, facts.split = int(stored["n"]), subject.data.split_names["test"]
-        facts.metrics = {
-            name: float(value) for name, value in stored.items() if isinstance(value, (int, float)) and name != "n"
-        }
-        facts.intervals = stored.get("intervals") or {}
-        if fitted := stored.get("temperature"):
-            facts.extra = (
-                f"Its probabilities are calibrated by dividing the logits by {fitted['value']:.3g} (fitted on the "
-                f"{fitted['fitted_on']}).",
-            )
+        found = subject.task.read_evaluation(read_json(measured))
+        facts.images, facts.split = found.n, subject.data.split_names["test"]
+        facts.metrics, facts.intervals = found.metrics(), found.intervals
+        facts.extra = tuple(subject.task.card_sentences(found))
     return facts
 
 

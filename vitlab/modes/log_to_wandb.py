@@ -8,10 +8,12 @@ import numpy as np
 
 from vitlab.config import Config
 from vitlab.files import atomic_write
+from vitlab.measure.record import Record
 from vitlab.modes.select_model import SelectedModel
-from vitlab.report import plots, style
+from vitlab.report import style
 from vitlab.report.data import ModelRow
 from vitlab.run.run import Run
+from vitlab.tasks.base import Answers
 from vitlab.training.wandb_logger import Prediction, model_job
 
 THUMBNAIL = 160  # pixels
@@ -29,10 +31,7 @@ def log_models(run: Run, config: Config, subjects: Sequence[SelectedModel], rows
         folder = run.folder / "evaluation"
         pictures = {}
         with style.themed(style.LIGHT):
-            for name, figure in (
-                ("reliability", plots.reliability(row.name, row.evaluation, style.LIGHT, 0)),
-                ("confusion", plots.confusion(row.evaluation, style.LIGHT)),
-            ):
+            for name, figure in subject.task.pictures(row.name, row.evaluation, style.LIGHT).items():
                 if figure is not None:
                     pictures[name] = folder / f"{subject.name}-{name}.png"
                     atomic_write(pictures[name], style.png(figure))
@@ -40,7 +39,14 @@ def log_models(run: Run, config: Config, subjects: Sequence[SelectedModel], rows
         if views.exists():
             pictures["views"] = views
         model_job(
-            config, run, subject.name, subject.role, row.evaluation, summary(row), predictions(run, subject), pictures
+            config,
+            run,
+            subject.name,
+            subject.role,
+            subject.task.tables(row.evaluation),
+            summary(row),
+            predictions(run, subject, row.evaluation),
+            pictures,
         )
 
 
@@ -51,22 +57,15 @@ def summary(row: ModelRow) -> Mapping[str, float]:
     return {**row.metrics, **{name: float(value) for name, value in costs.items() if value is not None}, **times}
 
 
-def predictions(run: Run, subject: SelectedModel) -> list[Prediction]:
+def predictions(run: Run, subject: SelectedModel, evaluation: Record) -> list[Prediction]:
     """The first ``logger.predictions`` test images and what the model says of them."""
     count, source = subject.config.logger.predictions, subject.data.sources["test"]
     with np.load(run.folder / "evaluation" / f"{subject.name}.npz", allow_pickle=False) as kept:
-        logits, label, index = kept["logits"][:count], kept["label"][:count], kept["index"][:count]
-    shifted = np.exp(logits - logits.max(1, keepdims=True))
-    share = shifted / shifted.sum(1, keepdims=True)
-    classes, found = subject.meta.classes, []
-    for row, position in enumerate(index.tolist()):
+        answers = Answers(kept["logits"][:count], kept["label"][:count], kept["index"][:count])
+    found = []
+    for position, outcome in zip(answers.index.tolist(), subject.task.outcomes(answers, evaluation), strict=True):
         image, _ = source[position]
         image = image.convert("RGB")
         image.thumbnail((THUMBNAIL, THUMBNAIL))
-        best = int(share[row].argmax())
-        found.append(
-            Prediction(
-                str(source.keys[position]), image, classes[int(label[row])], classes[best], float(share[row, best])
-            )
-        )
+        found.append(Prediction(str(source.keys[position]), image, *outcome))
     return found

@@ -1,4 +1,4 @@
-"""``mode=predict``: what is on these pictures."""
+"""``mode=predict``: what a model predicts for these pictures."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from vitlab.errors import UserError
 from vitlab.files import read_json
 from vitlab.modes.input_images import expand, read_all
 from vitlab.modes.select_model import SelectedModel, find_subject
+from vitlab.tasks.base import Task, Top
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,23 +38,15 @@ PATH_WIDTH = 60  # columns of the table that a path gets at most
 
 @dataclass
 class Prediction:
-    """What the network says of one file, or why there is nothing to say."""
+    """What the network predicts for one file, or why there is nothing to predict."""
 
     path: str
-    top: list[tuple[str, float]]  # (class, probability), the most probable first
+    top: Top  # (name, probability), the most probable first
     error: str = ""
-
-    def record(self) -> dict[str, object]:
-        """As JSON takes it."""
-        if self.error:
-            return {"path": self.path, "error": self.error}
-        name, probability = self.top[0]
-        top = [{"class": one, "probability": round(p, 6)} for one, p in self.top]
-        return {"path": self.path, "class": name, "probability": round(probability, 6), "top": top}
 
 
 def answer(composed: Composed) -> int:
-    """Name what is on the pictures of ``input=``: table, JSON lines or CSV; 2 where some could not be read.
+    """Predict the pictures of ``input=``: table, JSON lines or CSV; 2 where some could not be read.
 
     Raises:
         UserError: no model, no pictures, or an unknown format.
@@ -65,14 +58,15 @@ def answer(composed: Composed) -> int:
     from vitlab.training.distributed import configure_torch
 
     configure_torch(config)
-    scale = temperature(subject) if config.predict.calibrated else None
+    fitted = fitted_of(subject) if config.predict.calibrated else {}
     print(f"model          {subject.artifact or subject.title}", file=sys.stderr)
-    print(f"probabilities  {_told(subject, scale)}", file=sys.stderr)
+    calibrated = config.predict.calibrated and subject.run is not None
+    print(f"probabilities  {subject.task.describe_fitted(_evaluated(subject), calibrated)}", file=sys.stderr)
     total = bad = 0
     used: set[Path] = set()  # a second picture called cat becomes cat-17.png
     with _target(config.predict) as file:
-        writer = Writer(config.predict, file, len(subject.meta.classes))
-        for batch in predictions(subject, paths, scale or 1.0):
+        writer = Writer(config.predict, file, len(subject.meta.classes), subject.task)
+        for batch in predictions(subject, paths, fitted):
             writer.write([one for one, _ in batch])
             for one, image in batch:
                 total += 1
@@ -92,10 +86,10 @@ def answer(composed: Composed) -> int:
     return 2 if bad else 0
 
 
-def temperature(subject: SelectedModel) -> float | None:
-    """The temperature that the evaluation of its run fitted for this model; None where there is none."""
-    fitted = _evaluated(subject).get("temperature")
-    return float(fitted["value"]) if fitted else None
+def fitted_of(subject: SelectedModel) -> dict[str, Any]:
+    """What the evaluation of its run fitted for this model (a temperature, thresholds); of a model folder alone, what
+    stands in its description."""
+    return subject.task.fitted(_evaluated(subject)) or (subject.meta.fitted if subject.artifact is not None else {})
 
 
 def _evaluated(subject: SelectedModel) -> dict[str, Any]:
@@ -106,18 +100,6 @@ def _evaluated(subject: SelectedModel) -> dict[str, Any]:
     return dict(read_json(path)) if path.is_file() else {}
 
 
-def _told(subject: SelectedModel, scale: float | None) -> str:
-    """Whether probabilities are calibrated, and by what; or why they are not."""
-    if scale is not None:
-        fitted = _evaluated(subject)["temperature"].get("fitted_on")
-        return f"calibrated: logits divided by {scale:.3g}" + (f", fitted on the {fitted}" if fitted else "")
-    if not subject.config.predict.calibrated or subject.run is None:
-        return "as the network gives them"
-    evaluated = _evaluated(subject)
-    why = evaluated.get("no_temperature") or ("mode=evaluate fits one" if not evaluated else "")
-    return "as the network gives them" + (f"; no temperature was fitted: {why}" if why else "")
-
-
 def view_of(meta: ModelMeta) -> EvalView:
     """The view that the model was measured with."""
     from vitlab.distill.views import EvalView
@@ -126,7 +108,7 @@ def view_of(meta: ModelMeta) -> EvalView:
 
 
 def predictions(
-    subject: SelectedModel, paths: Iterator[str], scale: float
+    subject: SelectedModel, paths: Iterator[str], fitted: dict[str, Any]
 ) -> Iterator[list[tuple[Prediction, Image.Image | None]]]:
     """Predictions in the order of ``paths``, a batch at a time, each with its picture; None for one that is bad."""
     network = subject.network().to(subject.device).eval()
@@ -135,7 +117,7 @@ def predictions(
     read = read_all(paths, subject.config.hardware.workers or subject.config.hardware.threads, max(2 * size, 16))
     while batch := list(itertools.islice(read, size)):
         good = [image for _, image in batch if not isinstance(image, UserError)]
-        top = iter(_top(network, subject, [view(image) for image in good], scale, names))
+        top = iter(_top(network, subject, [view(image) for image in good], fitted, names))
         yield [
             (Prediction(path, [], _reason(image, path)), None)
             if isinstance(image, UserError)
@@ -145,19 +127,16 @@ def predictions(
 
 
 def _top(
-    network: nn.Module, subject: SelectedModel, views: Sequence[object], scale: float, names: Sequence[str]
-) -> list[list[tuple[str, float]]]:
-    """The most probable classes of each view [3, S, S]."""
+    network: nn.Module, subject: SelectedModel, views: Sequence[object], fitted: dict[str, Any], names: Sequence[str]
+) -> list[Top]:
+    """What the task predicts for each view [3, S, S]."""
     if not views:
         return []
     import torch
 
     with torch.inference_mode():
         image = torch.stack(list(views)).to(subject.device)  # type: ignore[arg-type]  # torch is not imported above
-        prob = (network(image).double() / scale).softmax(1).cpu()
-    best, which = prob.topk(min(subject.config.predict.topk, prob.shape[1]), dim=1)
-    pairs = zip(which.tolist(), best.tolist(), strict=True)
-    return [[(names[c], p) for c, p in zip(row, values, strict=True)] for row, values in pairs]
+        return subject.task.predict(network(image), names, subject.config.predict.topk, fitted)
 
 
 def _reason(error: UserError, path: str) -> str:
@@ -200,19 +179,18 @@ def _target(spec: PredictConfig) -> Iterator[TextIO]:
 class Writer:
     """Predictions as lines, batch by batch, so that a pipe gets them as they come."""
 
-    def __init__(self, spec: PredictConfig, file: TextIO, classes: int) -> None:
-        self.format, self.file = spec.format, file
+    def __init__(self, spec: PredictConfig, file: TextIO, classes: int, task: Task) -> None:
+        self.format, self.file, self.task = spec.format, file, task
         self.topk = min(spec.topk, classes)
         self.width = 0
         if self.format == "csv":
-            places = [["class", "probability"], *([f"class_{n}", f"probability_{n}"] for n in range(2, self.topk + 1))]
-            self._csv([["path", *itertools.chain(*places), "error"]])
+            self._csv([["path", *task.prediction_columns(self.topk), "error"]])
 
     def write(self, batch: Sequence[Prediction]) -> None:
         """Append a batch."""
         match self.format:
             case "jsonl":
-                text = "".join(json.dumps(one.record(), ensure_ascii=False) + "\n" for one in batch)
+                text = "".join(json.dumps(self._record(one), ensure_ascii=False) + "\n" for one in batch)
                 # a file name may be any bytes; JSON escapes what is no text
                 self.file.write(text.encode("utf-8", "backslashreplace").decode())
             case "csv":
@@ -221,10 +199,16 @@ class Writer:
                 self._table([one for one in batch if not one.error])
         self.file.flush()
 
+    def _record(self, one: Prediction) -> dict[str, object]:
+        """As JSON takes it."""
+        if one.error:
+            return {"path": one.path, "error": one.error}
+        return {"path": one.path, **self.task.prediction_record(one.top)}
+
     def _row(self, one: Prediction) -> list[str]:
-        places = [value for name, p in one.top for value in (name, f"{p:.6f}")]
         path = one.path.encode("utf-8", "backslashreplace").decode()
-        return [path, *places, *[""] * (2 * self.topk - len(places)), one.error]
+        cells = self.task.prediction_cells(one.top, self.topk)
+        return [path, *([""] * len(cells) if one.error else cells), one.error]
 
     def _csv(self, rows: Sequence[Sequence[str]]) -> None:
         buffer = io.StringIO()
@@ -234,11 +218,9 @@ class Writer:
     def _table(self, batch: Sequence[Prediction]) -> None:
         shown = [_shortened(one.path.encode("utf-8", "backslashreplace").decode()) for one in batch]
         self.width = max([self.width, *map(len, shown)])
-        named = max([0, *(len(one.top[0][0]) for one in batch)])
-        for path, one in zip(shown, batch, strict=True):
-            rest = "  ".join(f"{name} {100 * p:.1f}" for name, p in one.top[1:] if p >= 0.0005)
-            (name, p), *_ = one.top
-            self.file.write(f"{path:<{self.width}}  {name:<{named}}  {100 * p:5.1f} %   {rest}".rstrip() + "\n")
+        lines = self.task.prediction_lines([one.top for one in batch])
+        for path, line in zip(shown, lines, strict=True):
+            self.file.write(f"{path:<{self.width}}  {line}".rstrip() + "\n")
 
 
 def _shortened(path: str) -> str:

@@ -22,33 +22,40 @@ from vitlab.report.compare import compare
 from vitlab.report.data import ReportData
 from vitlab.report.write import write_report
 from vitlab.run.run import Run
+from vitlab.tasks.base import find_task
 
 MEANING = "the page of a run written anew, or several side by side: run=[A,B]"
 READS = ("run", "report")
 
 
 def answer(composed: Composed) -> int:
-    """Write and tell; the exit code."""
+    """Write and print; the exit code."""
     found = find_runs(composed)
     if not found:
         raise UserError("mode=report needs a run.", "Give run=FOLDER, or several: run=[A,B].")
     card, figures = None, composed.config.report.figures
     runs = list({run.folder: run for run, _ in found}.values())
     reports = [of_run(run, composed) for run in runs]
+    if len({one.task for one in reports}) > 1:
+        raise UserError(
+            f"The runs have different tasks: {', '.join(sorted({one.task for one in reports}))}.",
+            "Give runs of one task.",
+        )
+    task = find_task(reports[0].task)
     if len(runs) == 1:
         with writing(runs[0], composed):
             data, folder = reports[0], runs[0].folder
-            paths = write_report(folder, data, figures)
-            card = write_card(folder, data)
+            paths = write_report(folder, data, task, figures)
+            card = write_card(folder, data, task)
     else:
         from vitlab.report.compare_runs import side_by_side
 
         names = short_names(runs)
-        data = side_by_side(reports, names, command_of(composed), max(1, composed.config.evaluation.resamples))
+        data = side_by_side(reports, names, command_of(composed), max(1, composed.config.evaluation.resamples), task)
         digest = hashlib.sha256("|".join(str(run.folder) for run in runs).encode()).hexdigest()[:8]
         folder = Path(composed.config.output) / "report" / f"{len(runs)}-runs-{digest}"
-        paths = write_report(folder, data, figures)
-    print(compare(data.rows, data.paper_rows, data.primary, data.dataset.synthetic).text())
+        paths = write_report(folder, data, task, figures)
+    print(compare(data.rows, task.columns, data.paper_rows, data.primary, data.dataset.synthetic).text())
     print(f"\nreport   {paths.html}\n         {paths.markdown}, {len(paths.figures)} figures")
     if card is not None:
         print(f"card     {card}")
@@ -83,7 +90,7 @@ def of_run(run: Run, composed: Composed) -> ReportData:
     if run.state != "finished":
         left = [stage.name for stage in every if stage not in done]
         notes.append(f"The run is not finished: {', '.join(left) or 'its exports and report'} are still to come.")
-    return collect(run, method.__name__, done, result_of(stages), training_command(run), notes)
+    return collect(run, find_task(config.task), method.__name__, done, result_of(stages), training_command(run), notes)
 
 
 def short_names(runs: Sequence[Run]) -> list[str]:

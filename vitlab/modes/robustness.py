@@ -10,7 +10,6 @@ done, and carry the fingerprint of weights and images: what they hold already is
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -20,15 +19,11 @@ from typing import TYPE_CHECKING, Any
 from vitlab.config import Config, EvaluationConfig
 from vitlab.files import atomic_write, read_json, write_json
 from vitlab.measure.robustness_names import CORRUPTIONS, FAMILIES
-from vitlab.modes.evaluation_files import folder_of, stem_of
+from vitlab.modes import evaluation_files
+from vitlab.modes.evaluation_files import folder_of, stem_of, weights_of
 from vitlab.modes.select_model import SelectedModel
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from numpy.typing import NDArray
-
-    from vitlab.data.batch import Batch
     from vitlab.measure.robustness import Robustness
 
 
@@ -143,7 +138,6 @@ def _finish(group: Sequence[SelectedModel], states: Sequence[Robustness]) -> Non
     from vitlab.data.loader import Loader, default_workers
     from vitlab.data.subsets import limit
     from vitlab.measure.robustness import Tally
-    from vitlab.modes.evaluate import class_numbers
     from vitlab.training.interrupt import stop_if_requested
     from vitlab.training.progress import Progress
 
@@ -168,17 +162,15 @@ def _finish(group: Sequence[SelectedModel], states: Sequence[Robustness]) -> Non
     views = CorruptedViews(source, data.eval_view, list(lacking), list(lacking.values()), config.seed)
     loader = iter(Loader(views, batches, default_workers(source, costly=True) if workers is None else workers))
     networks = [one.network().to(device) for one in group]
-    numbers = [class_numbers(data.classes, one.meta.classes, one.title) for one in group]
     total = len(source) * sum(map(len, lacking.values()))
     with Progress(f"corrupted for {', '.join(one.name for one in group)}", total, unit="image") as progress:
         for c, (name, levels) in enumerate(lacking.items()):
             tallies = [Tally() for _ in group]
             for _ in starts:
                 batch = next(loader)
-                for network, tally, number in zip(networks, tallies, numbers, strict=True):
-                    tally.add(
-                        evaluation_logits(network, batch, device), number[batch.label.numpy()], batch.slot.numpy()
-                    )
+                for one, network, tally in zip(group, networks, tallies, strict=True):
+                    label = one.task.match_classes(batch.label.numpy(), data.classes, one.meta.classes, one.title)
+                    tally.add(evaluation_files.evaluation_logits(network, batch, device), label, batch.slot.numpy())
                 progress.update(progress.done + len(batch))
                 stop_if_requested()
             for one, state, tally in zip(group, states, tallies, strict=True):
@@ -197,26 +189,6 @@ def _asked_for(state: Robustness, spec: EvaluationConfig) -> Robustness:
     """``state`` with the cells of this command alone; the file keeps all."""
     names = corruptions_of(spec.corruptions)
     return replace(state, cells=[one for one in state.cells if one.name in names and one.severity in spec.severities])
-
-
-def evaluation_logits(network: torch.nn.Module, batch: Batch, device: torch.device) -> NDArray[np.float32]:
-    """Logits [B, C] of a network in eval mode."""
-    import torch
-
-    with torch.inference_mode():
-        logits: torch.Tensor = network(batch.image.to(device, non_blocking=True))
-    return logits.float().cpu().numpy()
-
-
-def weights_of(subject: SelectedModel) -> str:
-    """SHA-256 of a model's weights: what a measurement of it belongs to."""
-    if subject.meta.sha256:
-        return subject.meta.sha256
-    digest = hashlib.sha256()
-    for name, value in sorted(subject.network().state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def as_csv(state: Robustness) -> str:

@@ -24,6 +24,7 @@ from vitlab.files import read_json, stable_dict
 from vitlab.methods.base import Stage
 from vitlab.modes.find_runs import config_of, find_runs, known_runs, models_of, result_of, typed_keys
 from vitlab.run.run import Run, model_folder
+from vitlab.tasks.base import Task, find_task
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +71,13 @@ class SelectedModel:
             return read_meta(self.artifact)
         return self._bare[1]
 
+    @cached_property
+    def task(self) -> Task:
+        """What the network predicts: as its artifact says, else as the prompt does."""
+        if self.artifact is not None:
+            return find_task(self.meta.task)
+        return find_task(self.config.task)
+
     def network(self) -> nn.Module:
         """The network on the CPU, in eval mode; a new one each time it is asked for.
 
@@ -105,7 +113,7 @@ class SelectedModel:
                 f"dataset.size={self.config.dataset.size}: {self.title} was made for {size_text(self.meta.size)} px.",
                 "Leave dataset.size out.",
             )
-        return open_data(self.config, self.meta, self.typed)
+        return open_data(self.config, self.meta, self.task, self.typed)
 
     @property
     def device(self) -> torch.device:
@@ -121,7 +129,7 @@ class SelectedModel:
         return build(self.config, self.title, self.on_data, self.trained, self.typed)
 
 
-def open_data(config: Config, meta: ModelMeta, typed: frozenset[str] = frozenset()) -> VisionData:
+def open_data(config: Config, meta: ModelMeta, task: Task, typed: frozenset[str] = frozenset()) -> VisionData:
     """The data of ``config`` as ``meta`` wants to see them; a typed ``dataset.crop_pct`` or ``dataset.crop`` wins."""
     from vitlab.data.datamodule import VisionData
     from vitlab.data.loader import LoaderOptions
@@ -143,6 +151,7 @@ def open_data(config: Config, meta: ModelMeta, typed: frozenset[str] = frozenset
         views=None,  # nothing is trained
         seed=config.seed,
         max_images=config.debug.max_images,
+        targets=task,
     )
 
 

@@ -17,9 +17,8 @@ from vitlab.data.paths import shifted_root
 from vitlab.errors import UserError
 from vitlab.files import read_json, write_json
 from vitlab.measure.robustness_names import SHIFTED
-from vitlab.modes import robustness
-from vitlab.modes.evaluation_files import folder_of, stem_of
-from vitlab.modes.robustness import weights_of
+from vitlab.modes import evaluation_files
+from vitlab.modes.evaluation_files import folder_of, stem_of, weights_of
 from vitlab.modes.select_model import SelectedModel
 
 if TYPE_CHECKING:
@@ -163,7 +162,7 @@ class _Reader:
         with Progress(f"{found.title} for {self.subject.name}", len(source), unit="image") as progress:
             for batch in loader:
                 logits, accepted = (
-                    robustness.evaluation_logits(self.network, batch, self.device),
+                    evaluation_files.evaluation_logits(self.network, batch, self.device),
                     right[batch.label.numpy()],
                 )
                 full.add(logits, nearest_accepted(logits, accepted))

@@ -10,6 +10,7 @@ from vitlab.files import atomic_write, read_json
 from vitlab.report.data import ReportData
 from vitlab.report.export_card import Facts, model_card
 from vitlab.report.page import load_code
+from vitlab.report.task import ReportTask
 
 if TYPE_CHECKING:
     from vitlab.models.artifact import ModelMeta
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 CARD_FILE = "model_card.md"
 
 
-def write_card(folder: Path, data: ReportData) -> Path | None:
+def write_card(folder: Path, data: ReportData, task: ReportTask) -> Path | None:
     """``model_card.md`` of the report's primary model, in the run's folder; None where its artifact is not at hand.
 
     Only the text of ``model.json`` is read, so that torch is not needed.
@@ -27,18 +28,6 @@ def write_card(folder: Path, data: ReportData) -> Path | None:
     if not path.is_file() or found is None:
         return None
     meta = cast("ModelMeta", SimpleNamespace(**read_json(path)))
-    fitted = found.temperature
-    extra = (
-        [
-            f"Its probabilities are calibrated by dividing the logits by {fitted.value:.3g} (fitted on the "
-            f"{fitted.fitted_on})."
-        ]
-        if fitted is not None
-        else []
-    )
-    weak = min((c for c in found.per_class if c.recall is not None), key=lambda c: c.recall or 0.0)
-    if weak.recall is not None and weak.recall < found.top1:
-        extra.append(f"Its weakest class is {weak.name}: {weak.recall:.1%} of {weak.n} images are found.")
     facts = Facts(
         title=f"{data.main.name}, {data.title}",
         dataset=data.dataset.name,
@@ -49,8 +38,8 @@ def write_card(folder: Path, data: ReportData) -> Path | None:
         synthetic=data.dataset.synthetic,
         metrics=found.metrics(),
         intervals=found.intervals,
-        extra=(*extra, *data.notes),
-        code=data.load_code or load_code(data),
+        extra=(*task.card_sentences(found), *data.notes),
+        code=load_code(data, task),
     )
-    atomic_write(folder / CARD_FILE, model_card(meta, facts))
+    atomic_write(folder / CARD_FILE, model_card(meta, facts, task))
     return folder / CARD_FILE

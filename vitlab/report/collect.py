@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vitlab.files import read_json
-from vitlab.measure.classification import Evaluation
 from vitlab.measure.cost_record import Cost, Latency, Memory
 from vitlab.measure.robustness import Robustness, Shifted
 from vitlab.measure.timing import Timing
-from vitlab.report.compare import device, file_size, percent
+from vitlab.report.compare import capitalised, device, file_size, percent
 from vitlab.report.data import (
     DatasetInfo,
     Example,
@@ -24,18 +23,26 @@ from vitlab.report.data import (
     comparison,
     curves_of,
 )
+from vitlab.report.task import ReportTask
 from vitlab.run.recorder import read_rows
 from vitlab.run.run import Run
 from vitlab.stage import Stage
 
 
 def collect(
-    run: Run, method: str, stages: Sequence[Stage], primary: Stage, command: str, notes: Sequence[str]
+    run: Run,
+    task: ReportTask,
+    method: str,
+    stages: Sequence[Stage],
+    primary: Stage,
+    command: str,
+    notes: Sequence[str],
 ) -> ReportData:
     """Everything that the report of a finished run says.
 
     Args:
         run: its folder holds ``evaluation/`` and ``benchmark/``.
+        task: of its models.
         method: as the title calls it.
         stages: of the method, in order.
         primary: the stage whose model the run is about.
@@ -45,7 +52,9 @@ def collect(
     folder = run.folder
     dataset = DatasetInfo(**read_json(folder / "evaluation" / "dataset.json"))
     costs = _dict(run.read_done("benchmark")["costs"])
-    rows = [_row(run, stage, costs) for stage in stages if (folder / "evaluation" / f"{stage.name}.json").exists()]
+    rows = [
+        _row(run, task, stage, costs) for stage in stages if (folder / "evaluation" / f"{stage.name}.json").exists()
+    ]
     tree = run.tree
     few = _dict(tree["dataset"])["labels_per_class"]
     notes = list(notes)
@@ -57,7 +66,7 @@ def collect(
     told = f"{dataset.train:,} training images" + (f" ({few} of each class)" if few else "")
     return ReportData(
         title=f"{method} on {dataset.name}",
-        summary=_summary(rows, primary.title, told, dataset),
+        summary=_summary(rows, primary.title, told, dataset, task),
         command=command,
         run=str(folder),
         created=run.created,
@@ -74,6 +83,7 @@ def collect(
         environment=json.loads((folder / "environment.jsonl").read_text().splitlines()[-1]),
         config=(folder / "config.yaml").read_text(),
         notes=[*notes, *(str(note) for stage in stages for note in _list(run.read_done(stage.name).get("notes")))],
+        task=task.name,
     )
 
 
@@ -118,7 +128,7 @@ def _timings(path: Path, rows: Sequence[ModelRow]) -> list[Timing]:
     return [Timing(**one) for one in found]
 
 
-def _row(run: Run, stage: Stage, costs: dict[str, Any]) -> ModelRow:
+def _row(run: Run, task: ReportTask, stage: Stage, costs: dict[str, Any]) -> ModelRow:
     record = run.read_done(stage.name)
     cost = costs[stage.name]
     model = read_json(run.folder / stage.name / "model.json")
@@ -126,7 +136,7 @@ def _row(run: Run, stage: Stage, costs: dict[str, Any]) -> ModelRow:
         name=stage.title,
         stage=stage.name,
         role=stage.role,
-        evaluation=Evaluation.from_dict(read_json(run.folder / "evaluation" / f"{stage.name}.json")),
+        evaluation=task.read_evaluation(read_json(run.folder / "evaluation" / f"{stage.name}.json")),
         cost=Cost(
             params=cost["params"],
             macs=cost["macs"],
@@ -156,11 +166,12 @@ def _measured(run: Run, stage: Stage, kind: str, model: dict[str, Any], read: ty
     return found if found.model == model["sha256"] else None
 
 
-def _summary(rows: Sequence[ModelRow], primary: str, told: str, dataset: DatasetInfo) -> str:
+def _summary(rows: Sequence[ModelRow], primary: str, told: str, dataset: DatasetInfo, task: ReportTask) -> str:
     main = next(row for row in rows if row.name == primary)
-    text = f"{main.name[0].upper()}{main.name[1:]}: {percent(main.metrics['top1'])} % top-1 on {dataset.test:,} images "
+    key, name = task.headline.key, task.headline.name
+    text = f"{capitalised(main.name)}: {percent(main.metrics[key])} % {name} on {dataset.test:,} images "
     text += f"after learning from {told}"
-    others = [f"{row.name} {percent(row.metrics['top1'])} %" for row in rows if row is not main]
+    others = [f"{row.name} {percent(row.metrics[key])} %" for row in rows if row is not main]
     return text + (f"; {', '.join(others)}." if others else ".")
 
 

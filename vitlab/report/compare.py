@@ -78,6 +78,11 @@ def clip(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
+def capitalised(text: str) -> str:
+    """With a capital first letter; the others stay as they are (mAP)."""
+    return text[:1].upper() + text[1:]
+
+
 def wrap(text: str, width: int) -> str:
     """On at most three lines of at most ``width`` characters, for names in figures."""
     return "\n".join(textwrap.wrap(text, width, max_lines=3, placeholder="…"))
@@ -104,7 +109,8 @@ class Column:
     spread: Callable[[Cost], tuple[float, float] | None] = lambda cost: None  # of a measured time: 10 and 90 %
 
 
-def _metric(key: str) -> Callable[[dict[str, float], Cost], float | None]:
+def metric(key: str) -> Callable[[dict[str, float], Cost], float | None]:
+    """The value of a column: one of the metrics of an evaluation."""
     return lambda metrics, cost: metrics.get(key)
 
 
@@ -134,8 +140,8 @@ def _spread(batch: int) -> Callable[[Cost], tuple[float, float] | None]:
     return value
 
 
-def columns_for(rows: Sequence[ModelRow | PaperRow], top_k: int = 5) -> list[Column]:
-    """The columns that at least one row can fill: accuracy, calibration, then cost."""
+def columns_for(rows: Sequence[ModelRow | PaperRow], metrics: Sequence[Column]) -> list[Column]:
+    """The columns that at least one row can fill: the task's metrics, then cost."""
     batches = sorted({each.batch for row in rows for each in row.cost.latency})
     latency = [
         Column(
@@ -168,10 +174,7 @@ def columns_for(rows: Sequence[ModelRow | PaperRow], top_k: int = 5) -> list[Col
         for name in dict.fromkeys(name for row in rows for name in row.cost.extra_macs)
     ]
     every = [
-        Column("Top-1 %", _metric("top1"), percent, +1, "images whose label has the largest logit"),
-        Column(f"Top-{top_k} %", _metric("top5"), percent, +1, f"label among the {top_k} largest logits"),
-        Column("NLL", _metric("nll"), lambda v: f"{v:.3f}", -1, "mean negative log-likelihood of the label, in nats"),
-        Column("ECE %", _metric("ece"), percent, -1, "expected calibration error: how far confidence is from accuracy"),
+        *metrics,
         Column("Params", lambda m, c: c.params, si, -1, "trainable numbers"),
         Column("MACs", lambda m, c: c.macs, si, -1, "multiply-adds for one image"),
         *counts,
@@ -271,16 +274,20 @@ def _md_row(cells: Sequence[str]) -> str:
 
 def compare(
     rows: Sequence[ModelRow],
+    metrics: Callable[[Sequence[ModelRow | PaperRow]], list[Column]],
     paper_rows: Sequence[PaperRow] = (),
     primary: str = "",
     synthetic: bool = False,
 ) -> Table:
-    """The table of ``rows``, each followed by the published rows that stand beside it."""
+    """The table of ``rows``, each followed by the published rows that stand beside it.
+
+    Args:
+        metrics: gives the columns of what the task measures (``task.columns``); those of cost follow.
+    """
     order: list[ModelRow | PaperRow] = []
     for row in rows:
         order += [row, *(paper for paper in paper_rows if paper.beside == row.name)]
-    top_k = next((row.evaluation.top_k for row in rows if row.evaluation is not None), 5)
-    columns = columns_for(order, top_k)
+    columns = columns_for(order, metrics(order))
     values = [[column.value(row.metrics, row.cost) for column in columns] for row in order]
     cells = [
         [DASH if v is None else column.show(v) for v, column in zip(line, columns, strict=True)] for line in values

@@ -12,13 +12,15 @@ import numpy as np
 
 from vitlab.errors import UserError
 from vitlab.files import read_json
-from vitlab.measure.bootstrap import Comparison, compare_models
-from vitlab.measure.classification import Scores, score
+from vitlab.measure.bootstrap import Comparison
 from vitlab.report.compare import percent
 from vitlab.report.data import Curve, ModelRow, ReportData, StageRow
+from vitlab.report.task import ReportTask
 
 
-def side_by_side(reports: Sequence[ReportData], names: Sequence[str], command: str, resamples: int) -> ReportData:
+def side_by_side(
+    reports: Sequence[ReportData], names: Sequence[str], command: str, resamples: int, task: ReportTask
+) -> ReportData:
     """One report of the results of several runs; the first is the one that the others are compared with.
 
     Args:
@@ -26,6 +28,7 @@ def side_by_side(reports: Sequence[ReportData], names: Sequence[str], command: s
         names: short and different, one a run.
         command: what was typed.
         resamples: of the bootstrap.
+        task: of all runs.
 
     Raises:
         UserError: two runs were measured on different images.
@@ -47,8 +50,9 @@ def side_by_side(reports: Sequence[ReportData], names: Sequence[str], command: s
     for name, own in zip(names[1:], answers[1:], strict=True):
         same = np.array_equal(own[0], answers[0][0]) and np.array_equal(own[1], answers[0][1])
         if same:
-            bins = first.main.evaluation.bins if first.main.evaluation else 15
-            comparisons.append(compare_models(names[0], name, answers[0][2], own[2], bins, resamples))
+            found = first.main.evaluation
+            assert found is not None  # the files of an evaluation are there
+            comparisons.append(task.compare_logits(names[0], name, answers[0][2], own[2], found, resamples))
         else:
             notes.append(
                 f"{name} answered other images than {names[0]} (another sample or order): not compared in pairs."
@@ -59,13 +63,14 @@ def side_by_side(reports: Sequence[ReportData], names: Sequence[str], command: s
             f"The times are of different sessions; taken in turns they compare better: mode=benchmark run=[{places}], "
             "then this report again."
         )
-    best = max(rows, key=lambda row: row.metrics["top1"])
+    headline = task.headline
+    best = max(rows, key=lambda row: row.metrics[headline.key] * (1 if headline.higher else -1))
     dataset = first.dataset
     return replace(
         first,
         title=f"{len(reports)} runs on {dataset.name}",
-        summary=f"{len(reports)} runs on the same {dataset.test:,} images; the highest top-1 is that of {best.name}, "
-        f"{percent(best.metrics['top1'])} %.",
+        summary=f"{len(reports)} runs on the same {dataset.test:,} images; the best {headline.name} is that of "
+        f"{best.name}, {percent(best.metrics[headline.key])} %.",
         command=command,
         rows=rows,
         primary=names[0],
@@ -105,12 +110,12 @@ def _measured(one: ReportData) -> str:
     return f"{data.name} ({data.split} split, {data.test:,} images, {len(data.classes)} classes)"
 
 
-def _answers(one: ReportData) -> tuple[Any, Any, Scores]:
-    """Image numbers and labels in the order of the images, and what each image contributes."""
-    kept = np.load(Path(one.run) / "evaluation" / f"{one.main.stage}.npz", allow_pickle=False)
+def _answers(one: ReportData) -> tuple[Any, Any, dict[str, Any]]:
+    """Image numbers and labels in the order of the images, and the file that they are from."""
+    with np.load(Path(one.run) / "evaluation" / f"{one.main.stage}.npz", allow_pickle=False) as file:
+        kept = {name: file[name] for name in ("logits", "label", "index", "group") if name in file}
     order = np.argsort(kept["index"], kind="stable")
-    label = kept["label"][order]
-    return kept["index"][order], label, score(kept["logits"][order], label)
+    return kept["index"][order], kept["label"][order], kept
 
 
 def _curves(name: str, one: ReportData) -> list[Curve]:

@@ -1,4 +1,4 @@
-"""How the trainings went: loss, learning rate and validation accuracy over the steps, all stages in one figure.
+"""How the trainings went: loss, learning rate and the headline metric of validation, all stages in one figure.
 
 Lines carry their names at their ends instead of a legend. Colours come from :func:`vitlab.report.style.slots`.
 """
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vitlab.report.compare import tick, wrap
 from vitlab.report.data import Curve
+from vitlab.report.pieces import Headline
 from vitlab.report.style import Theme, figure
 
 if TYPE_CHECKING:
@@ -156,13 +157,13 @@ def loss(curves: Sequence[Curve], theme: Theme, colours: Mapping[str, int]) -> F
     return drawing
 
 
-def accuracy(curves: Sequence[Curve], theme: Theme, colours: Mapping[str, int]) -> Figure | None:
-    """Validation top-1; the axis begins where the lines are after their first sixth, so that their ends can be
-    told apart."""
-    lines = series(curves, "val_top1", theme, colours)
+def accuracy(curves: Sequence[Curve], theme: Theme, colours: Mapping[str, int], headline: Headline) -> Figure | None:
+    """The headline metric on validation images; the axis begins where the lines are after their first sixth, so that
+    their ends are separated."""
+    lines = series(curves, f"val_{headline.key}", theme, colours)
     if not lines:
         return None
-    drawing, axes = _axes("Validation top-1 %")
+    drawing, axes = _axes(f"Validation {headline.name} %")
     for line in lines:
         line.y = 100 * line.y
         axes.plot(line.x, line.y, color=line.colour)

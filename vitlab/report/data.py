@@ -9,20 +9,30 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitlab.files import read_json, write_json
 from vitlab.measure.bootstrap import Comparison, Difference
-from vitlab.measure.classification import Evaluation
 from vitlab.measure.cost_record import Cost
+from vitlab.measure.record import Record
 from vitlab.measure.robustness import Robustness, Shifted
 from vitlab.measure.timing import Timing
+
+CLASSIFICATION = "classification"
+"""The task of a report that names none."""
+
+
+class EvaluationReader(Protocol):
+    """A task, as far as reading a report needs it."""
+
+    def read_evaluation(self, value: dict[str, Any]) -> Record:
+        """The inverse of :meth:`Record.to_dict`."""
 
 
 @dataclass
@@ -49,8 +59,8 @@ class ModelRow:
     name: str  # unique within the report, e.g. "student, stored labels"
     stage: str  # the stage that made it
     role: str  # teacher | student | baseline
-    metrics: dict[str, float] = field(default_factory=dict)  # keys of Evaluation.metrics()
-    evaluation: Evaluation | None = None
+    metrics: dict[str, float] = field(default_factory=dict)  # keys of Record.metrics()
+    evaluation: Record | None = None
     cost: Cost = field(default_factory=Cost)
     folder: str = ""  # model artifact
     architecture: str = ""  # timm name
@@ -89,7 +99,7 @@ class StageRow:
 class Curve:
     """The life of one training, from ``metrics.jsonl``: points are ``{"step": 20, "loss": 1.9, "lr": 1e-3, ...}``.
 
-    Drawn are ``loss``, ``lr`` and ``val_top1`` (a share); other values are kept and not drawn.
+    Drawn are ``loss``, ``lr`` and the task's headline metric (``val_top1``); other values are kept and not drawn.
     """
 
     stage: str
@@ -99,7 +109,7 @@ class Curve:
 
 @dataclass
 class Example:
-    """One image that was called by a wrong name (or, with ``label == predicted``, by the right one)."""
+    """One image whose prediction is wrong (or, with ``label == predicted``, right); several labels are one text."""
 
     png: str  # base64
     label: str
@@ -178,6 +188,7 @@ class ReportData:
     comparisons: list[Comparison] = field(default_factory=list)  # of pairs of rows, on the same images
     timings: list[Timing] = field(default_factory=list)  # of mode=benchmark: models (rows' names) in several backends
     load_code: str = ""  # Python that uses the primary model; "": made from run and the primary row's folder
+    task: str = CLASSIFICATION  # what the models predict: the name of a task
 
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]
@@ -200,16 +211,19 @@ class ReportData:
         for kind in ("rows", "paper_rows"):
             for shown, row in zip(plain[kind], getattr(self, kind), strict=True):
                 shown["cost"] = row.cost.to_dict()
+        if self.task == CLASSIFICATION:  # absent means classification: reports of before there were tasks
+            del plain["task"]
         write_json(path, plain)
 
     @classmethod
-    def load(cls, path: Path) -> ReportData:
-        """The inverse of :meth:`save`."""
-        return cls.from_dict(read_json(path))
+    def load(cls, path: Path, find_task: Callable[[str], EvaluationReader]) -> ReportData:
+        """The inverse of :meth:`save`; ``find_task`` gives the task of a name (:func:`vitlab.tasks.base.find_task`)."""
+        value = read_json(path)
+        return cls.from_dict(value, find_task(value.get("task", CLASSIFICATION)))
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> ReportData:
-        """The inverse of :func:`dataclasses.asdict`."""
+    def from_dict(cls, value: Mapping[str, Any], task: EvaluationReader) -> ReportData:
+        """The inverse of :func:`dataclasses.asdict`; ``task`` reads the evaluations."""
         plain = dict(value)
         plain["dataset"] = DatasetInfo(**value["dataset"])
         plain["rows"] = [
@@ -217,7 +231,7 @@ class ReportData:
                 **{
                     **row,
                     "cost": Cost.from_dict(row["cost"]),
-                    "evaluation": None if row["evaluation"] is None else Evaluation.from_dict(row["evaluation"]),
+                    "evaluation": None if row["evaluation"] is None else task.read_evaluation(row["evaluation"]),
                     "robust": Robustness.from_dict(row["robust"]) if row.get("robust") else None,
                     "shifted": Shifted.from_dict(row["shifted"]) if row.get("shifted") else None,
                 }

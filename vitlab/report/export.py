@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vitlab.errors import UserError
 from vitlab.files import atomic_write
-from vitlab.models.artifact import ModelMeta, load_model, rebuild, save_model
+from vitlab.models.artifact import ModelMeta, as_json, load_model, rebuild, save_model
 from vitlab.models.checkpoints import WEIGHTS_FILE
 from vitlab.models.eval_mode import eval_mode
 from vitlab.report.export_card import Facts, model_card
@@ -31,6 +31,7 @@ from vitlab.report.export_check import Exported, Test, compare, quiet
 from vitlab.report.export_formats import FORMATS
 from vitlab.report.export_onnx import export_int8, export_onnx, require_onnx, to_onnx
 from vitlab.report.export_timm import export_hub, export_timm, non_timm_part
+from vitlab.report.task import ReportTask
 
 __all__ = ["Exported", "export"]
 
@@ -44,6 +45,7 @@ def export(
     formats: Sequence[str],
     sample: Tensor,
     tolerance: float,
+    task: ReportTask,
     test: Test | None = None,
     facts: Facts | None = None,
 ) -> list[Exported]:
@@ -56,6 +58,7 @@ def export(
         formats: what to write, in this order.
         sample: real images [B, 3, H, W] with B >= 3, normalised, on which the logits are compared.
         tolerance: largest allowed difference of a logit; of onnx_int8 the accuracy is measured instead.
+        task: what the network predicts: names of the outputs, metadata, how an inexact export is measured.
         test: opens the labelled images for that.
         facts: for the model card.
 
@@ -69,14 +72,14 @@ def export(
     # A network of its own: exporters see no hooks, wrappers or cached tables of the one that was trained.
     clean = partial(rebuild, meta, {name: value.detach().cpu() for name, value in model.state_dict().items()})
     here = sample.cpu().float()
-    graph = cache(lambda: to_onnx(clean(), meta, here))
+    graph = cache(lambda: to_onnx(clean(), meta, here, task))
     facts = facts or Facts(meta.name)
     writers: dict[str, Callable[[], Exported]] = {  # of each of FORMATS
         "safetensors": lambda: _export_safetensors(model, meta, folder, sample, tolerance),
         "timm": lambda: export_timm(clean(), meta, folder, here, tolerance),
-        "hub": lambda: export_hub(clean(), meta, folder, here, tolerance, _card(meta, facts)),
-        "onnx": lambda: export_onnx(graph(), clean(), folder, here, tolerance),
-        "onnx_int8": lambda: export_int8(graph(), clean(), folder, here, test),
+        "hub": lambda: export_hub(clean(), meta, folder, here, tolerance, _card(meta, facts, task)),
+        "onnx": lambda: export_onnx(graph(), clean(), folder, here, tolerance, task),
+        "onnx_int8": lambda: export_int8(graph(), clean(), meta, folder, here, test, task),
         "torch_export": lambda: _export_program(clean(), meta, folder, here, tolerance),
     }
     if unknown := [name for name in formats if name not in FORMATS]:
@@ -106,7 +109,7 @@ def _export_program(model: nn.Module, meta: ModelMeta, folder: Path, sample: Ten
             program = torch.export.export(
                 model, (sample[:2].clone(),), dynamic_shapes=({0: torch.export.Dim("batch")},)
             )
-            torch.export.save(program, temporary, extra_files={"model.json": json.dumps(asdict(meta))})
+            torch.export.save(program, temporary, extra_files={"model.json": json.dumps(as_json(meta))})
             again = torch.export.load(temporary).module()
         difference = compare("torch.export", again, model, sample, tolerance)
         atomic_write(path, temporary.read_bytes())
@@ -122,5 +125,5 @@ def _export_program(model: nn.Module, meta: ModelMeta, folder: Path, sample: Ten
     }
 
 
-def _card(meta: ModelMeta, facts: Facts) -> str:
-    return model_card(meta, replace(facts, imports=non_timm_part(meta)))
+def _card(meta: ModelMeta, facts: Facts, task: ReportTask) -> str:
+    return model_card(meta, replace(facts, imports=non_timm_part(meta)), task)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vitlab.config.size import sides_text
+from vitlab.report.task import ReportTask
 
 if TYPE_CHECKING:
     from vitlab.models.artifact import ModelMeta
@@ -34,12 +35,12 @@ class Facts:
     origin: str = ""  # who made the data, and under which licence, as far as it is stated
 
 
-def model_card(meta: ModelMeta, facts: Facts) -> str:
+def model_card(meta: ModelMeta, facts: Facts, task: ReportTask) -> str:
     """README.md of the hub layout: YAML head for the hub, then prose for people."""
     head: dict[str, object] = {
         "library_name": "vitlab" if facts.code else "timm",
-        "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "timm", "vitlab", *([meta.method] if meta.method else [])],
+        "pipeline_tag": task.pipeline,
+        "tags": [task.pipeline, "timm", "vitlab", *([meta.method] if meta.method else [])],
     }
     if meta.licence:
         head["license"] = meta.licence
@@ -50,7 +51,7 @@ def model_card(meta: ModelMeta, facts: Facts) -> str:
     lines = [
         f"---\n{yaml}\n---",
         f"# {facts.title}",
-        f"A `{meta.name}` that sorts images into {len(meta.classes)} classes ({names}), "
+        f"A `{meta.name}` {task.card_purpose(len(meta.classes))} ({names}), "
         + (
             f"trained with vitlab {meta.vitlab}, method {meta.method}."
             if meta.method
@@ -61,11 +62,11 @@ def model_card(meta: ModelMeta, facts: Facts) -> str:
         f"Input: RGB, {sides_text(meta.size)} px, scaled to [0, 1], minus {_list(meta.mean)}, divided by "
         f"{_list(meta.std)}." + ("" if facts.code else " The order of the logits is `label_names` in config.json."),
         "## Measured",
-        _measured(facts),
+        _measured(facts, task),
         "## Origin and licence",
         _origin(meta, facts),
         "## Limits",
-        "\n".join(f"- {one}" for one in _limits(meta, facts)),
+        "\n".join(f"- {one}" for one in _limits(meta, facts, task)),
     ]
     return "\n\n".join(lines) + "\n"
 
@@ -83,20 +84,12 @@ def _code(facts: Facts) -> str:
     )
 
 
-def _measured(facts: Facts) -> str:
+def _measured(facts: Facts, task: ReportTask) -> str:
     if not facts.metrics:
         return "Nothing was measured before this export."
-    known = {
-        "top1": ("Top-1 %", 100.0),
-        "top5": ("Top-5 %", 100.0),
-        "balanced": ("Mean recall %", 100.0),
-        "nll": ("Negative log-likelihood, nats", 1.0),
-        "ece": ("Expected calibration error %", 100.0),
-        "brier": ("Brier score", 1.0),
-    }
     rows = [
         (name, f"{scale * facts.metrics[key]:.4g}", _interval(facts, key, scale))
-        for key, (name, scale) in known.items()
+        for key, (name, scale) in task.card_metrics.items()
         if key in facts.metrics
     ]
     head = f"On {facts.images:,} images of the {facts.split} split of {facts.dataset}"
@@ -128,10 +121,10 @@ def _origin(meta: ModelMeta, facts: Facts) -> str:
     return f"{start}{licence}{data}{origin} The licence of the data is that of their publisher and is not checked here."
 
 
-def _limits(meta: ModelMeta, facts: Facts) -> list[str]:
+def _limits(meta: ModelMeta, facts: Facts, task: ReportTask) -> list[str]:
     lines = [
-        "It names one of its classes for any image, also for one that shows none of them.",
-        f"It was measured on images like those of {facts.dataset}; on others it may be worse, and too sure."
+        *task.card_limits(),
+        f"It was measured on images like those of {facts.dataset}; on others it may be worse, and overconfident."
         if facts.dataset
         else "It was not measured here.",
         f"It sees {sides_text(meta.size)} px: what is smaller than a few pixels of that is lost.",

@@ -7,7 +7,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
 import torch
@@ -17,7 +16,8 @@ from vitlab.errors import UserError
 from vitlab.models.eval_mode import eval_mode
 
 Test = Callable[[], Iterable[tuple[Tensor, Tensor]]]
-"""Opens the labelled images an inexact export is measured on: (image [B, 3, S, S], label [B] as a logit's number)."""
+"""Opens the labelled images an inexact export is measured on: (image [B, 3, S, S], label in the
+order of the logits)."""
 
 
 class Exported(TypedDict):
@@ -28,22 +28,6 @@ class Exported(TypedDict):
     bytes: int
     max_diff: float  # largest |exported - torch| of a logit over the sample images
     note: NotRequired[str]  # what else was measured, or what there is to know
-
-
-@dataclass
-class Accuracy:
-    """An exported network beside the one in memory, on the same labelled images."""
-
-    n: int
-    exported: float  # top-1, a share
-    memory: float
-    agreement: float  # share of the images that both call the same
-
-    def __str__(self) -> str:
-        return (
-            f"top-1 {100 * self.exported:.2f} % instead of {100 * self.memory:.2f} %, the same answer on "
-            f"{100 * self.agreement:.2f} % of {self.n:,} test images"
-        )
 
 
 def compare(
@@ -65,26 +49,6 @@ def compare(
             "format out of export.formats.",
         )
     return difference
-
-
-def accuracy(exported: Callable[[Tensor], Tensor], model: nn.Module, test: Test) -> Accuracy:
-    """Both networks on all of ``test``.
-
-    Raises:
-        ValueError: there are no images.
-    """
-    right = [0, 0]
-    n = same = 0
-    with eval_mode(model):
-        for image, label in test():
-            mine, theirs = model(image).argmax(1), exported(image).argmax(1)
-            right[0] += int((theirs == label).sum())
-            right[1] += int((mine == label).sum())
-            same += int((mine == theirs).sum())
-            n += len(label)
-    if n == 0:
-        raise ValueError("no images to measure on")
-    return Accuracy(n, right[0] / n, right[1] / n, same / n)
 
 
 @contextmanager

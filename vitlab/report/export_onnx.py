@@ -16,8 +16,9 @@ from vitlab.errors import UserError
 from vitlab.files import atomic_write
 from vitlab.models.artifact import ModelMeta
 from vitlab.models.eval_mode import eval_mode
-from vitlab.report.export_check import Exported, Test, accuracy, compare, quiet
+from vitlab.report.export_check import Exported, Test, compare, quiet
 from vitlab.report.export_formats import ONNX_NEEDS
+from vitlab.report.task import ReportTask
 
 if TYPE_CHECKING:
     import onnx
@@ -27,14 +28,24 @@ ONNX_LIMIT = 2**31 - 2**24
 """Bytes of weights that still fit one ONNX file: protobuf stops at 2 GiB, and the graph needs a little."""
 
 
-def export_onnx(content: bytes, model: nn.Module, folder: Path, sample: Tensor, tolerance: float) -> Exported:
+def export_onnx(
+    content: bytes, model: nn.Module, folder: Path, sample: Tensor, tolerance: float, task: ReportTask
+) -> Exported:
     """Write :func:`to_onnx`'s ``content`` as ``model.onnx``, checked in onnxruntime against ``model`` on the CPU."""
-    difference = compare("ONNX", onnx_session(content), model, sample, tolerance)
+    difference = compare("ONNX", onnx_session(content, task), model, sample, tolerance)
     atomic_write(folder / ONNX_FILE, content)
     return {"format": "onnx", "path": str(folder / ONNX_FILE), "bytes": len(content), "max_diff": difference}
 
 
-def export_int8(content: bytes, model: nn.Module, folder: Path, sample: Tensor, test: Test | None) -> Exported:
+def export_int8(
+    content: bytes,
+    model: nn.Module,
+    meta: ModelMeta,
+    folder: Path,
+    sample: Tensor,
+    test: Test | None,
+    task: ReportTask,
+) -> Exported:
     """Write ``model-int8.onnx``: onnxruntime's dynamic quantisation of the linear layers, and measure what it costs.
 
     Weights are stored as 8-bit integers, one scale for each output channel; activations are quantised as they come, by
@@ -55,8 +66,9 @@ def export_int8(content: bytes, model: nn.Module, folder: Path, sample: Tensor, 
             "almost no linear layers.",
             "Leave onnx_int8 out of export.formats.",
         )
-    run = onnx_session(small)
-    found = accuracy(run, model, test)
+    run = onnx_session(small, task)
+    with eval_mode(model):
+        found = task.agreement(run, model, test(), meta.fitted)
     difference = compare("int8", run, model, sample, float("inf"))
     atomic_write(folder / INT8_FILE, small)
     note = f"{found}; {len(content) / len(small):.1f} times smaller than ONNX in float"
@@ -94,8 +106,9 @@ def require_onnx() -> None:
         )
 
 
-def to_onnx(model: nn.Module, meta: ModelMeta, sample: Tensor) -> bytes:
-    """The network as an ONNX file: ``image`` [batch, 3, H, W] float32 -> ``logits`` [batch, classes].
+def to_onnx(model: nn.Module, meta: ModelMeta, sample: Tensor, task: ReportTask) -> bytes:
+    """The network as an ONNX file: ``image`` [batch, 3, H, W] float32 -> the task's outputs (``logits`` [batch,
+    classes]).
 
     Raises:
         UserError: a package is missing, or the network is too large for one file.
@@ -112,7 +125,7 @@ def to_onnx(model: nn.Module, meta: ModelMeta, sample: Tensor) -> bytes:
             model,
             (sample[:2].clone(),),
             input_names=["image"],
-            output_names=["logits"],
+            output_names=list(task.outputs),
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             dynamo=True,
             external_data=False,
@@ -121,7 +134,7 @@ def to_onnx(model: nn.Module, meta: ModelMeta, sample: Tensor) -> bytes:
     if program is None:  # torch's signature allows it for the exporter that is not used here
         raise RuntimeError("torch.onnx.export returned no program")
     proto: onnx.ModelProto = program.model_proto
-    for key, value in onnx_metadata(meta).items():
+    for key, value in (onnx_metadata(meta) | task.export_metadata(meta.fitted)).items():
         proto.metadata_props.add(key=key, value=value)
     content: bytes = proto.SerializeToString()
     return content
@@ -146,7 +159,7 @@ def onnx_metadata(meta: ModelMeta) -> dict[str, str]:
     }
 
 
-def onnx_session(content: bytes) -> Callable[[Tensor], Tensor]:
+def onnx_session(content: bytes, task: ReportTask) -> Callable[[Tensor], Tensor]:
     """The file as a function from images to logits, run by onnxruntime on the CPU."""
     import onnxruntime
 
@@ -156,7 +169,7 @@ def onnx_session(content: bytes) -> Callable[[Tensor], Tensor]:
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def run(image: Tensor) -> Tensor:
-        (logits,) = session.run(["logits"], {"image": image.numpy()})
+        (logits,) = session.run(list(task.outputs), {"image": image.numpy()})
         return torch.from_numpy(logits)
 
     return run

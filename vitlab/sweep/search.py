@@ -36,6 +36,7 @@ from vitlab.run.run import locked
 from vitlab.sweep.jobs import PassSignalsOn, print_line, run_jobs
 from vitlab.sweep.table import Job, results, write_comparison
 from vitlab.sweep.words import example, folder_of, is_of_sweep, values_of
+from vitlab.tasks.base import find_task
 
 if TYPE_CHECKING:
     import optuna
@@ -43,9 +44,6 @@ if TYPE_CHECKING:
 
 STANDING = ("sweep.jobs", "sweep.trials", "sweep.name")
 """Words that may differ when a search continues."""
-
-WATCHED = {"top1": "val_top1", "nll": "val_nll"}
-"""Metrics of the report, and what of the record tells early how they will be."""
 
 
 def search(plain: list[str], swept: list[Override], first: Composed, command: str) -> int:
@@ -134,8 +132,10 @@ class Search:
         self.spec: SweepConfig = first.config.sweep
         self.seed = first.config.seed
         self.words, self.space = words, space
-        self.names = [*self.spec.maximize, *self.spec.minimize] or ["val_top1"]
-        up = len(self.spec.maximize) if self.spec.maximize or self.spec.minimize else 1
+        self.task = find_task(first.config.task)
+        headline = self.task.headline
+        self.names = [*self.spec.maximize, *self.spec.minimize] or [f"val_{headline.key}"]
+        up = len(self.spec.maximize) if self.spec.maximize or self.spec.minimize else int(headline.higher)
         self.study = optuna.create_study(
             storage=f"sqlite:///{folder / 'study.db'}",
             study_name=folder.name,
@@ -171,7 +171,8 @@ class Search:
 
         if self.spec.prune is None:
             return NopPruner()
-        watched = WATCHED.get(self.names[0], self.names[0])
+        name = self.names[0]
+        watched = f"val_{name}" if name in self.task.validated else name
         if watched == self.names[0] and not watched.startswith(("val_", "train_", "loss")):
             raise UserError(
                 f"sweep.prune={self.spec.prune}: nothing tells early how {self.names[0]} will be.",

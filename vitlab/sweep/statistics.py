@@ -1,4 +1,4 @@
-"""Every model of the runs of a sweep, mean and spread over seeds, and said plainly which of them wins."""
+"""Every model of the runs of a sweep, mean and spread over seeds, and which of them wins."""
 
 from __future__ import annotations
 
@@ -6,43 +6,52 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-COLUMNS = (("top1", "Top-1 %", 100.0, 2), ("nll", "NLL", 1.0, 3), ("ece", "ECE %", 100.0, 2))
+from vitlab.report.pieces import Headline
+from vitlab.tasks.base import Task
 
 
-def over_seeds(reports: Sequence[Mapping[str, Any]]) -> tuple[list[list[str]], list[str]]:
+def over_seeds(reports: Sequence[Mapping[str, Any]], task: Task) -> tuple[list[list[str]], list[str]]:
     """The models of runs that differ in nothing but the seed.
 
     Args:
         reports: ``report.json`` of each run.
+        task: of the models.
 
     Returns:
         Rows of a table, the first one its heading, and a sentence for each model beside the result; nothing where
         there are fewer than two runs or models.
     """
-    rows = [{row["name"]: row for row in report["rows"] if "top1" in row["metrics"]} for report in reports]
+    key = task.headline.key
+    rows = [{row["name"]: row for row in report["rows"] if key in row["metrics"]} for report in reports]
     names = [name for name in rows[0] if all(name in one for one in rows)] if rows else []
     if len(rows) < 2 or len(names) < 2:
         return [], []
-    table = [["Model", "Runs", *(title for _, title, _, _ in COLUMNS), "Params", "MACs"]]
+    columns = [one for one in task.metrics if not one.key.startswith("paper_")]
+    table = [["Model", "Runs", *(column.title for column in columns), "Params", "MACs"]]
     for name in names:
         cells = [name, str(len(rows))]
-        for key, _, unit, digits in COLUMNS:
-            values = [unit * one[name]["metrics"][key] for one in rows if key in one[name]["metrics"]]
-            told = len(values) == len(rows)
+        for column in columns:
+            metrics = [one[name]["metrics"] for one in rows]
+            values = [column.unit * one[column.key] for one in metrics if column.key in one]
+            digits, known = column.digits, len(values) == len(rows)
             cells.append(
-                f"{statistics.fmean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}" if told else "–"
+                f"{statistics.fmean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}" if known else "–"
             )
-        for key in ("params", "macs"):
-            counts = [one[name]["cost"].get(key) for one in rows]
-            known = all(isinstance(count, (int, float)) for count in counts)
-            cells.append(f"{statistics.fmean(counts):,.0f}" if known else "–")
+        for cost in ("params", "macs"):
+            counts = [one[name]["cost"].get(cost) for one in rows]
+            counted = all(isinstance(count, (int, float)) for count in counts)
+            cells.append(f"{statistics.fmean(counts):,.0f}" if counted else "–")
         table.append(cells)
     result = str(reports[0]["primary"])
-    top1 = {name: [float(one[name]["metrics"]["top1"]) for one in rows] for name in names}
-    return table, [verdict(result, name, top1[result], top1[name]) for name in names if name != result in top1]
+    values_of = {name: [float(one[name]["metrics"][key]) for one in rows] for name in names}
+    return table, [
+        verdict(result, name, values_of[result], values_of[name], task.headline)
+        for name in names
+        if name != result in values_of
+    ]
 
 
-def verdict(name: str, other: str, own: Sequence[float], others: Sequence[float]) -> str:
+def verdict(name: str, other: str, own: Sequence[float], others: Sequence[float], headline: Headline) -> str:
     """Whether ``name`` is better than ``other``: the paired differences over seeds and Student's 95 % interval of
     their mean; a difference whose interval holds 0 is no difference that was shown.
     """
@@ -51,9 +60,8 @@ def verdict(name: str, other: str, own: Sequence[float], others: Sequence[float]
     found = [100 * (a - b) for a, b in zip(own, others, strict=True)]
     mean, count = statistics.fmean(found), len(found)
     reach = float(t.ppf(0.975, count - 1)) * statistics.stdev(found) / count**0.5
-    numbers = (
-        f"{mean:+.2f} points of top-1 over {count} seeds (95 % interval {mean - reach:+.2f} to {mean + reach:+.2f})"
-    )
+    ends = f"95 % interval {mean - reach:+.2f} to {mean + reach:+.2f}"
+    numbers = f"{mean:+.2f} points of {headline.name} over {count} seeds ({ends})"
     if mean - reach > 0:
         return f"{name} is better than {other}: {numbers}."
     if mean + reach < 0:

@@ -6,24 +6,23 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vitlab.files import atomic_write, read_json, write_json
+from vitlab.report.data import CLASSIFICATION
+from vitlab.report.pieces import Headline, Shown
 from vitlab.sweep.folds import fold_table, pooled
 from vitlab.sweep.statistics import over_seeds
+from vitlab.tasks.base import Task, find_task
 
-SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("top1", "Top-1 %", lambda value: f"{100 * value:.2f}"),
-    ("paper_top1", "Paper's top-1 %", lambda value: f"{100 * value:.1f}"),
-    ("nll", "NLL", lambda value: f"{value:.3f}"),
-    ("ece", "ECE %", lambda value: f"{100 * value:.2f}"),
-    ("params", "Params", lambda value: f"{value:,.0f}"),
-    ("macs", "MACs", lambda value: f"{value:,.0f}"),
+COST = (
+    Shown("params", "Params", lambda value: f"{value:,.0f}"),
+    Shown("macs", "MACs", lambda value: f"{value:,.0f}"),
 )
-"""What the tables show, with heading and format; the CSV and JSON files hold everything that was measured."""
+"""What the tables show beside the task's metrics; the CSV and JSON files hold everything that was measured."""
 
 
 @dataclass
@@ -48,7 +47,14 @@ class Group:
     runs: int
     mean: dict[str, float]
     spread: dict[str, float]  # sample standard deviation, absent for a single run
-    points: list[float]  # top-1 of each
+    points: list[float]  # the headline metric of each
+
+
+def task_of(jobs: Sequence[Job]) -> Task:
+    """The task of a sweep's runs, as the first report names it."""
+    paths = (job.run / "report.json" for job in jobs if job.state == "finished")
+    first = next((path for path in paths if path.exists()), None)
+    return find_task(str(read_json(first).get("task", CLASSIFICATION)) if first is not None else CLASSIFICATION)
 
 
 def results(job: Job) -> dict[str, float]:
@@ -60,10 +66,11 @@ def results(job: Job) -> dict[str, float]:
     row = next((row for row in data["rows"] if row["name"] == data["primary"]), None)
     if row is None:
         return {}
+    headline = find_task(str(data.get("task", CLASSIFICATION))).headline.key
     found = {**row["metrics"], **{name: row["cost"].get(name) for name in ("params", "macs", "bytes")}}
     found |= {f"latency_ms_{one['batch']}": one["median_ms"] for one in row["cost"].get("latency", [])}
     for published in data.get("paper_rows", []):
-        found["paper_top1"] = published["metrics"].get("top1")
+        found |= {f"paper_{name}": value for name, value in published["metrics"].items() if name == headline}
     return {
         name: float(value)
         for name, value in found.items()
@@ -78,13 +85,14 @@ def grouped(jobs: Sequence[Job]) -> list[Group]:
         if found := results(job):
             key = tuple((name, value) for name, value in job.values.items() if name != "seed")
             together.setdefault(key, []).append(found)
+    headline = task_of(jobs).headline.key
     groups = []
     for key, rows in together.items():
         names = [name for name in rows[0] if all(name in row for row in rows)]
         mean = {name: statistics.fmean(row[name] for row in rows) for name in names}
         several = len(rows) > 1
         spread = {name: statistics.stdev(row[name] for row in rows) for name in names} if several else {}
-        groups.append(Group(dict(key), len(rows), mean, spread, [row["top1"] for row in rows if "top1" in row]))
+        groups.append(Group(dict(key), len(rows), mean, spread, [row[headline] for row in rows if headline in row]))
     return groups
 
 
@@ -101,30 +109,33 @@ def write_comparison(
 
     found = [results(job) | job.extra for job in jobs]
     groups = [] if about else grouped(jobs)
+    task = task_of(jobs)
     rows = [_row(job, one) for job, one in zip(jobs, found, strict=True)]
-    known = {name: (title, format) for name, title, format in SHOWN}
-    first = [(name, *known.get(name, (name, lambda value: f"{value:.4g}"))) for name in show]
-    shown = [*first, *(column for column in SHOWN if column[0] not in show)]
-    shown = [column for column in shown if any(column[0] in one for one in found)]
+    usual = [*task.metrics, *COST]
+    known = {column.key: column for column in usual}
+    first = [known.get(name, Shown(name, name, lambda value: f"{value:.4g}")) for name in show]
+    shown = [*first, *(column for column in usual if column.key not in show)]
+    shown = [column for column in shown if any(column.key in one for one in found)]
     keys = list(jobs[0].values) if jobs else []
-    table = [[*keys, "State", *(title for _, title, _ in shown)]]
+    table = [[*keys, "State", *(column.title for column in shown)]]
     for job, one in zip(jobs, found, strict=True):
-        cells = [show(one[name]) if name in one else "–" for name, _, show in shown]
+        cells = [column.text(one[column.key]) if column.key in one else "–" for column in shown]
         table.append([*job.values.values(), job.state, *cells])
-    seeds = [[*(key for key in keys if key != "seed"), "Runs", *(title for _, title, _ in shown)]]
+    seeds = [[*(key for key in keys if key != "seed"), "Runs", *(column.title for column in shown)]]
     for group in groups:
         cells = [
-            show(group.mean[name]) + (f" ± {show(group.spread[name])}" if group.spread.get(name) else "")
-            if name in group.mean
+            column.text(group.mean[column.key])
+            + (f" ± {column.text(group.spread[column.key])}" if group.spread.get(column.key) else "")
+            if column.key in group.mean
             else "–"
-            for name, _, show in shown
+            for column in shown
         ]
         seeds.append([*group.values.values(), str(group.runs), *cells])
     many = "seed" in keys and any(group.runs > 1 for group in groups)
     parts = [f"# {folder.name}", f"`{command}`", *([about] if about else []), _markdown(table)]
     if many:
         parts += ["Mean ± standard deviation over seeds:", _markdown(seeds)]
-    models, sentences = over_seeds(_same_but_seed(jobs)) if many else ([], [])
+    models, sentences = over_seeds(_same_but_seed(jobs), task) if many else ([], [])
     if models:
         parts += ["Every model, mean ± standard deviation over seeds:", _markdown(models), "\n".join(sentences)]
     folds = pooled((job.values, job.run) for job in jobs if job.state == "finished")
@@ -138,8 +149,8 @@ def write_comparison(
             "\n".join(f"- Run {job.number} failed: {job.reason} (logs/{job.number:03d}.err)" for job in failed)
         )
     if groups and any(group.points for group in groups):
-        atomic_write(folder / "comparison.png", _picture(groups))
-        parts.append("![top-1 of every run](comparison.png)")
+        atomic_write(folder / "comparison.png", _picture(groups, task.headline))
+        parts.append(f"![{task.headline.name} of every run](comparison.png)")
     atomic_write(folder / "comparison.md", "\n\n".join(parts) + "\n")
     summary = {"command": command, "runs": rows, "groups": [asdict(one) for one in groups]}
     write_json(folder / "comparison.json", summary | ({"folds": [asdict(one) for one in folds]} if folds else {}))
@@ -187,13 +198,14 @@ def _markdown(table: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + " --- |" * len(table[0]), *lines[1:]])
 
 
-def _picture(groups: Sequence[Group]) -> bytes:
-    """Top-1 of every run as a dot, of every group the mean and one standard deviation to both sides."""
+def _picture(groups: Sequence[Group], headline: Headline) -> bytes:
+    """The headline metric of every run as a dot, of every group the mean and one standard deviation to both sides."""
+    from vitlab.report.compare import capitalised
     from vitlab.report.style import LIGHT, figure, png, themed
 
     drawn = [group for group in groups if group.points]
     with themed(LIGHT):
-        drawing, axes = figure(5.6, 1.1 + 0.32 * len(drawn), "Top-1 of every run")
+        drawing, axes = figure(5.6, 1.1 + 0.32 * len(drawn), f"{capitalised(headline.name)} of every run")
         for place, group in enumerate(reversed(drawn)):
             mean = 100 * statistics.fmean(group.points)
             if len(group.points) > 1:
@@ -206,5 +218,5 @@ def _picture(groups: Sequence[Group]) -> bytes:
         axes.set_yticks(range(len(drawn)), list(reversed(names)))
         axes.set_ylim(-0.6, len(drawn) - 0.4)
         several = any(len(group.points) > 1 for group in drawn)
-        axes.set_xlabel("top-1 in %" + ("; line: mean ± standard deviation over seeds" if several else ""))
+        axes.set_xlabel(f"{headline.name} in %" + ("; line: mean ± standard deviation over seeds" if several else ""))
         return png(drawing)

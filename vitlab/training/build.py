@@ -23,6 +23,7 @@ from vitlab.data.views import FreshViews, StoredViews, Views
 from vitlab.errors import UserError, nearest
 from vitlab.models.artifact import ModelMeta, load_model, read_meta
 from vitlab.models.build import architecture, build_model, parameter_groups
+from vitlab.tasks.base import find_task
 from vitlab.training.distributed import rank, world_size
 from vitlab.training.schedule import Schedule
 
@@ -70,6 +71,7 @@ def make_data(
         seed=config.seed,
         max_images=config.debug.max_images,
         balanced=recipe.balance == "sampler",
+        targets=find_task(config.task),
     )
     if isinstance(views, StoredViews) and views.exact:
         views.check_epochs(epochs_of(recipe, data), data.train_sampler.num_slots)
@@ -92,7 +94,8 @@ def make_network(
     if build is not None:
         network = build(data)
     else:
-        network = build_model(model, data.num_classes, config.dataset.size, data.classes, pretrained=start is None)
+        head = find_task(config.task).head(data.classes)
+        network = build_model(model, size=config.dataset.size, classes=data.classes, pretrained=start is None, **head)
         if start is not None:
             network.load_state_dict(load_model(start).state_dict())
     return synchronised(network) if config.trainer.sync_batchnorm and world_size() > 1 else network
@@ -166,4 +169,5 @@ def describe_model(
         interpolation=config.recipe.augmentation.interpolation,
         origin=origin,
         method=config.method.name,
+        task=config.task.name,
     )

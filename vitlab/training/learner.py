@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 
 from vitlab.data.batch import Batch
 from vitlab.distill.sparse import SparseTarget
-from vitlab.training.objectives import Objective, StepObjective, accuracy, student_logits
+from vitlab.tasks.base import Task, find_task
+from vitlab.training.objectives import Objective, StepObjective, student_logits
 from vitlab.training.profile import timed
 from vitlab.training.schedule import Schedule
 from vitlab.training.sharding import full_tensor, is_sharded, shard
@@ -60,6 +61,8 @@ class Learner(UncheckedHookName):
         seed: of the random numbers inside the network.
         freeze_batchnorm: running statistics of the student's BatchNorm layers stay as they are in training.
         compile: run the student through ``torch.compile``.
+        task: what the student predicts; None: classification.
+        classes: of the data; only metrics of several labels an image must know them.
 
     Attributes:
         student_eval: the student computes as in evaluation while it learns: drop path and dropout are off, BatchNorm
@@ -88,8 +91,11 @@ class Learner(UncheckedHookName):
         ema: float | None = None,
         seed: int = 0,
         compile: bool = False,
+        task: Task | None = None,
+        classes: int = 0,
     ) -> None:
         super().__init__()
+        self.task, self.classes = task or find_task("classification"), classes
         self.student = student
         self.average = ModelEmaV3(student, decay=ema) if ema is not None else None
         self.objective = objective
@@ -159,7 +165,7 @@ class Learner(UncheckedHookName):
         output = self.forward_student(batch.image)
         losses = self.losses(output, batch, targets)
         with torch.no_grad():
-            return losses | {"accuracy": accuracy(self.logits(output), batch.label)}
+            return losses | self.task.step_metrics(self.logits(output), batch)
 
     def targets(self, batch: Batch) -> dict[str, Target]:
         """What each teacher gives for ``batch``, without gradient."""

@@ -1,4 +1,5 @@
-"""Objectives: pure functions from logits and what is known of a view to named losses.
+"""Objectives: pure functions from logits and what is known of a view to named losses; those on labels only are the
+tasks' (:mod:`vitlab.tasks.parts.losses`).
 
 Each returns a dict whose entry ``loss`` is what is minimised; other entries are its parts or companions, for the
 record only. An objective that reads more than logits, label and one teacher is a :class:`StepObjective`.
@@ -11,11 +12,13 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vitlab.data.batch import Batch
 from vitlab.distill.sparse import SparseTarget, soft_cross_entropy
+from vitlab.tasks.parts.losses import accuracy, label_cross_entropy
+
+__all__ = ["Objective", "accuracy", "distillation", "label_cross_entropy"]
 
 
 class Objective(Protocol):
@@ -64,40 +67,6 @@ def student_logits(output: Tensor | tuple[Tensor, ...] | list[Tensor]) -> Tensor
     return torch.stack(tuple(output)).mean(0)
 
 
-def label_cross_entropy(
-    logits: Tensor,
-    label: Tensor,
-    target: SparseTarget | Tensor | None = None,
-    *,
-    smoothing: float = 0.0,
-    class_weight: Tensor | None = None,
-    log_prior: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """Cross-entropy with the labels, computed in fp32.
-
-    Args:
-        logits: [B, C].
-        label: class ids [B], or mixed labels [B, C] whose rows sum to 1.
-        target: not used: there is no teacher.
-        smoothing: share s of the label spread evenly over all C classes, in the mixed label too.
-        class_weight: w [C]; the loss is the batch's mean of ``sum_c w_c y_c (-log p_c)``, y the smoothed label. It is
-            not divided by the batch's own weights, as torch does for class ids: the step would then depend on which
-            micro-batch or rank a rare class falls into.
-        log_prior: log of the class priors [C], added to the logits (logit-adjusted softmax cross-entropy with tau = 1;
-            Menon et al., Long-tail learning via logit adjustment, ICLR 2021, Eq. 10); what is measured later are the
-            plain logits.
-    """
-    scores = logits.float()
-    if log_prior is not None:
-        scores = scores + log_prior.to(scores.device)
-    if class_weight is None:
-        return {"loss": F.cross_entropy(scores, label, label_smoothing=smoothing)}
-    share = label if label.ndim == 2 else F.one_hot(label, scores.shape[1]).to(scores.dtype)
-    # With rows of probabilities torch weighs each class's term and divides by the number of rows alone.
-    weight = class_weight.to(scores.device)
-    return {"loss": F.cross_entropy(scores, share.to(scores.dtype), weight=weight, label_smoothing=smoothing)}
-
-
 def distillation(
     logits: Tensor, label: Tensor, target: SparseTarget | Tensor | None, *, clamp_minor: bool = False
 ) -> dict[str, Tensor]:
@@ -119,9 +88,3 @@ def distillation(
         best = target.argmax(1) if isinstance(target, Tensor) else target.argmax()
         truth = label if label.ndim == 1 else label.argmax(1)
         return {"loss": loss, "teacher_accuracy": (best == truth).to(torch.float32).mean()}
-
-
-def accuracy(logits: Tensor, label: Tensor) -> Tensor:
-    """Share of rows whose arg-max is the label's, mixed labels [B, C] counting by their largest entry; scalar."""
-    truth = label if label.ndim == 1 else label.argmax(1)
-    return (logits.argmax(1) == truth).to(torch.float32).mean()

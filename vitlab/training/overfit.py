@@ -13,11 +13,10 @@ from torch import Tensor
 from vitlab.data.batch import Batch
 from vitlab.distill.sparse import SparseTarget, densify
 from vitlab.files import write_json
+from vitlab.tasks.base import Task
 from vitlab.training.learner import Learner
 from vitlab.training.objectives import StepObjective
 from vitlab.training.progress import print_line
-
-CERTAIN = 30.0  # logit of a class that is as good as sure
 
 
 class Overfit(Callback):
@@ -31,10 +30,11 @@ class Overfit(Callback):
         folder: of the stage, for ``overfit.json``.
         near: how close counts as learnt by heart, in the unit of the loss.
         classes: of the data.
+        task: whose labels are learnt.
     """
 
-    def __init__(self, stage: str, folder: Path, near: float, classes: int) -> None:
-        self.stage, self.folder, self.near, self.classes = stage, folder, near, classes
+    def __init__(self, stage: str, folder: Path, near: float, classes: int, task: Task) -> None:
+        self.stage, self.folder, self.near, self.classes, self.task = stage, folder, near, classes, task
         self.first: float | None = None
         self.last = 0.0
         self.reached: int | None = None  # step after which it stayed near
@@ -53,7 +53,8 @@ class Overfit(Callback):
         if not isinstance(learner.objective, StepObjective):
             target = learner.targets(batch).get("teacher")
             with torch.no_grad():
-                logits = perfect(batch.label, target, self.classes)
+                of_label = self.task.perfect
+                logits = perfect(target) if target is not None else of_label(batch.label, self.classes)
                 least = float(learner.objective(logits, batch.label, target)["loss"])
         self.last = float(outputs["loss"]) - least
         if self.first is None:
@@ -92,10 +93,7 @@ class Overfit(Callback):
         )
 
 
-def perfect(label: Tensor, target: SparseTarget | Tensor | None, classes: int) -> Tensor:
-    """Logits [B, C] whose softmax is the target, or without one the label (ids [B] or rows [B, C])."""
-    if target is None and label.ndim == 1:
-        return torch.nn.functional.one_hot(label, classes) * CERTAIN
-    wanted = label if target is None else target
-    dense = densify(wanted) if isinstance(wanted, SparseTarget) else wanted
+def perfect(target: SparseTarget | Tensor) -> Tensor:
+    """Logits [B, C] whose softmax is a teacher's target."""
+    dense = densify(target) if isinstance(target, SparseTarget) else target
     return dense.float().clamp_min(1e-12).log()

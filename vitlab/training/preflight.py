@@ -10,6 +10,7 @@ from vitlab.data.build import open_splits
 from vitlab.errors import UserError
 from vitlab.models.build import build_model
 from vitlab.stage import models_of, recipes_of
+from vitlab.tasks.base import find_task
 from vitlab.training.build import make_optimizer
 
 
@@ -34,11 +35,12 @@ def preflight(config: Config, reads: set[str]) -> None:
             "Leave it out; a training on labels within the method has its own: teacher.recipe.balance, for instance.",
         )
     train = open_splits(config.dataset, config.seed, config.debug.max_images)["train"]
+    find_task(config.task).check_source(train, config.dataset.name)
     with torch.device("meta"):
-        students = [_network(config, model, len(train.classes)) for model in models_of(config, reads)]
+        students = [_network(config, model, train.classes) for model in models_of(config, reads)]
         for key, recipe in recipes.items():
             of_teacher = key == "teacher.recipe"
-            learners = [_network(config, config.teacher.members[0], len(train.classes))] if of_teacher else students
+            learners = [_network(config, config.teacher.members[0], train.classes)] if of_teacher else students
             for network in learners:
                 make_optimizer(network, recipe)
     for key, recipe in recipes.items():
@@ -50,5 +52,5 @@ def preflight(config: Config, reads: set[str]) -> None:
             )
 
 
-def _network(config: Config, model: ModelConfig, classes: int) -> nn.Module:
-    return build_model(model, classes, config.dataset.size, pretrained=False)
+def _network(config: Config, model: ModelConfig, classes: list[str]) -> nn.Module:
+    return build_model(model, size=config.dataset.size, pretrained=False, **find_task(config.task).head(classes))

@@ -23,13 +23,14 @@ from vitlab.distill.teachers import StoredTeacher
 from vitlab.models.artifact import ModelMeta, save_model
 from vitlab.models.build import normalisation
 from vitlab.stage import Context
+from vitlab.tasks.base import find_task
 from vitlab.training.build import describe_model, full_steps, make_data, make_network, make_optimizer, shortened
 from vitlab.training.callbacks.record_and_checkpoint import RecordAndCheckpoint
 from vitlab.training.callbacks.view_grid import ViewGrid
 from vitlab.training.class_balance import balanced
 from vitlab.training.distributed import device_of
 from vitlab.training.learner import Learner, TeacherFn
-from vitlab.training.objectives import Objective, StepObjective, label_cross_entropy
+from vitlab.training.objectives import Objective, StepObjective
 from vitlab.training.out_of_memory import free_traceback, largest_that_fits, out_of_memory, too_large
 from vitlab.training.overfit import Overfit
 from vitlab.training.profile import StepProfiler
@@ -156,7 +157,8 @@ class Training:
         if context.is_main:
             observers.append(ViewGrid(context.folder / "views.png", self.data.mean, self.data.std))
         if debug.overfit is not None:
-            observers.append(Overfit(context.stage.name, context.folder, debug.overfit, self.data.num_classes))
+            classes, task = self.data.num_classes, self.learner.task
+            observers.append(Overfit(context.stage.name, context.folder, debug.overfit, classes, task))
         return observers
 
 
@@ -178,7 +180,7 @@ def prepare(
         model: the network, and the normalisation of its images.
         recipe: optimiser, schedule, augmentation, length.
         views: where training views come from; stored ones bring the teacher's targets.
-        objective: what is minimised; None: cross-entropy with the labels, smoothed by ``recipe.label_smoothing``.
+        objective: what is minimised; None: the task's own, on the labels.
         teacher: artifact of a teacher that labels every batch.
         teachers: artifacts of further frozen teachers by name, whose targets a
             :class:`~vitlab.training.objectives.StepObjective` reads.
@@ -190,7 +192,9 @@ def prepare(
     mean, std = normalisation(model, config.dataset.mean, config.dataset.std)
     data = make_data(config, recipe, mean, std, views)
     student = make_network(config, model, data, start, network)
-    objective = objective or partial(label_cross_entropy, smoothing=recipe.label_smoothing)
+    task = find_task(config.task)
+    task.check_source(data.train_source, config.dataset.name)
+    objective = objective or task.objective(recipe, data.train_source)
     schedule = Schedule.from_recipe(recipe, data.steps_per_epoch)
     steps, images = schedule.total, len(data.train_source)
     if context.full_config is not None:
@@ -208,6 +212,8 @@ def prepare(
         ema=recipe.ema,
         seed=config.seed,
         compile=config.hardware.compile,
+        task=task,
+        classes=data.num_classes,
     )
     meta = describe_model(config, model, data, mean, std, start)
     return Training(context, recipe, student, data, learner, meta, steps, images)
@@ -240,7 +246,7 @@ def train_on_labels(
     *,
     start: Path | None = None,
 ) -> dict[str, object]:
-    """Train without a teacher, see :func:`train`: cross-entropy with the labels, smoothed as the recipe's key says."""
+    """Train without a teacher, see :func:`train`: the task's objective on the labels."""
     return train(context, model, recipe, views=views, start=start)
 
 

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     import wandb
     from PIL.Image import Image
 
-    from vitlab.measure.classification import Evaluation
-
 SWEEP_NAME = "VITLAB_SWEEP"
 """Environment variable by which a job of a sweep knows the sweep's name."""
 
@@ -89,7 +87,7 @@ def model_job(
     run: Run,
     stage: str,
     role: str,
-    found: Evaluation,
+    tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]],
     summary: Mapping[str, float],
     predictions: Sequence[Prediction],
     pictures: Mapping[str, Path],
@@ -97,6 +95,7 @@ def model_job(
     """What was measured of one model.
 
     Args:
+        tables: of the task, name to heading and rows.
         summary: single numbers, by the names that the README's dashboard reads.
         predictions: test images that are shown.
         pictures: PNG files by name.
@@ -110,14 +109,10 @@ def model_job(
             [p.key, wandb.Image(p.image), p.label, p.predicted, p.confidence, p.label == p.predicted]
             for p in predictions
         ]
-        names = found.classes
-        confusion = [[names[label], names[predicted], count] for label, predicted, count in found.counts]
-        bins = [[b.lo, b.hi, b.n, b.confidence, b.accuracy] for b in found.reliability if b.n]
         job.log(
             {
                 "predictions": wandb.Table(columns, rows),
-                "confusion": wandb.Table(["label", "predicted", "images"], confusion),
-                "reliability": wandb.Table(["from", "to", "images", "confidence", "accuracy"], bins),
+                **{name: wandb.Table(list(head), [list(row) for row in body]) for name, (head, body) in tables.items()},
                 **{f"pictures/{name}": wandb.Image(str(path)) for name, path in pictures.items()},
             }
         )

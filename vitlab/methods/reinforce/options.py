@@ -121,6 +121,12 @@ def check(config: Config) -> None:
     from vitlab.distill.reinforce_draw import Reinforcement  # numpy, no torch
 
     options: ReinforceOptions = config.method
+    if config.task.targets != "class":
+        raise UserError(
+            "Dataset Reinforcement stores the teacher's class probabilities, which sum to one; it has no form "
+            f"of it for task={config.task.name}.",
+            "Give method=supervised.",
+        )
     for key, allowed in CHOICES.items():
         if (value := getattr(options, key)) not in allowed:
             raise UserError(f"method.{key}={value} is unknown.", f"Take {' or '.join(allowed)}.")

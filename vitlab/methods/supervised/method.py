@@ -1,4 +1,4 @@
-"""Supervised training: any model, any data set, any recipe, labels alone."""
+"""Supervised training: any model, any data set, any recipe, any task."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Supervised(Method):
     class Options:
         name: str = "supervised"
 
-    @stage(reads=("dataset", "model", "recipe", "task"), title="model, labels alone")
+    @stage(reads=("dataset", "model", "recipe", "task"), title="model")
     def train(self, context: Context) -> dict[str, object]:
-        """Cross-entropy against the (smoothed, mixed) labels."""
+        """The task's objective on the (smoothed, mixed) labels."""
         from vitlab.training.train import train_on_labels
 
         return train_on_labels(context, self.config.model, self.config.recipe)

@@ -89,6 +89,12 @@ def check(config: Config) -> None:
         UserError: naming the key.
     """
     options: TinyViTOptions = config.method
+    if distils(config) and config.task.targets != "class":
+        raise UserError(
+            "TinyViT stores the teacher's class probabilities, which sum to one; it has no form of it for "
+            f"task={config.task.name}.",
+            "Give method=supervised, or method.distill=false with a recipe to finetune with.",
+        )
     if options.online and options.store is not None:
         raise UserError(
             "method.online=true asks the teacher at every step, method.store names stored labels.",

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
@@ -216,8 +215,8 @@ class RecordAndCheckpoint(Callback):
         values = validate(trainer, learner, self.validation, self.example)
         if self.recorder is not None:
             self.recorder.write(stage=self.stage, step=learner.step, **values)
-        told = f"top-1 {values['val_top1']:.2%}  nll {values['val_nll']:.4f}"
-        self.progress.note(f"{self.stage}: step {learner.step}/{self.total}  {told}")
+        described = learner.task.describe_validation(values)
+        self.progress.note(f"{self.stage}: step {learner.step}/{self.total}  {described}")
         self.marked = time.monotonic()
 
     def _checkpoint(self, trainer: L.Trainer, learner: Learner) -> None:
@@ -255,7 +254,7 @@ def _bytes_of(trainer: L.Trainer) -> int:
 
 @torch.no_grad()
 def validate(trainer: L.Trainer, learner: Learner, batches: Loader, example: Tensor | None = None) -> dict[str, float]:
-    """Top-1 and negative log-likelihood (nats) of ``learner.result`` over exactly the images of ``batches``.
+    """The task's validation metrics (``val_<key>``) of ``learner.result`` over exactly the images of ``batches``.
 
     Args:
         example: an image [1, C, H, W] as the network wants it; a network that is shared among processes computes in all
@@ -266,22 +265,20 @@ def validate(trainer: L.Trainer, learner: Learner, batches: Loader, example: Ten
     training = network.training
     # By way of train(): TinyViT keeps tables that it computed in eval mode, which a weight average never leaves.
     network.train().eval()
-    total = torch.zeros(3, dtype=torch.float64, device="cpu")
+    metrics = learner.task.validation_metrics(learner.classes)
     idle = all_reduce_max(len(batches), device) - len(batches) if is_sharded(network) else 0
     try:
         for batch in batches:
             batch = trainer.strategy.batch_to_device(batch)
             with trainer.precision_plugin.val_step_context():
                 logits = learner.logits(network(batch.image))
-            logits = logits.float()
-            right = (logits.argmax(1) == batch.label).sum()
-            nll = F.cross_entropy(logits, batch.label, reduction="sum")
-            total += torch.tensor([float(right), float(nll), float(len(batch))], dtype=torch.float64)
+            metrics.update(logits.float(), batch.label)
         for _ in range(idle if example is not None else 0):
             with trainer.precision_plugin.val_step_context():
                 network(example)
     finally:
         network.train(training)
-    total = all_reduce_sum(total, device)
-    right_share, nll_mean = float(total[0] / total[2]), float(total[1] / total[2])
-    return {"val_top1": right_share, "val_nll": nll_mean}
+    if world_size() > 1:  # torchmetrics sums over ranks where the states are, which their backend must reach
+        metrics.to(device)
+    found = metrics.compute()
+    return {f"val_{name}": float(found[name]) for name in learner.task.validated}

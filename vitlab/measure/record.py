@@ -1,0 +1,27 @@
+"""What every measurement of a model on a labelled set has, whatever the task: the record that reports are made of."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+
+class Record(Protocol):
+    """Numbers of one model on one set of images. Implementations are dataclasses that survive JSON.
+
+    Attributes:
+        n: images.
+        classes: names, in the order of the logits.
+        view: how the images were cut and scaled, in words.
+        intervals: metric to its 95 % interval ``[lo, hi]``; empty where none was computed.
+    """
+
+    n: int
+    classes: list[str]
+    view: str
+    intervals: dict[str, list[float]]
+
+    def metrics(self) -> dict[str, float]:
+        """The single numbers, as they stand in tables and in ``model.json``."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""

@@ -1,0 +1,1 @@
+"""What the tasks are made of: metrics, losses, figures and pages, a file an idea."""
