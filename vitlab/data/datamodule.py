@@ -21,6 +21,7 @@ from vitlab.data.views import FreshViews, Slots, Views
 from vitlab.distill.draw import Augmentation
 from vitlab.distill.reinforce_draw import Reinforcement
 from vitlab.distill.views import EvalView, View
+from vitlab.errors import UserError
 
 
 class VisionData(L.LightningDataModule):
@@ -87,6 +88,11 @@ class VisionData(L.LightningDataModule):
     def _make_sampler(self, slots: Slots, balanced: bool) -> EpochSampler:
         options = self.options
         batch_size = options.batch_size * options.world * options.accumulate
+        if balanced and slots.repeats > 1:
+            raise UserError(
+                "recipe.balance=sampler and repeated augmentation both decide how often an epoch shows an image.",
+                "Choose recipe.balance=weight, logit_adjust or none.",
+            )
         if balanced:
             return BalancedSampler(
                 labels_of(self.train_source),
