@@ -88,6 +88,11 @@ class VisionData(L.LightningDataModule):
     def _make_sampler(self, slots: Slots, balanced: bool) -> EpochSampler:
         options = self.options
         batch_size = options.batch_size * options.world * options.accumulate
+        if balanced and slots.repeats > 1:
+            raise UserError(
+                "recipe.balance=sampler and repeated augmentation both decide how often an epoch shows an image.",
+                "Choose recipe.balance=weight, logit_adjust or none.",
+            )
         if balanced:
             if self.train_source.labels is not None and self.train_source.labels.ndim == 2:
                 raise UserError(
