@@ -1,21 +1,24 @@
-"""From a checked configuration to a run: find it, say what will happen, hand over to a process with torch.
+"""Dispatch of a checked configuration: a mode, the queue, or a run in this or several processes.
 
-Nothing here imports torch before the plan is on the screen.
+:func:`start` does what needs no torch (find the run, lock it, print the plan) and returns the work, for the entry point
+to call: a stack trace from the prompt to the loss then passes six files of vitlab.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import shlex
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from vitlab.compose.schema import complete
 from vitlab.config import Config
-from vitlab.config.catalogue import find_mode
+from vitlab.config.catalogue import Mode, find_mode
 from vitlab.config.composed import Composed
 from vitlab.errors import Interrupted, UserError
 from vitlab.launch.plan import batches, check_division, plan
@@ -26,100 +29,114 @@ from vitlab.methods.base import find_method
 from vitlab.run.environment import environment
 from vitlab.run.run import Run
 
+Work = Callable[[], int]
+"""What remains to be done; returns the exit code.
 
-def start(composed: Composed) -> int:
-    """Do what ``mode=`` says; the exit code.
+Raises:
+    UserError: a mistake that the user can fix.
+    Interrupted: stopped by Ctrl-C or SIGTERM, everything saved.
+"""
+
+
+def start(composed: Composed) -> Work:
+    """Prepare what ``mode=`` selects.
 
     Raises:
-        UserError: whatever the user can mend.
-        Interrupted: stopped by Ctrl-C or SIGTERM, everything saved.
+        UserError: a mistake that the user can fix.
     """
     config = composed.config
     if (mode := find_mode(config.mode, config.method.name)) is not None:
-        if mode.one_device and (several := known_process_count(config)) != 1:
-            given = "all GPUs" if several is None else f"{several} devices"
+        if mode.one_device and (count := known_process_count(config)) != 1:
+            given = "all GPUs" if count is None else f"{count} devices"
             print(f"devices  one, not {given}: mode={config.mode} runs in one process", file=sys.stderr)
-        answer: Callable[[Composed], int] = importlib.import_module(mode.module).answer
-        try:
-            return answer(composed)
-        except KeyboardInterrupt:  # what continues instead, such as mode=contract, listens for it
-            raise Interrupted(
-                "Interrupted; every file that was written is whole. The same command starts again."
-            ) from None
+        return partial(run_mode, mode, composed)
     method = find_method(config.method.name)
     method.check(config)
     method.selected(config)
     if any(word.startswith(("sweep.", "sweep=")) for word in composed.overrides):
-        raise UserError("sweep and its keys belong to several runs.", "Put -m first, and give a key several values.")
+        raise UserError(
+            "sweep and its keys apply to several runs only.", "Put -m first, and give a key several values."
+        )
     command = shlex.join(["python", "-m", "vitlab", *composed.overrides])
     run = find_run(composed)
     if config.mode == "check":
-        return check(run, config, composed)
+        return partial(check, run, config, composed)
     if run.state == "finished":
-        print(plan(run, composed))
-        print(run.read_finished()["table"])
-        print(f"\nThis run is finished: {run.folder}. fresh=true starts it once more.")
-        return 0
+        return partial(show_finished, run, composed)
     check_division(config, known_process_count(config))
     if is_queued(config):
         print(plan(run, composed), flush=True)
-        return submit(run, config, composed.overrides, command)
-    here = node_info(config)
-    if here.count > 1:  # read when torch is loaded: meeting takes many tries, each of which it would tell
+        return partial(submit, run, config, composed.overrides, command)
+    node = node_info(config)
+    if node.count > 1:  # set before torch is imported: it logs every failed attempt to connect to the first node
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
-    if here.is_main:
-        return run_as_leader(run, composed, command)
-    return join_leader(here, config, composed.tree, command)
+    if node.is_main:
+        return prepare_run(run, composed, command)
+    return partial(join_leader, node, config, composed.tree, command)
 
 
-def run_as_leader(run: Run, composed: Composed, command: str) -> int:
-    """Hold the run and do its work; the exit code. A start that fails leaves no run behind."""
+def run_mode(mode: Mode, composed: Composed) -> int:
+    """``answer`` of the mode's module; the exit code."""
+    answer: Callable[[Composed], int] = importlib.import_module(mode.module).answer
+    try:
+        return answer(composed)
+    except KeyboardInterrupt:  # a mode that can continue, such as mode=contract, handles the signal itself
+        raise Interrupted("Interrupted; no file is left half-written. The same command starts again.") from None
+
+
+def show_finished(run: Run, composed: Composed) -> int:
+    """Print the plan and the table of a finished run."""
+    print(plan(run, composed))
+    print(run.read_finished()["table"])
+    print(f"\nThis run is finished: {run.folder}. fresh=true starts another one beside it.")
+    return 0
+
+
+def prepare_run(run: Run, composed: Composed, command: str) -> Work:
+    """Lock the run, print the plan, audit the data; the work is one process's on one device, else one process's per
+    device. A start that fails leaves no run folder."""
     config = composed.config
     run.lock(command)
-    begun = False
-    try:
+    with contextlib.ExitStack() as on_error:
+        on_error.enter_context(run.session())
         print(plan(run, composed), flush=True)
         run.note_environment(environment(command))
         audit_data(run, config)
-        code = run_local_or_distributed(run, config, composed.tree, command)
-        begun = True
-        return code
-    except (Interrupted, KeyboardInterrupt):
-        begun = True
-        raise
-    finally:
-        if not begun:
-            run.forget_if_empty()
-        run.release()
+        from vitlab.launch.processes import process_count
+
+        processes = process_count(config)
+        if processes * config.trainer.num_nodes == 1:
+            from vitlab.launch.stages import run_method
+
+            work: Work = partial(run_method, run, config, command)
+        else:
+            check_division(config, processes)
+            print(batches(config, processes), flush=True)
+            work = partial(run_on_devices, run, config, composed.tree, command, processes)
+        on_error.pop_all()  # the work opens a session of its own
+    return work
 
 
-def join_leader(here: NodeInfo, config: Config, tree: dict[str, object], command: str) -> int:
-    """Another machine than the first: do its share of the run that the first one holds; the exit code."""
+def run_on_devices(run: Run, config: Config, tree: dict[str, object], command: str, processes: int) -> int:
+    """Execute a locked run in one process per device; the exit code."""
+    from vitlab.launch.processes import run_distributed
+
+    with run.session():
+        return run_distributed(run, config, tree, command, processes, node_info(config))
+
+
+def join_leader(node: NodeInfo, config: Config, tree: dict[str, object], command: str) -> int:
+    """On a node other than the first: run its ranks of the run that the first node has locked; the exit code."""
     from vitlab.launch.processes import process_count, run_distributed
 
     processes = process_count(config)
-    print(f"{here.told(here.number)} waits for the first one at {here.host}:{here.port}", file=sys.stderr, flush=True)
-    run = Run.at(Rendezvous(here).meet(tree))
-    return run_distributed(run, config, tree, command, processes, here)
-
-
-def run_local_or_distributed(run: Run, config: Config, tree: dict[str, object], command: str) -> int:
-    """The work itself: here on one device, in a process for each of several; the exit code."""
-    from vitlab.launch.processes import process_count, run_distributed
-
-    here = node_info(config)
-    if (processes := process_count(config)) * here.count == 1:
-        from vitlab.launch.stages import run_method
-
-        run_method(run, config, command)
-        return 0
-    check_division(config, processes)
-    print(batches(config, processes), flush=True)
-    return run_distributed(run, config, tree, command, processes, here)
+    print(f"{node.describe()} waits for the first one at {node.host}:{node.port}", file=sys.stderr, flush=True)
+    run = Run.at(Rendezvous(node).wait_for_main(tree))
+    return run_distributed(run, config, tree, command, processes, node)
 
 
 def find_run(composed: Composed) -> Run:
-    """The run that a command means; nothing is written.
+    """The run that a command starts or continues; nothing is written.
 
     Raises:
         UserError: as :meth:`Run.open`.
@@ -132,11 +149,11 @@ def find_run(composed: Composed) -> Run:
 
 
 def check(run: Run, config: Config, composed: Composed) -> int:
-    """mode=check: the plan, a look at a folder of the user's own, then one batch of every stage in a folder that is
-    thrown away, sizes and estimates.
+    """mode=check: the plan, an audit with dataset=folder, then one batch of every stage in a temporary folder, with
+    sizes and estimated times.
 
     Raises:
-        UserError: the data cannot be trained on.
+        UserError: the audit found errors in the data.
     """
     print(plan(run, composed), flush=True)
     check_division(config, known_process_count(config))
@@ -152,10 +169,10 @@ def check(run: Run, config: Config, composed: Composed) -> int:
 
 
 def audit_data(run: Run, config: Config) -> None:
-    """A folder of the user's own is audited before it is trained on.
+    """Audit the images of dataset=folder before the training.
 
     Raises:
-        UserError: the data cannot be trained on.
+        UserError: the audit found errors in the data.
     """
     if audits_data(config):
         from vitlab.modes.audit import before_training
@@ -164,10 +181,10 @@ def audit_data(run: Run, config: Config) -> None:
 
 
 def audits_data(config: Config) -> bool:
-    """Whether the data are a folder of the user's own that some stage reads."""
+    """Whether dataset=folder is audited before the training: some stage reads it, and audit.before_training is on."""
     folder = config.dataset.name == "folder" and config.audit.before_training
     return folder and "dataset" in find_method(config.method.name).reads(config)
 
 
 if __name__ == "__main__":
-    sys.exit("vitlab.launch.start is not a command; type python -m vitlab --help")
+    sys.exit("vitlab.launch.start is not a command; see python -m vitlab --help")
