@@ -60,7 +60,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("together")
-    assert run_ranks(output, *SHARED, meanwhile=expect_shares) == [0, 0]
+    assert run_ranks(output, *SHARED, setup=expect_shares) == [0, 0]
     return output
 
 
@@ -93,7 +93,7 @@ def test_shared_out_is_one_process(alone: Path, together: Path) -> None:
 
 def test_stopped_in_mid_epoch_continues_bit_for_bit(together: Path, tmp_path: Path) -> None:
     with_stop = at(Learner, "after_step", lambda one: one.step + 1 == 3, signal.SIGTERM)
-    assert run_ranks(tmp_path, *SHARED, meanwhile=lambda rank: with_stop.__enter__()) == [130, 130]
+    assert run_ranks(tmp_path, *SHARED, setup=lambda rank: with_stop.__enter__()) == [130, 130]
     assert (the_run(tmp_path) / "train" / "checkpoint.ckpt").exists()
     assert run_ranks(tmp_path, *SHARED) == [0, 0]
     assert_same(the_run(together), the_run(tmp_path))
@@ -105,7 +105,7 @@ def test_other_hardware_continues(alone: Path, tmp_path: Path, first: str) -> No
     """A run that was begun by two processes goes on with one, and the other way round."""
     with_stop = at(Learner, "after_step", lambda one: one.step + 1 == 3, signal.SIGTERM)
     if first == "together":
-        assert run_ranks(tmp_path, *SHARED, meanwhile=lambda rank: with_stop.__enter__()) == [130, 130]
+        assert run_ranks(tmp_path, *SHARED, setup=lambda rank: with_stop.__enter__()) == [130, 130]
         assert run_command(tmp_path, *WORDS) == 0
     else:
         with with_stop:
