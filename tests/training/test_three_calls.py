@@ -123,7 +123,7 @@ class Gates(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, learner: L.LightningModule, *_: object) -> None:
         assert isinstance(learner, Learner)
-        if not learner.completes_step:
+        if self.end is None or not learner.completes_step:
             return
         assert len(self.norms) == learner.step + 1  # called before the step is counted
         if (learner.step + 1) % 4 == 0:

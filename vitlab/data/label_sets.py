@@ -23,7 +23,7 @@ from vitlab.config import DatasetConfig
 from vitlab.data.decode import Files
 from vitlab.data.sources import Source, rarest
 from vitlab.data.split_file import SPLITS
-from vitlab.data.subsets import held_out
+from vitlab.data.subsets import held_out, held_out_groups
 from vitlab.errors import UserError
 
 SEPARATORS = (";", "|")
@@ -37,6 +37,7 @@ class Row:
     path: str  # relative to the root
     labels: frozenset[str]
     split: str
+    group: str = ""  # images of one group stay on one side of a split
 
 
 @dataclass
@@ -102,8 +103,11 @@ def read_table(cfg: DatasetConfig, table: Path) -> Table:
             if split is None:
                 raise UserError(f"{table}, line {at}: '{given}' is not a split.", "Write train, val or test.")
             labels = _in_cell(line["labels"]) if "labels" in columns else _in_columns(line, named, table, at)
+            group = (line["group"] or "").strip() if "group" in columns else ""
+            if "group" in columns and not group:
+                raise UserError(f"{table}, line {at}: the group is empty.", "Give every image one, or none of them.")
             seen[path] = at
-            found.rows.append(Row(path, labels, split))
+            found.rows.append(Row(path, labels, split, group))
     if not found.rows:
         raise UserError(f"{table} holds no rows.", "Add one line for each image.")
     found.classes = named or sorted({name for row in found.rows for name in row.labels})
@@ -163,7 +167,11 @@ def splits(cfg: DatasetConfig, table: Path) -> dict[str, Source]:
                 f"dataset.val_fraction={cfg.val_fraction} is not a share, and {table} has no val or test split.",
                 "Give a number between 0 and 1, or a column split.",
             )
-        held = held_out([row.path for row in train], rarest(found.targets(train)), cfg.val_fraction)
+        strata, groups = rarest(found.targets(train)), _groups(train)
+        if groups is None:
+            held = held_out([row.path for row in train], strata, cfg.val_fraction)
+        else:
+            held = held_out_groups(groups, strata, cfg.val_fraction)
         parts["val"] = [row for row, out in zip(train, held, strict=True) if out]
         parts["train"] = [row for row, out in zip(train, held, strict=True) if not out]
     counts = found.targets(parts["train"]).sum(0)
@@ -173,17 +181,30 @@ def splits(cfg: DatasetConfig, table: Path) -> dict[str, Source]:
     sources: dict[str, Source] = {}
     for split, rows in parts.items():
         if rows:
-            source = LabelSetFiles(found.root, [row.path for row in rows], found.targets(rows), found.classes, split)
+            paths = [row.path for row in rows]
+            source = LabelSetFiles(found.root, paths, found.targets(rows), found.classes, split, _groups(rows))
             source.held_out = made_here and split == "val"
             sources[split] = source
     return sources
 
 
+def _groups(rows: list[Row]) -> list[str] | None:
+    return [row.group for row in rows] if any(row.group for row in rows) else None
+
+
 class LabelSetFiles(Files):
     """A source of image files with several labels each; items are (image, row [K] uint8 of 0 and 1)."""
 
-    def __init__(self, root: Path, paths: list[str], targets: np.ndarray, classes: list[str], split_name: str) -> None:
-        super().__init__(root, paths, targets, classes, split_name)
+    def __init__(
+        self,
+        root: Path,
+        paths: list[str],
+        targets: np.ndarray,
+        classes: list[str],
+        split_name: str,
+        groups: list[str] | None = None,
+    ) -> None:
+        super().__init__(root, paths, targets, classes, split_name, groups=groups)
         self.labels = targets  # Files counts class numbers as int64
 
     def __getitem__(self, index: int):  # type: ignore[no-untyped-def]  # Image and row, where Files gives a number

@@ -71,6 +71,9 @@ def _pool(values: dict[str, str], runs: Sequence[Run]) -> Pooled:
             f"the predictions of fold {unnamed[0]} have no image keys: mode=evaluate run={by_fold[unnamed[0]].folder}"
         )
         return pooled
+    if (task := str(_part(runs[0], "task")["name"])) != "classification":
+        pooled.reason = f"the thresholds of task={task} are each run's own"
+        return pooled
     parts = [_predictions(by_fold[fold]) for fold in range(count)]
     classes = parts[0].classes
     keys = np.concatenate([one.key for one in parts])
