@@ -297,6 +297,11 @@ def _task(config: Config, where: Where) -> None:
         raise UserError(
             f"{where('task.pos_weight')}: task={task.name} has no binary cross-entropy to weigh.", "Leave it out."
         )
+    if task.targets == "labels" and config.recipe.balance != "none":
+        raise UserError(
+            f"{where('recipe.balance')}: recipe.balance={config.recipe.balance} is for one label an image.",
+            "Give task.pos_weight=balanced instead.",
+        )
     if task.targets == "labels" and (config.evaluation.corruptions or config.evaluation.shifted):
         raise UserError(
             f"evaluation.corruptions and evaluation.shifted measure classes, and task={task.name} predicts labels.",
