@@ -62,6 +62,34 @@ def test_mistakes_of_a_table_are_named(tmp_path: Path, text: str, message: str) 
         open_splits(write(tmp_path, text), 0)
 
 
+def test_an_audit_counts_labels_and_images(tmp_path: Path) -> None:
+    from vitlab.data.audit import audit, write_audit
+
+    found, splits = audit(write(tmp_path, CELL))
+    assert found.counts == {"train": {"cat": 1, "dog": 2, "rain": 1}, "val": {"cat": 1}}
+    assert "splits   train 3, val 1 (given)" in found.text() and not found.faults
+    write_audit(tmp_path / "audit", found, splits)
+    again = write(tmp_path, (tmp_path / "audit" / "split.csv").read_text())
+    first = open_splits(again, 0)["train"]
+    assert first.labels is not None and first.labels.tolist() == [[1, 1, 0], [0, 0, 0], [0, 1, 1]]
+
+
+def test_folds_and_groups_of_images_with_several_labels(tmp_path: Path) -> None:
+    table = "path,labels,group\n" + "".join(
+        f"{name}.png,x{';y' * (i % 2)},g{i // 2}\n" for i, name in enumerate("abcdefgh")
+    )
+    cfg = write(tmp_path, table)
+    cfg.folds, cfg.fold, cfg.val_fraction = 4, 0, 0.25
+    tested = []
+    for fold in range(4):
+        cfg.fold = fold
+        splits = open_splits(cfg, 0)
+        tested += list(splits["test"].keys)
+        groups = [{"abcdefgh".index(key[0]) // 2 for key in splits[name].keys} for name in ("train", "test")]
+        assert not groups[0] & groups[1]
+    assert sorted(tested) == [f"{name}.png" for name in "abcdefgh"]
+
+
 def test_mixed_rows_are_mixed_labels(tmp_path: Path) -> None:
     """Rows [B, K] of a mixed pair add up to what the two images have."""
     dataset = DatasetConfig(name="digits_multi", size=32, mean=[0.1] * 3, std=[0.2] * 3)
