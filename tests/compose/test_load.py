@@ -179,3 +179,16 @@ def test_every_method_has_its_file(name: str) -> None:
     expected: Any = find_method(name).Options
     assert type(options) is expected
     assert options.name == name
+
+
+def test_how_weights_are_loaded_has_moved_into_the_arguments() -> None:
+    """Trees of former versions: what stood there by default is gone, what was chosen stands among the arguments."""
+    from vitlab.compose.schema import complete
+
+    network = {"name": "x", "args": {"depth": 1}, "absent_class": "mean", "table_resize": "official"}
+    chosen = {"name": "x", "args": {"depth": 1}, "absent_class": "zero", "table_resize": "timm"}
+    tree = complete({"model": network, "teacher": {"members": [chosen]}})
+    moved = tree["teacher"]["members"][0]
+    assert tree["model"]["args"] == {"depth": 1}
+    assert moved["args"] == {"depth": 1, "absent_class": "zero", "table_resize": "timm"}
+    assert not {"absent_class", "table_resize"} & (tree["model"].keys() | moved.keys())

@@ -183,5 +183,6 @@ def test_mix_probability() -> None:
     aug = Augmentation(size=32, mixup=0.8, mix_prob=0.3)
     mixed = sum(draw_mix(aug, seed, seed + 1000, 32, 32) is not None for seed in range(1000))
     assert 240 < mixed < 360
-    with pytest.raises(ValueError, match="square"):
-        draw_mix(aug, 0, 1, 32, 31)
+    wide, square = (draw_mix(Augmentation(32, mixup=0.8), 0, 1, 32, width) for width in (31, 32))
+    assert wide is not None and square is not None and wide.ratio == square.ratio
+    assert (wide.grid, square.grid) == ((32, 31), 32)

@@ -70,7 +70,7 @@ def test_resized_table_is_the_official_one() -> None:
 def test_tables_follow_the_window(tmp_path: Path, tiny: ModelConfig, resize: str) -> None:
     state = official_file(tmp_path / "tiny.pth", tiny, 4)
     wide = {**tiny.args, "window_sizes": [8, 8, 4, 2]}
-    cfg = replace(tiny, args=wide, checkpoint=str(tmp_path / "tiny.pth"), table_resize=resize)
+    cfg = replace(tiny, args=wide | {"table_resize": resize}, checkpoint=str(tmp_path / "tiny.pth"))
     model = build_model(cfg, 4, 64)
     name = "stages.1.blocks.0.attn.attention_biases"
     assert model.state_dict()[name].equal(resize_table(state[name], 8, resize))
@@ -79,8 +79,8 @@ def test_tables_follow_the_window(tmp_path: Path, tiny: ModelConfig, resize: str
 
 
 def test_a_setting_that_is_none_is_refused(tiny: ModelConfig) -> None:
-    with pytest.raises(UserError, match=r"model\.table_resize=best is not one of official, timm"):
-        build_model(replace(tiny, table_resize="best"), 4, 32)
+    with pytest.raises(UserError, match=r"model\.args\.table_resize=best is not one of official, timm"):
+        build_model(replace(tiny, args=tiny.args | {"table_resize": "best"}), 4, 32)
 
 
 def test_class_map_is_the_official_file() -> None:
@@ -112,7 +112,7 @@ def test_absent_class_gets_the_mean_or_nothing() -> None:
 def test_a_22k_checkpoint_is_cut_down_to_its_classes(tmp_path: Path, tiny: ModelConfig, absent: str) -> None:
     classes = WNIDS_1K[845:855]
     state = official_file(tmp_path / "22k.pth", tiny, CLASSES)
-    cfg = replace(tiny, checkpoint=str(tmp_path / "22k.pth"), absent_class=absent)
+    cfg = replace(tiny, checkpoint=str(tmp_path / "22k.pth"), args=tiny.args | {"absent_class": absent})
     model = build_model(cfg, 10, 32, classes)
     rows = class_map(classes)
     assert rows is not None and (rows < 0).sum() == 1
@@ -120,7 +120,7 @@ def test_a_22k_checkpoint_is_cut_down_to_its_classes(tmp_path: Path, tiny: Model
         assert model.state_dict()[name].equal(map_rows(state[name], rows, absent))
     image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        whole = build_model(replace(cfg, absent_class="mean"), CLASSES, 32).eval()(image)
+        whole = build_model(replace(cfg, args=tiny.args), CLASSES, 32).eval()(image)
         logits = model.eval()(image)
     torch.testing.assert_close(logits[:, rows >= 0], whole[:, rows[rows >= 0]])
     if absent == "zero":

@@ -105,7 +105,7 @@ def timms(stream: Stream, aug: Augmentation, mean: tuple[float, ...], std: tuple
         rows, columns = grid[0].any(1).nonzero().flatten().tolist(), grid[0].any(0).nonzero().flatten().tolist()
         if not rows:
             return tensor
-        side = aug.size
+        side = int(str(aug.size))
         top, left = (min(round(found[0] * side / 224), side - 1) for found in (rows, columns))
         height = min(round(len(rows) * side / 224), side - top)
         width = min(round(len(columns) * side / 224), side - left)

@@ -222,12 +222,6 @@ def test_the_program_runs_without_the_network(
     assert json.loads(said["model.json"])["classes"] == list("0123456789")
 
 
-def test_surgeries_are_refused_by_timms_folder(model: nn.Module, sample: Tensor, tmp_path: Path) -> None:
-    meta = replace(META, surgeries=[{"kind": "prune"}])
-    with pytest.raises(UserError, match=r"cannot rebuild .* after its surgeries: prune"):
-        export_timm(model, meta, tmp_path, sample, 1e-4)
-
-
 def test_an_upload_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     with pytest.raises(UserError, match=r"export\.push=me/x: the upload failed \(.*hf auth login"):

@@ -125,6 +125,7 @@ class Gates(Callback):
         assert isinstance(learner, Learner)
         if not learner.completes_step:
             return
+        assert len(self.norms) == learner.step + 1  # called before the step is counted
         if (learner.step + 1) % 4 == 0:
             self.events += 1
             learner.student_eval = True
@@ -382,8 +383,8 @@ def test_a_student_in_eval_mode_learns_without_noise_and_without_stale_tables() 
     optimizer = sgd(student)
     before_training = {name: value.clone() for name, value in student.named_buffers()}
     losses = []
+    student.train()
     for _ in range(3):
-        student.train()
         learner._freeze()
         assert not any(m.training for m in student.modules() if isinstance(m, (nn.BatchNorm2d, nn.Dropout)))
         first, second = student(image), student(image)

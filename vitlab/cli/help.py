@@ -36,7 +36,7 @@ KEYS (KEY=VALUE; what each means: mode=list key=GROUP)
   seed=0  name=TEXT  output=FOLDER  fresh=true (start once more, beside a run that exists)
   recipe.lr=3e-4  recipe.duration=90ep|5000st  recipe.augmentation.crop_scale=[0.5,1]
   dataset.val_fraction=0.1 (held out of training; a temperature is fitted on these images)
-  dataset.size=64  model.name=TIMM_NAME  model.checkpoint=FILE|RUN  model.args.drop_path_rate=0.1
+  dataset.size=64|[256,448]  model.name=TIMM_NAME  model.checkpoint=FILE|RUN  model.args.depth=4
 
 MODES
 {modes}

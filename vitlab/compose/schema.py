@@ -39,6 +39,8 @@ ELSEWHERE = {
     "opt": "recipe.optimizer",
     "sched": "recipe.schedule",
     "drop_path": "model.args.drop_path_rate",
+    "absent_class": "model.args.absent_class",
+    "table_resize": "model.args.table_resize",
     "data": "dataset",
     "data_dir": "dataset.root",
     "data_path": "dataset.root",
@@ -73,7 +75,10 @@ ANSWERS = {
 }
 """Words that ask for what needs no key."""
 
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "ModelConfig.absent_class": "args.absent_class",
+    "ModelConfig.table_resize": "args.table_resize",
+}
 """Keys of former versions: ``"Class.key"`` → the key of today below the same class, both dotted where they lie deeper.
 
 ``"ModelConfig.args_of_timm": "args"`` finds the key wherever a network stands (``model.``, ``teacher.members.0.``,
@@ -81,10 +86,11 @@ RENAMED: dict[str, str] = {}
 ``"Config.recipe.views": "method.views"``. The value has to mean the same.
 """
 
-REMOVED: dict[str, Any] = {}
+REMOVED: dict[str, Any] = {"ModelConfig.absent_class": "mean", "ModelConfig.table_resize": "official"}
 """Keys of former versions that nothing stands for today: ``"Class.key"`` → the value with which it did nothing.
 
-A run that has this value goes on as if the key had never been; one with another value differs, and is told so.
+A run that has this value goes on as if the key had never been; one with another value differs, and is told so. A key
+that is in both tables moves only where it has another value than this.
 """
 
 _ABSENT = object()
@@ -212,7 +218,7 @@ def _moved(cls: type, values: dict[str, Any]) -> dict[str, Any]:
     """``values`` of a ``cls`` under the keys of today."""
     for key, place in RENAMED.items():
         owner, _, path = key.partition(".")
-        if owner == cls.__name__ and _lookup(values, path) is not _ABSENT:
+        if owner == cls.__name__ and _lookup(values, path) not in (_ABSENT, REMOVED.get(key, _ABSENT)):
             _place(values, place, _take(values, path))
     for key, neutral in REMOVED.items():
         owner, _, path = key.partition(".")
@@ -316,7 +322,7 @@ def _kind(hint: Any) -> str:
         return names[hint]
     if typing.get_origin(hint) is list:
         inner = typing.get_args(hint)[0]
-        plural = {int: "whole numbers", float: "numbers", str: "words"}.get(inner, "groups of keys")
+        plural = {int: "whole numbers", float: "numbers", str: "words", Any: "values"}.get(inner, "groups of keys")
         sample = {int: "[1,32]", float: "[0.5,1]", str: "[one,two]"}.get(inner, "")
         return f"a list of {plural}" + (f" such as {sample}" if sample else "")
     return "a group of keys"

@@ -15,6 +15,7 @@ from pathlib import Path
 from vitlab.compose.schema import DURATIONS
 from vitlab.config import AugmentationConfig, Config, ModelConfig, RecipeConfig, to_steps
 from vitlab.config.catalogue import GROUPS, MODE_KEYS, TRAINING_KEYS, mode_files, mode_meanings
+from vitlab.config.size import hw
 from vitlab.data.paths import data_roots, missing, shifted_root
 from vitlab.errors import UserError, nearest
 from vitlab.measure.robustness_names import BACKENDS, CORRUPTIONS, FAMILIES, SHIFTED
@@ -25,7 +26,6 @@ from vitlab.training.schedule import KINDS
 
 BALANCES = ("none", "weight", "sampler", "logit_adjust")
 LOGGERS = ("local", "csv", "tensorboard", "wandb")
-MAPS = ("gradcam", "rollout")
 SAMPLERS = ("grid", "tpe", "random", "nsga2")
 PRUNERS = ("median", "halving")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
@@ -213,7 +213,7 @@ def _model(key: str, model: ModelConfig, where: Where) -> None:
 
 def _dataset(config: Config, where: Where, read: bool) -> None:
     dataset = config.dataset
-    _at_least("dataset.size", dataset.size, 1, where)
+    _size("dataset.size", dataset.size, where)
     _length("dataset.mean", dataset.mean, 3, where)
     _length("dataset.std", dataset.std, 3, where)
     for value in dataset.std:
@@ -269,6 +269,15 @@ def _split(config: Config, where: Where) -> None:
         )
 
 
+def _size(key: str, value: object, where: Where) -> None:
+    try:
+        hw(value)  # type: ignore[arg-type]  # that is the question
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{where(key)}: {value} is no size.", f"{key} is the side of a square in pixels, or [height,width]."
+        ) from None
+
+
 TARGETS = {"class": "one label", "labels": "several labels"}
 """What an image is labelled with, in words."""
 
@@ -315,6 +324,8 @@ def _teacher(config: Config, where: Where) -> None:
         _model(f"teacher.members.{index}", member, where)
     if teacher.weights is not None:
         _length("teacher.weights", teacher.weights, len(teacher.members), where)
+    for index, size in enumerate(teacher.sizes or []):
+        _size(f"teacher.sizes.{index}", size, where)
     _within("teacher.temperature", teacher.temperature, 0, math.inf, where, open_low=True)
     if teacher.train and len(teacher.members) != 1:
         raise UserError(
@@ -391,8 +402,6 @@ def _rest(config: Config, where: Where) -> None:
     _one_of("predict.format", config.predict.format, ("table", "jsonl", "csv"), where)
     _at_least("predict.topk", config.predict.topk, 1, where)
     _at_least("explain.images", config.explain.images, 1, where)
-    for one in config.explain.methods:
-        _one_of("explain.methods", one, MAPS, where)
     if config.debug.overfit is not None:
         _within("debug.overfit", config.debug.overfit, 0, math.inf, where, open_low=True)
     for name in ("max_steps", "max_images", "max_slots", "profile"):

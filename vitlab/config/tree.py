@@ -23,11 +23,9 @@ class ModelConfig:
     name: str = MISSING  # timm model name, e.g. tiny_vit_5m_224
     pretrained: bool = False  # timm's own weights (hub download)
     checkpoint: Optional[str] = None  # .pth, .safetensors, a vitlab model folder, or a run: its result
-    args: dict[str, Any] = field(default_factory=dict)  # keyword arguments of timm.create_model
+    args: dict[str, Any] = field(default_factory=dict)  # of timm.create_model; absent_class, table_resize: of loading
     mean: Optional[list[float]] = None  # normalisation; null: the pretrained model's, else the dataset's
     std: Optional[list[float]] = None  # see mean
-    absent_class: str = "mean"  # a class of yours that an ImageNet-22k head lacks: mean of the others, or zero
-    table_resize: str = "official"  # TinyViT's bias tables for another window: official, or timm (antialiased)
 
     FIRST: ClassVar[tuple[str, ...]] = (
         *("name", "pretrained", "checkpoint", "args", "mean", "std", "absent_class", "table_resize"),
@@ -41,7 +39,7 @@ class DatasetConfig:
 
     name: str = MISSING  # a module of vitlab/data/sets: digits, cifar10, imagenet, folder, ...
     root: Optional[str] = None  # folder with the data; null: $VITLAB_DATA/<name>
-    size: int = MISSING  # side of the square view in pixels
+    size: Any = MISSING  # of the view, in pixels: the side of a square, or [height,width]
     mean: list[float] = MISSING  # per channel, in [0, 1]
     std: list[float] = MISSING  # per channel
     labels_per_class: Optional[int] = None  # keep this many training images of each class (seeded, stratified)
@@ -122,7 +120,7 @@ class TeacherConfig:
 
     members: list[ModelConfig] = field(default_factory=list)
     weights: Optional[list[float]] = None  # of the members; null: equal
-    sizes: Optional[list[int]] = None  # side of each member's input in pixels, views are resized; null: dataset.size
+    sizes: Optional[list[Any]] = None  # of each member's input, views are resized; null: dataset.size
     temperature: float = 1.0  # the teacher's logits are divided by it
     train: bool = False  # train the (single) member on the data set first, with teacher.recipe
     recipe: Optional[RecipeConfig] = None  # how it is trained; choose with recipe@teacher.recipe=NAME
@@ -249,7 +247,7 @@ class PredictConfig:
 class ExplainConfig:
     """What mode=explain shows."""
 
-    methods: list[str] = field(default_factory=lambda: ["gradcam", "rollout"])  # those that the network allows
+    methods: list[str] = field(default_factory=lambda: ["gradcam", "rollout"])  # and those that the network declares
     images: int = 8  # of the test split, where no input= is given
     target: str = "predicted"  # the class that Grad-CAM explains: predicted, label, or a class's name
     layer: Optional[str] = None  # module that Grad-CAM reads; null: the last one that has places

@@ -61,8 +61,7 @@ class CorruptedViews(Dataset[Batch]):
             UserError: if an image does not decode.
         """
         rows = [(index, number, level) for index, number in items for level in self.severities[number]]
-        size = self.view.size
-        image = torch.empty((len(rows), 3, size, size), dtype=torch.float32)
+        image = torch.empty((len(rows), 3, self.view.height, self.view.width), dtype=torch.float32)
         label = torch.empty(len(rows), dtype=torch.int64)
         seen = -1
         for row, (index, number, level) in enumerate(rows):

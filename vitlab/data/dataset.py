@@ -79,8 +79,7 @@ class TrainViews(Dataset[Batch]):
         index = np.array([item[0] for item in items], dtype=np.int64)
         slot = np.array([item[1] for item in items], dtype=np.int64)
         seeds, target = self._seeds(slot, index)
-        size = self.view.size
-        image = torch.empty((len(items), 3, size, size), dtype=torch.float32)
+        image = torch.empty((len(items), 3, self.view.height, self.view.width), dtype=torch.float32)
         targets = []
         for row, (position, seed) in enumerate(zip(index.tolist(), seeds, strict=True)):
             picture, own = self.source[position]
@@ -106,18 +105,19 @@ class TrainViews(Dataset[Batch]):
         # (seed, epoch) alone, and a view can be replayed without the rest of its batch.
         rows = torch.nn.functional.one_hot(label, self.num_classes) if label.ndim == 1 else label
         rows = rows.to(torch.float32)
-        size = self.view.size
         for a in range(0, len(seeds) - 1, 2):
             b = a + 1
             # One draw for both members, seeded by the two seeds together (and in either order): each alone would let a
             # view that is paired anew repeat its old mixture.
-            mix = draw_mix(self.augmentation, seeds[a], seeds[b], size, size)
+            mix = draw_mix(self.augmentation, seeds[a], seeds[b], self.view.height, self.view.width)
             if mix is None:
                 continue
             # Both before either is written: the second needs the first one's unmixed pixels.
             first, second = self.view.mix(image[a], image[b], mix), self.view.mix(image[b], image[a], mix)
             image[a], image[b] = first, second
-            weight = mix_weight(mix, size)  # of the pixels that were mixed: a box is rounded and cut at the border
+            weight = mix_weight(
+                mix, self.view.size
+            )  # of the pixels that were mixed: a box is rounded and cut at the border
             own, other = rows[a].clone(), rows[b].clone()
             rows[a] = weight * own + (1 - weight) * other
             rows[b] = weight * other + (1 - weight) * own
@@ -141,8 +141,7 @@ class EvalViews(Dataset[Batch]):
         Raises:
             UserError: if an image does not decode.
         """
-        size = self.view.size
-        image = torch.empty((len(items), 3, size, size), dtype=torch.float32)
+        image = torch.empty((len(items), 3, self.view.height, self.view.width), dtype=torch.float32)
         targets = []
         for row, index in enumerate(items):
             picture, target = self.source[index]

@@ -62,8 +62,8 @@ class ReinforcingViews(Dataset[Batch]):
             UserError: if an image does not decode.
         """
         pictures = _Pictures(self.source)
-        size, rows = self.view.size, len(items) * len(self.samples)
-        image = torch.empty((rows, 3, size, size), dtype=torch.float32)
+        rows = len(items) * len(self.samples)
+        image = torch.empty((rows, 3, self.view.height, self.view.width), dtype=torch.float32)
         draws: list[Draw] = []
         for index in items:
             for number in self.samples:
@@ -110,8 +110,7 @@ class ReplayedViews(TrainViews):
         plain = slot >= self._reader.samples
         draws, target = self._reader.read(np.where(plain, 0, slot), index)
         seeds = seeds_of(self.base_seed, slot, index).tolist()
-        size = self.replayed.size
-        image = torch.empty((len(items), 3, size, size), dtype=torch.float32)
+        image = torch.empty((len(items), 3, self.replayed.height, self.replayed.width), dtype=torch.float32)
         label = torch.empty(len(items), dtype=torch.int64)
         pictures = _Pictures(self.source)
         for row, position in enumerate(index.tolist()):
@@ -152,7 +151,7 @@ class _Pictures:
 
 
 def make_view(view: View, pictures: _Pictures, index: int, drawn: Draw, out: Tensor) -> None:
-    """Write the view [3, S, S] of an image into ``out``; a partner is decoded only where one is mixed in.
+    """Write the view [3, H, W] of an image into ``out``; a partner is decoded only where one is mixed in.
 
     Raises:
         CropOutside: the draw was made for another image.

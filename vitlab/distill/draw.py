@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vitlab.config.size import Size, hw
 from vitlab.distill.randaug import draw_ops, parse_randaug
 from vitlab.errors import UserError
 from vitlab.files import stable_dict
@@ -45,13 +46,15 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may be drawn for a view of ``size`` pixels: the fields of ``config.AugmentationConfig`` and the size.
+    """What may be drawn for a view of ``size``: the fields of ``config.AugmentationConfig`` and the size in pixels, a
+    side or (height, width). ``crop_ratio`` is that of the crop in the image, as in torchvision, whatever the view's
+    ratio.
 
     Raises:
         UserError: for a value outside its range; the message names ``recipe.augmentation.<field>``.
     """
 
-    size: int
+    size: Size
     crop_scale: tuple[float, float] | None = None
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.0
@@ -77,8 +80,13 @@ class Augmentation:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, tuple(float(v) for v in value))
-        if self.size < 1:
-            raise UserError(f"A view of {self.size} pixels cannot be made:", "dataset.size must be 1 or more.")
+        try:
+            height, width = hw(self.size)
+        except ValueError:
+            raise UserError(
+                f"A view of {self.size} pixels cannot be made:", "dataset.size must be 1 or more, or [height,width]."
+            ) from None
+        object.__setattr__(self, "size", height if height == width else (height, width))
         if self.crop_scale is not None:
             _check(
                 "crop_scale", self.crop_scale, _ordered(self.crop_scale, 1.0), "[low, high] with 0 < low <= high <= 1"
@@ -153,15 +161,15 @@ class Erase:
 class Mix:
     """How a view takes in its partner: mixup first (``ratio`` is the view's own weight), then the CutMix box.
 
-    ``box``: rows r1:r2 and columns c1:c2 as (r1, c1, r2, c2) on a ``grid`` x ``grid`` view, pasted from the unmixed
-    partner. ``partner``: index in the data set, None for the neighbour in the batch (pair 2t, 2t+1; then both
-    members get the same Mix). ``draw``: the partner's own draw where it is not that of its own view. ``cut``: the
-    ratio that ``box`` was drawn with, where it is to be kept; no pixel depends on it.
+    ``box``: rows r1:r2 and columns c1:c2 as (r1, c1, r2, c2) on a view of size ``grid`` (a side, or height and width),
+    pasted from the unmixed partner. ``partner``: index in the data set, None for the neighbour in the batch (pair 2t,
+    2t+1; then both members get the same Mix). ``draw``: the partner's own draw where it is not that of its own view.
+    ``cut``: the ratio that ``box`` was drawn with, where it is to be kept; no pixel depends on it.
     """
 
     ratio: float | None
     box: tuple[int, int, int, int] | None
-    grid: int
+    grid: Size
     partner: int | None = None
     draw: Draw | None = None
     cut: float | None = None
@@ -174,7 +182,8 @@ class Draw:
     ``crop``: (top, left, height, width) in pixels of the source image, then resized to the view; None: the whole
     image. ``shift``: (pad, top, left) on the grid: zero-pad the resized view, then cut it out again. ``ops``: the
     executed RandAugment ops as (name, argument). ``jitter``: (brightness|contrast|saturation|hue, factor) in order
-    of application. ``grid``: side of the square on which ``shift``, ``erase`` and pixel translations are counted.
+    of application. ``grid``: steps on each side of the view on which ``shift``, ``erase`` and pixel translations are
+    counted; on a view that is no square a step down and a step across differ.
     """
 
     crop: tuple[int, int, int, int] | None = None
@@ -240,25 +249,24 @@ def draw(aug: Augmentation, seed: int, width: int, height: int) -> Draw:
 def draw_mix(aug: Augmentation, seed_a: int, seed_b: int, height: int, width: int) -> Mix | None:
     """How the pair of views with these two seeds is mixed (mode ``pair2``); None: not at all. Symmetric in the seeds.
 
-    Both members get the same Mix. ``height`` and ``width``: of the views, which are square.
+    Both members get the same Mix. ``height`` and ``width``: of the views.
     """
-    if height != width:
-        raise ValueError(f"views are square, got {height} x {width}")
     if not aug.mixes:
         return None
     rng = np.random.Generator(np.random.PCG64(seed_a ^ seed_b))
     if not rng.random() < aug.mix_prob:
         return None
+    grid: Size = width if height == width else (height, width)
     cut = aug.cutmix > 0 if aug.mixup == 0 or aug.cutmix == 0 else rng.random() < aug.mix_switch
     if not cut:
-        return Mix(float(rng.beta(aug.mixup, aug.mixup)), None, width)
+        return Mix(float(rng.beta(aug.mixup, aug.mixup)), None, grid)
     lam = rng.beta(aug.cutmix, aug.cutmix)
     side = math.sqrt(1 - lam)
     h, w = int(height * side), int(width * side)
     y, x = _randint(rng, 0, height - 1), _randint(rng, 0, width - 1)
     rows = max(y - h // 2, 0), min(y + h // 2, height)
     columns = max(x - w // 2, 0), min(x + w // 2, width)
-    return Mix(None, (rows[0], columns[0], rows[1], columns[1]), width)
+    return Mix(None, (rows[0], columns[0], rows[1], columns[1]), grid)
 
 
 def draw_crop(

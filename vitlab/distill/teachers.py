@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitlab.config.size import Size, hw, plain_size
 from vitlab.distill.sparse import SparseTarget
 from vitlab.errors import UserError
 
@@ -43,9 +44,9 @@ class OnlineTeacher:
 
     ``mean`` and ``std``: what the network was trained with; ``batch_mean`` and ``batch_std``: what the batch is
     normalised with. Where they differ the image is brought from one to the other by one multiply-add; where they are
-    equal it is left bit for bit. ``size``: the side the network wants; other views are resized (antialiased
-    ``interpolation``). ``precision`` of the forward pass: fp32, tf32 (fp32 whose products are rounded to 10 bits, on
-    GPUs that can), bf16 or fp16; the softmax is always float32.
+    equal it is left bit for bit. ``size``: what the network wants, a side or (height, width); other views are resized
+    (antialiased ``interpolation``). ``precision`` of the forward pass: fp32, tf32 (fp32 whose products are rounded to
+    10 bits, on GPUs that can), bf16 or fp16; the softmax is always float32.
     ``name``: for :meth:`describe`.
     """
 
@@ -54,7 +55,7 @@ class OnlineTeacher:
         model: nn.Module,
         mean: Sequence[float],
         std: Sequence[float],
-        size: int,
+        size: Size,
         batch_mean: Sequence[float],
         batch_std: Sequence[float],
         temperature: float = 1.0,
@@ -68,7 +69,7 @@ class OnlineTeacher:
             raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, got {precision!r}")
         self.model = model.eval().requires_grad_(False)
         self.name = name
-        self.size = size
+        self.size = plain_size(size)
         self.temperature = temperature
         self.precision = precision
         self.interpolation = interpolation
@@ -94,9 +95,9 @@ class OnlineTeacher:
 
     def prepare(self, image: Tensor) -> Tensor:
         """The batch as this network wants it: its size, its normalisation."""
-        if tuple(image.shape[-2:]) != (self.size, self.size):
+        if tuple(image.shape[-2:]) != hw(self.size):
             antialias = self.interpolation in ("bilinear", "bicubic")
-            image = F.interpolate(image, (self.size, self.size), mode=self.interpolation, antialias=antialias)
+            image = F.interpolate(image, hw(self.size), mode=self.interpolation, antialias=antialias)
         if self._affine is not None:
             scale, shift = (t.to(image.device) for t in self._affine)
             image = torch.addcmul(shift, image, scale)

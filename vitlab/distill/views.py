@@ -7,12 +7,14 @@ Image operations run on PIL images, so that a view is bit-identical to that of t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from vitlab.config.size import Size, hw, plain_size
 from vitlab.distill.draw import CROPS, Draw, Erase, Mix
 from vitlab.distill.ops import RESAMPLING, Fill, jitter_op, timm_op, torchvision_op, torchvision_tensor_op
 
@@ -24,7 +26,8 @@ class CropOutside(ValueError):
 
 
 class View:
-    """Makes training views of ``size`` x ``size`` pixels, normalised with ``mean`` and ``std`` (per RGB channel).
+    """Makes training views of ``size`` pixels (a side, or height and width), normalised with ``mean`` and ``std``
+    (per RGB channel).
 
     ``interpolation`` (nearest, bilinear, bicubic) resizes the crop, with antialiasing, and moves pixels in the
     geometric ops of timm's set; ``fill`` is the colour (0-255) that those leave behind, by default the mean's.
@@ -33,7 +36,7 @@ class View:
 
     def __init__(
         self,
-        size: int,
+        size: Size,
         mean: Sequence[float],
         std: Sequence[float],
         interpolation: str = "bicubic",
@@ -43,13 +46,14 @@ class View:
         if backend not in BACKENDS:
             raise ValueError(f"the backend is {' or '.join(BACKENDS)}, got {backend!r}")
         self.backend = backend
-        self.size = size
+        self.size = plain_size(size)
+        self.height, self.width = hw(size)
         self.resampling = RESAMPLING[interpolation]
         self.normalise = _Normalise(mean, std)
         self.fill = fill if fill is not None else _mean_colour(mean)
 
     def __call__(self, image: Image.Image, draw: Draw, out: Tensor | None = None) -> Tensor:
-        """The view [3, S, S] float32 of an RGB ``image``; ``draw.mix`` is left to :meth:`mix`.
+        """The view [3, H, W] float32 of an RGB ``image``; ``draw.mix`` is left to :meth:`mix`.
 
         ``out``: written and returned where given (a row of a batch saves a copy).
 
@@ -61,8 +65,8 @@ class View:
             if top < 0 or left < 0 or top + height > image.height or left + width > image.width:
                 raise CropOutside(f"crop {draw.crop} is outside the image of {image.width} x {image.height} pixels")
             image = image.crop((left, top, left + width, top + height))
-        if image.size != (self.size, self.size):
-            image = image.resize((self.size, self.size), self.resampling)
+        if image.size != (self.width, self.height):
+            image = image.resize((self.width, self.height), self.resampling)
         if draw.shift is not None:
             image = self._shift(image, draw.shift, draw.grid)
         if draw.flip:
@@ -90,7 +94,7 @@ class View:
         return view
 
     def mix(self, anchor: Tensor, partner: Tensor, mix: Mix) -> Tensor:
-        """The view ``anchor`` [C, S, S] with ``partner`` mixed in; both are left as they are.
+        """The view ``anchor`` [C, H, W] with ``partner`` mixed in; both are left as they are.
 
         In a pair each member is the other's partner: call it twice, with the unmixed views.
         """
@@ -101,14 +105,17 @@ class View:
         return mixed
 
     def _shift(self, image: Image.Image, shift: tuple[int, int, int], grid: int) -> Image.Image:
-        pad, top, left = (round(v * self.size / grid) for v in shift)
-        padded = ImageOps.expand(image, pad, fill=0)
-        return padded.crop((left, top, left + self.size, top + self.size))
+        pad, top, left = shift
+        down, right = round(pad * self.height / grid), round(pad * self.width / grid)
+        top, left = round(top * self.height / grid), round(left * self.width / grid)
+        padded = ImageOps.expand(image, (right, down), fill=0)
+        return padded.crop((left, top, left + self.width, top + self.height))
 
     def _erase(self, view: Tensor, erase: Erase, grid: int) -> None:
-        top, left = (min(round(v * self.size / grid), self.size - 1) for v in (erase.top, erase.left))
-        height = min(round(erase.height * self.size / grid), self.size - top)
-        width = min(round(erase.width * self.size / grid), self.size - left)
+        top = min(round(erase.top * self.height / grid), self.height - 1)
+        left = min(round(erase.left * self.width / grid), self.width - 1)
+        height = min(round(erase.height * self.height / grid), self.height - top)
+        width = min(round(erase.width * self.width / grid), self.width - left)
         area = view[:, top : top + height, left : left + width]
         if erase.mode == "black":
             area.copy_(self.normalise.black)
@@ -125,14 +132,16 @@ class View:
 class EvalView:
     """The view of evaluation: a test image as ``crop`` says.
 
-    ``center``: short side to int(size / crop_pct), then a centre crop. ``squash``: both sides resized to ``size``,
-    nothing is cut. ``auto``: squash where crop_pct is 1 or more, else center; this is the official TinyViT's way
-    (0.875 at 224 px, 1 at 384 and 512). timm's record of a model says which of the two its numbers used.
+    ``center``: short side to int(size / crop_pct), then a centre crop; for a ``size`` of (height, width) the image is
+    resized, keeping its ratio, until it just covers both divided by crop_pct, as in timm. ``squash``: both sides
+    resized to ``size``, nothing is cut. ``auto``: squash where crop_pct is 1 or more, else center; this is the
+    official TinyViT's way (0.875 at 224 px, 1 at 384 and 512). timm's record of a model says which of the two its
+    numbers used.
     """
 
     def __init__(
         self,
-        size: int,
+        size: Size,
         crop_pct: float,
         mean: Sequence[float],
         std: Sequence[float],
@@ -143,7 +152,8 @@ class EvalView:
             raise ValueError(f"crop_pct must be above 0, got {crop_pct}")
         if crop not in CROPS:
             raise ValueError(f"crop is one of {', '.join(CROPS)}, got {crop!r}")
-        self.size = size
+        self.size = plain_size(size)
+        self.height, self.width = hw(size)
         self.crop_pct = crop_pct
         self.squash = crop == "squash" or (crop == "auto" and crop_pct >= 1)
         self.interpolation = interpolation
@@ -153,44 +163,97 @@ class EvalView:
     def __str__(self) -> str:
         """In words, for the report beside a number: two conventions differ by a tenth of a percent or more."""
         if self.squash:
-            return f"resized to {self.size} × {self.size}, nothing cut, {self.interpolation}"
-        short = int(self.size / self.crop_pct)
-        return (
-            f"short side {short}, centre crop {self.size} × {self.size} (crop {self.crop_pct:g}), {self.interpolation}"
-        )
+            return f"resized to {self.height} × {self.width}, nothing cut, {self.interpolation}"
+        first = f"short side {int(self.height / self.crop_pct)}"
+        if self.height != self.width:
+            covered = " × ".join(str(int(side / self.crop_pct)) for side in (self.height, self.width))
+            first = f"resized to cover {covered}"
+        cut = f"centre crop {self.height} × {self.width} (crop {self.crop_pct:g})"
+        return f"{first}, {cut}, {self.interpolation}"
 
     def __call__(self, image: Image.Image, out: Tensor | None = None) -> Tensor:
-        """The view [3, S, S] float32 of an RGB ``image``, written into ``out`` where given."""
+        """The view [3, H, W] float32 of an RGB ``image``, written into ``out`` where given."""
         return self.normalise(self.cut(image), out)
 
     def cut(self, image: Image.Image) -> Image.Image:
-        """The pixels that the network sees of an RGB ``image``, S x S."""
-        size = self.size
+        """The pixels that the network sees of an RGB ``image``, height x width."""
+        resized, (left, top) = self._resized(*image.size)
+        if image.size != resized:
+            image = image.resize(resized, self.resampling)
         if self.squash:
-            return image if image.size == (size, size) else image.resize((size, size), self.resampling)
-        width, height = image.size
-        short = int(size / self.crop_pct)
-        wanted = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
-        if image.size != wanted:
-            image = image.resize(wanted, self.resampling)
-        left, top = round((wanted[0] - size) / 2), round((wanted[1] - size) / 2)
-        return image.crop((left, top, left + size, top + size))
+            return image
+        return image.crop((left, top, left + self.width, top + self.height))
+
+    def box(self, width: int, height: int) -> ViewBox:
+        """Which part of a picture of ``width`` x ``height`` pixels the view shows."""
+        (wide, high), (left, top) = self._resized(width, height)
+        across, down = width / wide, height / high  # pixels of the picture for one of the view
+        return ViewBox(
+            left * across, top * down, (left + self.width) * across, (top + self.height) * down, self.height, self.width
+        )
+
+    def _resized(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """What a picture is resized to, (width, height), and where the view is cut from that, (left, top)."""
+        if self.squash:
+            return (self.width, self.height), (0, 0)
+        if self.height == self.width:
+            short = int(self.width / self.crop_pct)
+            wide, high = (
+                (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+            )
+        else:
+            scale = min(height / int(self.height / self.crop_pct), width / int(self.width / self.crop_pct))
+            wide, high = round(width / scale), round(height / scale)
+        return (wide, high), (round((wide - self.width) / 2), round((high - self.height) / 2))
 
 
-def scale_box(box: tuple[int, int, int, int], grid: int, size: int) -> tuple[int, int, int, int]:
-    """A box drawn on a ``grid``-pixel side on one of ``size`` pixels, rounded; itself where they are equal."""
-    if grid == size:
+@dataclass(frozen=True)
+class ViewBox:
+    """The part of a picture that a view shows, and the affine map between the two.
+
+    ``left`` .. ``bottom``: edges of the part, in pixels of the picture; its left upper corner is (0, 0), so the centre
+    of its first pixel is (0.5, 0.5). ``height`` and ``width``: of the view, in its own pixels. Points are (x, y).
+    """
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    height: int
+    width: int
+
+    def to_picture(self, x: float, y: float) -> tuple[float, float]:
+        """The place in the picture of a place in the view."""
+        across, down = (self.right - self.left) / self.width, (self.bottom - self.top) / self.height
+        return self.left + x * across, self.top + y * down
+
+    def to_view(self, x: float, y: float) -> tuple[float, float]:
+        """The place in the view of a place in the picture; outside the view where it was cut away."""
+        across, down = (self.right - self.left) / self.width, (self.bottom - self.top) / self.height
+        return (x - self.left) / across, (y - self.top) / down
+
+
+def scale_box(box: tuple[int, int, int, int], grid: Size, size: Size) -> tuple[int, int, int, int]:
+    """A box drawn on a view of size ``grid`` on one of ``size``, rounded; itself where they are equal."""
+    (rows, columns), (height, width) = hw(grid), hw(size)
+    if (rows, columns) == (height, width):
         return box
-    r1, c1, r2, c2 = (round(v * size / grid) for v in box)
-    return r1, c1, r2, c2
+    r1, c1, r2, c2 = box
+    return (
+        round(r1 * height / rows),
+        round(c1 * width / columns),
+        round(r2 * height / rows),
+        round(c2 * width / columns),
+    )
 
 
-def mix_weight(mix: Mix, size: int) -> float:
+def mix_weight(mix: Mix, size: Size) -> float:
     """The own share of a mixed view of ``size`` pixels: mixup ratio times the area outside the CutMix box."""
     weight = 1.0 if mix.ratio is None else mix.ratio
     if mix.box is not None:
         r1, c1, r2, c2 = scale_box(mix.box, mix.grid, size)
-        weight *= 1 - (r2 - r1) * (c2 - c1) / (size * size)
+        height, width = hw(size)
+        weight *= 1 - (r2 - r1) * (c2 - c1) / (height * width)
     return weight
 
 

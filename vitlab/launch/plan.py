@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from vitlab.config import Config
 from vitlab.config.catalogue import PLAN_ORDER
 from vitlab.config.composed import Composed
+from vitlab.config.size import size_text
 from vitlab.errors import UserError
 from vitlab.launch.processes import known_process_count
 from vitlab.methods.base import find_method
@@ -57,7 +58,7 @@ def _detail(group: str, config: Config) -> str:
             few = config.dataset.labels_per_class
             where = f" in {config.dataset.root}" if config.dataset.root else ""
             kept = 0.0 if config.dataset.name == "folder" else config.dataset.val_fraction
-            told = [f"{config.dataset.size} px{where}", *([f"{few} labels per class"] if few else [])]
+            told = [f"{size_text(config.dataset.size)} px{where}", *([f"{few} labels per class"] if few else [])]
             told += [f"fold {config.dataset.fold} of {config.dataset.folds} is tested"] if config.dataset.folds else []
             told += [f"split as {config.dataset.split_file} has it"] if config.dataset.split_file else []
             return ", ".join([*told, *([f"{100 * kept:g} % of train held out for validation"] if kept else [])])

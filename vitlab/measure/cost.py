@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitlab.config.size import Size, hw, plain_size
 from vitlab.measure.cost_record import Cost, Latency, Memory
 from vitlab.measure.memory import peak_memory
 from vitlab.measure.timing import WARMUP, device_name, synchronize, time_calls
@@ -29,23 +30,23 @@ CHANNELS = 3
 class CountsMacs(Protocol):
     """A network with further counts of multiply-adds than that of the operations which its forward pass executes."""
 
-    def extra_macs(self, size: int) -> Mapping[str, int]:
-        """Multiply-adds of one image [1, 3, size, size] by name, e.g. ``{"reference": ...}``, a paper's own count."""
+    def extra_macs(self, size: Size) -> Mapping[str, int]:
+        """Multiply-adds of one image [1, 3, H, W] by name, e.g. ``{"reference": ...}``, a paper's own count."""
 
 
 def measure_cost(
     model: nn.Module,
-    size: int,
+    size: Size,
     batches: Sequence[int] = (),
     repeats: int = 30,
     file: Path | None = None,
     memory: Sequence[int] = (),
 ) -> Cost:
-    """Count and time ``model`` [B, 3, size, size] on the device and in the precision that its parameters have.
+    """Count and time ``model`` [B, 3, H, W] on the device and in the precision that its parameters have.
 
     Args:
         model: left in the mode in which it was given.
-        size: side of the input in pixels.
+        size: side of the input in pixels, or (height, width).
         batches: batch sizes to time; none: counts only.
         repeats: timed passes of each batch size.
         file: weights file whose size is stated.
@@ -55,7 +56,7 @@ def measure_cost(
     return Cost(
         params=count_params(model),
         macs=count_macs(model, size),
-        size=size,
+        size=plain_size(size),
         bytes=file.stat().st_size if file is not None else None,
         latency=[measure_latency(model, size, batch, repeats) for batch in batches],
         memory=[Memory(batch, peak_memory(model, size, batch)) for batch in memory],
@@ -70,8 +71,8 @@ def count_params(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_macs(model: nn.Module, size: int) -> int:
-    """Multiply-adds of one image [1, 3, size, size]; counted from the operations that a forward pass executes.
+def count_macs(model: nn.Module, size: Size) -> int:
+    """Multiply-adds of one image [1, 3, H, W]; counted from the operations that a forward pass executes.
 
     A network on the meta device is counted without computing anything.
     """
@@ -81,8 +82,8 @@ def count_macs(model: nn.Module, size: int) -> int:
     return int(counter.get_total_flops()) // 2  # torch counts the multiplication and the addition
 
 
-def measure_latency(model: nn.Module, size: int, batch: int, repeats: int, warmup: int = WARMUP) -> Latency:
-    """Time forward passes of random images [batch, 3, size, size], in eval mode.
+def measure_latency(model: nn.Module, size: Size, batch: int, repeats: int, warmup: int = WARMUP) -> Latency:
+    """Time forward passes of random images [batch, 3, H, W], in eval mode.
 
     Raises:
         ValueError: no repeats.
@@ -100,6 +101,6 @@ def measure_latency(model: nn.Module, size: int, batch: int, repeats: int, warmu
     return Latency(batch, median, p10, p90, repeats)
 
 
-def _images(model: nn.Module, batch: int, size: int) -> torch.Tensor:
+def _images(model: nn.Module, batch: int, size: Size) -> torch.Tensor:
     like = next(model.parameters())
-    return torch.zeros(batch, CHANNELS, size, size, dtype=like.dtype, device=like.device)
+    return torch.zeros(batch, CHANNELS, *hw(size), dtype=like.dtype, device=like.device)

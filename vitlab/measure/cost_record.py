@@ -41,7 +41,7 @@ class Cost:
         latency: of each batch size that was timed.
         device: what the latency is of: ``cpu``, the name of a GPU, or both in words, e.g. ``CPU, 2 threads``.
         memory: of each batch size that was measured.
-        size: side of the square input, pixels.
+        size: side of the input in pixels, or [height, width].
         threads: of the CPU, during the timing.
         extra_macs: further counts of multiply-adds of one image, by name: a paper's own convention, or those that
             remain when a network drops tokens.
@@ -53,7 +53,7 @@ class Cost:
     latency: list[Latency] = field(default_factory=list)
     device: str = ""
     memory: list[Memory] = field(default_factory=list)
-    size: int | None = None
+    size: int | list[int] | None = None
     threads: int | None = None
     extra_macs: dict[str, int] = field(default_factory=dict)
 

@@ -137,12 +137,37 @@ def to_grid(model: nn.Module, features: Tensor, where: str) -> Tensor:
         last = getattr(model, "output_fmt", "NCHW") == "NHWC" or (
             # a block of TinyViT works on NHWC inside a network that gives NCHW
             features.shape[1] == features.shape[2] != features.shape[3]
+            or _has_channels(model, features.shape[3]) > _has_channels(model, features.shape[1])
         )
         return features.permute(0, 3, 1, 2) if last else features
     if features.ndim == 3:
         prefix, height, width = token_grid(model, features.shape[1])
         return features[:, prefix:].transpose(1, 2).unflatten(2, (height, width))
     raise UserError(f"Grad-CAM: {where} of this network has the shape {tuple(features.shape)}, no grid.", _LAYER_CURE)
+
+
+def _has_channels(model: nn.Module, length: int) -> bool:
+    """Whether a stage of the network has as many channels."""
+    stages = getattr(model, "feature_info", None)
+    return isinstance(stages, list) and any(stage["num_chs"] == length for stage in stages)
+
+
+def network_maps(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
+    """The maps [B, h, w] that the network itself declares (``attention_maps(image)``, see :mod:`vitlab.models`) by
+    name, each the mean over the maps of that name; empty where it declares none. Its mode is left as it was.
+
+    Raises:
+        ValueError: a map that is not [B, N, h, w].
+    """
+    declare: Callable[[Tensor], dict[str, Tensor]] | None = getattr(model, "attention_maps", None)
+    if declare is None:
+        return {}
+    with eval_mode(model):
+        found = declare(image)
+    for name, maps in found.items():
+        if maps.ndim != 4 or len(maps) != len(image):
+            raise ValueError(f"attention_maps()['{name}'] is {tuple(maps.shape)}, not [{len(image)}, N, h, w]")
+    return {name: maps.float().mean(1) for name, maps in found.items()}
 
 
 def token_grid(model: nn.Module, tokens: int) -> tuple[int, int, int]:

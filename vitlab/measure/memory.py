@@ -11,18 +11,19 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from vitlab.config.size import Size, hw
 from vitlab.models.eval_mode import eval_mode
 
 
-def peak_memory(model: nn.Module, size: int, batch: int) -> int:
-    """Bytes that one forward pass of [batch, 3, size, size] holds at its worst moment, the images among them and the
+def peak_memory(model: nn.Module, size: Size, batch: int) -> int:
+    """Bytes that one forward pass of [batch, 3, H, W] holds at its worst moment, the images among them and the
     weights not.
 
     On a CUDA device it is the allocator's own account. Elsewhere the tensors are counted that exist between two
     operations; scratch space inside an operation is not.
     """
     like = next(model.parameters())
-    images = torch.zeros(batch, 3, size, size, dtype=like.dtype, device=like.device)
+    images = torch.zeros(batch, 3, *hw(size), dtype=like.dtype, device=like.device)
     with eval_mode(model):
         model(images)  # tables that a network keeps from its first pass are not part of the next
         if like.device.type == "cuda":

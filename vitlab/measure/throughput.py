@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from vitlab.config.size import Size, hw
 from vitlab.measure.timing import device_name, synchronize, time_for
 from vitlab.models.eval_mode import eval_mode
 
@@ -27,9 +28,9 @@ class Throughput:
 
 
 def measure_throughput(
-    model: nn.Module, size: int, batch: int = 64, warmup: float = 10.0, seconds: float = 60.0, precision: str = "32"
+    model: nn.Module, size: Size, batch: int = 64, warmup: float = 10.0, seconds: float = 60.0, precision: str = "32"
 ) -> Throughput:
-    """Time ``model`` on random images [batch, 3, size, size] on the device of its parameters (official protocol: 10 s
+    """Time ``model`` on random images [batch, 3, H, W] on the device of its parameters (official protocol: 10 s
     of warm-up, then 60 s, each batch timed by itself; traced; under autocast).
 
     Args:
@@ -43,7 +44,7 @@ def measure_throughput(
     if precision not in kinds or batch < 1:
         raise ValueError(f"precision {precision!r} of {', '.join(kinds)}, batch {batch}")
     device = next(model.parameters()).device
-    images = torch.randn(batch, 3, size, size, device=device)
+    images = torch.randn(batch, 3, *hw(size), device=device)
     kind = kinds[precision]
     with eval_mode(model), torch.autocast(device.type, kind, enabled=kind is not None, cache_enabled=False):
         with warnings.catch_warnings():

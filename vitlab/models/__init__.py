@@ -1,1 +1,30 @@
-"""Networks: timm models built, initialised from files, grouped for the optimiser, and kept as artifacts."""
+"""Networks: timm models built, initialised from files, grouped for the optimiser, and kept as artifacts.
+
+``import vitlab.models`` registers vitlab's own networks with timm: every module of this package is imported, so that a
+network is one file here and no list. It costs what importing timm costs; code that must answer without torch imports
+nothing from here.
+
+What vitlab asks of a network beyond timm's own conventions, each of them optional:
+
+``new_parameters() -> Iterable[str]``
+    Names in its state dict that the weights it starts from cannot have; they keep their initialisation where a
+    checkpoint lacks them, and everything else is loaded strictly.
+``backbone`` (attribute)
+    The network inside a wrapper that such weights belong to; without it, the network itself.
+``pretrained_backbone`` (attribute)
+    timm name, with its tag, of the weights that ``model.pretrained`` starts from.
+``adapt_state_dict(state) -> state``
+    The weights of another code base under this network's names and shapes.
+``layer_levels() -> dict[str, int]``
+    Level of each parameter for layer-wise learning rates, where timm's ``group_matcher`` cannot say it.
+``extra_macs(size) -> Mapping[str, int]``
+    Further counts of multiply-adds of one image, e.g. a paper's own; shown beside the measured one.
+``attention_maps(image) -> dict[str, Tensor]``
+    Maps [B, N, h, w] >= 0 by name for ``mode=explain``; the N of one name (heads, tokens) are averaged.
+"""
+
+import importlib
+import pkgutil
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

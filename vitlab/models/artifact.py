@@ -16,8 +16,7 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 
-import vitlab.models.deepmad
-import vitlab.models.resnext48  # noqa: F401  (likewise)
+import vitlab.models  # noqa: F401  (registers vitlab's own networks with timm)
 from vitlab._version import __version__
 from vitlab.errors import UserError
 from vitlab.files import atomic_write, read_json, sha256, write_json
@@ -26,7 +25,7 @@ from vitlab.models.checkpoints import META_FILE, WEIGHTS_FILE
 FORMAT = 1
 """Version of ``model.json``; raised when an older reader could misunderstand a newer file."""
 
-REMOVED: dict[str, Any] = {}
+REMOVED: dict[str, Any] = {"surgeries": []}
 """Keys that former versions wrote: each with the value under which it says nothing and is left out when read."""
 
 
@@ -37,13 +36,12 @@ class ModelMeta:
     name: str  # timm's name of the architecture
     args: dict[str, Any]  # arguments of timm.create_model, without num_classes
     classes: list[str]  # in the order of the logits
-    size: int  # side of the square input, pixels
+    size: int | list[int]  # side of the input in pixels, or [height, width]
     mean: list[float]  # per channel, of images in [0, 1]
     std: list[float]
     crop_pct: float = 1.0  # resize the short side to size/crop_pct, then centre crop; 1.0: see crop
     interpolation: str = "bicubic"
     crop: str = "auto"  # center, squash (resize both sides), or auto: squash where crop_pct is 1
-    surgeries: list[dict[str, Any]] = field(default_factory=list)  # changes after building, in order
     origin: str = ""  # where the weights started, e.g. timm's tag or a file's name; empty: from scratch
     licence: str = ""  # of the weights it started from
     method: str = ""  # what trained it
@@ -108,6 +106,9 @@ def read_meta(folder: Path) -> ModelMeta:
         stored = dict(read_json(path))
     except ValueError as error:
         raise UserError(f"'{path}' is damaged ({error}).", "Copy the folder again.") from error
+    if surgeries := stored.get("surgeries"):  # now a network that was changed is a registered timm name with arguments
+        kinds = ", ".join(str(surgery.get("kind")) for surgery in surgeries)
+        raise UserError(f"The model needs surgeries that this vitlab cannot do: {kinds}.", "Use a newer vitlab.")
     version = stored.pop("format", None)
     stored = {key: value for key, value in stored.items() if key not in REMOVED or value != REMOVED[key]}
     known = {item.name for item in dataclasses.fields(ModelMeta)}
@@ -130,7 +131,7 @@ def _is_required(item: dataclasses.Field[Any]) -> bool:
 def load_model(folder: str | Path) -> nn.Module:
     """Rebuild the network of a model folder, in eval mode, with its description as ``.meta`` (a :class:`ModelMeta`).
 
-    Its logits [B, classes] for an image [B, 3, size, size], normalised with ``meta.mean`` and ``meta.std``, are those
+    Its logits [B, classes] for an image [B, 3, H, W], normalised with ``meta.mean`` and ``meta.std``, are those
     of the network that was saved, bit for bit on the same machine.
 
     Raises:
@@ -154,11 +155,8 @@ def rebuild(meta: ModelMeta, state: dict[str, Tensor]) -> nn.Module:
     """The network that ``meta`` describes with the weights ``state``: on the CPU, in eval mode, with ``.meta``.
 
     Raises:
-        UserError: an architecture or a surgery that this installation does not know.
+        UserError: an architecture that this installation does not know.
     """
-    if meta.surgeries:
-        kinds = ", ".join(str(surgery.get("kind")) for surgery in meta.surgeries)
-        raise UserError(f"The model needs surgeries that this vitlab cannot do: {kinds}.", "Use a newer vitlab.")
     if not timm.is_model(meta.name.partition(".")[0]):
         raise UserError(f"timm {timm.__version__} has no model '{meta.name}' (model.json).", "Update timm.")
     model = timm.create_model(meta.name, pretrained=False, num_classes=len(meta.classes), **meta.args)

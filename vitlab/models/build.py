@@ -1,7 +1,8 @@
 """Any timm model as vitlab builds it: from scratch, with timm's weights, or from a file.
 
 Nothing here knows a method. Names are timm's, arguments are those of ``timm.create_model``; vitlab adds the input
-size where a network must know it, loads checkpoints strictly, and answers mistakes in one paragraph.
+size where a network must know it, loads checkpoints strictly, and answers mistakes in one paragraph. What a network
+may define for that is listed in :mod:`vitlab.models`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import timm
+import torch
 from timm.layers.patch_embed import PatchEmbed
 from timm.models import (
     get_deprecated_models,
@@ -27,11 +29,13 @@ from timm.models import (
     resolve_model_input_args,
     split_model_name_tag,
 )
+from timm.models._features import FeatureGetterNet
 from torch import nn
 
+from vitlab.config.size import Size, hw, plain_size, size_text
 from vitlab.errors import UserError, nearest
 from vitlab.models.artifact import read_meta
-from vitlab.models.checkpoints import META_FILE, load_weights, read_weights, zero_head
+from vitlab.models.checkpoints import META_FILE, load_weights, new_parameters, read_weights, zero_head
 from vitlab.models.imagenet22k import ABSENT, CLASSES, class_map, remap_head
 from vitlab.models.param_groups import parameter_groups
 from vitlab.models.tinyvit_weights import RESIZES
@@ -40,15 +44,19 @@ from vitlab.run.run import model_folder
 if TYPE_CHECKING:
     from vitlab.config import ModelConfig
 
-__all__ = ["architecture", "build_model", "normalisation", "parameter_groups"]
+__all__ = ["LOADING", "architecture", "build_backbone", "build_model", "normalisation", "parameter_groups"]
 
 log = logging.getLogger(__name__)
 
 
 def build_model(
-    cfg: ModelConfig, num_classes: int, size: int, classes: Sequence[str] | None = None, pretrained: bool = True
+    cfg: ModelConfig,
+    num_classes: int,
+    size: Size | None,
+    classes: Sequence[str] | None = None,
+    pretrained: bool = True,
 ) -> nn.Module:
-    """Build the network of ``cfg`` with ``num_classes`` logits for square images of ``size`` pixels.
+    """Build the network of ``cfg`` with ``num_classes`` logits for images of ``size`` pixels.
 
     Weights come from ``cfg.checkpoint`` if given, else from timm's hub if ``cfg.pretrained``, else from timm's
     initialisation. A head for other classes is set to zero, and the log says so; one of ImageNet-22k is cut down to
@@ -56,8 +64,9 @@ def build_model(
 
     Args:
         cfg: timm name, arguments and where the weights come from.
-        num_classes: length of the logits [B, num_classes].
-        size: side of the input [B, 3, size, size]; passed on as ``img_size`` where the network is built for one size.
+        num_classes: length of the logits [B, num_classes]; 0: no classifier, the pooled features are the output.
+        size: side of the input [B, 3, H, W], or (height, width); passed on as ``img_size`` where the network is built
+            for one size. None: timm's own size for it.
         classes: names in the order of the logits. Given, the head of a vitlab model folder is kept only if its
             classes are the same; not given, only their number is compared.
         pretrained: False builds the bare network whatever ``cfg`` says of weights (to count or to resume it).
@@ -68,18 +77,19 @@ def build_model(
     if classes is not None and len(classes) != num_classes:
         raise ValueError(f"{len(classes)} class names for {num_classes} logits")
     name, args = architecture(cfg, size)
-    for key, allowed in (("absent_class", ABSENT), ("table_resize", RESIZES)):
-        if getattr(cfg, key) not in allowed:
-            raise UserError(f"model.{key}={getattr(cfg, key)} is not one of {', '.join(allowed)}.")
+    loading = _loading(cfg)
     from_hub = pretrained and cfg.pretrained and cfg.checkpoint is None
+    donor = _donor(name, args) if from_hub else None
+    from_hub = from_hub and donor is None
     known = _trained_with(cfg.name).get("num_classes") if from_hub else None
     rows = class_map(classes or ()) if pretrained and num_classes != CLASSES else None
     cut = rows is not None and known == CLASSES
     model = _create(cfg.name if from_hub else name, args, CLASSES if cut else num_classes, pretrained=from_hub)
-    _check_patches(model, cfg.name, size)
+    if size is not None:
+        _check_patches(model, cfg.name, size)
     if from_hub:
         if cut and rows is not None:
-            remap_head(model, rows, cfg.absent_class)
+            remap_head(model, rows, loading["absent_class"])
             log.info("%s: %d classes of the head were found among ImageNet-22k's", cfg.name, int((rows >= 0).sum()))
         elif known != num_classes and num_classes > 0:
             log.warning(
@@ -92,16 +102,57 @@ def build_model(
             model,
             read_weights(path),
             f"'{path}'",
-            keep_head=_same_classes(path, name, classes),
+            keep_head=_same_classes(path, name, classes, bool(new_parameters(model))),
             rows=rows,
-            absent=cfg.absent_class,
-            resize=cfg.table_resize,
+            absent=loading["absent_class"],
+            resize=loading["table_resize"],
+        )
+        log.log(logging.WARNING if report.head else logging.INFO, "%s", report)
+    elif donor is not None:
+        known = _trained_with(donor).get("num_classes")
+        weights = _create(donor, {}, int(known or 0), pretrained=True).state_dict()
+        report = load_weights(
+            model,
+            weights,
+            f"timm {donor}",
+            keep_head=known == num_classes,
+            rows=rows,
+            absent=loading["absent_class"],
+            resize=loading["table_resize"],
         )
         log.log(logging.WARNING if report.head else logging.INFO, "%s", report)
     return model
 
 
-def architecture(cfg: ModelConfig, size: int) -> tuple[str, dict[str, Any]]:
+def build_backbone(cfg: ModelConfig, size: Size | None, indices: int | Sequence[int] | None = None) -> FeatureGetterNet:
+    """The network of ``cfg`` with its weights as a source of feature maps, for dense tasks.
+
+    Args:
+        size: that it is built for; images of another size need a network that takes them (CNNs do, timm's ViTs with
+            ``model.args.dynamic_img_size=true``).
+        indices: the stages or blocks whose output is wanted, or how many from the end; None: all of them.
+
+    Returns:
+        timm's wrapper: [B, 3, H, W] to a list of feature maps [B, C, h, w], from the first stage to the last;
+        ``feature_info.channels()`` and ``.reduction()`` describe them.
+
+    Raises:
+        UserError: as :func:`build_model`, or the network has no ``forward_intermediates``, which timm reads.
+    """
+    model = build_model(cfg, 0, size)
+    if not callable(getattr(model, "forward_intermediates", None)):
+        raise UserError(
+            f"'{cfg.name}' gives no feature maps: {type(model).__name__} has no forward_intermediates.",
+            "Choose another network as the backbone.",
+        )
+    wanted = len(model.feature_info) if indices is None else indices  # type: ignore[arg-type]  # a list in timm's
+    try:
+        return FeatureGetterNet(model, wanted if isinstance(wanted, int) else tuple(wanted))
+    except AssertionError as error:
+        raise UserError(f"'{cfg.name}' has {len(model.feature_info)} feature maps, not {indices}.") from error  # type: ignore[arg-type]
+
+
+def architecture(cfg: ModelConfig, size: Size | None) -> tuple[str, dict[str, Any]]:
     """The timm name and the arguments that rebuild the bare network of ``cfg`` at ``size``, without any network access
     for timm's own names. A ``hf-hub:`` or ``local-dir:`` name is resolved to the architecture it describes.
 
@@ -110,7 +161,9 @@ def architecture(cfg: ModelConfig, size: int) -> tuple[str, dict[str, Any]]:
     """
     _check_name(cfg.name)
     try:
-        resolved = resolve_model_input_args(cfg.name, {"img_size": size}, **cfg.args)
+        asked = {} if size is None else {"img_size": hw(size)}
+        args = {key: value for key, value in cfg.args.items() if key not in LOADING}
+        resolved = resolve_model_input_args(cfg.name, asked, **args)
     except (OSError, KeyError, RuntimeError) as error:
         raise UserError(f"The description of model '{cfg.name}' could not be read: {error}", _HUB_CURE) from error
     except ValueError as error:
@@ -122,8 +175,8 @@ def architecture(cfg: ModelConfig, size: int) -> tuple[str, dict[str, Any]]:
     name = resolved.pop("model_name") if source else cfg.name
     args = {key: value for key, value in resolved.items() if key not in ("model_name", "pretrained_cfg")}
     args.pop("pretrained_model_args", None)
-    if args.get("img_size") == (size, size):
-        args["img_size"] = size
+    if isinstance(args.get("img_size"), tuple):
+        args["img_size"] = plain_size(args["img_size"])
     return name, args
 
 
@@ -154,8 +207,8 @@ def normalisation(
             meta = read_meta(folder)
             return tuple(meta.mean), tuple(meta.std)
     elif cfg.pretrained:
-        _check_name(cfg.name)
-        known = _trained_with(cfg.name)
+        name, args = architecture(cfg, None)
+        known = _trained_with(_donor(name, args) or cfg.name)
         return tuple(known["mean"]), tuple(known["std"])
     return tuple(dataset_mean), tuple(dataset_std)
 
@@ -174,6 +227,31 @@ def pretrained_source(name: str) -> str:
     known = get_pretrained_cfg(modern)
     found = None if known is None else known.hf_hub_id or known.url or known.file
     return str(found or modern)
+
+
+LOADING = {"absent_class": ABSENT, "table_resize": RESIZES}
+"""Keys of ``model.args`` that say how weights are loaded, with their values, the default first; timm does not see them.
+``absent_class``: what a class that an ImageNet-22k head lacks gets, the mean of the others or zero. ``table_resize``:
+how TinyViT's bias tables take another window, as the official code does or as timm does (antialiased)."""
+
+
+def _loading(cfg: ModelConfig) -> dict[str, str]:
+    found = {key: cfg.args.get(key, allowed[0]) for key, allowed in LOADING.items()}
+    for key, value in found.items():
+        if value not in LOADING[key]:
+            raise UserError(f"model.args.{key}={value} is not one of {', '.join(LOADING[key])}.")
+    return found
+
+
+def _donor(name: str, args: dict[str, Any]) -> str | None:
+    """timm's name of the weights that ``model.pretrained`` means for a network that adds to another; None: its own."""
+    base = split_model_name_tag(name)[0]
+    if not is_model(base) or model_entrypoint(base).__module__.startswith("timm."):
+        return None
+    with torch.device("meta"):
+        model = _create(name, args, 0, pretrained=False)
+    found = getattr(model, "pretrained_backbone", None)
+    return None if found is None else str(found)
 
 
 _HUB_CURE = (
@@ -242,15 +320,17 @@ def _misfit(name: str, args: dict[str, Any], error: Exception) -> Exception:
     )
 
 
-def _check_patches(model: nn.Module, name: str, size: int) -> None:
+def _check_patches(model: nn.Module, name: str, size: Size) -> None:
     """Refuse a size of which the patch embedding would drop the last rows and columns."""
     embed = getattr(model, "patch_embed", None)
     if isinstance(embed, PatchEmbed) and not embed.dynamic_img_pad:
-        side = embed.patch_size[0]
-        if size % side:
+        pairs = list(zip(hw(size), embed.patch_size, strict=True))
+        if any(side % patch for side, patch in pairs):
+            near = plain_size([max(patch, round(side / patch) * patch) for side, patch in pairs])
             raise UserError(
-                f"'{name}' cuts images into patches of {side} px, which do not tile {size} px.",
-                f"Set dataset.size={max(side, round(size / side) * side)}, or model.args.dynamic_img_pad=true.",
+                f"'{name}' cuts images into patches of {size_text(embed.patch_size)} px, which do not tile "
+                f"{size_text(size)} px.",
+                f"Set dataset.size={str(near).replace(' ', '')}, or model.args.dynamic_img_pad=true.",
             )
 
 
@@ -261,12 +341,13 @@ def _arguments(name: str, owner: str) -> list[str]:
     return list(inspect.signature(cls).parameters) if inspect.isclass(cls) else []
 
 
-def _same_classes(path: Path, name: str, classes: Sequence[str] | None) -> bool:
-    """Whether a vitlab folder's head may be kept; other files do not name their classes, so theirs may."""
+def _same_classes(path: Path, name: str, classes: Sequence[str] | None, adds: bool) -> bool:
+    """Whether a vitlab folder's head may be kept; other files do not name their classes, so theirs may. ``adds``: the
+    network adds to another one, so that the folder may be of that."""
     if not (path / META_FILE).is_file():
         return True
     meta = read_meta(path)
-    if split_model_name_tag(meta.name)[0] != split_model_name_tag(name)[0]:
+    if split_model_name_tag(meta.name)[0] != split_model_name_tag(name)[0] and not adds:
         raise UserError(
             f"The model folder '{path}' holds a {meta.name}, not a {name}.",
             f"Give model.name={meta.name} (args {meta.args}), or another checkpoint.",

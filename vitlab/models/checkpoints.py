@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -46,6 +47,7 @@ class LoadReport:
     head: list[str] = field(default_factory=list)  # head tensors that did not fit; all of the head was set to zero
     adapted: bool = False  # tensors were renamed or resized: official names, timm's own filter, tables of another size
     mapped: int = 0  # classes of the head that were found among the checkpoint's 21,841
+    new: list[str] = field(default_factory=list)  # tensors that the network adds; they keep their initialisation
 
     def __str__(self) -> str:
         text = f"{self.source}: {self.loaded} tensors loaded"
@@ -53,6 +55,8 @@ class LoadReport:
             text += ", some of them renamed or resized for this architecture"
         if self.mapped:
             text += f"; {self.mapped} classes of the head were found among those of ImageNet-22k"
+        if self.new:
+            text += f"; {len(self.new)} tensors that the network adds keep their initialisation"
         if self.head:
             text += f"; the head has other classes and starts from zero ({', '.join(self.head)})"
         return text
@@ -156,28 +160,41 @@ def load_weights(
     rows: NDArray[np.int64] | None = None,
     absent: str = "mean",
     resize: str = "official",
+    new: Collection[str] | None = None,
 ) -> LoadReport:
-    """Copy ``state`` into ``model``.
+    """Copy ``state`` into ``model``, or into its ``backbone`` where that is what the names are of.
 
-    Only the head may differ: where its tensors are absent or of another shape (another number of classes), or where
-    ``keep_head`` is false (other classes of the same number), the whole head is set to zero and reported. A head of
-    ImageNet-22k is first cut down to the model's classes, where ``rows`` says which those are.
+    Only the head may differ, and what the network adds be absent (``new``). Where the head's tensors are absent or of
+    another shape (another number of classes), or where ``keep_head`` is false (other classes of the same number), the
+    whole head is set to zero and reported. A head of ImageNet-22k is first cut down to the model's classes, where
+    ``rows`` says which those are.
 
     Args:
         rows: place of each of the model's classes in ImageNet-22k (:func:`vitlab.models.imagenet22k.class_map`).
         absent: what a class without such a place gets, ``mean`` or ``zero``.
         resize: how TinyViT's bias tables take another size, ``official`` or ``timm``.
+        new: names in the model's state dict that ``state`` may lack; None: the model's ``new_parameters()``.
 
     Raises:
+        ValueError: ``new`` names what the network does not have, or a wrapper holds tensors beside its backbone that
+            are neither new nor its head.
         UserError: some other tensor is missing, unexpected, or of another shape; all of them are listed.
     """
+    added = set(new if new is not None else new_parameters(model))
+    if unknown := sorted(added.difference(model.state_dict())):
+        raise ValueError(f"{type(model).__name__} has no {', '.join(unknown)}, which it declares as new")
+    options: _Options = {"rows": rows, "absent": absent, "resize": resize}
+    if added and (inside := _backbone(model)) and not any(name.startswith(f"{inside[0]}.") for name in state):
+        return _load_backbone(model, *inside, state, source, keep_head, added, options)
     head = head_names(model)
     classifier = getattr(model, "pretrained_cfg", None) or {}
     names = classifier.get("classifier") or ()
     head_prefixes = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
     own = model.state_dict()
     given = state
-    if isinstance(model, TinyVit):
+    if callable(own_names := getattr(model, "adapt_state_dict", None)):
+        state = own_names(state)
+    elif isinstance(model, TinyVit):  # timm's class cannot carry the method
         state = adapt(model, state, resize)
     adapted = any(name not in given or given[name].shape != value.shape for name, value in state.items())
     if has_classifier(state) and (converted := _timm_filter(model, folded(state))) is not None:
@@ -188,10 +205,10 @@ def load_weights(
         state = state | {name: map_rows(state[name], rows, absent) for name in tall}
         if tall:
             mapped, keep_head = int((rows >= 0).sum()), True
-    differences = _differences(own, state, head, head_prefixes)
+    differences = _differences(own, state, head, head_prefixes, added)
     if differences:
         filtered = _timm_filter(model, state)
-        if filtered is not None and not _differences(own, filtered, head, head_prefixes):
+        if filtered is not None and not _differences(own, filtered, head, head_prefixes, added):
             state, differences, adapted = filtered, [], True
     if differences:
         shown = "; ".join(differences[:8]) + (f"; and {len(differences) - 8} more" if len(differences) > 8 else "")
@@ -199,18 +216,64 @@ def load_weights(
             f"The checkpoint {source} does not fit the model: {shown}.",
             "Give the name and args of the model it was made with.",
         )
-    fits = keep_head and all(name in state and state[name].shape == own[name].shape for name in head)
+    fits = keep_head and all(name in state and state[name].shape == own[name].shape for name in head - added)
     wanted = {name: value for name, value in state.items() if name in own and (fits or name not in head)}
     model.load_state_dict(wanted, strict=False)
     zeroed = [] if fits else zero_head(model)
-    return LoadReport(source, len(wanted), zeroed, adapted, mapped)
+    return LoadReport(source, len(wanted), zeroed, adapted, mapped, sorted(added.difference(state)))
+
+
+class _Options(TypedDict):
+    rows: NDArray[np.int64] | None
+    absent: str
+    resize: str
+
+
+def new_parameters(model: nn.Module) -> set[str]:
+    """Names in the state dict of ``model`` that the weights it starts from cannot have, as it declares them."""
+    declare: Callable[[], Iterable[str]] | None = getattr(model, "new_parameters", None)
+    return set(declare()) if declare is not None else set()
+
+
+def _backbone(model: nn.Module) -> tuple[str, nn.Module] | None:
+    """The network inside a wrapper, and its name there."""
+    found = getattr(model, "backbone", None)
+    if not isinstance(found, nn.Module):
+        return None
+    names = [name for name, part in model.named_modules() if name and part is found]
+    return (names[0], found) if names else None
+
+
+def _load_backbone(
+    model: nn.Module,
+    name: str,
+    backbone: nn.Module,
+    state: dict[str, Tensor],
+    source: str,
+    keep_head: bool,
+    added: set[str],
+    options: _Options,
+) -> LoadReport:
+    """Copy ``state`` into the network inside a wrapper; what the wrapper holds beside it must be declared."""
+    prefix = f"{name}."
+    beside = {one for one in model.state_dict() if not one.startswith(prefix)}
+    if undeclared := sorted(beside - added - head_names(model)):
+        raise ValueError(f"{type(model).__name__}.new_parameters() leaves out {', '.join(undeclared)}")
+    within = {one.removeprefix(prefix) for one in added - beside}
+    report = load_weights(backbone, state, source, keep_head, new=within, **options)
+    report.new = sorted([*(prefix + one for one in report.new), *(beside & added)])
+    if beside & head_names(model) - added:
+        report.head = zero_head(model)
+    else:
+        report.head = [prefix + one for one in report.head]
+    return report
 
 
 def _differences(
-    own: dict[str, Tensor], state: dict[str, Tensor], head: set[str], head_prefixes: tuple[str, ...]
+    own: dict[str, Tensor], state: dict[str, Tensor], head: set[str], head_prefixes: tuple[str, ...], new: set[str]
 ) -> list[str]:
-    """Every difference outside the head, as text."""
-    found = [f"missing {name}" for name in own if name not in state and name not in head]
+    """Every difference outside the head and what is new, as text."""
+    found = [f"missing {name}" for name in own if name not in state and name not in head and name not in new]
     found += [
         f"unexpected {name}"
         for name in state
@@ -227,7 +290,8 @@ def _differences(
 def _timm_filter(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
     """The state as timm's ``checkpoint_filter_fn`` for this architecture rewrites it (original authors' names,
     position tables of another size), or None where there is no such function or it does not know the file."""
-    function = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    modules = (sys.modules[one.__module__] for one in type(model).__mro__ if issubclass(one, nn.Module))
+    function = next((found for one in modules if (found := getattr(one, "checkpoint_filter_fn", None))), None)
     if function is None:
         return None
     try:

@@ -88,8 +88,8 @@ def head_names(model: nn.Module) -> set[str]:
 
 def undecayed_names(model: nn.Module) -> set[str]:
     """Names of the parameters that weight decay leaves alone."""
-    patterns = _stated_by(model, "no_weight_decay")
-    keywords = _stated_by(model, "no_weight_decay_keywords")
+    patterns = _declared_by(model, "no_weight_decay")
+    keywords = _declared_by(model, "no_weight_decay_keywords")
     return {
         name
         for name, parameter in model.named_parameters()
@@ -101,7 +101,7 @@ def undecayed_names(model: nn.Module) -> set[str]:
     }
 
 
-def _stated_by(model: nn.Module, method: str) -> set[str]:
+def _declared_by(model: nn.Module, method: str) -> set[str]:
     function = getattr(model, method, None)
     found: Iterable[str] = function() if callable(function) else ()
     return set(found)
@@ -111,10 +111,13 @@ def layer_levels(model: nn.Module) -> dict[str, int]:
     """Level of each parameter, 0 at the input.
 
     TinyViT follows its authors (tinyvit.md, section 6.2): one level a block over all stages; the stem with block 0,
-    a downsampler with the last block before it, norm and head with the last block. Any other network follows timm's
-    ``group_matcher``.
+    a downsampler with the last block before it, norm and head with the last block. Any other network follows its own
+    ``layer_levels()``, else timm's ``group_matcher``.
     """
-    if isinstance(model, TinyVit):
+    if callable(own := getattr(model, "layer_levels", None)):
+        levels: dict[str, int] = own()
+        return levels
+    if isinstance(model, TinyVit):  # timm's class cannot carry the method
         return _tiny_vit_levels(model)
     matcher = getattr(model, "group_matcher", None)
     if not callable(matcher):

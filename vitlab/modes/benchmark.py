@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from vitlab.compose.load import load
 from vitlab.config.catalogue import choices, conf_dir
 from vitlab.config.composed import Composed
+from vitlab.config.size import hw, size_text
 from vitlab.errors import UserError
 from vitlab.files import atomic_write, write_json
 from vitlab.modes.find_runs import writing
@@ -129,8 +130,8 @@ def _contenders(
     from vitlab.measure import backends as ways
     from vitlab.measure.timing import Contender
 
-    size, name = one.subject.meta.size, one.subject.name
-    images = np.random.default_rng(0).normal(size=(batch, 3, size, size)).astype(np.float32)
+    name, shape = one.subject.name, (batch, 3, *hw(one.subject.meta.size))
+    images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     made = []
     for backend in backends:
         if backend in one.skipped:
@@ -161,8 +162,7 @@ def _onnx(one: Costed, folder: Path) -> Path | None:
 
     from vitlab.report.export import export
 
-    size = one.subject.meta.size
-    sample = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+    sample = torch.randn(3, 3, *hw(one.subject.meta.size), generator=torch.Generator().manual_seed(0))
     folder.mkdir()
     try:
         subject = one.subject
@@ -223,7 +223,7 @@ def _another(word: str, composed: Composed, found: Sequence[SelectedModel]) -> S
         words += [f"model.name={word}", "model.pretrained=false"]
     sized = any(one.startswith("dataset.size=") for one in words)
     if found and found[0].artifact is not None and not sized and "model.json" not in word:
-        words.append(f"dataset.size={found[0].meta.size}")
+        words.append(f"dataset.size={found[0].meta.size}".replace(" ", ""))
     return find_subject(load(words), trained=False)
 
 
@@ -292,7 +292,7 @@ def summary(found: Sequence[Costed], timings: Sequence[Timing]) -> str:
         macs = [c.macs, *(c.extra_macs.get(name) for name in extra)]
         cells = [DASH if each is None else si(each) for each in (c.params, *macs)]
         cells += [DASH if c.bytes is None else file_size(c.bytes), *(held.get(b, DASH) for b in memory)]
-        rows.append([one.subject.title, str(c.size), *cells])
+        rows.append([one.subject.title, size_text(one.subject.meta.size), *cells])
     lines += ["", text_table(rows)]
     lines.append(
         "MACs of one image: 1 = one multiplication with its addition, in convolutions, linear layers and both products"

@@ -17,11 +17,14 @@ from vitlab.modes.predict import fitted_of, readable, view_of
 from vitlab.modes.select_model import SelectedModel, find_subject
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from PIL import Image
     from torch import Tensor, nn
 
+    from vitlab.distill.views import EvalView, ViewBox
     from vitlab.measure.model_randomization import Sanity
+    from vitlab.report.saliency_figures import Shown
 
 MEANING = "where a model looks: run=FOLDER input=cat.jpg"
 READS = ("run", "model", "dataset", "experiment", "debug", "evaluation", "input", "explain")
@@ -30,14 +33,17 @@ ONE_DEVICE = True
 BATCH = 16  # images whose maps are computed at once
 CHECKED = 4  # images that the check by randomised weights looks at
 TITLES = {"gradcam": "Grad-CAM", "rollout": "attention rollout"}
+LARGEST = 640  # pixels of the longer side of a picture as it is drawn
 
 
 @dataclass
 class Seen:
-    """One image as the network saw it, and what it said."""
+    """One image as the network saw it, and its prediction."""
 
     name: str
-    view: Tensor  # [3, S, S], normalised
+    view: Tensor  # [3, H, W], normalised
+    picture: Image.Image  # from which the view was cut, upright, at most LARGEST pixels long
+    box: ViewBox  # the part of ``picture`` that the view shows
     labels: list[str] | None = None  # None: not known
     predicted: str = ""
     probability: float = 0.0
@@ -97,7 +103,7 @@ def _from_files(subject: SelectedModel, paths: list[str]) -> tuple[list[Seen], i
             print(image.what, file=sys.stderr)
             bad += 1
         else:
-            seen.append(Seen(path, view(image)))
+            seen.append(_seen(path, image, view))
     return seen, bad
 
 
@@ -110,9 +116,16 @@ def _from_data(subject: SelectedModel) -> list[Seen]:
     pairs: list[tuple[Image.Image, Any]] = [source[position] for position in range(len(source))]
     keys = list(source.keys)
     return [
-        Seen(keys[position], data.eval_view(image), subject.task.label_names(label, data.classes))
+        _seen(keys[position], image, data.eval_view, subject.task.label_names(label, data.classes))
         for position, (image, label) in enumerate(pairs)
     ]
+
+
+def _seen(name: str, image: Image.Image, view: EvalView, labels: list[str] | None = None) -> Seen:
+    seen = view(image)
+    picture = image.copy()
+    picture.thumbnail((LARGEST, LARGEST))
+    return Seen(name, seen, picture, view.box(*picture.size), labels)
 
 
 def _ask(network: nn.Module, subject: SelectedModel, images: list[Seen]) -> None:
@@ -160,7 +173,7 @@ def _methods(
     """
     import torch
 
-    from vitlab.measure.explain import grad_cam
+    from vitlab.measure.explain import grad_cam, network_maps
     from vitlab.measure.rollout import attention_rollout
 
     layer = subject.config.explain.layer
@@ -171,10 +184,20 @@ def _methods(
     def rollout(model: nn.Module, image: Tensor, target: Tensor) -> Tensor:
         return attention_rollout(model, image)
 
-    known: dict[str, Callable[..., Tensor]] = {"gradcam": cam, "rollout": rollout}
+    def declared(name: str) -> Callable[..., Tensor]:
+        return lambda model, image, target: network_maps(model, image)[name]
+
     first = images[0].view[None].to(subject.device)
+    known: dict[str, Callable[..., Tensor]] = {"gradcam": cam, "rollout": rollout}
+    known |= {name: declared(name) for name in network_maps(network, first)}
     allowed, notes = {}, []
     for name in dict.fromkeys(subject.config.explain.methods):
+        if name not in known:
+            near = nearest(name, known)
+            raise UserError(
+                f"explain.methods: {subject.title} has no map '{name}'; it has {', '.join(known)}.",
+                f"Did you mean {near}?" if near else "Choose among them.",
+            )
         try:
             known[name](network, first, torch.tensor([images[0].target], device=subject.device))
             allowed[name] = known[name]
@@ -188,7 +211,7 @@ def _methods(
 
 
 def _maps(method: Callable[..., Tensor], subject: SelectedModel, network: nn.Module, images: list[Seen]) -> Tensor:
-    """[N, S, S] on the CPU, each in [0, 1]."""
+    """[N, H, W] on the CPU, each in [0, 1]."""
     import torch
 
     from vitlab.measure.explain import enlarge
@@ -244,7 +267,7 @@ def _check(
 
 
 def _pixels(subject: SelectedModel, one: Seen):  # type: ignore[no-untyped-def]  # numpy is not imported above
-    """The view as a picture again, [S, S, 3] uint8."""
+    """The view as a picture again, [H, W, 3] uint8."""
     import torch
 
     mean, std = (torch.tensor(list(x)).reshape(3, 1, 1) for x in (subject.meta.mean, subject.meta.std))
@@ -268,7 +291,7 @@ def _draw(subject: SelectedModel, images: list[Seen], found: dict[str, Tensor], 
         shown.append(
             saliency_figures.Shown(
                 _pixels(subject, one),
-                {TITLES[name]: heat[position].numpy() for name, heat in found.items()},
+                {_title(name): heat[position].numpy() for name, heat in found.items()},
                 names[one.predicted],
                 "\n".join([*told, f"test image {one.name}" if one.name.isdecimal() else clip(Path(one.name).name, 24)]),
                 one.wrong,
@@ -276,7 +299,8 @@ def _draw(subject: SelectedModel, images: list[Seen], found: dict[str, Tensor], 
         )
     title = f"Where it looks: {subject.title}"
     with style.themed(style.LIGHT):
-        pages = [("maps", shown), *((f"image-{number}", [one]) for number, one in enumerate(shown, 1))]
+        both = zip(shown, (_on_picture(one, view) for one, view in zip(images, shown, strict=True)), strict=True)
+        pages = [("maps", shown), *((f"image-{number}", list(two)) for number, two in enumerate(both, 1))]
         for name, part in pages:
             drawing = saliency_figures.sheet(part, style.LIGHT, title)
             if subject.on_data and subject.data.synthetic:
@@ -284,9 +308,35 @@ def _draw(subject: SelectedModel, images: list[Seen], found: dict[str, Tensor], 
             atomic_write(folder / f"{name}.png", style.png(drawing))
 
 
+def _on_picture(one: Seen, view: Shown) -> Shown:
+    """The maps of a view on the picture that it was cut from, zero where the view shows nothing of it."""
+    import numpy as np
+    from PIL import Image
+
+    from vitlab.report.saliency_figures import Shown
+
+    pixels = np.asarray(one.picture.convert("RGB"))
+    high, wide = pixels.shape[:2]
+    (left, top), (right, bottom) = one.box.to_view(0, 0), one.box.to_view(wide, high)
+
+    def spread(heat: np.ndarray) -> np.ndarray:
+        placed = Image.fromarray(heat.astype(np.float32))
+        across, down = (right - left) / wide, (bottom - top) / high
+        matrix = (across, 0, left, 0, down, top)  # from a pixel of the picture to its place in the view
+        return np.asarray(placed.transform((wide, high), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR))
+
+    maps = {name: np.clip(spread(heat), 0, 1) for name, heat in view.maps.items()}
+    cut = "all of it is seen" if left >= 0 and top >= 0 else "the border is cut off"
+    return Shown(pixels, maps, "on the picture", cut)
+
+
+def _title(method: str) -> str:
+    return TITLES.get(method, method)
+
+
 def _named(method: str) -> str:
     """A method's name where a sentence begins."""
-    return TITLES[method][0].upper() + TITLES[method][1:]
+    return _title(method)[0].upper() + _title(method)[1:]
 
 
 def _record(

@@ -11,6 +11,7 @@ from timm.models import resolve_model_input_args
 from torch import nn
 
 from vitlab.config import AugmentationConfig, Config
+from vitlab.config.size import Size, plain_size
 from vitlab.data.build import open_splits
 from vitlab.errors import UserError
 from vitlab.models.artifact import ModelMeta
@@ -38,9 +39,9 @@ def build(
     size, interpolation = dataset.size, AugmentationConfig.interpolation
     crop_pct, crop = dataset.crop_pct, dataset.crop
     if not on_data and "size" not in typed:
-        size = int(_record(model.name).get("input_size", [size])[-1])
+        size = _input_size(_record(model.name), size)
     if record:
-        size = dataset.size if "size" in typed else int(record["input_size"][-1])
+        size = dataset.size if "size" in typed else _input_size(record, dataset.size)
         crop_pct = dataset.crop_pct if "crop_pct" in typed else float(record["crop_pct"])
         crop = dataset.crop if "crop" in typed else CROP_MODES.get(str(record.get("crop_mode")), "center")
         interpolation = str(record["interpolation"])
@@ -72,7 +73,7 @@ def build(
         name=name,
         args=args,
         classes=classes,
-        size=size,
+        size=plain_size(size),
         mean=list(mean),
         std=list(std),
         crop_pct=crop_pct,
@@ -89,6 +90,12 @@ def _record(name: str) -> dict[str, Any]:
     """timm's record of the weights: classes, size, crop, normalisation, licence."""
     record: dict[str, Any] = resolve_model_input_args(name)["pretrained_cfg"]
     return record
+
+
+def _input_size(record: dict[str, Any], default: Size) -> Size:
+    """Height and width that the weights were trained at; timm's records hold (channels, height, width)."""
+    known = record.get("input_size")
+    return plain_size(known[-2:]) if known else default
 
 
 def _names(number: int) -> list[str]:

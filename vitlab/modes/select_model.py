@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from vitlab.config import AugmentationConfig, Config
 from vitlab.config.composed import Composed
+from vitlab.config.size import same_size, size_text
 from vitlab.errors import UserError, list_names, nearest
 from vitlab.files import read_json, stable_dict
 from vitlab.methods.base import Stage
@@ -103,9 +104,13 @@ class SelectedModel:
                 f"mode={self.config.mode} needs images with labels, and {self.title} belongs to no data set.",
                 "Say on which: dataset=NAME (mode=list group=dataset).",
             )
-        if self.artifact is not None and "size" in self.typed and self.config.dataset.size != self.meta.size:
+        if (
+            self.artifact is not None
+            and "size" in self.typed
+            and not same_size(self.config.dataset.size, self.meta.size)
+        ):
             raise UserError(
-                f"dataset.size={self.config.dataset.size}: {self.title} was made for {self.meta.size} px.",
+                f"dataset.size={self.config.dataset.size}: {self.title} was made for {size_text(self.meta.size)} px.",
                 "Leave dataset.size out.",
             )
         return open_data(self.config, self.meta, self.task, self.typed)

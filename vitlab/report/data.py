@@ -45,7 +45,7 @@ class DatasetInfo:
     test: int  # images evaluated on
     split: str  # name of the evaluated split: test or val
     classes: list[str]
-    size: int  # side of the view in pixels
+    size: int | list[int]  # side of the view in pixels, or [height, width]
     synthetic: bool = False  # made up by a program: said wherever a number is shown
     origin: str = ""  # where the data come from, and their licence
     fingerprint: str = ""

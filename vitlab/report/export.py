@@ -56,7 +56,7 @@ def export(
         meta: its description.
         folder: where the files go.
         formats: what to write, in this order.
-        sample: real images [B, 3, size, size] with B >= 3, normalised, on which the logits are compared.
+        sample: real images [B, 3, H, W] with B >= 3, normalised, on which the logits are compared.
         tolerance: largest allowed difference of a logit; of onnx_int8 the accuracy is measured instead.
         task: what the network predicts: names of the outputs, metadata, how an inexact export is measured.
         test: opens the labelled images for that.

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vitlab.config.size import sides_text
 from vitlab.report.task import ReportTask
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def model_card(meta: ModelMeta, facts: Facts, task: ReportTask) -> str:
         ),
         "## Use",
         _code(facts),
-        f"Input: RGB, {meta.size} × {meta.size} px, scaled to [0, 1], minus {_list(meta.mean)}, divided by "
+        f"Input: RGB, {sides_text(meta.size)} px, scaled to [0, 1], minus {_list(meta.mean)}, divided by "
         f"{_list(meta.std)}." + ("" if facts.code else " The order of the logits is `label_names` in config.json."),
         "## Measured",
         _measured(facts, task),
@@ -126,7 +127,7 @@ def _limits(meta: ModelMeta, facts: Facts, task: ReportTask) -> list[str]:
         f"It was measured on images like those of {facts.dataset}; on others it may be worse, and overconfident."
         if facts.dataset
         else "It was not measured here.",
-        f"It sees {meta.size} × {meta.size} px: what is smaller than a few pixels of that is lost.",
+        f"It sees {sides_text(meta.size)} px: what is smaller than a few pixels of that is lost.",
     ]
     return [*lines, *facts.extra]
 

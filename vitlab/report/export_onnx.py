@@ -107,7 +107,7 @@ def require_onnx() -> None:
 
 
 def to_onnx(model: nn.Module, meta: ModelMeta, sample: Tensor, task: ReportTask) -> bytes:
-    """The network as an ONNX file: ``image`` [batch, 3, size, size] float32 -> the task's outputs (``logits`` [batch,
+    """The network as an ONNX file: ``image`` [batch, 3, H, W] float32 -> the task's outputs (``logits`` [batch,
     classes]).
 
     Raises:
@@ -141,11 +141,12 @@ def to_onnx(model: nn.Module, meta: ModelMeta, sample: Tensor, task: ReportTask)
 
 
 def onnx_metadata(meta: ModelMeta) -> dict[str, str]:
-    """What a runtime must know besides the graph; lists are JSON."""
+    """What a runtime must know besides the graph; lists are JSON, also a size that is no square: [height, width]."""
+    shape = "size, size" if isinstance(meta.size, int) else "height, width"
     return {
-        "input": "RGB image in [0, 1], minus mean, divided by std, float32 [batch, 3, size, size]",
+        "input": f"RGB image in [0, 1], minus mean, divided by std, float32 [batch, 3, {shape}]",
         "classes": json.dumps(meta.classes, ensure_ascii=False),
-        "size": str(meta.size),
+        "size": json.dumps(meta.size),
         "mean": json.dumps(meta.mean),
         "std": json.dumps(meta.std),
         "crop_pct": str(meta.crop_pct),

@@ -14,6 +14,7 @@ import timm
 from timm.models import model_entrypoint, save_for_hf
 from torch import Tensor, nn
 
+from vitlab.config.size import hw
 from vitlab.errors import UserError
 from vitlab.files import atomic_write
 from vitlab.models.artifact import ModelMeta, save_model
@@ -29,16 +30,7 @@ def export_timm(
 ) -> Exported:
     """Write ``<folder>/timm`` so that ``timm.create_model("local-dir:<folder>/timm", pretrained=True)`` gives the
     network: checked by doing that. ``model`` is on the CPU, built by timm.
-
-    Raises:
-        UserError: the network was changed after timm built it, so that timm cannot build it again.
     """
-    if meta.surgeries:
-        kinds = ", ".join(str(surgery.get("kind")) for surgery in meta.surgeries)
-        raise UserError(
-            f"timm cannot rebuild '{meta.name}' after its surgeries: {kinds}.",
-            f"Leave {kind} out of export.formats; safetensors keeps them for vitlab.load_model.",
-        )
     target = folder / kind
     save_model(target, model, meta)
     with tempfile.TemporaryDirectory(prefix="vitlab-timm-") as made, quiet():
@@ -49,7 +41,7 @@ def export_timm(
             model_args=meta.args,
             safe_serialization=True,
             data_config={
-                "input_size": (3, meta.size, meta.size),
+                "input_size": (3, *hw(meta.size)),
                 "mean": tuple(meta.mean),
                 "std": tuple(meta.std),
                 "crop_pct": 1.0 if squashed(meta) else meta.crop_pct,
@@ -92,7 +84,9 @@ def squashed(meta: ModelMeta) -> bool:
 def non_timm_part(meta: ModelMeta) -> str | None:
     """The module to import before timm knows the architecture; None for timm's own."""
     module = model_entrypoint(meta.name.partition(".")[0]).__module__
-    return None if module.startswith("timm.") else module
+    if module.startswith("timm."):
+        return None
+    return "vitlab.models" if module.startswith("vitlab.models.") else module
 
 
 def push(folder: Path, repository: str) -> str:

@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from vitlab._version import __version__
+from vitlab.config.size import sides_text
 from vitlab.report import robust, style
 from vitlab.report.compare import DASH, SYNTHETIC, capitalised, compare, duration, file_size, milliseconds, percent, si
 from vitlab.report.data import ModelRow, ReportData
@@ -112,7 +113,14 @@ def render(data: ReportData, pictures: Sequence[Picture], task: ReportTask) -> t
         "version": __version__,
         **task.page_values(data),
     }
-    filters = {"percent": percent, "si": si, "file_size": file_size, "ms": milliseconds, "duration": duration}
+    filters = {
+        "percent": percent,
+        "sides": sides_text,
+        "si": si,
+        "file_size": file_size,
+        "ms": milliseconds,
+        "duration": duration,
+    }
     texts = []
     for name, html in (("report.md.j2", False), ("report.html.j2", True)):
         jinja = Environment(

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vitlab.config import Config, ModelConfig, RecipeConfig
+from vitlab.config.size import plain_size
 from vitlab.data.build import open_splits
 from vitlab.data.datamodule import VisionData
 from vitlab.data.loader import LoaderOptions
@@ -160,7 +161,7 @@ def describe_model(
         name=name,
         args=args,
         classes=list(data.classes),
-        size=config.dataset.size,
+        size=plain_size(config.dataset.size),
         mean=list(mean),
         std=list(std),
         crop_pct=config.dataset.crop_pct,

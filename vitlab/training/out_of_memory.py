@@ -34,7 +34,7 @@ def largest_that_fits(trainer: L.Trainer, learner: Learner, data: VisionData) ->
     """Images of which the student computes logits and gradients without running out of memory: the batch, halved and
     halved again; 0 where not even one fits. Weights, optimiser and teacher are where they were."""
     sampler = data.train_sampler
-    image = torch.zeros(sampler.per_rank, 3, data.view.size, data.view.size)
+    image = torch.zeros(sampler.per_rank, 3, data.view.height, data.view.width)
     size = sampler.per_rank // 2
     while size and not _fits(trainer, learner, image[:size]):
         size //= 2

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from vitlab.config import Config, ModelConfig
+from vitlab.config.size import Size
 from vitlab.data.datamodule import VisionData
 from vitlab.distill.teachers import Ensemble, OnlineTeacher
 from vitlab.errors import UserError
@@ -58,9 +59,9 @@ def make_teacher(config: Config, artifact: Path | None, data: VisionData) -> Onl
             config, data, read_meta(artifact).name, load_model(artifact), *normalisation_of(config, artifact)
         )
     sizes = spec.sizes or [config.dataset.size] * len(spec.members)
-    if len(sizes) != len(spec.members) or min(sizes) < 1:
+    if len(sizes) != len(spec.members):
         raise UserError(
-            f"teacher.sizes={sizes} does not fit {len(spec.members)} teacher.members.", "Give one side for each."
+            f"teacher.sizes={sizes} does not fit {len(spec.members)} teacher.members.", "Give one size for each."
         )
     refuse_aliases(spec.members)
     members = [
@@ -90,7 +91,7 @@ def _online(
     network: nn.Module,
     mean: Channels,
     std: Channels,
-    size: int | None = None,
+    size: Size | None = None,
 ) -> OnlineTeacher:
     return OnlineTeacher(
         network,
@@ -125,7 +126,7 @@ def refuse_aliases(members: Sequence[ModelConfig]) -> None:
         found[weights] = one.name
 
 
-def _network(config: Config, spec: ModelConfig, classes: list[str], size: int) -> nn.Module:
+def _network(config: Config, spec: ModelConfig, classes: list[str], size: Size) -> nn.Module:
     """A member whose head knows the classes.
 
     Raises:

@@ -195,7 +195,7 @@ def test_the_weights_a_finetuning_starts_from_are_the_checkpoints(photos: Path, 
     from vitlab.models.build import build_model
     from vitlab.models.checkpoints import load_weights, read_weights
 
-    config = load(finetuning(photos, official, "model.absent_class=zero")).config
+    config = load(finetuning(photos, official, "model.args.absent_class=zero")).config
     network = build_model(config.model, len(NAMES), 32, NAMES).eval()
     before = timm.create_model("tiny_vit_5m_224", num_classes=CLASSES, **SHAPE).eval()
     load_weights(before, read_weights(official), "")

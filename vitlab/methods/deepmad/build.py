@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vitlab.config.size import Size
 from vitlab.files import write_json
 from vitlab.methods.deepmad.evaluate import conv_macs, head_params, squeezed
 from vitlab.methods.deepmad.latency import CostTable
@@ -70,7 +71,7 @@ def verify(structure: Structure, resolution: int, params: int, classes: int = CL
     return found
 
 
-def build(solved: Path, folder: Path, options: DeepMADOptions, size: int) -> dict[str, object]:
+def build(solved: Path, folder: Path, options: DeepMADOptions, size: Size) -> dict[str, object]:
     """Check the solved structure against the network and the budgets; write ``network.json``."""
     structure = Structure.load(solved / "structure.json")
     costs = CostTable.load(solved / "costs.json") if (solved / "costs.json").exists() else None

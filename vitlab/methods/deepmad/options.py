@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING
 
 from vitlab.config import ModelConfig
+from vitlab.config.size import Size, hw, size_text
 from vitlab.errors import UserError, nearest
 from vitlab.methods.deepmad.evaluate import MODES, PENALTIES, Scoring
 from vitlab.methods.deepmad.problem import Budget, Problem, Space, count, depthwise_space, milliseconds, resnet_space
@@ -123,21 +124,22 @@ def budget_of(options: DeepMADOptions, times: float = 1.0) -> Budget:
 
 def problem_of(
     options: DeepMADOptions,
-    size: int,
+    size: Size,
     *,
     classes: int | None = None,
     costs: CostTable | None = None,
     times: float = 1.0,
     latency: bool = True,
 ) -> Problem:
-    """The programme that ``options`` pose for images of ``size`` pixels.
+    """The programme that ``options`` pose for images of ``size`` pixels, which are square unless the options say for
+    which square it is.
 
     Args:
         classes: of the data set, used where the head is counted and the options do not say how many.
         times: all budgets but rho are multiplied by this.
         latency: False leaves the latency budget out (before a cost table is measured).
     """
-    resolution = options.resolution or size
+    resolution = options.resolution or _side(size)
     space = space_of(options, resolution)
     budget = budget_of(options, times)
     if not latency:
@@ -146,7 +148,17 @@ def problem_of(
     return Problem(space, scoring_of(options, space.strides), budget, resolution, counted, costs)
 
 
-def check(options: DeepMADOptions, size: int) -> None:
+def _side(size: Size) -> int:
+    height, width = hw(size)
+    if height != width:
+        raise UserError(
+            f"method=deepmad designs for square images, and dataset.size is {size_text(size)} px.",
+            "Say for which square: method.resolution=SIDE; the network is then trained at dataset.size.",
+        )
+    return height
+
+
+def check(options: DeepMADOptions, size: Size) -> None:
     """Refuse what cannot be designed, before anything runs.
 
     Raises:

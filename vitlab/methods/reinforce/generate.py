@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vitlab.config.size import plain_size
 from vitlab.data.loader import Loader
 from vitlab.distill.reinforce_draw import PROTOCOL, Reinforcement
 from vitlab.distill.reinforce_record import record_fields
@@ -48,7 +49,7 @@ def reinforce_images(context: Context, artifact: Path, options: ReinforceOptions
         augmentation_fingerprint=views.fingerprint(),
         teacher={
             **teacher.describe(),
-            "view_size": config.dataset.size,
+            "view_size": plain_size(config.dataset.size),
             "group": options.group,
             **({} if backend == "pil" else {"backend": backend}),
         },

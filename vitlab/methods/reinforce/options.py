@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from vitlab.config import Config, ModelConfig
+from vitlab.config.size import hw
 from vitlab.errors import UserError
 
 CHOICES = {
@@ -152,6 +153,13 @@ def check(config: Config) -> None:
             f"method.views.variant=center has nothing random, and method.samples={options.samples} asks for so "
             "many equal views.",
             "Give method.samples=1.",
+        )
+    height, width = hw(config.dataset.size)
+    if reinforces(config) and options.views.variant == "center" and height != width:
+        raise UserError(
+            f"method.views.variant=center is the square in the middle of an image, and dataset.size is {height} × "
+            f"{width} px.",
+            "Give dataset.size=SIDE, or another variant.",
         )
     if makes_teacher(config) and not config.teacher.members:
         raise UserError(

@@ -16,6 +16,7 @@ from timm.models.tiny_vit import TinyVit
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from vitlab.config.size import Size, hw, size_text
 from vitlab.errors import UserError
 from vitlab.measure.cost import count_macs, count_params
 from vitlab.methods.tinyvit.shape import Shape
@@ -35,7 +36,7 @@ class Family(Protocol):
         """Parameters and multiply-adds."""
 
 
-def family_of(name: str, args: Mapping[str, Any], size: int, classes: int) -> Family:
+def family_of(name: str, args: Mapping[str, Any], size: Size, classes: int) -> Family:
     """The family of timm's network ``name`` built with ``args``.
 
     Raises:
@@ -43,7 +44,13 @@ def family_of(name: str, args: Mapping[str, Any], size: int, classes: int) -> Fa
     """
     model = timm.create_model(name, num_classes=classes, device="meta", **args)
     if isinstance(model, TinyVit):
-        return TinyViTFamily(model, size, classes)
+        height, width = hw(size)
+        if height != width:
+            raise UserError(
+                f"mode=contract counts {name} at square sizes, and dataset.size is {size_text(size)} px.",
+                "Give dataset.size=SIDE.",
+            )
+        return TinyViTFamily(model, height, classes)
     for kind, (start, smaller) in _COUNTED.items():
         if isinstance(model, kind):
             return CountedFamily(name, dict(args), start(model), smaller, size, classes)
@@ -90,7 +97,7 @@ class CountedFamily:
         fixed: Args,
         start: Args,
         smaller: Callable[[Args], Iterator[tuple[str, Args]]],
-        size: int,
+        size: Size,
         classes: int,
     ) -> None:
         self.name, self.fixed, self.start = name, fixed, start
