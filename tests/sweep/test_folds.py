@@ -12,6 +12,7 @@ import pytest
 from vitlab.measure.classification import evaluate_logits
 from vitlab.sweep.folds import fold_table, pooled
 from vitlab.sweep.table import Job, write_comparison
+from vitlab.tasks.base import find_task
 
 SIZES = (10, 30, 20)
 """Images of each fold: unequal, so that pooling is not averaging."""
@@ -61,7 +62,7 @@ def test_pooled_numbers_are_those_of_all_images_together(tmp_path: Path, grouped
     assert found.mean["nll"] != pytest.approx(expected["nll"])
     assert found.intervals["top1"][0] < expected["top1"] < found.intervals["top1"][1]
     assert (found.images, found.groups) == (60, 12 if grouped else None)
-    rows, lines = fold_table([found])
+    rows, lines = fold_table([found], find_task("classification"))
     assert rows[0] == ["recipe.lr", "Metric", "Folds", "Images", "Pooled", "95 %", "Mean ± sd over folds"]
     assert rows[1][:5] == ["0.1", "Top-1 %", "3", "60", f"{100 * expected['top1']:.2f}"]
     assert ("12 groups" in lines[0]) == grouped
@@ -84,7 +85,7 @@ def test_runs_that_share_test_images_are_not_pooled(tmp_path: Path) -> None:
     jobs = [run_of(tmp_path, fold, "0.1", False, range(SIZES[fold])) for fold in range(3)]
     (found,) = pooled(finished(jobs))
     assert found.metrics is None and "share test images" in found.reason
-    assert fold_table([found])[1] == [f"recipe.lr=0.1: nothing is pooled, {found.reason}."]
+    assert fold_table([found], find_task("classification"))[1] == [f"recipe.lr=0.1: nothing is pooled, {found.reason}."]
 
 
 def test_predictions_of_an_earlier_version_are_not_pooled(tmp_path: Path) -> None:

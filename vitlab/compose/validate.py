@@ -228,7 +228,7 @@ def _dataset(config: Config, where: Where, read: bool) -> None:
     _at_least("dataset.length", dataset.length, 1, where)
     _at_least("dataset.num_classes", dataset.num_classes, 2, where)
     _split(config, where)
-    if dataset.embedded or not read:
+    if dataset.embedded or not read or (dataset.csv is not None and dataset.root is None):  # then beside the CSV
         return
     roots = data_roots(dataset)
     if not dataset.download and not any(one.is_dir() for one in roots):

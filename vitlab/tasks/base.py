@@ -77,6 +77,8 @@ class Task(ABC):
     validated: ClassVar[tuple[str, ...]]
     """Keys of :meth:`validation_metrics`, in the order of the record. A search for an evaluation's metric watches the
     one of the same name during training."""
+    pooled: ClassVar[tuple[str, ...]]
+    """Metrics that out-of-fold predictions are pooled for: those that need nothing fitted."""
     card_metrics: ClassVar[Mapping[str, tuple[str, float]]]
     """Metrics of a model card: key to heading and factor."""
     outputs: ClassVar[tuple[str, ...]] = ("logits",)

@@ -48,6 +48,7 @@ class Classification(Task):
         Shown("ece", "ECE %", lambda value: f"{100 * value:.2f}", 100.0, 2),
     )
     validated: ClassVar[tuple[str, ...]] = ("top1", "nll")
+    pooled: ClassVar[tuple[str, ...]] = ("top1", "nll", "ece")
     card_metrics: ClassVar[Mapping[str, tuple[str, float]]] = {
         "top1": ("Top-1 %", 100.0),
         "top5": ("Top-5 %", 100.0),
