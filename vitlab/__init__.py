@@ -1,4 +1,4 @@
-"""vitlab: experiments on small, fast vision models. ``python -m vitlab --help`` is the way in."""
+"""vitlab: experiments on small, fast vision models; see ``python -m vitlab --help``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    # The command line must answer without torch, so the one heavy name here is imported when asked for.
+    # Imported on access: the command line must not import torch for --help.
     if name == "load_model":
         from vitlab.models.artifact import load_model
 

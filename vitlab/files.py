@@ -1,4 +1,4 @@
-"""Small file helpers: nothing half-written is ever read."""
+"""Atomic writes, JSON, hashes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from vitlab.errors import written_to
 
 
 def fsync_dir(folder: Path) -> None:
-    """Make a rename or a new name in ``folder`` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+    """fsync ``folder``, so that a rename or a new file in it survives a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        os.fsync(descriptor)
     finally:
-        os.close(handle)
+        os.close(descriptor)
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
-    """Write ``path`` whole or not at all: temporary name in the same folder, fsync, rename."""
+    """Write ``path`` completely or not at all: temporary file in the same folder, fsync, rename."""
     data = data.encode() if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -34,7 +34,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-    except OSError:  # a full disk is not filled with half a file
+    except OSError:  # a full disk must not keep the partial file
         temporary.unlink(missing_ok=True)
         raise
     fsync_dir(path.parent)
@@ -51,34 +51,34 @@ def read_json(path: Path) -> Any:
 
 
 def stable_dict(record: Any) -> dict[str, Any]:
-    """``dataclasses.asdict``, but the same for the same content when the class has grown since.
+    """``dataclasses.asdict`` for hashes and comparisons with stored copies: a field added later does not change it.
 
-    The fields that the class names in ``FIRST`` (those of its first version) are always there, later ones only where
-    they differ from their default. What is hashed, or compared with a stored copy, is made of this: a field that is
-    added with a neutral default then changes no fingerprint. A class without ``FIRST`` gives all its fields.
+    The fields listed in the class's ``FIRST`` (those of its first version) are always included, later ones only if
+    they differ from their default, so that a field added with a neutral default changes no fingerprint. A class
+    without ``FIRST`` gives all its fields.
 
     Raises:
         TypeError: a later field has no default.
     """
     first = getattr(record, "FIRST", None)
-    found = {}
-    for one in dataclasses.fields(record):
-        value = getattr(record, one.name)
-        if first is not None and one.name not in first:
-            if one.default is not dataclasses.MISSING:
-                neutral = one.default
-            elif one.default_factory is not dataclasses.MISSING:
-                neutral = one.default_factory()
+    values = {}
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if first is not None and field.name not in first:
+            if field.default is not dataclasses.MISSING:
+                neutral = field.default
+            elif field.default_factory is not dataclasses.MISSING:
+                neutral = field.default_factory()
             else:
-                raise TypeError(f"{type(record).__name__}.{one.name} is not in FIRST, so it needs a neutral default")
+                raise TypeError(f"{type(record).__name__}.{field.name} is not in FIRST, so it needs a neutral default")
             if value == neutral:
                 continue
-        found[one.name] = _stable(value)
-    return found
+        values[field.name] = _stable(value)
+    return values
 
 
 def _stable(value: Any) -> Any:
-    """A field's value with the dataclasses in it as :func:`stable_dict` gives them."""
+    """A field's value, with :func:`stable_dict` applied to the dataclasses in it."""
     if dataclasses.is_dataclass(value):
         return stable_dict(value)
     if isinstance(value, Mapping):

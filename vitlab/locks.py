@@ -1,4 +1,4 @@
-"""Locks on open files that end with the process that took them, whatever it had forked."""
+"""File locks (flock) that end with the process that acquired them, whatever children it has forked."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ import fcntl
 import os
 
 _HELD: set[int] = set()
-"""Descriptors of the locks of this process. A forked child (a loader's process) shares a lock through its copy and
-would keep it for as long as it outlives a killed parent, so it closes the copy first thing."""
+"""Descriptors of the locks of this process. A forked child (a loader process) inherits the descriptor and would hold
+the lock after its parent is killed, so the child closes it right after the fork."""
 
 
-def _forget() -> None:
+def _close_in_child() -> None:
     for descriptor in _HELD:
         os.close(descriptor)
     _HELD.clear()
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 def acquire(descriptor: int) -> None:
-    """Lock an open file for this process alone, at once.
+    """Acquire an exclusive lock on an open file, without waiting.
 
     Raises:
-        BlockingIOError: another process, or another descriptor of this one, has it locked.
-        OSError: the file system knows no locks.
+        BlockingIOError: another process, or another descriptor of this one, holds the lock.
+        OSError: the file system has no locks.
     """
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     _HELD.add(descriptor)
 
 
 def release(descriptor: int) -> None:
-    """Close the file, and so free it."""
+    """Close the file, which releases its lock."""
     _HELD.discard(descriptor)
     os.close(descriptor)

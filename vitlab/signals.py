@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in a process that only looks after others: what was heard, for it to pass on."""
+"""SIGINT and SIGTERM in a process that starts others: their handler counts them, for the process to forward."""
 
 from __future__ import annotations
 
@@ -7,33 +7,37 @@ import sys
 import time
 from types import FrameType
 
-SAME = 1.0
-"""Seconds within which a second signal is the first one told twice: a terminal and its parent both deliver it."""
+DUPLICATE_SECONDS = 1.0
+"""A second signal within so many seconds is a duplicate of the first: a terminal and a parent both send it."""
 
 
 class SignalListener:
-    """While entered, the first signal is answered with ``answer`` on stderr; :attr:`times` holds when each came.
+    """Context manager that handles SIGINT and SIGTERM and records when each came, in :attr:`times` (monotonic).
 
-    The first one asks to save and stop, the second one to stop at once; who looks after others passes them on.
+    The first signal is a request to save and stop, the second to stop at once; the process that enters the context
+    forwards them to those it has started.
+
+    Args:
+        message: printed to stderr at the first signal.
     """
 
-    def __init__(self, answer: str) -> None:
-        self.answer = answer
+    def __init__(self, message: str) -> None:
+        self.message = message
         self.times: list[float] = []
 
     def __enter__(self) -> SignalListener:
         numbers = (signal.SIGINT, signal.SIGTERM)
-        self.before = {number: signal.signal(number, self._hear) for number in numbers}
+        self.previous = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
+        for number, handler in self.previous.items():
             signal.signal(number, handler)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self.times and now - self.times[0] < SAME:
+        if self.times and now - self.times[0] < DUPLICATE_SECONDS:
             return
         if not self.times:
-            print(f"\n{signal.Signals(number).name}: {self.answer}", file=sys.stderr, flush=True)
+            print(f"\n{signal.Signals(number).name}: {self.message}", file=sys.stderr, flush=True)
         self.times.append(now)

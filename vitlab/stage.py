@@ -1,6 +1,6 @@
-"""A stage of a method, what it may know of the run around it, and the recipes and networks of stages.
+"""A stage of a method, the context in which it runs, and the recipes and networks that stages use.
 
-Light, as the command line reads stages to print a plan; and below ``methods/``, as training is handed a context.
+No torch: the command line reads stages to print the plan. Not in ``methods/``: training takes a context.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a method: artifacts in, one artifact out."""
+    """One step of a method: reads artifacts, writes one artifact."""
 
     name: str
-    needs: tuple[str, ...]  # stages whose artifacts are read, where those stages run
+    needs: tuple[str, ...]  # stages whose artifacts are read, if those stages run
     reads: tuple[str, ...]  # config groups that are read
     makes: str  # "model", "store", "architecture"
-    title: str  # how the report calls the artifact
+    title: str  # name of the artifact in the report
     role: str  # of a model: "teacher", "student" or "baseline"; the last student is the method's result
     when: Callable[[Config], bool] | None  # None: always
     alone: bool = False  # on rank 0 only; the other ranks wait
 
     def runs(self, config: Config) -> bool:
-        """Whether this stage is part of the story under ``config``."""
+        """Whether the method runs this stage under ``config``."""
         return self.when is None or self.when(config)
 
 
@@ -50,9 +50,10 @@ def stage(
     """Mark a function ``(self, context) -> record`` of a :class:`Method` as a stage.
 
     The function writes its artifact into ``context.folder``, finds the artifacts that it needs with
-    ``context.artifact(stage)``, and returns what its marker records (steps, seconds, sizes). It may be killed at any
-    moment and is then called again on the same folder. Several processes call it together, unless it is ``alone``: then
-    rank 0 does while the others wait (a design, a table that is measured once), and nothing in it may need all ranks.
+    ``context.artifact(stage)``, and returns the record for its ``done.json`` (steps, seconds, sizes). The process may
+    be killed at any moment; the function is then called again on the same folder. All ranks call it, unless it is
+    ``alone``: then rank 0 calls it while the others wait (a design, a table that is measured once), and no collective
+    operation may be in it.
     """
 
     def mark(function: Function) -> Function:
@@ -65,15 +66,15 @@ def stage(
 
 
 class Context:
-    """What a stage may know of the run around it.
+    """What a stage may read of the run.
 
     Attributes:
-        config: the whole tree.
+        config: the full configuration.
         stage: this stage.
-        folder: where its artifact goes; what an earlier, killed session left is still there.
+        folder: of its artifact; may contain files of an earlier session that was killed.
         recorder: of ``metrics.jsonl``; None on ranks other than 0.
-        full_config: in a rehearsal (mode=check) the configuration of the real thing, while ``config`` is cut to a few
-            images: the stage does a few batches and returns the sizes and seconds of the whole. Else None.
+        full_config: in a dry run (mode=check) the configuration of the full run, while ``config`` is reduced to a few
+            images: the stage runs a few batches and returns the sizes and seconds of the full run. Else None.
     """
 
     def __init__(
@@ -93,19 +94,19 @@ class Context:
 
     @property
     def dry_run(self) -> bool:
-        """Whether this is a rehearsal."""
+        """Whether this is a dry run (mode=check)."""
         return self.full_config is not None
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes (rank 0)."""
+        """Whether this is rank 0, which writes files."""
         return self.recorder is not None
 
     def artifact(self, stage: str) -> Path:
-        """Folder of the artifact that ``stage`` made.
+        """Folder of the artifact of ``stage``.
 
         Raises:
-            RuntimeError: if the stage was not declared in ``needs``, or does not run.
+            RuntimeError: ``stage`` is not declared in ``needs``, or does not run.
         """
         if stage not in self.stage.needs or stage not in self._folders:
             raise RuntimeError(f"stage '{self.stage.name}' reads the artifact of '{stage}', which it does not need")
@@ -113,18 +114,18 @@ class Context:
 
 
 def recipes_of(config: Config, reads: set[str]) -> dict[str, RecipeConfig]:
-    """The recipes that will be trained with, by key."""
-    found = {"recipe": config.recipe} if "recipe" in reads else {}
+    """The recipes of the trainings of this method, by key."""
+    recipes = {"recipe": config.recipe} if "recipe" in reads else {}
     if "teacher" in reads and config.teacher.train and config.teacher.recipe is not None:
-        found["teacher.recipe"] = config.teacher.recipe
+        recipes["teacher.recipe"] = config.teacher.recipe
     for name, value in vars(config.method).items():
         if isinstance(value, RecipeConfig):
-            found[f"method.{name}"] = value
-    return found
+            recipes[f"method.{name}"] = value
+    return recipes
 
 
 def models_of(config: Config, reads: set[str]) -> list[ModelConfig]:
-    """The networks that will be trained, but for teachers; one without a name is not asked for."""
-    found = [config.model] if "model" in reads else []
+    """The networks that are trained, without teachers; a network without a name is not used."""
+    models = [config.model] if "model" in reads else []
     options = vars(config.method).values()
-    return found + [value for value in options if isinstance(value, ModelConfig) and value.name]
+    return models + [value for value in options if isinstance(value, ModelConfig) and value.name]

@@ -1,4 +1,4 @@
-"""What labels cost an epoch: none, stored ones, and a teacher of four times the student's size asked at every step.
+"""What labels cost an epoch: none, stored ones, and a teacher of four times the student's size run at every step.
 
 The same student, views and order in all three, step by step in turn. Run as a script for the table; the test holds that
 all three see the same views and that stored labels are the teacher's.

@@ -24,7 +24,7 @@ COMMON = (
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "labels alone": ("labels", ("method.topk=10",)),
     "teacher": ("teacher", ("method.topk=10",)),
-    "teacher asked at every step": ("pretrain", ("method.online=true", "method.baseline=false")),
+    "teacher run at every step": ("pretrain", ("method.online=true", "method.baseline=false")),
     "stored, K=10 (all classes)": ("pretrain", ("method.topk=10",)),
     "stored, K=3": ("pretrain", ("method.topk=3", "method.baseline=false")),
     "stored, K=1": ("pretrain", ("method.topk=1", "method.baseline=false")),

@@ -28,8 +28,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from tests.contract.story import tell, the_run
-from tests.contract.together import tell_together
+from tests.contract.story import run_command, the_run
+from tests.contract.together import run_ranks
 from vitlab.files import read_json, write_json
 from vitlab.run.recorder import read_rows
 
@@ -57,9 +57,9 @@ def steps(output: Path, processes: int, *words: str) -> tuple[list[float], int]:
 
     def run() -> None:
         if processes == 2:
-            assert tell_together(output, *WORDS, *words) == [0, 0]
+            assert run_ranks(output, *WORDS, *words) == [0, 0]
         else:
-            assert tell(output, *WORDS, *words) == 0
+            assert run_command(output, *WORDS, *words) == 0
 
     in_a_fork(run)
     found = the_run(output)

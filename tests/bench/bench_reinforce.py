@@ -6,7 +6,7 @@
   resized crop, flip, torchvision-like RandAugment of two ops, erasing) and stored ones replayed with their targets,
   NS = 50 and 400;
 - CPU time of whole steps on views of 64 pixels of the same files: labels alone, reinforced data, and the teacher, of
-  four times the student's size, asked at every step (the networks and the loop of bench_epoch.py).
+  four times the student's size, run at every step (the networks and the loop of bench_epoch.py).
 
 All alternate, in CPU time, so that a busy machine does not spoil the ratios. The pictures are synthetic and the stored
 probabilities random numbers; nothing is learned here. Measured on one core of two, both busy, 9 rounds:

@@ -41,7 +41,7 @@ COMMON = (
 )  # fmt: skip
 ROWS = (
     "labels alone",
-    "teacher asked at every step",
+    "teacher run at every step",
     *(f"stored, NS={samples}" for samples in SAMPLES),
     f"stored, NS={AUGMENTED}, with RandAugment and erasing",
     "the teacher itself",

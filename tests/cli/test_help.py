@@ -1,4 +1,4 @@
-"""The help page and the lists: what they say, and that they cost next to nothing."""
+"""The help page and the lists: their content, and their time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from vitlab.cli.help import page
 from vitlab.cli.main import main
 from vitlab.compose.load import load
-from vitlab.compose.schema import ANSWERS, ELSEWHERE, fields, find
+from vitlab.compose.schema import SYNONYMS, UNNEEDED_KEYS, fields, find
 from vitlab.config import Config
 from vitlab.config.catalogue import GROUPS, PACKAGE, choices, conf_dir, head, mode_files
 from vitlab.methods.base import find_method, method_names
@@ -30,27 +30,27 @@ print(json.dumps({"code": code, "cpu": used.ru_utime + used.ru_stime, "heavy": h
 """
 
 
-def test_the_tables_agree_with_the_tree() -> None:
+def test_groups_agree_with_the_tree_and_conf() -> None:
     folders = {path.name for path in conf_dir().iterdir() if path.is_dir()} - {"local"}
     assert set(GROUPS) == folders
     assert set(GROUPS) - {"experiment"} <= {one.name for one in dataclasses.fields(Config)}
 
 
-def test_every_mode_says_what_it_reads() -> None:
+def test_every_mode_defines_what_it_reads() -> None:
     modes = mode_files()
     files = {path for place in ("modes", "methods/*/modes") for path in PACKAGE.glob(f"{place}/*.py")}
-    answering = {path.stem for path in files if "\ndef answer(composed: Composed) -> int:" in path.read_text()}
-    assert {mode.name for mode in modes} == answering
+    with_answer = {path.stem for path in files if "\ndef answer(composed: Composed) -> int:" in path.read_text()}
+    assert {mode.name for mode in modes} == with_answer
     known = set(GROUPS) | {one.name for one in dataclasses.fields(Config)}
     assert all(mode.reads - {"local"} <= known for mode in modes)
 
 
-def test_the_page_names_every_group_and_fits(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_has_every_group_and_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == main(["-h"]) == main(["recipe.lrr=1", "--help"]) == 0
-    said = capsys.readouterr().out
+    text = capsys.readouterr().out
     for name, group in GROUPS.items():
-        assert f"  {name:<12}{group.meaning}" in said
-    assert max(map(len, said.split("\n"))) <= 100
+        assert f"  {name:<12}{group.meaning}" in text
+    assert max(map(len, text.split("\n"))) <= 100
     assert len(page().split("\n")) <= 66
 
 
@@ -66,51 +66,51 @@ def test_the_examples_of_the_page_compose(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_a_list_shows_each_choice_with_its_line(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_list_shows_each_choice_with_its_description(group: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["mode=list", f"group={group}"]) == 0
-    said = " ".join(capsys.readouterr().out.split())
+    text = " ".join(capsys.readouterr().out.split())
     for name in choices(conf_dir(), group):
-        assert f"{name} {' '.join(head(conf_dir() / group / f'{name}.yaml').split())}" in said
+        assert f"{name} {' '.join(head(conf_dir() / group / f'{name}.yaml').split())}" in text
 
 
 def test_the_list_of_groups(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["mode=list"]) == 0
-    said = capsys.readouterr().out
-    assert all(f"  {group} " in said for group in GROUPS)
-    assert said.index("tiny_vit_5m") < said.index("tiny_vit_11m"), "in the order of people"
+    text = capsys.readouterr().out
+    assert all(f"  {group} " in text for group in GROUPS)
+    assert text.index("tiny_vit_5m") < text.index("tiny_vit_11m"), "in natural order"
 
 
 @pytest.mark.parametrize("key", ["", "recipe", "recipe.lr", "recipe.augmentation", "teacher", "method", "model.args"])
-def test_keys_are_explained(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_are_described(key: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["mode=list", f"key={key}"]) == 0
-    said = " ".join(capsys.readouterr().out.split())
+    text = " ".join(capsys.readouterr().out.split())
     known = fields(find_method("tinyvit").Options)
     shown = find(key or "seed", known)
     assert shown is not None
-    assert shown.meaning in said or shown.key in said
+    assert shown.meaning in text or shown.key in text
 
 
-def test_keys_show_the_values_in_force(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "110")  # a narrow terminal folds the meanings
+def test_keys_show_the_composed_values(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "110")  # a narrow terminal wraps the descriptions
     assert main(["mode=list", "key=recipe", "recipe.lr=0.125"]) == 0
     assert re.search(r"recipe\.lr +number +0\.125 +peak learning rate", capsys.readouterr().out)
     assert main(["mode=list", "key=method", "method=supervised"]) == 0
     assert "method.topk" not in capsys.readouterr().out
 
 
-def test_every_key_says_what_it_means() -> None:
+def test_every_key_has_a_help_text() -> None:
     for name in method_names():
         known = fields(find_method(name).Options)
-        silent = [one.key for one in known.values() if not one.meaning and one.key not in ("method", "method.name")]
-        assert silent == []
+        missing = [one.key for one in known.values() if not one.meaning and one.key not in ("method", "method.name")]
+        assert missing == []
 
 
-def test_every_other_name_leads_somewhere() -> None:
+def test_every_synonym_has_its_key() -> None:
     known = fields()
-    for word, key in ELSEWHERE.items():
+    for word, key in SYNONYMS.items():
         assert find(key, known) is not None or key in GROUPS, word
         assert word not in known and word not in GROUPS, word
-    assert not set(ANSWERS) & set(ELSEWHERE)
+    assert not set(UNNEEDED_KEYS) & set(SYNONYMS)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,10 +135,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
-def test_answers_are_light(words: list[str], code: int, budget: float, heavy: list[str]) -> None:
+def test_help_and_mistakes_import_no_torch(words: list[str], code: int, budget: float, heavy: list[str]) -> None:
     """No torch, and no numpy but where an augmentation is built.
 
-    The CPU time is printed beside its budget, and far beyond it something heavy crept in.
+    The CPU time is printed beside its budget; five times the budget means that a heavy import was added.
     """
     done = subprocess.run([sys.executable, "-c", PROBE, *words], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.strip().split("\n")[-1])

@@ -1,4 +1,4 @@
-"""How the files of conf/ are written: little twice, short chains, one place for every published number."""
+"""Structure of the files of conf/: few repetitions, short chains, one place for every published number."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ SIZES = ("5m", "11m", "21m")
 
 @pytest.fixture(autouse=True)
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data sets that need a folder find one."""
+    """A folder for the data sets that need one."""
     monkeypatch.setenv("VITLAB_DATA", str(tmp_path))
 
 
 def bases(name: str) -> list[str]:
-    """The files of the same group that a file is made of: the entries of its defaults list that name no group."""
+    """The files of the same group that a file extends: the entries of its defaults list without a group."""
     listed = (yaml.safe_load(FILES[name].read_text()) or {}).get("defaults", [])
     return [f"{name.partition('/')[0]}/{one}" for one in listed if isinstance(one, str) and one != "_self_"]
 
 
 def chains(name: str) -> list[list[str]]:
-    """Every way from a file to a base that has no base itself, the file first."""
+    """Every chain of bases of a file, the file first."""
     return [[name, *rest] for base in bases(name) for rest in chains(base)] or [[name]]
 
 
 def leaves(value: Any, prefix: str = "") -> set[str]:
-    """The settings of a file, a word for each; the bases that it names are none."""
+    """The settings of a file as text, without its bases."""
     if isinstance(value, dict):
         return set().union(*(leaves(one, f"{prefix}{key}.") for key, one in value.items()))
     if prefix.startswith("defaults") and isinstance(value, list):
@@ -65,8 +65,8 @@ def test_no_file_repeats_more_than_half_of_another() -> None:
 
 
 @pytest.mark.parametrize("name", [f"experiment/{name}" for name in EXPERIMENTS])
-def test_an_experiment_stands_on_few_others(name: str) -> None:
-    """At most two deep, and never on one of another size: who changes the 21M does not change the 11M."""
+def test_an_experiment_has_a_short_chain_of_bases(name: str) -> None:
+    """At most two deep, and none of another model size: a change of the 21M does not change the 11M."""
     for chain in chains(name):
         assert len(chain) - 1 <= DEPTH, " -> ".join(chain)
         sizes = {size for one in chain for size in SIZES if f"_{size}_" in f"{one}_"}
@@ -74,7 +74,7 @@ def test_an_experiment_stands_on_few_others(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_an_experiment_says_what_to_expect(name: str) -> None:
+def test_an_experiment_documents_paper_hardware_and_command(name: str) -> None:
     text = FILES[f"experiment/{name}"].read_text()
     for word in ("Paper:", "Hardware:", f"Command: python -m vitlab experiment={name}"):
         assert word in text
@@ -85,8 +85,8 @@ def test_an_experiment_says_what_to_expect(name: str) -> None:
     assert paper.top5 is None or f"{paper.top5} top-5" in text
 
 
-def test_published_numbers_stand_in_one_place() -> None:
-    """Only in conf/paper; an experiment names its row, and every row is named."""
+def test_published_numbers_are_in_one_place() -> None:
+    """Only in conf/paper; an experiment refers to its row, and every row is used."""
     named = {load([f"experiment={name}"]).choices["paper"] for name in EXPERIMENTS}
     assert named == set(ROWS)
     for name, path in FILES.items():
@@ -94,20 +94,20 @@ def test_published_numbers_stand_in_one_place() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in ROWS if name != "none"])
-def test_a_row_says_where_it_is_published_and_what_of(name: str) -> None:
+def test_a_row_has_its_source_and_model(name: str) -> None:
     composed = load(["method=supervised", f"paper={name}"])
     row = composed.config.paper
     assert row.name and row.source and row.model
     assert row.top1 is not None and 50 < row.top1 < 100
-    assert composed.identity() == load(["method=supervised"]).identity(), "what stands beside a result cannot change it"
+    assert composed.identity() == load(["method=supervised"]).identity(), "a published row cannot change the result"
 
 
-def test_a_base_is_no_choice() -> None:
+def test_a_base_is_not_a_choice() -> None:
     hidden = [name for name in FILES if "/_" in name]
     assert "experiment/_tinyvit_resolution" in hidden
     for name in hidden:
         group, _, choice = name.partition("/")
         assert choice not in choices(CONF, group)
-        assert any(name in chain[1:] for other in FILES for chain in chains(other)), f"nothing stands on {name}"
+        assert any(name in chain[1:] for other in FILES for chain in chains(other)), f"nothing extends {name}"
     with pytest.raises(UserError, match="_tinyvit_resolution"):
         load(["experiment=_tinyvit_resolution"])

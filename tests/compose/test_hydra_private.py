@@ -1,7 +1,7 @@
-"""Hydra's private names stand in one file, and each still does what vitlab needs of it.
+"""Hydra's private names are in one file, and each behaves as vitlab needs.
 
-Hydra promises nothing about ``hydra._internal``. Every failure here begins with Hydra's version and the name that it
-moved or changed, so that raising the upper bound in ``pyproject.toml`` answers at once what has to be adapted.
+``hydra._internal`` has no guarantees. Every failure here starts with Hydra's version and the name that it has moved or
+changed, which shows what to adapt when the upper bound in ``pyproject.toml`` is raised.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SOURCES = Path(vitlab.__file__).parent
 
 @contextmanager
 def blame(name: str) -> Iterator[None]:
-    """Report whatever fails inside as a change of ``name`` by the installed Hydra."""
+    """Report a failure inside as a change of ``name`` by the installed Hydra."""
     try:
         yield
     except Exception as error:
@@ -31,13 +31,13 @@ def blame(name: str) -> Iterator[None]:
         raise AssertionError(f"{message}. See vitlab's hydra_private.py.") from error
 
 
-def test_private_names_stand_in_one_file() -> None:
+def test_private_names_are_in_one_file() -> None:
     pattern = re.compile(r"^\s*(?:from|import) hydra\._internal", re.MULTILINE)
     users = {path.name for path in SOURCES.rglob("*.py") if pattern.search(path.read_text())}
     assert users == {"hydra_private.py"}
 
 
-def test_every_private_name_is_there() -> None:
+def test_every_private_name_exists() -> None:
     with blame("an import"):
         from vitlab.compose import hydra_private
     with blame("the signature of create_defaults_list"):
@@ -49,7 +49,7 @@ def test_every_private_name_is_there() -> None:
 
 
 def test_a_defaults_list_is_made_and_its_files_are_loaded(tmp_path: Path) -> None:
-    """As vitlab.compose uses them, on a folder of two files; what comes out is compared with what Hydra documents."""
+    """As in vitlab.compose, on a folder of two files; the result is compared with Hydra's documentation."""
     from vitlab.compose import hydra_private as private
 
     (tmp_path / "pet").mkdir()
@@ -77,7 +77,7 @@ def test_a_defaults_list_is_made_and_its_files_are_loaded(tmp_path: Path) -> Non
         assert tree.pet.legs == 3
 
 
-def test_a_sweep_is_multiplied_out() -> None:
+def test_a_sweep_is_expanded() -> None:
     from vitlab.compose import hydra_private as private
 
     words = [OverridesParser.create().parse_override(word) for word in ("a=1,2", "b=x")]

@@ -1,4 +1,4 @@
-"""Every file of conf/ composes and is typed; who overrules whom; what names a run."""
+"""Every file of conf/ composes and is typed; precedence; identity of a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHOICES = [name for name in NAMES if "/_" not in name]
 
 @pytest.fixture(autouse=True)
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data sets that need a folder find one."""
+    """A folder for the data sets that need one."""
     monkeypatch.setenv("VITLAB_DATA", str(tmp_path))
 
 
@@ -48,7 +48,7 @@ def test_every_file_composes_and_is_typed(name: str) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
-def test_every_file_says_what_it_is(path: Path) -> None:
+def test_every_file_has_a_description(path: Path) -> None:
     line = head(path)
     assert 8 < len(line) <= 100
     assert line.endswith(".")
@@ -59,16 +59,16 @@ def test_every_file_is_in_a_known_group() -> None:
     assert all(list((CONF / group).glob("*.yaml")) for group in GROUPS)
 
 
-def test_the_bare_command_is_the_demo() -> None:
-    bare, said = load([]), load(["method=tinyvit", "dataset=digits", "hardware=auto"])
-    assert bare.config == said.config
-    assert bare.identity() == said.identity()
-    assert (bare.chosen, said.chosen) == (set(), {"method", "dataset", "hardware"})
+def test_the_command_without_overrides_is_the_demo() -> None:
+    bare, explicit = load([]), load(["method=tinyvit", "dataset=digits", "hardware=auto"])
+    assert bare.config == explicit.config
+    assert bare.identity() == explicit.identity()
+    assert (bare.chosen, explicit.chosen) == (set(), {"method", "dataset", "hardware"})
     assert bare.config.mode == "train"
 
 
-def test_who_overrules_whom(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """base < method < dataset < local < experiment < prompt."""
+def test_precedence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """base < method < dataset < local < experiment < command line."""
     import shutil
 
     from vitlab.compose import load as load_module
@@ -93,7 +93,7 @@ def test_who_overrules_whom(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert (typed.choices["recipe"], typed.config.recipe.lr) == ("digits", 7.0)
 
 
-def test_a_recipe_stands_in_other_places() -> None:
+def test_a_recipe_can_be_mounted_at_other_keys() -> None:
     composed = load(["recipe@method.finetune=tinyvit_finetune", "recipe@teacher.recipe=finetune"])
     finetune: Any = composed.config.method.finetune
     assert isinstance(finetune, RecipeConfig)
@@ -131,30 +131,30 @@ def test_single_keys(words: list[str], key: str | None, value: Any) -> None:
     assert key is None or (found == value and type(found) is type(value))
 
 
-def test_a_member_of_the_teacher_by_its_place() -> None:
+def test_a_member_of_the_teacher_by_its_index() -> None:
     composed = load(["teacher.members.0.name=resnet34", "teacher.members.0.args.layers=[2,2,2,2]"])
     assert composed.config.teacher.members[0].name == "resnet34"
     assert composed.config.teacher.members[0].args["layers"] == [2, 2, 2, 2]
 
 
-def test_a_network_by_its_timm_name_comes_without_the_arguments_of_the_usual_one() -> None:
+def test_another_timm_name_clears_the_arguments_of_the_default() -> None:
     def model(*words: str) -> tuple[str, dict[str, Any]]:
         composed = load(list(words))
         return composed.network, composed.config.model.args
 
-    name, usual = model()
+    name, default = model()
     assert name == "tiny_vit_digits"
-    assert "embed_dims" in usual
+    assert "embed_dims" in default
     assert model("model.name=resnet18") == ("resnet18", {})
     assert model("model.args.layers=[1,1,1,1]", "model.name=resnet18") == ("resnet18", {"layers": [1, 1, 1, 1]})
     assert model("model.args={layers:[1,1,1,1]}", "model.name=resnet18")[1] == {"layers": [1, 1, 1, 1]}
-    assert model("model.name=tiny_vit_5m_224") == (name, usual), "that is the usual one"
-    assert model("model=tiny_vit_digits", "model.name=tiny_vit_11m_224") == ("tiny_vit_11m_224", usual)
+    assert model("model.name=tiny_vit_5m_224") == (name, default), "the default"
+    assert model("model=tiny_vit_digits", "model.name=tiny_vit_11m_224") == ("tiny_vit_11m_224", default)
     assert model("model.name=hf-hub:timm/resnet18.a1_in1k")[0] == "hf-hub-timm-resnet18.a1_in1k"
-    assert model("model.args={drop_path_rate:0.2}")[1] == usual | {"drop_path_rate": 0.2}, "added to those there"
+    assert model("model.args={drop_path_rate:0.2}")[1] == default | {"drop_path_rate": 0.2}, "merged with the default"
 
 
-def test_what_names_a_run() -> None:
+def test_the_identity_of_a_run() -> None:
     def identity(*words: str) -> dict[str, Any]:
         return load(list(words)).identity()
 
@@ -162,13 +162,13 @@ def test_what_names_a_run() -> None:
     for word in ("hardware=cpu", "logger=csv", "trainer.devices=2", "name=mine", "output=/tmp", "fresh=true",
                  "mode=check", "evaluation=quick", "export=none", "evaluation.bins=10"):  # fmt: skip
         assert identity(word) == same, word
-    assert identity("recipe.weight_decay=0.05") == same, "a value given as it is anyway"
+    assert identity("recipe.weight_decay=0.05") == same, "the default value, given explicitly"
     for word in ("recipe.lr=1", "seed=1", "model=resnet18", "model.args.x=1", "method.topk=3", "debug=smoke",
                  "dataset.labels_per_class=3", "recipe@teacher.recipe=finetune", "teacher.temperature=2"):  # fmt: skip
         assert identity(word) != same, word
     assert identity("recipe.lr=1", "seed=1") == identity("seed=1", "recipe.lr=1")
     unread = load(["method=supervised"]).identity()["choices"]
-    assert not {"teacher", "recipe@teacher.recipe"} & set(unread), "what no stage reads names nothing"
+    assert not {"teacher", "recipe@teacher.recipe"} & set(unread), "groups that no stage reads are not part of it"
     assert {group for group in same["choices"] if group in GROUPS} == set(GROUPS) - RESULT_FREE
 
 

@@ -1,4 +1,4 @@
-"""A mistake at the prompt: one short paragraph with the key, what is allowed and the nearest name; exit code 2."""
+"""Mistakes on the command line: a short paragraph with key, possible values and most similar name; exit code 2."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ CASES: list[tuple[str, list[str]]] = [
     ("resume=true", ["The same command continues"]),
     ("recipe={lrr:1}", ["recipe.lrr", "Did you mean recipe.lr="]),
     # +added keys
-    ("+typo=1", ["+typo=1", "At the top there are", "recipe"]),
+    ("+typo=1", ["+typo=1", "The top-level keys are", "recipe"]),
     ("+recipe.typo=1", ["The keys of recipe are", "duration"]),
     ("++recipe.lr=1", ["Write it without plus: recipe.lr=1"]),
     ("+model=resnet50", ["Write it without plus: model=resnet50"]),
     ("~recipe.clip", ["recipe.clip=null"]),
     # values of the wrong type
     ("recipe.lr=fast", ["'fast' is not a number", "peak learning rate"]),
-    ("recipe.lr=", ["nothing stands right of the equals sign"]),
+    ("recipe.lr=", ["the value after the equals sign is missing"]),
     ("recipe.lr=null", ["'null' is not a number"]),
     ("recipe.batch_size=64.5", ["'64.5' is not a whole number"]),
     ("fresh=maybe", ["'maybe' is not true or false"]),
@@ -42,10 +42,10 @@ CASES: list[tuple[str, list[str]]] = [
     ("teacher.members=3", ["'3' is not a list"]),
     ("teacher.members.1.name=x", ["the first is teacher.members.0"]),
     ("dataset.size=${recipe.foo}", ["there is no key 'recipe.foo'"]),
-    # values that cannot be
+    # values out of range
     ("recipe.duration=90", ["'90' is not a duration", "Did you mean 90ep or 90st?"]),
     ("recipe.duration=90epochs", ["Did you mean 90ep?"]),
-    ("recipe.duration=10%", ["a share needs a whole"]),
+    ("recipe.duration=10%", ["a percentage needs a total"]),
     ("recipe.duration=0ep", ["at least 1st"]),
     ("recipe.schedule=cosin", ["linear, step, constant", "Did you mean cosine?"]),
     ("recipe.batch_size=0", ["a whole number from 1 on"]),
@@ -79,18 +79,18 @@ CASES: list[tuple[str, list[str]]] = [
     ("mode=chekc", ["train, audit, benchmark, evaluate", "check, list", "Did you mean check?"]),
     ("model.checkpoint=/nonexistent.pth", ["no file or folder /nonexistent.pth"]),
     ("seed=-1", ["seed is a number at least 0 and at most 2147483647"]),
-    ("recipe.lr=inf", ["no finite number"]),
-    ("recipe.warmup=20ep", ["a warm-up of 20ep fills the training of 20ep"]),
-    ("recipe.warmup=100%", ["fills the training"]),
+    ("recipe.lr=inf", ["not a finite number"]),
+    ("recipe.warmup=20ep", ["a warm-up of 20ep is not shorter than the training of 20ep"]),
+    ("recipe.warmup=100%", ["is not shorter than the training"]),
     ("recipe.balance=weights", ["none, weight, sampler, logit_adjust", "Did you mean weight?"]),
     ("recipe.head_lr=0", ["larger than 0"]),
     ("dataset.folds=1 dataset.fold=0", ["a whole number from 2 on"]),
-    ("dataset.folds=3", ["which fold is tested?", "-m dataset.fold=0,1,2"]),
-    ("dataset.fold=1", ["a fold of how many?"]),
+    ("dataset.folds=3", ["the test fold is not given", "-m dataset.fold=0,1,2"]),
+    ("dataset.fold=1", ["the number of folds is not given"]),
     ("dataset.folds=3 dataset.fold=3", ["no fold 3 of 3", "from 0 to 2"]),
     ("dataset.folds=3 dataset.fold=0 dataset.split_file=x.csv", ["dataset.folds splits the images too"]),
     ("dataset.split_file=none.csv", ["there is no file none.csv"]),
-    ("dataset.classes=alphabet", ["'alphabet' is no order of classes"]),
+    ("dataset.classes=alphabet", ["'alphabet' is not an order of classes"]),
     ("recipe.min_lr=5", ["5 is above recipe.lr, which is 0.003"]),
     ("recipe.validate_every=0ep", ["at least 1st"]),
     ("output=", ["output=FOLDER"]),
@@ -102,7 +102,7 @@ CASES: list[tuple[str, list[str]]] = [
     ("hardware=cuda", ["Did you mean hardware=gpu?"]),
     ("modle=resnet50", ["Did you mean model=resnet50?"]),
     ("data=cifar10", ["Did you mean dataset=cifar10?"]),
-    ("model=null", ["cannot be without model"]),
+    ("model=null", ["a run needs a model"]),
     ("model=resnet18,resnet50", ["one run takes one", "put -m first: python -m vitlab -m model=resnet18,resnet50"]),
     ("model=resnet18 model=resnet50", ["model is given twice"]),
     ("dataset.name=cifar10", ["Choose another with dataset=cifar10"]),
@@ -138,17 +138,17 @@ CASES: list[tuple[str, list[str]]] = [
     ("-m model=resnet18", ["no key has several values"]),
     ("-m seed=0,0", ["are the same run"]),
     ("-m seed=0,1 recipe.lrr=1", ["Did you mean recipe.lr=1?"]),
-    ("-m recipe.lr=interval(0,1)", ["takes values one by one"]),
+    ("-m recipe.lr=interval(0,1)", ["takes single values"]),
     ("sweep.jobs=2", ["Put -m first"]),
     ("model = resnet50", ["Write model=resnet50"]),
     ("recipe.lr 0.1", ["Write recipe.lr=0.1"]),
     ("recipe.lr= 0.1", ["Write recipe.lr=0.1"]),
     ("recipe.lr =0.1", ["Write recipe.lr=0.1"]),
-    ("=3", ["nothing stands left"]),
+    ("=3", ["the key before the equals sign is missing"]),
     ("recipe..lr=1", ["Keys are words joined by dots"]),
     ("hydra.run.dir=/tmp", ["Hydra's own settings"]),
     ("recipe/foo=3", ["there is no group 'recipe/foo'"]),
-    ("foo@bar=1", ["'foo' is no group"]),
+    ("foo@bar=1", ["'foo' is not a group"]),
     # lists
     ("group=model", ["mode=list group=model"]),
     ("mode=list group=modle", ["Did you mean group=model?"]),
@@ -160,44 +160,44 @@ CASES: list[tuple[str, list[str]]] = [
 
 
 @pytest.mark.parametrize(("line", "parts"), CASES, ids=[line for line, _ in CASES])
-def test_the_answer(
+def test_the_message(
     line: str, parts: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("VITLAB_DATA", raising=False)
     assert main(line.split(" ")) == 2
     out, err = capsys.readouterr()
-    said = " ".join(err.split())
+    text = " ".join(err.split())
     for part in parts:
-        assert part in said
+        assert part in text
     assert out == ""
     assert "Traceback" not in err and "omegaconf" not in err.lower() and "full_key" not in err
-    assert len(said) < 600, "one short paragraph"
+    assert len(text) < 600, "one short paragraph"
     assert "\n\n" not in err.strip()
 
 
 def test_a_missing_package_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
-    there = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else there(name))
+    original = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else original(name))
     assert main(["logger=tensorboard"]) == 2
     assert 'pip install "vitlab[tensorboard]"' in " ".join(capsys.readouterr().err.split())
 
 
-def test_our_own_failure_is_not_blamed_on_the_user(
+def test_an_internal_error_has_a_stack_trace(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vitlab.compose import load as load_module
 
     def broken(words: list[str]) -> None:
-        raise RuntimeError("ours")
+        raise RuntimeError("internal")
 
     monkeypatch.setattr(load_module, "load", broken)
     assert main([]) == 1
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_an_interrupt_has_its_own_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_exit_code_of_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     from vitlab.compose import load as load_module
 
     def interrupted(words: list[str]) -> None:
@@ -207,12 +207,12 @@ def test_an_interrupt_has_its_own_code(monkeypatch: pytest.MonkeyPatch) -> None:
     assert main([]) == 130
 
 
-def test_a_path_stays_whole_in_a_paragraph() -> None:
+def test_a_path_is_not_broken_in_a_paragraph() -> None:
     path = "/data/" + "x" * 200
     assert path in paragraph(f"There is no folder {path}. Give another.")
 
 
-def test_home_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vitlab.compose.load import load
 
     monkeypatch.setenv("HOME", str(tmp_path))

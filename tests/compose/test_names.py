@@ -1,4 +1,4 @@
-"""What the files of conf/ name exists: networks with their arguments, pretrained weights, optimisers."""
+"""Names in the files of conf/ exist: networks with their arguments, pretrained weights, optimisers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_network_can_be_built(group: str, name: str) -> None:
 
     config = load([f"{group}={name}"]).config
     for network in config.teacher.members if group == "teacher" else [config.model]:
-        with torch.device("meta"):  # shapes without numbers: as strict, and quick for the largest
+        with torch.device("meta"):  # shapes only: as strict, and fast for large networks
             model = timm.create_model(network.name, **network.args)
         assert sum(one.numel() for one in model.parameters()) > 1e5
         if network.pretrained:
@@ -42,7 +42,7 @@ def test_an_optimiser_exists(name: str) -> None:
     assert load([f"recipe={name}"]).config.recipe.optimizer in optim.list_optimizers()
 
 
-def test_the_paper_s_recipes() -> None:
+def test_the_recipes_of_the_paper() -> None:
     """TinyViT section 6.1, by column: epochs, warm-up, batch, lr, warm-up lr, minimum lr, decay, layer decay."""
     columns = {
         "tinyvit_scratch": ("300ep", "20ep", 1024, 1e-3, 1e-6, 1e-5, 0.05, 1.0),

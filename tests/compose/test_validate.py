@@ -1,4 +1,4 @@
-"""What composing refuses in a value: recipes and networks wherever a method has them, and every allowed value once."""
+"""Checks of values: recipes and networks anywhere in a method's options."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Inner:
 
 @dataclass
 class Options:
-    """Of a method that trains twice, from several networks."""
+    """Options of a method that trains twice, from several networks."""
 
     name: str = "twice"
     again: RecipeConfig | None = None
@@ -38,7 +38,7 @@ def config() -> Config:
 
 
 def refusal(config: Config, options: Options) -> str:
-    """The answer to ``config`` with a method of these options, every key preceded by a file."""
+    """The message for ``config`` with a method of these options, every key preceded by a file."""
     with pytest.raises(UserError) as caught:
         check(replace(config, method=options), lambda key: f"FILE: {key}", set())
     return str(caught.value)
@@ -54,7 +54,7 @@ def test_every_recipe_and_network_of_a_method_is_found(config: Config) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "answer"),
+    ("change", "message"),
     [
         (lambda r: replace(r, label_smoothing=7.0), "FILE: method.again.label_smoothing: 7.0 is out of range."),
         (lambda r: replace(r, duration="90"), "FILE: method.again.duration: '90' is not a duration"),
@@ -73,13 +73,13 @@ def test_every_recipe_and_network_of_a_method_is_found(config: Config) -> None:
         ),
     ],
 )
-def test_a_recipe_of_a_method_is_checked_whatever_its_name(
-    config: Config, change: Callable[[RecipeConfig], RecipeConfig], answer: str
+def test_a_recipe_of_a_method_is_checked_under_any_name(
+    config: Config, change: Callable[[RecipeConfig], RecipeConfig], message: str
 ) -> None:
-    assert refusal(config, Options(again=change(config.recipe))).startswith(answer)
+    assert refusal(config, Options(again=change(config.recipe))).startswith(message)
 
 
-def test_a_network_of_a_method_is_checked_wherever_it_is(config: Config, tmp_path: Path) -> None:
+def test_a_network_of_a_method_is_checked_at_any_depth(config: Config, tmp_path: Path) -> None:
     lost = ModelConfig("resnet18", checkpoint=str(tmp_path / "lost.pth"))
     assert refusal(config, Options(other=lost)).startswith("FILE: method.other.checkpoint: there is no file")
     assert refusal(config, Options(several=[ModelConfig("a"), lost])).startswith("FILE: method.several.1.checkpoint")

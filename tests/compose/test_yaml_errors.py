@@ -1,4 +1,4 @@
-"""A mistake in a YAML file: the file, the line, the nearest name; exit code 2."""
+"""Mistakes in a YAML file: file, line, most similar name; exit code 2."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ CASES: list[tuple[str, str, list[str]]] = [
 
 
 @pytest.mark.parametrize(("name", "text", "parts"), CASES)
-def test_the_answer(
+def test_the_message(
     name: str,
     text: str,
     parts: list[str],
@@ -74,10 +74,10 @@ def test_the_answer(
     group, _, choice = name.partition("/")
     assert main([] if group == "local" else [f"{group}={choice}"]) == 2
     err = capsys.readouterr().err
-    said = " ".join(err.split())
+    message = " ".join(err.split())
     if group != "method":
-        assert f"conf/{name}.yaml" in said
+        assert f"conf/{name}.yaml" in message
     for part in parts:
-        assert part in said
+        assert part in message
     assert "Traceback" not in err and str(tmp_path) not in err
-    assert len(said) < 500
+    assert len(message) < 500

@@ -1,4 +1,4 @@
-"""A small disk, filled at chosen moments: a tmpfs in a mount namespace that a forked process has for itself."""
+"""A small disk, filled at chosen calls: a tmpfs in the mount namespace of a forked process."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ NEWNS, NEWUSER = 0x00020000, 0x10000000
 NOT_HERE = 77
 
 
-def on_a_small_disk(folder: Path, megabytes: int, story: Callable[[Path], None]) -> None:
-    """Call ``story`` with ``folder``, which for it is the root of a disk of so many MB that nobody else sees.
+def on_a_small_disk(folder: Path, megabytes: int, check: Callable[[Path], None]) -> None:
+    """Call ``check`` in a forked process with ``folder``, the mount point of a disk of ``megabytes``.
 
-    Skips the test where a process may not have a namespace of its own.
+    Skips the test if a process may not create a mount namespace.
     """
     folder.mkdir()
-    said = folder.with_name("said")
+    log = folder.with_name("log")
     if child := os.fork():
         _, status = os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(status)
         if code == NOT_HERE:
-            pytest.skip(f"needs a mount namespace: {said.read_text()}")
-        assert code == 0, said.read_text()
+            pytest.skip(f"needs a mount namespace: {log.read_text()}")
+        assert code == 0, log.read_text()
         return
     code = 1
     try:
-        with open(said, "w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        with open(log, "w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
             try:
                 _mount(folder, megabytes)
             except OSError as error:
@@ -41,7 +41,7 @@ def on_a_small_disk(folder: Path, megabytes: int, story: Callable[[Path], None])
                 code = NOT_HERE
             else:
                 try:
-                    story(folder)
+                    check(folder)
                     code = 0
                 except BaseException:
                     traceback.print_exc()
@@ -52,13 +52,13 @@ def on_a_small_disk(folder: Path, megabytes: int, story: Callable[[Path], None])
 def _mount(folder: Path, megabytes: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     user, group = os.getuid(), os.getgid()
-    if libc.unshare(NEWNS) != 0:  # root may; others are root of a namespace of users first
+    if libc.unshare(NEWNS) != 0:  # without root, a user namespace comes first
         if libc.unshare(NEWUSER | NEWNS) != 0:
             raise OSError(ctypes.get_errno(), "unshare")
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"0 {user} 1")
         Path("/proc/self/gid_map").write_text(f"0 {group} 1")
-    private = 1 << 18 | 1 << 14  # MS_PRIVATE | MS_REC: what is mounted here stays here
+    private = 1 << 18 | 1 << 14  # MS_PRIVATE | MS_REC: not visible outside
     size = f"size={megabytes}m".encode()
     mounted = libc.mount(b"none", b"/", None, private, None) == 0
     if not mounted or libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, size) != 0:
@@ -67,8 +67,8 @@ def _mount(folder: Path, megabytes: int) -> None:
 
 @contextlib.contextmanager
 def full_at(disk: Path, owner: object, name: str, when: Callable[..., bool], left: int = 0) -> Iterator[None]:
-    """Fill ``disk`` but for ``left`` bytes when ``owner.name`` is about to be called with arguments that ``when``
-    likes; there is room again after the block."""
+    """Fill ``disk`` but for ``left`` bytes before ``owner.name`` is called with arguments for which ``when`` is true;
+    free it after the block."""
     ballast = disk / "ballast"
 
     def fill() -> None:

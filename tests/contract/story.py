@@ -1,4 +1,4 @@
-"""Runs of the real command line inside this process, stopped and killed at chosen moments."""
+"""Runs of the command line inside this process, with signals at chosen calls."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ SMALL = (
     "evaluation.latency=false",
     "export=none",
     "report.figures=false",
-    "evaluation.batch_size=16",  # the store stage labels so many views at a time
+    "evaluation.batch_size=16",  # also the batch size of the store stage
 )
-"""A whole story in seconds: every stage, a few steps each."""
+"""Overrides for a complete run in seconds: every stage, a few steps each."""
 
 
 def small(*words: str) -> list[str]:
@@ -37,25 +37,25 @@ def small(*words: str) -> list[str]:
     return [word for word in SMALL if word.partition("=")[0] not in given]
 
 
-def tell(output: Path, *words: str) -> int:
-    """One command; its exit code. Signals that it asked for are forgotten afterwards."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+def run_command(output: Path, *words: str) -> int:
+    """Run one command; its exit code. Pending stop requests and signal handlers are reset afterwards."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     interrupt._requests.clear()
     torch.set_num_threads(1)
     try:
         return main([*small(*words), f"output={output}", *words])
     finally:
         interrupt._requests.clear()
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
-def tell_and_kill(output: Path, *words: str) -> None:
-    """The same in a forked process, which something in it kills with SIGKILL."""
+def run_and_kill(output: Path, *words: str) -> None:
+    """The same in a forked process, which must be killed by SIGKILL."""
     child = os.fork()
     if child == 0:
         with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
-            tell(output, *words)
+            run_command(output, *words)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, "the run ended before it was killed"
@@ -63,7 +63,7 @@ def tell_and_kill(output: Path, *words: str) -> None:
 
 @contextlib.contextmanager
 def before(owner: object, name: str, when: Callable[..., bool], do: Callable[[], None]) -> Iterator[None]:
-    """``do`` once, when ``owner.name`` is about to be called with arguments that ``when`` likes."""
+    """Call ``do`` once, before ``owner.name`` is called with arguments for which ``when`` is true."""
     original = getattr(owner, name)
     done = False
 
@@ -84,18 +84,18 @@ def before(owner: object, name: str, when: Callable[..., bool], do: Callable[[],
 def at(
     owner: object, name: str, when: Callable[..., bool], number: signal.Signals
 ) -> contextlib.AbstractContextManager[None]:
-    """Send ``number`` to this process when ``owner.name`` is about to be called with arguments that ``when`` likes."""
+    """Send the signal ``number`` to this process when :func:`before` would call ``do``."""
     return before(owner, name, when, lambda: os.kill(os.getpid(), number))
 
 
 def the_run(output: Path) -> Path:
     """The one run folder below ``output``."""
-    (found,) = output.glob("*/*/run.json")
-    return found.parent
+    (file,) = output.glob("*/*/run.json")
+    return file.parent
 
 
 def content(run: Path) -> dict[str, bytes]:
-    """What a run learned and said, without clocks: weights, stored targets, logits and the record of metrics."""
+    """Results of a run without times: weights, stored targets, logits and the record of metrics."""
     files = {
         str(path.relative_to(run)): path.read_bytes()
         for path in sorted(run.rglob("*"))
@@ -112,7 +112,7 @@ def content(run: Path) -> dict[str, bytes]:
 
 
 def assert_same(run: Path, other: Path) -> None:
-    """Two runs learned and said the same, bit for bit; what differs is named."""
+    """Two runs have the same results, bit for bit."""
     one, two = content(run), content(other)
     assert sorted(one) == sorted(two)
     assert [name for name in one if one[name] != two[name]] == []

@@ -1,4 +1,4 @@
-"""What every method promises: its story runs, stops and continues bit for bit, reloads, exports, reports."""
+"""Contract of every method: it runs, stops and continues bit for bit, reloads, exports, reports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import vitlab
-from tests.contract.story import assert_same, at, content, tell, tell_and_kill, the_run
+from tests.contract.story import assert_same, at, content, run_and_kill, run_command, the_run
 from vitlab.compose.load import load
 from vitlab.config.catalogue import conf_dir
 from vitlab.data.build import open_splits
@@ -29,13 +29,13 @@ EXTRA: dict[str, tuple[str, ...]] = {
     "reinforce": ("method.kd=true",),
     "deepmad": ("method.budget.params=0.2M", "method.budget.flops=20M", "method.chains=64", "method.steps=200"),
 }
-"""What a method's smallest story needs beside the common words."""
+"""Further overrides of a method's smallest run."""
 
 NETWORKS = ("tinyvit", "deepmad")
-"""Methods whose results are exported: the other ones train the network of the first."""
+"""Methods whose results are exported; the others train the same network as the first."""
 
 CLOSED = ("export=default", "report.figures=true")
-"""How a run ends by default."""
+"""The default end of a run."""
 
 
 def words(method: str, *more: str) -> tuple[str, ...]:
@@ -49,9 +49,9 @@ def method(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def uninterrupted(method: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole story; of one method for each network also exported, with figures in its report."""
-    output = tmp_path_factory.mktemp(f"{method}-whole")
-    assert tell(output, *words(method, *(CLOSED if method in NETWORKS else ()))) == 0
+    """An uninterrupted run; for the methods in NETWORKS with exports and figures."""
+    output = tmp_path_factory.mktemp(f"{method}-uninterrupted")
+    assert run_command(output, *words(method, *(CLOSED if method in NETWORKS else ()))) == 0
     return the_run(output)
 
 
@@ -79,7 +79,7 @@ def test_models_reload_with_the_logits_that_were_measured(uninterrupted: Path) -
 
 
 def images_for(run: Path, model: torch.nn.Module, index: np.ndarray) -> torch.Tensor:
-    """Test images as the model wants them, made without a data module."""
+    """Preprocessed test images, without a data module."""
     tree = json.loads((run / "run.json").read_text())["tree"]
     config = load([f"method={tree['method']['name']}", "dataset=digits", "debug=smoke", "debug.max_images=80"]).config
     source = open_splits(config.dataset, config.seed, config.debug.max_images)["test"]
@@ -102,19 +102,19 @@ def test_report_and_exports_are_there(method: str, uninterrupted: Path) -> None:
         assert path.exists(), record
 
 
-def test_finished_run_is_told_again_not_done_again(
+def test_a_finished_run_prints_its_table_and_does_not_run_again(
     method: str, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = content(uninterrupted)
     stamp = (uninterrupted / "finished.json").stat().st_mtime_ns
-    assert tell(uninterrupted.parent.parent, *words(method)) == 0
+    assert run_command(uninterrupted.parent.parent, *words(method)) == 0
     assert "finished" in capsys.readouterr().out
     assert content(uninterrupted) == before
     assert (uninterrupted / "finished.json").stat().st_mtime_ns == stamp
 
 
 def trained(run: Path) -> list[str]:
-    """Stages that left a model."""
+    """Stages with a model."""
     return [path.parent.name for path in run.glob("*/model.json") if path.parent.name != "export"]
 
 
@@ -122,7 +122,7 @@ def trained(run: Path) -> list[str]:
     "workers",
     [0, pytest.param(2, marks=pytest.mark.slow)],  # processes for every loader of every session
 )
-def test_stopped_in_mid_epoch_continues_bit_for_bit(
+def test_stopped_within_an_epoch_continues_bit_for_bit(
     method: str, uninterrupted: Path, tmp_path: Path, workers: int
 ) -> None:
     stop_each_training(method, uninterrupted, tmp_path, 7, workers)
@@ -134,13 +134,13 @@ def test_stopped_at_the_end_of_an_epoch_continues_bit_for_bit(method: str, unint
 
 
 def stop_each_training(method: str, uninterrupted: Path, tmp_path: Path, step: int, workers: int) -> None:
-    """SIGTERM at the same step of every training stage, one after the other; 130 each time, then to the end."""
+    """SIGTERM at the same step of every training stage, each in a session of its own, then a session to the end."""
     line = words(method, f"hardware.workers={workers}")
     codes = []
     with_stop = lambda learner: learner.step + 1 == step  # noqa: E731
     for _ in range(10):
         with at(Learner, "after_step", with_stop, signal.SIGTERM):
-            codes.append(tell(tmp_path, *line))
+            codes.append(run_command(tmp_path, *line))
         if codes[-1] == 0:
             break
     assert codes == [130] * len(trained(uninterrupted)) + [0]
@@ -148,20 +148,20 @@ def stop_each_training(method: str, uninterrupted: Path, tmp_path: Path, step: i
 
 
 def test_killed_anywhere_continues_bit_for_bit(method: str, uninterrupted: Path, tmp_path: Path) -> None:
-    """SIGKILL after a step, in front of a checkpoint, and while targets are written; nothing lost, nothing doubled."""
+    """SIGKILL after a step, before a checkpoint, and while targets are written; nothing is lost or written twice."""
     line = words(method)
     calls = itertools.count()
-    tell_killed = [
+    kills = [
         (Learner, "after_step", lambda learner: learner.step + 1 == 8),
         (record_and_checkpoint, "save_checkpoint", lambda *_: next(calls) == 1),
     ]
     if any(stage.makes == "store" for stage in every_stage(method)):
         writes = itertools.count()
-        tell_killed.append((SlotWriter, "flush", lambda writer: next(writes) == 1))
-    for owner, name, when in tell_killed:
+        kills.append((SlotWriter, "flush", lambda writer: next(writes) == 1))
+    for owner, name, when in kills:
         with at(owner, name, when, signal.SIGKILL):
-            tell_and_kill(tmp_path, *line)
-    assert tell(tmp_path, *line) == 0
+            run_and_kill(tmp_path, *line)
+    assert run_command(tmp_path, *line) == 0
     assert_same(the_run(tmp_path), uninterrupted)
 
 
@@ -175,7 +175,7 @@ def test_stopped_while_storing_continues_byte_for_byte(method: str, uninterrupte
     writes = itertools.count()
     line = words(method)
     with at(SlotWriter, "write", lambda *_, **__: next(writes) == 2, signal.SIGINT):
-        assert tell(tmp_path, *line) == 130
+        assert run_command(tmp_path, *line) == 130
     assert not list(the_run(tmp_path).glob("store/done.json"))
-    assert tell(tmp_path, *line) == 0
+    assert run_command(tmp_path, *line) == 0
     assert_same(the_run(tmp_path), uninterrupted)

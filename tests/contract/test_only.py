@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.story import tell, the_run
+from tests.contract.story import run_command, the_run
 from vitlab.cli.main import main
 
 WORDS = ("method=tinyvit", "export=none")
 
 
 def test_one_stage_and_what_it_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tell(tmp_path, *WORDS, "only=store") == 0
+    assert run_command(tmp_path, *WORDS, "only=store") == 0
     run = the_run(tmp_path)
     assert "only=store: done" in capsys.readouterr().out
     assert {path.parent.name for path in run.glob("*/done.json")} == {"teacher", "store"}
     assert not (run / "finished.json").exists()
     stored = (run / "store" / "done.json").stat().st_mtime_ns
-    assert tell(tmp_path, *WORDS) == 0
+    assert run_command(tmp_path, *WORDS) == 0
     assert the_run(tmp_path) == run
     assert (run / "finished.json").exists()
     assert (run / "store" / "done.json").stat().st_mtime_ns == stored

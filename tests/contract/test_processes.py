@@ -1,7 +1,7 @@
-"""Two processes are one: the same order, draws, stored labels and weights; stopped or killed together, continued alike.
+"""Two processes give the result of one: the same order, draws, stored labels and weights, also after a stop or a kill.
 
-The network has no batch statistics and SGD divides by no running mean of squares: what is left of a difference is the
-order in which gradients are added.
+The network has no batch statistics and SGD has no running mean of squares: the only difference is the order in which
+gradients are added.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ WORDS = (
 )
 
 
-def alone(output: Path, *words: str) -> Path:
-    """The run of one process."""
+def run_alone(output: Path, *words: str) -> Path:
+    """A run in one process."""
     torch.set_num_threads(1)
     assert main([*WORDS, *words, "hardware=cpu", f"output={output}"]) == 0
     return the_run(output)
@@ -47,19 +47,19 @@ def alone(output: Path, *words: str) -> Path:
 
 @pytest.fixture(scope="module")
 def supervised(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A supervised run of one process, whose model is also the teacher of the other method."""
-    return alone(tmp_path_factory.mktemp("one"), "method=supervised")
+    """A supervised run in one process, whose model is also the teacher of the other method."""
+    return run_alone(tmp_path_factory.mktemp("one"), "method=supervised")
 
 
-def begin(output: Path, *words: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+def start_command(output: Path, *words: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
     given = {word.partition("=")[0] for word in words}
     words = (*(word for word in WORDS if word.partition("=")[0] not in given), *words)
     line = [sys.executable, "-m", "vitlab", *words, "hardware=ddp_cpu", f"output={output}"]
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
 
 
-def until_trained(process: subprocess.Popen[str], output: Path, steps: int) -> None:
-    """Wait for the record of step ``steps`` of the last stage."""
+def wait_until_trained(process: subprocess.Popen[str], output: Path, steps: int) -> None:
+    """Wait until the record has step ``steps`` of the last stage."""
     while process.poll() is None:
         rows = [row for path in output.glob("*/*/metrics.jsonl") for row in read_rows(path)]
         if any(row["stage"] in ("train", "student", "pretrain") and int(str(row["step"])) >= steps for row in rows):
@@ -83,17 +83,17 @@ def worker(rank: int, run: Path) -> int:
 
 def stop(process: subprocess.Popen[str], run: Path) -> None:
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=300)[0]
-    assert process.returncode == 130, said
-    assert "everything is saved" in said and "Traceback" not in said
+    text = process.communicate(timeout=300)[0]
+    assert process.returncode == 130, text
+    assert "everything is saved" in text and "Traceback" not in text
 
 
 def kill_one(process: subprocess.Popen[str], run: Path) -> None:
     other = worker(0, run)
     os.kill(worker(1, run), signal.SIGKILL)
-    said = process.communicate(timeout=300)[0]
-    assert process.returncode == 1, said
-    assert "Process 2 of 2 was ended by SIGKILL" in said and "Traceback" not in said
+    text = process.communicate(timeout=300)[0]
+    assert process.returncode == 1, text
+    assert "Process 2 of 2 was killed by SIGKILL" in text and "Traceback" not in text
     assert not Path(f"/proc/{other}").exists(), "the other process was left behind"
 
 
@@ -105,17 +105,17 @@ def learned(run: Path) -> list[Row]:
 
 
 def check(
-    output: Path, one: Path, words: tuple[str, ...], trouble: Callable[[subprocess.Popen[str], Path], None]
+    output: Path, one: Path, words: tuple[str, ...], interrupt: Callable[[subprocess.Popen[str], Path], None]
 ) -> None:
-    """Two processes that meet ``trouble`` in mid-training and are continued learn what ``one`` process learned."""
-    process = begin(output, *words)
-    until_trained(process, output, 30)
+    """Two processes, interrupted by ``interrupt`` during training and continued, give the result of ``one`` process."""
+    process = start_command(output, *words)
+    wait_until_trained(process, output, 30)
     two = the_run(output)
-    trouble(process, two)
+    interrupt(process, two)
     assert not (two / "finished.json").exists()
-    process = begin(output, *words)
-    said = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, said
+    process = start_command(output, *words)
+    text = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, text
     stages = sorted(path.parent.name for path in one.glob("*/model.safetensors"))
     assert stages
     for stage in stages:
@@ -137,7 +137,7 @@ def test_supervised_stopped_by_sigterm(supervised: Path, tmp_path: Path) -> None
 def test_tinyvit_with_one_process_killed(supervised: Path, tmp_path: Path) -> None:
     teacher = NETWORK % f",checkpoint:{supervised / 'train'}"
     words = ("method=tinyvit", "teacher.train=false", f"teacher.members=[{teacher}]", "recipe.augmentation.mixup=0.8")
-    one = alone(tmp_path / "one", *words)
+    one = run_alone(tmp_path / "one", *words)
     assert list(one.rglob("records.bin"))
     check(tmp_path / "two", one, words, kill_one)
 
@@ -153,12 +153,12 @@ if os.environ.get("RANK") == "1":
             raise ZeroDivisionError("provoked")
     Learner.after_step = failing
 """
-"""What Python runs at its start, where it is found as ``sitecustomize``."""
+"""A ``sitecustomize`` module, which Python imports at its start."""
 
 
 @pytest.mark.slow
-def test_an_error_in_one_process_is_told_once_and_the_run_continues(tmp_path: Path) -> None:
-    """First an error of ours in the second process, then an image that one of the two cannot read, then none."""
+def test_an_error_in_one_process_is_reported_once_and_the_run_continues(tmp_path: Path) -> None:
+    """First an internal error in the second process, then an image that one of the two cannot read, then none."""
     (tmp_path / "fault").mkdir()
     (tmp_path / "fault" / "sitecustomize.py").write_text(FAILING)
     dice = random.Random(0)
@@ -166,26 +166,26 @@ def test_an_error_in_one_process_is_told_once_and_the_run_continues(tmp_path: Pa
         path = tmp_path / "photos" / "train" / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.frombytes("RGB", (16, 16), dice.randbytes(16 * 16 * 3)).save(path)
-    broken, whole = path, path.read_bytes()
+    broken, content = path, path.read_bytes()
     words = [f"dataset.root={tmp_path / 'photos'}", "dataset=folder", "dataset.size=32", "dataset.val_fraction=0.2"]
     words += ["audit.before_training=false", "method=supervised", "debug.max_steps=11", "recipe=digits"]
     words += ["recipe.batch_size=8", "recipe.checkpoint_every=2st"]
 
     def end(env: dict[str, str] | None = None) -> tuple[int, str]:
-        process = begin(tmp_path / "runs", *words, env=env)
-        said = process.communicate(timeout=300)[0]
-        return process.returncode, " ".join(said.split())
+        process = start_command(tmp_path / "runs", *words, env=env)
+        text = process.communicate(timeout=300)[0]
+        return process.returncode, " ".join(text.split())
 
-    code, said = end(os.environ | {"PYTHONPATH": f"{tmp_path / 'fault'}:{os.environ.get('PYTHONPATH', '')}"})
-    assert code == 1 and said.count("Traceback") == 1, said
-    assert "Process 2 of 2 failed (ZeroDivisionError: provoked); the others were stopped." in said
-    broken.write_bytes(whole[:100])
-    code, said = end()
-    assert code == 2 and "Traceback" not in said and said.count("cannot be read as an image") == 1, said
-    assert str(broken) in said
-    broken.write_bytes(whole)
-    code, said = end()
-    assert code == 0 and "(continued where it stopped)" in said, said
+    code, text = end(os.environ | {"PYTHONPATH": f"{tmp_path / 'fault'}:{os.environ.get('PYTHONPATH', '')}"})
+    assert code == 1 and text.count("Traceback") == 1, text
+    assert "Process 2 of 2 failed (ZeroDivisionError: provoked); the others were stopped." in text
+    broken.write_bytes(content[:100])
+    code, text = end()
+    assert code == 2 and "Traceback" not in text and text.count("cannot be read as an image") == 1, text
+    assert str(broken) in text
+    broken.write_bytes(content)
+    code, text = end()
+    assert code == 0 and "(continued where it stopped)" in text, text
     rows = [row for row in read_rows(the_run(tmp_path / "runs") / "metrics.jsonl") if "loss" in row]
     assert [row["step"] for row in rows] == [3, 6, 9, 11]
 
@@ -193,5 +193,5 @@ def test_an_error_in_one_process_is_told_once_and_the_run_continues(tmp_path: Pa
 def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [word for word in WORDS if not word.startswith("recipe.batch_size")]
     assert main([*words, "recipe.batch_size=15", "method=supervised", "hardware=ddp_cpu", f"output={tmp_path}"]) == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert "recipe.batch_size=15 does not divide into 2 device(s)" in said and "multiple of 2" in said
+    text = " ".join(capsys.readouterr().err.split())
+    assert "recipe.batch_size=15 does not divide into 2 device(s)" in text and "multiple of 2" in text

@@ -1,6 +1,6 @@
-"""Reinforcing by 1, 2 and 4 processes makes the same bytes, also after kill -9 of one of them or of all.
+"""Reinforcement by 1, 2 and 4 processes gives the same bytes, also after SIGKILL of one of them or of all.
 
-Whole commands in gloo processes; what some processes began is finished by another number of them.
+Complete commands in gloo processes; a store that was interrupted is completed by another number of processes.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from tests.contract.story import tell, the_run
-from tests.contract.together import tell_together
+from tests.contract.story import run_command, the_run
+from tests.contract.together import run_ranks
 from vitlab.distill import store_writer
 from vitlab.distill.store import TargetStore
 from vitlab.training import label_views
@@ -46,10 +46,10 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def wanted(words: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What one process makes, without any other to talk to."""
+def expected(words: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The store of a single process."""
     output = tmp_path_factory.mktemp("one")
-    assert tell(output, *words) == 0
+    assert run_command(output, *words) == 0
     store = TargetStore.open(the_run(output) / "reinforce" / "targets")
     assert (store.spec.images, store.spec.slots, store.verify()) == (80, SAMPLES, [])
     return stored(output)
@@ -61,22 +61,22 @@ def stored(output: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def tell_all(
+def run_processes(
     output: Path, words: tuple[str, ...], processes: int, die: Callable[[int], None] | None = None
 ) -> list[int]:
-    """The command in so many processes; their exit codes."""
-    return tell_together(output, *words, f"trainer.devices={processes}", processes=processes, meanwhile=die)
+    """Run the command in ``processes`` processes; their exit codes."""
+    return run_ranks(output, *words, f"trainer.devices={processes}", processes=processes, setup=die)
 
 
 def die_at(owner: object, name: str, calls: int, ranks: tuple[int, ...]) -> Callable[[int], None]:
     """In the processes ``ranks``: SIGKILL instead of call number ``calls`` of ``owner.name``. Until then all of them
-    put every record on the disk at once, so that there is something to go on from."""
+    flush every record, so that there is something to continue."""
 
-    def meanwhile(rank: int) -> None:
+    def setup(rank: int) -> None:
         write, original, count = store_writer.SlotWriter.write, getattr(owner, name), 0
 
         def at_once(self: store_writer.SlotWriter, *args: object, **kwargs: object) -> int:
-            new = write(self, *args, **kwargs)  # type: ignore[arg-type]  # whatever it was called with
+            new = write(self, *args, **kwargs)  # type: ignore[arg-type]  # any arguments
             self.flush()
             return new
 
@@ -90,34 +90,34 @@ def die_at(owner: object, name: str, calls: int, ranks: tuple[int, ...]) -> Call
         store_writer.SlotWriter.write = at_once  # type: ignore[method-assign]  # in this process alone
         setattr(owner, name, counted)
 
-    return meanwhile
+    return setup
 
 
 @pytest.mark.parametrize("processes", [2, 4])  # one: below
 def test_any_number_of_processes(
-    processes: int, words: tuple[str, ...], wanted: dict[str, bytes], tmp_path: Path
+    processes: int, words: tuple[str, ...], expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    assert tell_all(tmp_path, words, processes) == [0] * processes
-    assert stored(tmp_path) == wanted
+    assert run_processes(tmp_path, words, processes) == [0] * processes
+    assert stored(tmp_path) == expected
 
 
 # Of two processes each writes 40 blocks of four views in the first wave, then 20 of four in the second.
-DEATHS = {
+KILLS = {
     "one of two, first wave": (die_at(label_views, "_write", 50, (1,)), 2, 4),
     "all of four, second wave": (die_at(label_views, "_write", 90, (0, 1, 2, 3)), 4, 2),
     "the first of two, while it seals": (die_at(store_writer, "write_json", 2, (0,)), 2, 1),
 }
 
 
-@pytest.mark.parametrize("death", DEATHS)
-def test_killed_and_finished_by_others(
-    death: str, words: tuple[str, ...], wanted: dict[str, bytes], tmp_path: Path
+@pytest.mark.parametrize("kill", KILLS)
+def test_killed_and_completed_by_another_number_of_processes(
+    kill: str, words: tuple[str, ...], expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    meanwhile, processes, others = DEATHS[death]
-    codes = tell_all(tmp_path, words, processes, meanwhile)
+    die, processes, others = KILLS[kill]
+    codes = run_processes(tmp_path, words, processes, die)
     assert -signal.SIGKILL in codes and 0 not in codes
     store = TargetStore.open(the_run(tmp_path) / "reinforce" / "targets", allow_partial=True)
     there = sum(store.count(slot) for slot in range(SAMPLES))
-    assert 0 < there < 80 * SAMPLES, "killed too early or too late to show anything"
-    assert tell_all(tmp_path, words, others) == [0] * others
-    assert stored(tmp_path) == wanted
+    assert 0 < there < 80 * SAMPLES, "killed too early or too late to test anything"
+    assert run_processes(tmp_path, words, others) == [0] * others
+    assert stored(tmp_path) == expected

@@ -1,9 +1,9 @@
-"""Two processes are one, for every method.
+"""Two processes give the result of one, for every method.
 
 The same order and draws (the losses of every step), stored labels byte for byte, metrics over the exact set (the
 validation batches do not divide by two), weights to 1e-6: what is left is the order in which gradients are added.
-DeepMAD's networks have BatchNorm, whose statistics are those of a process's part of the batch: they learn what one
-process learns that shows them these parts one after the other.
+DeepMAD's networks have BatchNorm, whose statistics are those of a process's part of the batch: the result is that of
+one process that forwards these parts one after the other.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.contract.story import tell, the_run
+from tests.contract.story import run_command, the_run
 from tests.contract.test_processes import learned
-from tests.contract.together import tell_together
+from tests.contract.together import run_ranks
 from vitlab.training.learner import Learner
 
 ARGS = "{patch_size:8,embed_dim:32,depth:1,num_heads:2}"
@@ -37,20 +37,20 @@ METHODS = {
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A supervised run of one process, whose model is also the teacher of the others."""
     output = tmp_path_factory.mktemp("one")
-    assert tell(output, "method=supervised", *WORDS) == 0
+    assert run_command(output, "method=supervised", *WORDS) == 0
     return the_run(output)
 
 
 def test_supervised(teacher: Path, tmp_path: Path) -> None:
-    assert tell_together(tmp_path, "method=supervised", *WORDS) == [0, 0]
+    assert run_ranks(tmp_path, "method=supervised", *WORDS) == [0, 0]
     same(teacher, the_run(tmp_path))
 
 
 @pytest.mark.parametrize("method", ["tinyvit", pytest.param("reinforce", marks=pytest.mark.slow)])
 def test_method_with_a_teacher(method: str, teacher: Path, tmp_path: Path) -> None:
-    asked = [word % (ARGS, teacher / "train") if "%s" in word else word for word in METHODS[method]]
-    assert tell(tmp_path / "one", *asked, *WORDS) == 0
-    assert tell_together(tmp_path / "two", *asked, *WORDS) == [0, 0]
+    overrides = [word % (ARGS, teacher / "train") if "%s" in word else word for word in METHODS[method]]
+    assert run_command(tmp_path / "one", *overrides, *WORDS) == 0
+    assert run_ranks(tmp_path / "two", *overrides, *WORDS) == [0, 0]
     one = the_run(tmp_path / "one")
     assert list(one.rglob("records.bin"))
     same(one, the_run(tmp_path / "two"))
@@ -70,15 +70,15 @@ def same(one: Path, two: Path) -> None:
         assert list(a.values()) == pytest.approx(list(b.values()), rel=1e-4, abs=1e-5)
 
 
-def test_deepmad_learns_what_one_process_learns_from_the_same_parts(
+def test_deepmad_gives_the_result_of_one_process_that_forwards_the_same_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same design, order and draws, and weights to 1e-6; running averages, which one process updates twice as
     often, are not the same, and what is measured with them is not either."""
-    asked = ["method=deepmad", "method.train=true", "method.budget.params=0.1M", "method.budget.flops=8M"]
-    asked += ["method.chains=32", "method.steps=60", "recipe=digits", "recipe.optimizer=sgd", "recipe.lr=0.02"]
-    asked += ["evaluation=quick"]
-    assert tell_together(tmp_path / "two", *asked) == [0, 0]
+    overrides = ["method=deepmad", "method.train=true", "method.budget.params=0.1M", "method.budget.flops=8M"]
+    overrides += ["method.chains=32", "method.steps=60", "recipe=digits", "recipe.optimizer=sgd", "recipe.lr=0.02"]
+    overrides += ["evaluation=quick"]
+    assert run_ranks(tmp_path / "two", *overrides) == [0, 0]
 
     def build(self: Learner, student: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
         learner(self, student, *args, **kwargs)
@@ -90,7 +90,7 @@ def test_deepmad_learns_what_one_process_learns_from_the_same_parts(
 
     learner = Learner.__init__
     monkeypatch.setattr(Learner, "__init__", build)
-    assert tell(tmp_path / "one", *asked) == 0
+    assert run_command(tmp_path / "one", *overrides) == 0
     one, two = the_run(tmp_path / "one"), the_run(tmp_path / "two")
     assert (one / "solve" / "structure.json").read_bytes() == (two / "solve" / "structure.json").read_bytes()
     first, second = (load_file(run / "train" / "model.safetensors") for run in (one, two))

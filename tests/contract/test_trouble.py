@@ -1,6 +1,6 @@
-"""Trouble from outside, provoked: a message with the cure, and a run that goes on as if nothing had been.
+"""Failures from outside: a message with the cure, and a run that continues with the same result.
 
-A loss that is not finite: tests/training/test_fit.py; a process killed: test_processes.py; a machine lost:
+A loss that is not finite: tests/training/test_fit.py; a process killed: test_processes.py; a node lost:
 test_nodes.py.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.disk import full_at, on_a_small_disk
-from tests.contract.story import assert_same, at, tell, the_run
+from tests.contract.story import assert_same, at, run_command, the_run
 from vitlab.data.batch import Batch
 from vitlab.distill.store_writer import SlotWriter
 from vitlab.run.recorder import Recorder, read_rows
@@ -31,67 +31,67 @@ from vitlab.training.learner import Learner
 PLAIN = ("method=supervised", "evaluation=quick")
 
 
-def told(capsys: pytest.CaptureFixture[str]) -> str:
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    return " ".join(said.split())
+def message(capsys: pytest.CaptureFixture[str]) -> str:
+    text = capsys.readouterr().err
+    assert "Traceback" not in text
+    return " ".join(text.split())
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run without trouble."""
+    """A run without a failure."""
     output = tmp_path_factory.mktemp("sound")
-    assert tell(output, *PLAIN) == 0
+    assert run_command(output, *PLAIN) == 0
     return the_run(output)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="has a disk of its own")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a mount namespace")
 def test_disk_full(sound: Path, tmp_path: Path) -> None:
     """First there is no room for the record, then none for the checkpoint, then there is."""
 
-    def story(disk: Path) -> None:
+    def check(disk: Path) -> None:
         words = (*PLAIN, "recipe.checkpoint_every=1st")
         with full_at(disk, Recorder, "write", lambda *_, step, **__: step == 3):
-            said = stopped(disk, *words)
+            text = stopped(disk, *words)
         assert re.search(
-            r"Writing \S+/metrics\.jsonl failed: No space left on device \(0\.000 MB to write, 0\.000 MB", said
+            r"Writing \S+/metrics\.jsonl failed: No space left on device \(0\.000 MB to write, 0\.000 MB", text
         )
         with full_at(
             disk, RecordAndCheckpoint, "_checkpoint", lambda _, trainer, learner: learner.step == 7, left=9000
         ):
-            said = stopped(disk, *words)
+            text = stopped(disk, *words)
         assert re.search(
-            r"Writing \S+/checkpoint\.ckpt failed: No space left on device \(\d\.\d+ MB to write, 0\.\d+ MB free", said
+            r"Writing \S+/checkpoint\.ckpt failed: No space left on device \(\d\.\d+ MB to write, 0\.\d+ MB free", text
         )
-        assert not list(disk.rglob("*.tmp")), "half a file fills the disk"
-        assert tell(disk, *words) == 0
+        assert not list(disk.rglob("*.tmp")), "a partial file is left"
+        assert run_command(disk, *words) == 0
         assert_same(the_run(disk), sound)
 
-    on_a_small_disk(tmp_path / "disk", 64, story)
+    on_a_small_disk(tmp_path / "disk", 64, check)
 
 
 def stopped(output: Path, *words: str) -> str:
-    """What a command for which there was no room says."""
-    heard = io.StringIO()
-    with contextlib.redirect_stderr(heard):
-        assert tell(output, *words) == 2, heard.getvalue()
-    said = " ".join(heard.getvalue().split())
-    assert "Traceback" not in said and "Make room" in said and "the same command continues" in said, said
-    return said
+    """The message of a command that ran out of disk space."""
+    stderr = io.StringIO()
+    with contextlib.redirect_stderr(stderr):
+        assert run_command(output, *words) == 2, stderr.getvalue()
+    text = " ".join(stderr.getvalue().split())
+    assert "Traceback" not in text and "Free some space" in text and "the same command continues" in text, text
+    return text
 
 
 def test_loader_process_killed(sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def shoot(learner: Learner) -> bool:
+    def kill_loaders(learner: Learner) -> bool:
         if learner.step + 1 == 7:
             for child in multiprocessing.active_children():
                 os.kill(child.pid or 0, signal.SIGKILL)
         return False
 
-    with at(Learner, "after_step", shoot, signal.SIGTERM):
-        assert tell(tmp_path, *PLAIN, "hardware.workers=1") == 2
-    said = told(capsys)
-    assert "A loader process" in said and "was ended from outside" in said and "hardware.workers" in said
-    assert tell(tmp_path, *PLAIN, "hardware.workers=1") == 0
+    with at(Learner, "after_step", kill_loaders, signal.SIGTERM):
+        assert run_command(tmp_path, *PLAIN, "hardware.workers=1") == 2
+    text = message(capsys)
+    assert "A loader process" in text and "was ended from outside" in text and "hardware.workers" in text
+    assert run_command(tmp_path, *PLAIN, "hardware.workers=1") == 0
     assert_same(the_run(tmp_path), sound)
 
 
@@ -100,41 +100,41 @@ STORING = ("method=tinyvit", "evaluation=quick", "method.baseline=false")
 
 @pytest.fixture(scope="module")
 def storing(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a store, without trouble."""
+    """A run with a store, without a failure."""
     output = tmp_path_factory.mktemp("storing")
-    assert tell(output, *STORING) == 0
+    assert run_command(output, *STORING) == 0
     return the_run(output)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="has a disk of its own")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a mount namespace")
 def test_disk_full_of_a_store(storing: Path, tmp_path: Path) -> None:
-    def story(disk: Path) -> None:
+    def check(disk: Path) -> None:
         with full_at(disk, SlotWriter, "_drain", lambda writer: writer._slot == 1):
-            said = stopped(disk, *STORING)
+            text = stopped(disk, *STORING)
         assert re.search(
-            r"Writing \S+/records\.bin failed: No space left on device \(0\.\d+ MB to write, 0\.000 MB", said
+            r"Writing \S+/records\.bin failed: No space left on device \(0\.\d+ MB to write, 0\.000 MB", text
         )
-        assert tell(disk, *STORING) == 0
+        assert run_command(disk, *STORING) == 0
         assert_same(the_run(disk), storing)
 
-    on_a_small_disk(tmp_path / "disk", 64, story)
+    on_a_small_disk(tmp_path / "disk", 64, check)
 
 
 def test_store_cut_short(storing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = STORING
     with at(Learner, "after_step", lambda learner: learner.step + 1 == 7 and bool(stored(tmp_path)), signal.SIGTERM):
-        assert tell(tmp_path / "cut", *words) == 130
+        assert run_command(tmp_path / "cut", *words) == 130
     (records, *_) = stored(tmp_path)
     os.truncate(records, records.stat().st_size - 100)
     capsys.readouterr()
-    assert tell(tmp_path / "cut", *words) == 2
-    said = told(capsys)
-    assert f"{records.parent} are damaged" in said and "Delete that folder" in said
-    for path in re.findall(r"Delete that folder, and (\S+) where", said):
+    assert run_command(tmp_path / "cut", *words) == 2
+    text = message(capsys)
+    assert f"{records.parent} are damaged" in text and "Delete that folder" in text
+    for path in re.findall(r"Delete that folder, and (\S+) where", text):
         Path(path).unlink()
     shutil.rmtree(records.parent)
-    assert tell(tmp_path / "cut", *words) == 0
+    assert run_command(tmp_path / "cut", *words) == 0
     assert_same(the_run(tmp_path / "cut"), storing)
 
 
@@ -156,28 +156,28 @@ def test_out_of_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     )
     args = ("patch_size=4", "embed_dim=16", "depth=4", "num_heads=1", "mlp_ratio=256")
     words = (*PLAIN, *wide, "recipe.checkpoint_every=1st", *(f"model.args.{one}" for one in args))
-    code, said = tell_with_room(200_000_000, tmp_path, *words)
-    assert code == 2 and "Traceback" not in said, said
+    code, text = run_with_memory(200_000_000, tmp_path, *words)
+    assert code == 2 and "Traceback" not in text, text
     cure = re.search(
-        r"ran out of memory with 64 images at once on each device; (\d+) fit\. Give (recipe.accumulate=(\d))", said
+        r"ran out of memory with 64 images at once on each device; (\d+) fit\. Give (recipe.accumulate=(\d))", text
     )
-    assert cure is not None, said
+    assert cure is not None, text
     assert int(cure[1]) * int(cure[3]) == 64
     capsys.readouterr()
-    assert tell(tmp_path, *words, cure[2]) == 0
+    assert run_command(tmp_path, *words, cure[2]) == 0
     assert "continued where it stopped" in capsys.readouterr().out
     rows = [row for row in read_rows(the_run(tmp_path) / "metrics.jsonl") if "loss" in row]
     assert [row["step"] for row in rows] == [2]
 
 
-def tell_with_room(bytes_: int, output: Path, *words: str) -> tuple[int, str]:
-    """A command in a forked process, which after its first step gets ``bytes_`` more and no others: all is loaded then,
-    and what another step needs is its batch. The exit code, and what it said."""
-    said = output.with_name("said")
+def run_with_memory(bytes_: int, output: Path, *words: str) -> tuple[int, str]:
+    """A command in a forked process, with a limit of ``bytes_`` of further memory from its first step on: everything is
+    loaded then, and a step only needs memory for its batch. The exit code and the output."""
+    log = output.with_name("log")
     if child := os.fork():
         _, status = os.waitpid(child, 0)
-        return os.waitstatus_to_exitcode(status), " ".join(said.read_text().split())
-    # What is freed goes back at once, so that what fits is the same every time.
+        return os.waitstatus_to_exitcode(status), " ".join(log.read_text().split())
+    # Freed memory is returned at once, so that the same batch fits every time.
     ctypes.CDLL(None).mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD
     start = Learner.on_train_batch_start
 
@@ -190,14 +190,14 @@ def tell_with_room(bytes_: int, output: Path, *words: str) -> tuple[int, str]:
     Learner.on_train_batch_start = limited  # type: ignore[method-assign]  # of this process, which ends here
     code = 1
     try:
-        with open(said, "w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-            code = tell(output, *words)
+        with open(log, "w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+            code = run_command(output, *words)
     finally:
         os._exit(code)
 
 
 @pytest.mark.parametrize("word", ["model.name=resnet5", "recipe.optimizer=adammm"])
 def test_a_start_that_fails_leaves_no_run(tmp_path: Path, word: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tell(tmp_path, *PLAIN, word) == 2
-    assert told(capsys)
+    assert run_command(tmp_path, *PLAIN, word) == 2
+    assert message(capsys)
     assert not list(tmp_path.rglob("*")), "an empty run folder"

@@ -1,4 +1,4 @@
-"""A run in two gloo processes forked from this one: no start-up to pay, everything else as the launcher's workers."""
+"""A run in several gloo processes forked from this one, without the start-up time of the launcher's workers."""
 
 from __future__ import annotations
 
@@ -22,18 +22,16 @@ from vitlab.launch.start import find_run
 from vitlab.run.environment import environment
 from vitlab.training import interrupt
 
-PATIENCE = 300
-"""Seconds that a story in two processes may take."""
+TIMEOUT = 300
+"""Seconds after which the processes of a command are killed."""
 
 
-def tell_together(
-    output: Path, *words: str, processes: int = 2, meanwhile: Callable[[int], None] | None = None
-) -> list[int]:
+def run_ranks(output: Path, *words: str, processes: int = 2, setup: Callable[[int], None] | None = None) -> list[int]:
     """Exit codes of the processes of one command (``SMALL`` and ``words``).
 
-    ``meanwhile`` is called in each of them, with its rank, before the work.
+    ``setup`` is called in each of them, with its rank, before the run.
 
-    A process that fails ends the others, as the launcher does.
+    A process that fails ends the others, as with the launcher.
     """
     words = ("hardware=ddp_cpu", *words)
     composed = load([*small(*words), *words, f"output={output}"])
@@ -47,11 +45,11 @@ def tell_together(
         for rank in range(processes):
             child = os.fork()
             if child == 0:
-                _be(rank, processes, port)
+                become_rank(rank, processes, port)
                 code = 1
                 try:
-                    if meanwhile is not None:
-                        meanwhile(rank)
+                    if setup is not None:
+                        setup(rank)
                     run_method_on_rank(run, composed.config, "together")
                     code = 0
                 except UserError as error:
@@ -66,23 +64,23 @@ def tell_together(
                     sys.stderr.flush()
                     os._exit(code)
             children.append(child)
-        return _wait(children)
+        return wait_for_all(children)
     finally:
         run.release()
 
 
-def _be(rank: int, processes: int, port: int) -> None:
-    """What torch's launcher says to a worker."""
-    faulthandler.dump_traceback_later(PATIENCE, exit=True)  # who waits so long waits for nobody
+def become_rank(rank: int, processes: int, port: int) -> None:
+    """Set the environment and handlers of a worker of torch's launcher."""
+    faulthandler.dump_traceback_later(TIMEOUT, exit=True)
     torch.set_num_threads(1)
     interrupt._requests.clear()
     interrupt.install_signal_handlers(quiet=True)
-    here = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-    talk = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "together"}
-    os.environ.update({name: str(value) for name, value in (here | talk).items()})
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    store = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "together"}
+    os.environ.update({name: str(value) for name, value in (ranks | store).items()})
 
 
-def _wait(children: list[int]) -> list[int]:
+def wait_for_all(children: list[int]) -> list[int]:
     codes: dict[int, int] = {}
     while len(codes) < len(children):
         for child in children:

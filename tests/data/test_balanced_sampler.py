@@ -56,6 +56,8 @@ def test_ranks_and_micro_batches_see_together_what_one_rank_sees(paired: bool) -
 def test_what_cannot_be_balanced() -> None:
     with pytest.raises(UserError, match="stored or repeated views"):
         BalancedSampler(LABELS, 3, 4, num_slots=2)
+    with pytest.raises(UserError, match="stored or repeated views"):
+        BalancedSampler(LABELS, 3, 4, repeats=2)
     with pytest.raises(UserError, match="a class has no training image"):
         BalancedSampler(LABELS, 4, 4)
 

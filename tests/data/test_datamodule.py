@@ -23,7 +23,7 @@ from vitlab.data.datamodule import VisionData
 from vitlab.data.loader import Loader, LoaderOptions, default_workers
 from vitlab.data.sampler import ShardSampler
 from vitlab.data.sources import MapStyle, Source
-from vitlab.data.views import StoredViews
+from vitlab.data.views import FreshViews, StoredViews
 from vitlab.distill.draw import seeds_of
 from vitlab.distill.sparse import SparseTarget, sparsify
 from vitlab.distill.store import TargetStore
@@ -288,6 +288,11 @@ def test_lightning_moves_a_batch() -> None:
 def test_too_few_images_are_answered() -> None:
     with pytest.raises(UserError, match=r"batch_size=64 is more than the 50 training images"):
         make(batch_size=64)
+
+
+def test_repeats_and_balanced_epochs_exclude_each_other() -> None:
+    with pytest.raises(UserError, match="repeated augmentation"):
+        make(balanced=True, views=FreshViews(repeats=3))
 
 
 def test_noise_of_the_main_process_changes_nothing() -> None:

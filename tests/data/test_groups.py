@@ -254,3 +254,23 @@ def test_classes_keep_the_order_that_is_given(table: Path, make_images: MakeImag
         open_splits(own(plain, classes="listed"), 0)
     with pytest.raises(UserError, match=r"dataset\.classes: the classes of digits have an order of their own"):
         open_splits(digits(classes=["0"]), 0)
+
+
+def test_folds_of_images_with_several_labels_keep_their_rows() -> None:
+    tested = 0
+    for fold in range(3):
+        splits = open_splits(DatasetConfig(name="digits_multi", size=32, folds=3, fold=fold), 0)
+        for source in splits.values():
+            rows = source.labels
+            assert rows is not None and rows.shape == (len(source), len(source.classes))
+            assert rows.any(0).all() and (rows[5] == source[5][1]).all()
+        tested += len(splits["test"])
+    assert tested == len(splits["train"]) + len(splits["test"])
+
+
+def test_patients_of_a_csv_with_several_labels_are_on_one_side(table: Path) -> None:
+    lines = [f"{i}.png,{'cat;dog' if i // 2 % 3 == 0 else ('cat', 'dog')[i // 2 % 2]},p{i // 2}" for i in range(24)]
+    (table / "several.csv").write_text("\n".join(["path,labels,group", *lines]) + "\n")
+    splits = open_splits(own(table, csv="several.csv", val_fraction=0.3), 0)
+    assert members(splits["train"]) and members(splits["val"])
+    assert not members(splits["train"]) & members(splits["val"])

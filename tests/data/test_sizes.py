@@ -49,9 +49,9 @@ def test_both_ways_of_writing_it_are_configured(value: str) -> None:
 
 @pytest.mark.parametrize("value", ["0", "[24]", "[24,0]", "wide", "3.5", "null", "[1,2,3]"])
 def test_what_is_no_size_is_refused(value: str) -> None:
-    with pytest.raises(UserError, match=r"dataset\.size.*is no size.*\[height,width\]"):
+    with pytest.raises(UserError, match=r"dataset\.size.*is not a size.*\[height,width\]"):
         load(["method=supervised", "dataset=digits", f"dataset.size={value}"])
-    with pytest.raises(UserError, match=r"teacher\.sizes\.1.*is no size"):
+    with pytest.raises(UserError, match=r"teacher\.sizes\.1.*is not a size"):
         load(["method=tinyvit", "dataset=digits", f"teacher.sizes=[32,{value}]"])
 
 

@@ -16,10 +16,10 @@ from vitlab.distill.reinforce_draw import (
     OPS,
     VARIANTS,
     Reinforcement,
+    centre_crop,
     cutmix_box,
     generator,
     magnitudes,
-    middle,
     sample,
 )
 from vitlab.distill.reinforce_record import OddMagnitude, decode, encode, record_fields
@@ -44,7 +44,7 @@ def records(spec: Reinforcement, draws: list[Draw]) -> np.ndarray:
 @pytest.mark.parametrize("variant", VARIANTS)
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 2**31), st.integers(0, 9999), st.sampled_from([None, 16]))
-def test_a_draw_comes_back_from_its_record(variant: str, seed: int, image: int, number: int, pad: int | None) -> None:
+def test_a_record_decodes_to_its_draw(variant: str, seed: int, image: int, number: int, pad: int | None) -> None:
     spec = Reinforcement(variant, pad=pad if variant != "center" else None)
     draws = [sample(spec, seed, image, number + i, image + 5, size_of) for i in range(3)]
     assert decode(spec, records(spec, draws)) == draws
@@ -68,7 +68,7 @@ def inside(draw: Draw, image: int) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_draw_is_a_function_of_its_place(variant: str) -> None:
-    """Not of the order in which draws are made: samples asked backwards, or alone, are the same."""
+    """Not of the order in which draws are made: samples drawn in reverse order, or alone, are the same."""
     spec = Reinforcement(variant)
     large = lambda image: (500, 375)  # noqa: E731
     forward = {(i, s): sample(spec, 3, i, s, 50, large) for i in range(4) for s in range(6)}
@@ -173,13 +173,13 @@ def test_frequencies() -> None:
 
 
 def test_center_is_the_middle() -> None:
-    assert middle((500, 375), 0.875) == (23, 86, 328, 328)
-    assert middle((10, 20), 1.0) == (5, 0, 10, 10)
+    assert centre_crop((500, 375), 0.875) == (23, 86, 328, 328)
+    assert centre_crop((10, 20), 1.0) == (5, 0, 10, 10)
     spec = Reinforcement("center")
     assert sample(spec, 0, 0, 0, 9, size_of) == sample(spec, 1, 0, 5, 9, size_of)
 
 
-def test_what_a_record_cannot_hold_is_refused() -> None:
+def test_draws_outside_the_record_format_are_refused() -> None:
     spec = Reinforcement("rrc")
     draw = sample(spec, 0, 0, 0, 9, size_of)
     for change in (
@@ -197,7 +197,7 @@ def test_what_a_record_cannot_hold_is_refused() -> None:
         encode(augmented, [odd])
 
 
-def test_skipped_randaugment_comes_back() -> None:
+def test_skipped_randaugment_round_trips() -> None:
     spec = Reinforcement("randaug")
     draw = dataclasses.replace(sample(spec, 0, 0, 0, 9, size_of), ops=())
     assert decode(spec, records(spec, [draw])) == [draw]
@@ -234,12 +234,12 @@ def test_a_partner_of_the_batch_is_a_neighbour() -> None:
 
 
 def test_erasing_that_does_not_fit_is_none() -> None:
-    """The official code erases the whole view after ten tries."""
+    """The official code erases the full view after ten tries."""
     spec = Reinforcement("randaug", erase=1.0, erase_scale=(1.0, 1.0))
     assert all(sample(spec, 0, image, 0, 9, size_of).erase is None for image in range(50))
 
 
-def test_odd_magnitudes_stand_in_a_side_table() -> None:
+def test_odd_magnitudes_use_the_side_table() -> None:
     plain = Reinforcement("randaug")
     odd = (("Rotate", 8.5), ("Solarize", 100.0), ("Rotate", -1.25))
     spec = dataclasses.replace(plain, odd=odd)
@@ -249,6 +249,6 @@ def test_odd_magnitudes_stand_in_a_side_table() -> None:
     ]
     assert decode(spec, records(spec, draws)) == draws
     assert Reinforcement.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
-    with pytest.raises(OddMagnitude) as told:
+    with pytest.raises(OddMagnitude) as error:
         encode(plain, draws)
-    assert told.value.op == odd[0]
+    assert error.value.op == odd[0]

@@ -93,8 +93,8 @@ def test_round_trip(tmp_path: Path, prob: str, classes: int, k: int) -> None:
 
 
 @pytest.mark.parametrize("prob", ["f2", "f4", "bf16"])
-def test_a_teacher_without_doubt(tmp_path: Path, prob: str) -> None:
-    """Probabilities of exactly one and zero are held, and nothing is wrong with them."""
+def test_probabilities_of_one_and_zero(tmp_path: Path, prob: str) -> None:
+    """Probabilities of exactly one and zero are stored exactly and pass verification."""
     spec = make_spec(images=3, classes=7, k=3, prob=prob, slots=1)
     store = TargetStore.create(tmp_path, spec, make_keys(3))
     index = np.arange(3)
@@ -153,7 +153,7 @@ def test_further_fields(tmp_path: Path) -> None:
     assert store.verify() == []
 
 
-def test_bytes_do_not_depend_on_who_wrote(tmp_path: Path) -> None:
+def test_bytes_do_not_depend_on_the_writers(tmp_path: Path) -> None:
     """1, 2 and 4 writers, any batch, any order, interruptions and duplicates: one and the same store."""
     reference = contents(make_store(tmp_path / "one").folder)
     for name, writers, buffer in (("two", 2, 3), ("four", 4, 100)):
@@ -169,7 +169,7 @@ def test_bytes_do_not_depend_on_who_wrote(tmp_path: Path) -> None:
 
 
 def write_slowly(folder: Path, rank: int, world: int, pause: float) -> None:
-    """A rank's life: its share of what is missing, slot by slot. Runs in a process of its own."""
+    """One rank: write its share of the missing records, slot by slot. Runs in a process of its own."""
     store = TargetStore.create(folder, make_spec(images=400), make_keys(400))
     for slot in (0, 1):
         todo = store.missing(slot)
@@ -205,7 +205,7 @@ def test_killed_and_continued_by_two_processes(tmp_path: Path) -> None:
     store = TargetStore.open(folder, allow_partial=True)
     assert 0 < store.count(0) < 400, "the kill came too late to show anything"
     done = np.setdiff1d(np.arange(400), store.missing(0))
-    _seed, target = store.gather(np.zeros(len(done), int), done)  # what is marked is whole
+    _seed, target = store.gather(np.zeros(len(done), int), done)  # marked records are complete
     assert target.index.equal(label(store.spec, 0, done).index)
     with pytest.raises(RuntimeError, match="cannot be sealed"):
         store.seal(0)
@@ -226,7 +226,7 @@ def test_one_id_one_process(tmp_path: Path) -> None:
         pass
 
 
-def test_what_a_killed_writer_forked_does_not_hold_its_slot(tmp_path: Path) -> None:
+def test_a_child_of_a_killed_writer_does_not_hold_the_lock(tmp_path: Path) -> None:
     """A loader's process outlives a killed parent for some seconds; the same command may start at once."""
     store = TargetStore.create(tmp_path, make_spec(), make_keys(40))
     context = multiprocessing.get_context("fork")
@@ -264,7 +264,7 @@ def test_an_exception_loses_nothing(tmp_path: Path) -> None:
     assert store.count(0) == 2 and not {1, 3} & set(store.missing(0).tolist())
 
 
-def test_unfinished_is_refused_unless_asked_for(tmp_path: Path) -> None:
+def test_an_unfinished_store_needs_allow_partial(tmp_path: Path) -> None:
     store = TargetStore.create(tmp_path, make_spec(), make_keys(40))
     fill(store, 0, np.arange(39))
     with pytest.raises(UserError, match="2 of 2 slots are not sealed"):
@@ -278,16 +278,16 @@ def test_unfinished_is_refused_unless_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("expect", "words"),
+    ("expect", "message"),
     [
         ({"data_fingerprint": "other"}, "another data set"),
         ({"augmentation_fingerprint": Augmentation(size=8).fingerprint()}, "another augmentation"),
         ({"keys_sha256": "0"}, "another list of images"),
     ],
 )
-def test_another_data_set_or_augmentation_is_refused(tmp_path: Path, expect: dict[str, str], words: str) -> None:
+def test_another_data_set_or_augmentation_is_refused(tmp_path: Path, expect: dict[str, str], message: str) -> None:
     make_store(tmp_path)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         TargetStore.open(tmp_path, expect=expect)
 
 
@@ -349,7 +349,7 @@ def test_out_of_range_is_an_error(tmp_path: Path) -> None:
         store.writer(0)
 
 
-def test_writer_refuses_what_it_cannot_hold(tmp_path: Path) -> None:
+def test_writer_refuses_invalid_records(tmp_path: Path) -> None:
     spec = make_spec()
     store = TargetStore.create(tmp_path, spec, make_keys(40))
     one = np.array([1])

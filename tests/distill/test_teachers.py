@@ -80,7 +80,7 @@ def test_ensemble_refuses_twins_and_wrong_weights() -> None:
     assert described["weights"] == [0.25, 0.75] and described["members"][1]["name"] == "net1"
 
 
-def test_normalisation_is_the_teachers_own(batch: Rows) -> None:
+def test_batches_are_renormalised_for_the_teacher(batch: Rows) -> None:
     """A batch normalised for the student gives what the teacher's own normalisation would; equal ones cost nothing."""
     own = teacher()
     assert own.prepare(batch.image) is batch.image

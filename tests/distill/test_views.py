@@ -193,7 +193,7 @@ def test_evaluation_is_torchvisions(width: int, height: int, crop_pct: float) ->
     assert EvalView(32, crop_pct, MEAN, STD)(image).equal(wanted)
 
 
-def test_both_conventions_of_cropping_say_what_they_are() -> None:
+def test_both_crop_conventions_are_described() -> None:
     """Official TinyViT: 256 and a centre crop at 224 px, a plain resize above; timm: 0.95, or 1.0 without squashing."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 160, 3), dtype=np.uint8))
     official, large = EvalView(224, 0.875, MEAN, STD), EvalView(384, 1.0, MEAN, STD)

@@ -12,10 +12,10 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from tests.models.networks import MEAN, SHAPE, Gated
 from vitlab.config import ModelConfig
 from vitlab.errors import UserError
 from vitlab.measure.explain import network_maps
@@ -25,89 +25,17 @@ from vitlab.models.checkpoints import load_weights, new_parameters
 from vitlab.models.deepmad import published
 from vitlab.models.param_groups import layer_levels
 
-SHAPE: dict[str, Any] = {"embed_dim": 24, "num_heads": 2, "depth": 3}
-MEAN = (0.4, 0.5, 0.6)
-
-default_cfgs = generate_default_cfgs(
-    {
-        "test_small_vit.ours": {
-            "file": "",  # set by a test
-            "num_classes": 7,
-            "input_size": (3, 32, 32),
-            "fixed_input_size": True,
-            "mean": MEAN,
-            "std": (0.2, 0.2, 0.2),
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-        },
-        "test_wrapped_vit": {"fixed_input_size": True, "input_size": (3, 32, 32)},
-    }
-)
-
-
-@register_model
-def test_small_vit(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    args = {"img_size": 32, "patch_size": 8, **SHAPE} | kwargs
-    model: VisionTransformer = build_model_with_cfg(VisionTransformer, "test_small_vit", pretrained, **args)
-    return model
-
-
-class Gated(nn.Module):
-    """A ViT behind a gate over its tokens, which no ViT's weights hold."""
-
-    pretrained_backbone = "test_small_vit.ours"
-    backbone: Any
-
-    def __init__(self, num_classes: int = 7, declared: bool = True, **kwargs: Any) -> None:
-        super().__init__()
-        self.backbone = timm.create_model("test_small_vit", num_classes=num_classes, **kwargs)
-        self.gate = nn.Parameter(torch.full((24,), 2.0))
-        self.num_classes = num_classes
-        self.declared = declared
-
-    def get_classifier(self) -> nn.Module:
-        head: nn.Module = self.backbone.get_classifier()
-        return head
-
-    def new_parameters(self) -> Iterable[str]:
-        return ["gate"] if self.declared else ["backbone.cls_token"]
-
-    def layer_levels(self) -> dict[str, int]:
-        return {name: int(name == "gate") for name, _ in self.named_parameters()}
-
-    def extra_macs(self, size: object) -> dict[str, int]:
-        return {"reference": 7}
-
-    def attention_maps(self, image: Tensor) -> dict[str, Tensor]:
-        tokens = self.backbone.forward_features(image)[:, 1:] * self.gate
-        grid = self.backbone.patch_embed.grid_size
-        return {"gate": tokens[..., :2].abs().transpose(1, 2).unflatten(2, grid)}
-
-    def forward(self, image: Tensor) -> Tensor:
-        result: Tensor = self.backbone.forward_head(self.backbone.forward_features(image) * self.gate)
-        return result
-
-
-@register_model
-def test_wrapped_vit(pretrained: bool = False, **kwargs: Any) -> Gated:
-    kwargs = {key: value for key, value in kwargs.items() if not key.startswith("pretrained_cfg")}
-    return Gated(**kwargs)
-
-
-for _one in (test_small_vit, test_wrapped_vit):
-    _one.__test__ = False  # type: ignore[attr-defined]  # timm wants the name of the network, pytest sees a test
-
 
 @pytest.fixture(scope="module")
 def donor(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
-    """Weights of the small ViT with seven classes, where timm finds them for ``test_small_vit.ours``."""
+    """Weights of the small ViT with seven classes, where timm finds them for ``small_vit.ours``."""
     torch.manual_seed(1)
-    state = timm.create_model("test_small_vit", num_classes=7).state_dict()
+    state = timm.create_model("small_vit", num_classes=7).state_dict()
     path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
     save_file(state, path)
     from timm.models._registry import _model_pretrained_cfgs
 
-    _model_pretrained_cfgs["test_small_vit.ours"].file = str(path)
+    _model_pretrained_cfgs["small_vit.ours"].file = str(path)
     return state
 
 
@@ -131,17 +59,17 @@ def test_the_package_itself_stays_light() -> None:
 
 
 def test_pretrained_weights_reach_the_network_inside(donor: dict[str, Tensor]) -> None:
-    model = build_model(ModelConfig("test_wrapped_vit", pretrained=True), 7, 32)
+    model = build_model(ModelConfig("wrapped_vit", pretrained=True), 7, 32)
     assert isinstance(model, Gated) and bool((model.gate == 2).all())
     state = model.backbone.state_dict()
     assert all(torch.equal(state[name], value) for name, value in donor.items())
-    cfg = ModelConfig("test_wrapped_vit", pretrained=True)
+    cfg = ModelConfig("wrapped_vit", pretrained=True)
     assert normalisation(cfg, (0.0,) * 3, (1.0,) * 3) == (MEAN, (0.2, 0.2, 0.2))
 
 
 def test_other_classes_and_another_size(donor: dict[str, Tensor], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("WARNING"):
-        model = build_model(ModelConfig("test_wrapped_vit", pretrained=True), 5, (16, 40))
+        model = build_model(ModelConfig("wrapped_vit", pretrained=True), 5, (16, 40))
     assert isinstance(model, Gated)
     assert not model.backbone.head.weight.any() and model.backbone.pos_embed.shape[1] == 1 + 2 * 5
     assert "1 tensors that the network adds keep" in caplog.text and "backbone.head.weight" in caplog.text
@@ -182,25 +110,25 @@ def test_a_subclass_with_more_parameters(donor: dict[str, Tensor]) -> None:
 
 def test_a_wrapper_as_artifact_comes_back(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    cfg = ModelConfig("test_wrapped_vit")
+    cfg = ModelConfig("wrapped_vit")
     model = build_model(cfg, 2, 32).eval()
     name, args = architecture(cfg, 32)
     save_model(tmp_path, model, ModelMeta(name, args, ["a", "b"], 32, [0.5] * 3, [0.2] * 3))
     image = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(load_model(tmp_path)(image), model(image))
-    finetuned = build_model(ModelConfig("test_wrapped_vit", checkpoint=str(tmp_path)), 2, 32, ["a", "b"])
+    finetuned = build_model(ModelConfig("wrapped_vit", checkpoint=str(tmp_path)), 2, 32, ["a", "b"])
     assert all(torch.equal(value, finetuned.state_dict()[key]) for key, value in model.state_dict().items())
 
 
 def test_a_wrapper_starts_from_a_model_folder_of_what_is_inside(tmp_path: Path) -> None:
-    inside = build_model(ModelConfig("test_small_vit"), 2, 32)
-    name, args = architecture(ModelConfig("test_small_vit"), 32)
+    inside = build_model(ModelConfig("small_vit"), 2, 32)
+    name, args = architecture(ModelConfig("small_vit"), 32)
     save_model(tmp_path, inside, ModelMeta(name, args, ["a", "b"], 32, [0.5] * 3, [0.2] * 3))
-    model = build_model(ModelConfig("test_wrapped_vit", checkpoint=str(tmp_path)), 2, 32, ["a", "b"])
+    model = build_model(ModelConfig("wrapped_vit", checkpoint=str(tmp_path)), 2, 32, ["a", "b"])
     assert isinstance(model, Gated)
     assert all(torch.equal(value, model.backbone.state_dict()[key]) for key, value in inside.state_dict().items())
-    other = build_model(ModelConfig("test_wrapped_vit", checkpoint=str(tmp_path)), 2, 32, ["a", "c"])
+    other = build_model(ModelConfig("wrapped_vit", checkpoint=str(tmp_path)), 2, 32, ["a", "c"])
     assert isinstance(other, Gated) and not other.backbone.head.weight.any()
 
 
@@ -231,8 +159,8 @@ STRUCTURE = [
         (ModelConfig("deepmad", args={"structure": STRUCTURE}), None, None, [(8, 20, 28), (16, 10, 14), (24, 5, 7)]),
         (ModelConfig("deepmad", args={"structure": STRUCTURE}), [1, -1], None, [(16, 10, 14), (24, 5, 7)]),
         (ModelConfig("resnet10t", args={"channels": (8, 8, 16, 16)}), 2, None, [(16, 3, 4), (16, 2, 2)]),
-        (ModelConfig("test_small_vit"), [0, 2], (40, 56), [(24, 5, 7), (24, 5, 7)]),
-        (ModelConfig("test_small_vit", args={"dynamic_img_size": True}), 1, 32, [(24, 5, 7)]),
+        (ModelConfig("small_vit"), [0, 2], (40, 56), [(24, 5, 7), (24, 5, 7)]),
+        (ModelConfig("small_vit", args={"dynamic_img_size": True}), 1, 32, [(24, 5, 7)]),
     ],
 )
 def test_feature_maps_at_any_size(
@@ -249,7 +177,7 @@ def test_feature_maps_that_there_are_not() -> None:
     with pytest.raises(UserError, match=r"has 3 feature maps, not 4"):
         build_backbone(ModelConfig("deepmad", args={"structure": STRUCTURE}), 32, 4)
     with pytest.raises(UserError, match=r"has no forward_intermediates"):
-        build_backbone(ModelConfig("test_wrapped_vit"), 32)
+        build_backbone(ModelConfig("wrapped_vit"), 32)
 
 
 def test_timms_feature_extractor_reads_our_networks() -> None:
@@ -265,7 +193,7 @@ def test_timms_feature_extractor_reads_our_networks() -> None:
 
 def test_a_backbone_has_the_weights_and_no_classifier(donor: dict[str, Tensor], tmp_path: Path) -> None:
     save_file(donor, tmp_path / "vit.safetensors")
-    cfg = ModelConfig("test_small_vit", checkpoint=str(tmp_path / "vit.safetensors"))
+    cfg = ModelConfig("small_vit", checkpoint=str(tmp_path / "vit.safetensors"))
     model = build_model(cfg, 0, 32).eval()
     full: Any = build_model(cfg, 7, 32).eval()
     image = torch.randn(2, 3, 32, 32)

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+import tests.models.networks  # noqa: F401  (registers wrapped_vit with timm)
 from tests.modes.conftest import ask
 from vitlab.config.size import hw
 from vitlab.files import read_json
@@ -60,7 +63,7 @@ def test_files_and_a_class_by_name(output: Path, run: Path, tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["explain.target=11"], "explain.target=11: the model knows no such class."),
+        (["explain.target=11"], "explain.target=11: the model has no such class."),
         (["explain.layer=stages.9"], "explain.layer=stages.9: the network has no such module. Did you mean stages."),
         (["explain.methods=[gradcm]"], "has no map 'gradcm'; it has gradcam, rollout. Did you mean gradcam?"),
         (["explain.images=0"], "explain.images"),
@@ -71,6 +74,24 @@ def test_files_and_a_class_by_name(output: Path, run: Path, tmp_path: Path, caps
 def test_mistakes(output: Path, run: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert ask(output, "mode=explain", f"run={run}", "debug.max_images=60", *words) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_network_shows_its_own_maps(output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A wrapper around a ViT that declares ``attention_maps`` and has no layer that Grad-CAM reads by default."""
+    torch.manual_seed(0)
+    model = timm.create_model("wrapped_vit", num_classes=10)
+    save_file(model.state_dict(), tmp_path / "gated.safetensors")
+    words = ["mode=explain", "model.name=wrapped_vit", f"model.checkpoint={tmp_path}/gated.safetensors"]
+    words += ["dataset=digits", "dataset.size=32", "debug.max_images=60", "explain.images=2", "explain.sanity=false"]
+    assert ask(output, *words) == 0
+    (folder,) = (output / "explain").glob("*wrapped_vit*")
+    record = read_json(folder / "explain.json")
+    assert any("Gated has no forward_features" in note for note in record["notes"])
+    assert np.asarray(Image.open(folder / "image-1.png").convert("RGB")).std() > 20
+    capsys.readouterr()
+    assert ask(output, *words, "explain.methods=[gates]") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "has no map 'gates'; it has gradcam, rollout, gate. Did you mean gate?" in said
 
 
 def test_the_pictures_show_the_map(run: Path) -> None:

@@ -66,7 +66,7 @@ def test_int8_of_a_checkpoint_is_measured_on_the_data_that_are_named(
     [
         (["export.formats=[]"], "export.formats names no format"),
         (["export.formats=[onxx]"], "'onxx' is none of safetensors, timm, hub, onnx, onnx_int8, torch_export"),
-        (["export.formats=[onnx]", "export.push=me/x"], "what is pushed is the hub layout"),
+        (["export.formats=[onnx]", "export.push=me/x"], "export.push uploads the hub layout"),
         (["recipe.lr=1"], "mode=export does not read recipe"),
     ],
 )

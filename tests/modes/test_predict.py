@@ -203,7 +203,7 @@ def test_an_interrupted_answer_leaves_no_file(
     monkeypatch.setattr("sys.stdin", Names(f"{photos}/a/01.png\n" * 9))
     words = ("input=-", "evaluation.batch_size=1", f"predict.output={tmp_path}/answers.csv", "predict.format=csv")
     assert ask(output, "mode=predict", f"run={run}", *words) == 130
-    assert "every file that was written is whole" in capsys.readouterr().err
+    assert "no file is left half-written" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

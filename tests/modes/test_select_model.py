@@ -115,7 +115,7 @@ def test_a_run_that_is_being_worked_on_is_left_alone(
         assert ask(output, "mode=evaluate", f"run={run}", "evaluation.resamples=0") == 2
     finally:
         own.release()
-    assert "is being worked on" in " ".join(capsys.readouterr().err.split())
+    assert "is locked by" in " ".join(capsys.readouterr().err.split())
 
 
 def test_mistakes_are_answered_without_torch(output: Path) -> None:

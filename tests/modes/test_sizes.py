@@ -156,6 +156,7 @@ def test_a_block_on_nhwc_inside_a_network_of_nchw() -> None:
     [
         (["method=deepmad"], "method=deepmad designs for square images, and dataset.size is 32 × 64 px."),
         (["method=tinyvit", "mode=contract", "model=tiny_vit_digits"], "at square sizes, and dataset.size is 32 × 64"),
+        (["method=reinforce", "method.views.variant=center", "method.samples=1"], "variant=center is the square"),
         (["method=supervised", "model.name=test_vit"], "patches of 16 px"),
     ],
 )

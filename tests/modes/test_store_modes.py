@@ -15,7 +15,7 @@ from vitlab.compose.load import load
 from vitlab.data.build import open_splits
 from vitlab.distill.sparse import sparsify
 from vitlab.distill.store import TargetStore
-from vitlab.methods.tinyvit.modes.contract import judging
+from vitlab.methods.tinyvit.modes.contract import with_validation
 from vitlab.methods.tinyvit.recheck import compare
 from vitlab.models.artifact import load_model
 
@@ -162,12 +162,12 @@ def test_contraction_at_the_prompt(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_candidates_are_not_chosen_on_the_test_split() -> None:
     """Section 7: 99 to 1 of the training images; a set with a validation split keeps it."""
     dataset = load(["dataset=digits"]).config.dataset
-    whole, judged = open_splits(dataset, 0), open_splits(judging(dataset, 0, 0.01), 0)
+    whole, judged = open_splits(dataset, 0), open_splits(with_validation(dataset, 0, 0.01), 0)
     train, val, test = (set(judged[split].keys) for split in ("train", "val", "test"))
     assert not train & val and not val & test and train | val == set(whole["train"].keys)
     assert test == set(whole["test"].keys) and len(val) == 10, "one image of each digit: the nearest to a hundredth"
-    apart = judging(dataset, 0, 0.2)
-    assert judging(apart, 0, 0.01) == apart
+    apart = with_validation(dataset, 0, 0.2)
+    assert with_validation(apart, 0, 0.01) == apart
 
 
 def test_throughput_at_the_prompt(stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,10 +83,10 @@ def test_a_run_without_a_result_is_refused(run: Path, tmp_path: Path, capsys: py
     assert model_folder(run) == run / "train"
     assert model_folder(run / "train") == run / "train"
     (tmp_path / "run.json").write_text((run / "run.json").read_text())
-    with pytest.raises(UserError, match="is a run without a result yet"):
+    with pytest.raises(UserError, match="is a run that has no result yet"):
         model_folder(tmp_path)
     assert ask(tmp_path, "method=supervised", f"model.checkpoint={tmp_path}") == 2
-    assert "without a result yet" in capsys.readouterr().err
+    assert "that has no result yet" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -1,4 +1,4 @@
-"""The record of what a run was made with."""
+"""The record of a run's environment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from vitlab.run.environment import environment, git_state
 
 
-def test_the_record_is_json_and_says_what_this_process_is() -> None:
+def test_the_record_is_json_and_describes_this_process() -> None:
     record = json.loads(json.dumps(environment("python -m vitlab seed=1")))
     assert record["command"] == "python -m vitlab seed=1"
     assert record["python"] == platform.python_version()
@@ -22,7 +22,7 @@ def test_the_record_is_json_and_says_what_this_process_is() -> None:
     assert record["time"].endswith("+00:00")
 
 
-def test_commit_and_dirt_of_a_clone(tmp_path: Path) -> None:
+def test_commit_and_changes_of_a_clone(tmp_path: Path) -> None:
     def git(*words: str) -> str:
         identity = ("-c", "user.name=a", "-c", "user.email=a@b")
         done = subprocess.run(
@@ -43,4 +43,4 @@ def test_commit_and_dirt_of_a_clone(tmp_path: Path) -> None:
     assert git_state(tmp_path) == {"commit": git("rev-parse", "HEAD"), "dirty": True}
     inside = tmp_path / "site-packages"
     inside.mkdir()
-    assert git_state(inside) is None  # somebody else's repository around an installed vitlab
+    assert git_state(inside) is None  # another repository around an installed vitlab

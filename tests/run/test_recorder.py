@@ -1,4 +1,4 @@
-"""metrics.jsonl holds whole rows, each once, however the writer ended."""
+"""metrics.jsonl has complete rows, each once, however the writer ended."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def test_other_readers_can_read_non_finite_values(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [[1.0], {"a": 1}, object()])
-def test_what_is_no_number_is_refused_and_nothing_is_written(tmp_path: Path, value: Any) -> None:
+def test_an_invalid_value_is_refused_and_nothing_is_written(tmp_path: Path, value: Any) -> None:
     recorder = Recorder(tmp_path / "metrics.jsonl")
     with pytest.raises(TypeError, match="loss"):
         recorder.write(stage="a", step=1, loss=value)
     assert recorder.read() == []
 
 
-def test_a_file_cut_anywhere_keeps_its_whole_rows(tmp_path: Path) -> None:
+def test_a_file_truncated_anywhere_keeps_its_complete_rows(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     recorder = Recorder(path)
     for step in range(3):
@@ -68,16 +68,16 @@ def test_a_file_cut_anywhere_keeps_its_whole_rows(tmp_path: Path) -> None:
     text = path.read_bytes()
     for length in range(len(text) + 1):
         path.write_bytes(text[:length])
-        whole = text[:length].count(b"\n")
-        assert [row["step"] for row in read_rows(path)] == list(range(whole))
+        complete = text[:length].count(b"\n")
+        assert [row["step"] for row in read_rows(path)] == list(range(complete))
         assert path.read_bytes() == text[:length]  # a reader changes nothing
         recorder = Recorder(path)
         recorder.write(stage="é", step=99)
-        assert [row["step"] for row in recorder.read()] == [*range(whole), 99]
+        assert [row["step"] for row in recorder.read()] == [*range(complete), 99]
         recorder.close()
 
 
-def test_no_file_is_no_rows(tmp_path: Path) -> None:
+def test_a_missing_file_has_no_rows(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "metrics.jsonl") == []
 
 
@@ -108,7 +108,7 @@ def test_the_row_of_the_checkpoint_itself_is_not_written_twice(tmp_path: Path) -
     recorder.rewind("pretrain", 10)
     recorder.write(stage="pretrain", step=10, top1=math.nan)  # the validation after the checkpoint, done again
     recorder.write(stage="teacher", step=10, loss=1.0)  # another stage
-    recorder.write(stage="pretrain", step=10, loss=1.5)  # says something else: stays visible
+    recorder.write(stage="pretrain", step=10, loss=1.5)  # another value: kept
     values = [(row["stage"], row.get("loss", "none")) for row in recorder.read()]
     assert values == [("pretrain", "none"), ("pretrain", 1.0), ("teacher", 1.0), ("pretrain", 1.5)]
 
@@ -135,10 +135,10 @@ for step in range(start + 1, 401):
 def test_killed_and_resumed_gives_the_rows_of_an_uninterrupted_run(tmp_path: Path) -> None:
     kills = 0
     metrics = tmp_path / "metrics.jsonl"
-    for wanted in (30, 110, 260, None):  # rows at which the process is killed -9; None: left alone
+    for rows in (30, 110, 260, None):  # rows at which the process is killed -9; None: not killed
         process = subprocess.Popen([sys.executable, "-c", TRAINING, str(tmp_path)], cwd=Path(__file__).parents[2])
         while process.poll() is None:
-            if wanted is not None and metrics.exists() and metrics.read_bytes().count(b"\n") >= wanted:
+            if rows is not None and metrics.exists() and metrics.read_bytes().count(b"\n") >= rows:
                 process.kill()
                 break
             time.sleep(0.0005)

@@ -1,4 +1,4 @@
-"""The life of a run folder: found, locked, continued, finished, refused."""
+"""Run folders: finding, locking, continuing, finishing, refusing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 
 from vitlab.config.catalogue import RESULT_FREE
 from vitlab.errors import UserError
-from vitlab.run.run import Run, differences, remove_temporary_files
+from vitlab.run.identity import differences
+from vitlab.run.run import Run, remove_temporary_files
 
 IDENTITY = {"choices": {"method": "tinyvit", "dataset": "digits"}, "changed": {}}
 TREE: dict[str, Any] = {
@@ -46,7 +47,7 @@ def find(output: Path, values: dict[str, Any] = TREE, identity: Any = IDENTITY, 
 
 
 def start(output: Path, values: dict[str, Any] = TREE, identity: Any = IDENTITY, fresh: bool = False) -> Run:
-    """Make the run and leave it, as a process that ended."""
+    """Start the run and release it, as a process that ended."""
     run = find(output, values, identity, fresh)
     run.lock("python -m vitlab")
     run.release()
@@ -80,11 +81,11 @@ def test_name_is_prefix_and_hash_of_identity(output: Path) -> None:
     assert len(names) == 3
     assert all(name.startswith("digits-tiny-") and len(name) == len("digits-tiny-") + 8 for name in names)
     assert find(output, identity={"a": 1, "b": 2}).name == find(output, identity={"b": 2, "a": 1}).name
-    # The names of existing folders must not move under people's feet.
+    # The names of existing folders must not change.
     assert find(output).name == "digits-tiny-3d850f2c"
 
 
-def test_both_copies_of_the_configuration_say_the_same(output: Path) -> None:
+def test_both_copies_of_the_configuration_are_equal(output: Path) -> None:
     run = start(output)
     stored = Run.at(run.folder).tree
     assert OmegaConf.to_container(OmegaConf.load(run.folder / "config.yaml")) == stored
@@ -98,7 +99,7 @@ def test_fresh_makes_numbered_siblings_and_the_newest_is_continued(output: Path)
     assert find(output).folder == second.folder
     numbers = [start(output, fresh=True).name.removeprefix(f"{first.name}-") for _ in range(9)]
     assert numbers == [str(n) for n in range(3, 12)]
-    assert find(output).name == f"{first.name}-11"  # by number, not by letter
+    assert find(output).name == f"{first.name}-11"  # sorted by number, not by text
     assert find(output, fresh=True).name == f"{first.name}-12"
 
 
@@ -107,7 +108,7 @@ def test_fresh_without_a_run_is_the_first(output: Path) -> None:
 
 
 @pytest.mark.parametrize("key", sorted(RESULT_FREE))
-def test_what_cannot_change_the_result_may_differ(output: Path, key: str) -> None:
+def test_keys_that_cannot_change_the_result_may_differ(output: Path, key: str) -> None:
     run = start(output)
     assert find(output, {**TREE, key: {"changed": True}}).folder == run.folder
 
@@ -140,13 +141,13 @@ def test_a_long_list_of_changes_is_counted(output: Path) -> None:
         find(output, {**TREE, "recipe": {f"k{i:02}": 1 for i in range(20)}})
 
 
-def test_the_old_values_at_the_prompt_continue_the_old_run(output: Path) -> None:
+def test_the_old_values_on_the_command_line_continue_the_old_run(output: Path) -> None:
     old = start(output)
-    asked = {**IDENTITY, "changed": {"recipe.lr": 1e-3}}  # what the user changes of today's default, 2e-3
-    assert find(output, TREE, asked).folder == old.folder
-    # ... also when a run under today's defaults exists beside it
+    identity = {**IDENTITY, "changed": {"recipe.lr": 1e-3}}  # the current default is 2e-3
+    assert find(output, TREE, identity).folder == old.folder
+    # ... also if a run under the current defaults exists
     new = start(output, tree(lr=2e-3), fresh=True)
-    assert find(output, TREE, asked).folder == old.folder
+    assert find(output, TREE, identity).folder == old.folder
     assert find(output, tree(lr=2e-3)).folder == new.folder
     assert find(output, TREE).folder == old.folder
 
@@ -165,8 +166,8 @@ def test_differences_are_by_value_not_by_type_of_container() -> None:
     assert differences({"a": {"mode": 1}}, {"a": {"mode": 2}}) == {"a.mode": ("1", "2")}  # free at the top only
 
 
-def test_stored_configurations_are_compared_in_the_form_of_today(output: Path) -> None:
-    """``complete`` brings an older tree into today's form: an absent key counts as the default that it has there."""
+def test_stored_configurations_are_completed_before_the_comparison(output: Path) -> None:
+    """``complete`` adds the defaults of new keys to a stored tree: an absent key counts as its default."""
 
     def complete(stored: Mapping[str, object]) -> dict[str, Any]:
         return {"since": None, **stored}
@@ -177,7 +178,7 @@ def test_stored_configurations_are_compared_in_the_form_of_today(output: Path) -
         find(output, new)
     again = Run.open(output, "tinyvit", "digits-tiny", IDENTITY, new, complete=complete)
     assert (again.folder, again.state, again.tree["since"]) == (old.folder, "continued", None)
-    other = {"choices": {"since": "default"}}  # a group that came later changes the name: found by the tree
+    other = {"choices": {"since": "default"}}  # a new group changes the name: the run is found by its tree
     assert Run.open(output, "tinyvit", "digits-tiny", other, new, complete=complete).folder == old.folder
     with pytest.raises(UserError, match="since: null → 5"):
         Run.open(output, "tinyvit", "digits-tiny", IDENTITY, {**TREE, "since": 5}, complete=complete)
@@ -185,21 +186,21 @@ def test_stored_configurations_are_compared_in_the_form_of_today(output: Path) -
 
 
 @pytest.mark.parametrize("prefix", ["", "a/b", "../up", "-a", ".hidden", "a b"])
-def test_a_name_that_is_no_folder_name_is_refused(output: Path, prefix: str) -> None:
+def test_an_invalid_folder_name_is_refused(output: Path, prefix: str) -> None:
     with pytest.raises(UserError, match="name="):
         Run.open(output, "tinyvit", prefix, IDENTITY, TREE)
 
 
-def test_a_folder_that_is_no_run_is_refused(output: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(output: Path) -> None:
     folder = find(output).folder
     folder.mkdir(parents=True)
     (folder / "thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match=r"holds thesis\.tex"):
+    with pytest.raises(UserError, match=r"contains thesis\.tex"):
         find(output)
     with pytest.raises(UserError, match=r"no run\.json"):
         Run.at(folder)
     (folder / "thesis.tex").unlink()
-    for trace in ("lock", "config.yaml", ".run.json.123.tmp"):  # killed while the folder was being made
+    for trace in ("lock", "config.yaml", ".run.json.123.tmp"):  # killed during the creation of the folder
         (folder / trace).write_text("")
     run = start(output)
     assert Run.at(run.folder).state == "continued"
@@ -207,7 +208,7 @@ def test_a_folder_that_is_no_run_is_refused(output: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 99}'])
-def test_a_spoilt_run_record_is_named(output: Path, text: str) -> None:
+def test_an_invalid_run_json_is_named(output: Path, text: str) -> None:
     run = start(output)
     (run.folder / "run.json").write_text(text)
     with pytest.raises(UserError, match=r"run\.json"):
@@ -237,7 +238,7 @@ def test_records_of_each_start(output: Path) -> None:
     assert [json.loads(line)["cpu"] for line in text.splitlines()] == ["a", "b"]
 
 
-def test_sweep_removes_only_our_temporary_files(tmp_path: Path) -> None:
+def test_only_vitlabs_temporary_files_are_removed(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     for name in (".a.json.12.tmp", "deep/.b.7.tmp"):
         (tmp_path / name).write_text("")
@@ -255,10 +256,10 @@ from vitlab.run.run import Run
 
 run = Run.open(Path(sys.argv[1]), "tinyvit", "digits-tiny", {}, {"seed": 0})
 run.lock("first")
-ready, tell = os.pipe()
+ready, write_end = os.pipe()
 child = os.fork() if sys.argv[2] == "fork" else 1
 if sys.argv[2] == "fork" and not child:
-    os.write(tell, b".")  # it runs: what happens in a new child has happened
+    os.write(write_end, b".")  # the child runs: its fork handlers were called
 elif sys.argv[2] == "fork":
     os.read(ready, 1)
 if child:
@@ -268,7 +269,7 @@ time.sleep(600)
 
 
 @pytest.mark.parametrize("kind", ["alone", "fork"])
-def test_a_running_run_is_refused_and_free_again_after_kill(output: Path, kind: str) -> None:
+def test_a_locked_run_is_refused_and_released_after_kill(output: Path, kind: str) -> None:
     command = [sys.executable, "-c", WORKER, str(output), kind]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdout is not None
@@ -294,11 +295,11 @@ def test_a_running_run_is_refused_and_free_again_after_kill(output: Path, kind: 
                 os.kill(child, 9)
 
 
-def test_state_is_looked_at_again_under_the_lock(output: Path) -> None:
+def test_state_is_read_again_under_the_lock(output: Path) -> None:
     slow = find(output)
     quick = find(output)
     quick.lock("quick")
-    with pytest.raises(UserError, match="worked on by process"):
+    with pytest.raises(UserError, match="is locked by process"):
         slow.lock("slow")
     quick.finish({})
     quick.release()
@@ -307,7 +308,7 @@ def test_state_is_looked_at_again_under_the_lock(output: Path) -> None:
     slow.release()
 
 
-def test_one_run_locks_once(output: Path) -> None:
+def test_a_run_cannot_be_locked_twice(output: Path) -> None:
     run = find(output)
     run.lock("a")
     with pytest.raises(RuntimeError):
@@ -316,7 +317,7 @@ def test_one_run_locks_once(output: Path) -> None:
     run.release()
 
 
-def test_the_front_stays_light() -> None:
+def test_the_command_line_imports_no_torch() -> None:
     code = (
         "import sys, vitlab.run.run; print([m for m in ('torch', 'numpy', 'lightning', 'hydra') if m in sys.modules])"
     )

@@ -1,4 +1,4 @@
-"""Folds of a sweep: out-of-fold predictions are pooled, and what is missing is named."""
+"""Folds of a sweep: out-of-fold predictions are pooled, and missing folds are reported."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from vitlab.measure.classification import evaluate_logits
-from vitlab.sweep.folds import fold_table, pooled
+from vitlab.sweep.folds import fold_table, pool_folds
 from vitlab.sweep.table import Job, write_comparison
 from vitlab.tasks.base import find_task
 
 SIZES = (10, 30, 20)
-"""Images of each fold: unequal, so that pooling is not averaging."""
+"""Images of each fold: unequal, so that the pooled metric is not the mean over folds."""
 
 
 def run_of(folder: Path, fold: int, lr: str, grouped: bool, keys: range | None = None) -> Job:
-    """A finished run as vitlab leaves it: run.json, the predictions and the markers."""
+    """Files of a finished run: run.json, predictions and markers."""
     rng = np.random.default_rng([fold, int(lr[-1])])
     count = SIZES[fold]
     keys = keys or range(100 * fold, 100 * fold + count)
@@ -34,7 +34,11 @@ def run_of(folder: Path, fold: int, lr: str, grouped: bool, keys: range | None =
     )
     (home / "evaluation" / "train.json").write_text(json.dumps({"classes": ["a", "b", "c"]}))
     (home / "evaluation" / "done.json").write_text(json.dumps({"result": "train"}))
-    tree = {"dataset": {"folds": 3, "fold": fold}, "evaluation": {"bins": 10, "resamples": 300}}
+    tree: dict[str, dict[str, object]] = {
+        "dataset": {"folds": 3, "fold": fold},
+        "evaluation": {"bins": 10, "resamples": 300},
+    }
+    tree["task"] = {"name": "classification"}
     record = {"format": 1, "method": "supervised", "prefix": "x", "identity": {}, "tree": tree}
     (home / "run.json").write_text(json.dumps(record))
     rows = [{"name": "train", "metrics": {"top1": float((logits.argmax(1) == label).mean())}, "cost": {"latency": []}}]
@@ -49,20 +53,20 @@ def finished(jobs: list[Job]) -> list[tuple[dict[str, str], Path]]:
 @pytest.mark.parametrize("grouped", [False, True])
 def test_pooled_numbers_are_those_of_all_images_together(tmp_path: Path, grouped: bool) -> None:
     jobs = [run_of(tmp_path, fold, "0.1", grouped) for fold in (2, 0, 1)]
-    (found,) = pooled(finished(jobs))
+    (pooled,) = pool_folds(finished(jobs))
     parts = [np.load(job.run / "evaluation" / "train.npz") for job in jobs]
     names = ["a", "b", "c"]
     together = [np.concatenate([one[name] for one in parts]) for name in ("logits", "label")]
     expected = evaluate_logits(together[0], together[1], names, 10).metrics()
     own = [evaluate_logits(one["logits"], one["label"], names, 10).metrics() for one in parts]
-    assert found.metrics == pytest.approx(expected)
-    assert found.mean is not None and found.spread is not None and found.intervals is not None
-    assert found.mean["nll"] == pytest.approx(np.mean([one["nll"] for one in own]))
-    assert found.spread["nll"] == pytest.approx(np.std([one["nll"] for one in own], ddof=1))
-    assert found.mean["nll"] != pytest.approx(expected["nll"])
-    assert found.intervals["top1"][0] < expected["top1"] < found.intervals["top1"][1]
-    assert (found.images, found.groups) == (60, 12 if grouped else None)
-    rows, lines = fold_table([found], find_task("classification"))
+    assert pooled.metrics == pytest.approx(expected)
+    assert pooled.mean is not None and pooled.spread is not None and pooled.intervals is not None
+    assert pooled.mean["nll"] == pytest.approx(np.mean([one["nll"] for one in own]))
+    assert pooled.spread["nll"] == pytest.approx(np.std([one["nll"] for one in own], ddof=1))
+    assert pooled.mean["nll"] != pytest.approx(expected["nll"])
+    assert pooled.intervals["top1"][0] < expected["top1"] < pooled.intervals["top1"][1]
+    assert (pooled.images, pooled.groups) == (60, 12 if grouped else None)
+    rows, lines = fold_table([pooled], find_task("classification"))
     assert rows[0] == ["recipe.lr", "Metric", "Folds", "Images", "Pooled", "95 %", "Mean ± sd over folds"]
     assert rows[1][:5] == ["0.1", "Top-1 %", "3", "60", f"{100 * expected['top1']:.2f}"]
     assert ("12 groups" in lines[0]) == grouped
@@ -83,9 +87,11 @@ def test_the_comparison_has_the_pooled_table_and_names_the_folds_that_are_missin
 
 def test_runs_that_share_test_images_are_not_pooled(tmp_path: Path) -> None:
     jobs = [run_of(tmp_path, fold, "0.1", False, range(SIZES[fold])) for fold in range(3)]
-    (found,) = pooled(finished(jobs))
-    assert found.metrics is None and "share test images" in found.reason
-    assert fold_table([found], find_task("classification"))[1] == [f"recipe.lr=0.1: nothing is pooled, {found.reason}."]
+    (pooled,) = pool_folds(finished(jobs))
+    assert pooled.metrics is None and "share test images" in pooled.reason
+    assert fold_table([pooled], find_task("classification"))[1] == [
+        f"recipe.lr=0.1: nothing is pooled, {pooled.reason}."
+    ]
 
 
 def test_predictions_of_an_earlier_version_are_not_pooled(tmp_path: Path) -> None:
@@ -94,11 +100,11 @@ def test_predictions_of_an_earlier_version_are_not_pooled(tmp_path: Path) -> Non
     kept = dict(np.load(path))
     del kept["key"]
     np.savez(path, **kept)
-    (found,) = pooled(finished(jobs))
-    assert found.metrics is None and f"mode=evaluate run={jobs[1].run}" in found.reason
+    (pooled,) = pool_folds(finished(jobs))
+    assert pooled.metrics is None and f"mode=evaluate run={jobs[1].run}" in pooled.reason
 
 
 def test_a_sweep_without_folds_has_none(tmp_path: Path) -> None:
     job = run_of(tmp_path, 0, "0.1", False)
     del job.values["dataset.fold"]
-    assert pooled(finished([job])) == []
+    assert pool_folds(finished([job])) == []

@@ -1,4 +1,4 @@
-"""Several runs of one command: the grid, the comparison, what is missing, what fails, Ctrl-C."""
+"""Grids: expansion, comparison of the runs, continuation, failed jobs, signals."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import pytest
 
 from vitlab.compose.load import load
 from vitlab.errors import UserError
-from vitlab.run.run import is_locked, locked
+from vitlab.run.folder_lock import is_locked, locked
 from vitlab.sweep.grid import expand
-from vitlab.sweep.jobs import visible_gpus, wanted_gpus
+from vitlab.sweep.jobs import gpu_count, visible_gpus
 from vitlab.sweep.statistics import over_seeds, verdict
-from vitlab.sweep.table import Job, grouped, results, write_comparison
-from vitlab.sweep.words import read
+from vitlab.sweep.table import Job, group_by_seed, results, write_comparison
+from vitlab.sweep.words import read_sweep
 from vitlab.tasks.classification import Classification
 
 TASK = Classification()
@@ -39,36 +39,36 @@ SMALL = (
 )
 
 
-def test_the_grid_is_hydras_and_each_job_its_own_run() -> None:
+def test_the_grid_is_expanded_by_hydra_and_each_job_is_its_own_run() -> None:
     jobs, composed = expand(["seed=range(0,2)", "method=supervised", "recipe.lr=choice(1e-3,3e-3)", "sweep.jobs=2"])
     assert [job.values["seed"] for job in jobs] == ["0", "0", "1", "1"]
     assert len({job.run for job in jobs}) == 4
     assert all("method=supervised" in job.words and "sweep.jobs=2" not in job.words for job in jobs)
     assert [one.config.recipe.lr for one in composed] == [1e-3, 3e-3] * 2
-    assert read(["seed=0,1", "sweep.jobs=2"])[2].config.sweep.jobs == 2
+    assert read_sweep(["seed=0,1", "sweep.jobs=2"])[2].config.sweep.jobs == 2
 
 
-def test_one_mistaken_job_stops_the_sweep_before_it_starts() -> None:
+def test_a_mistake_in_one_job_is_reported_before_the_sweep_starts() -> None:
     with pytest.raises(UserError, match="resnet"):
         expand(["method=supervised", "model=resnet18,resnet-eighteen"])
 
 
-def test_jobs_at_once_share_the_gpus_that_may_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parallel_jobs_share_the_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     gpus = visible_gpus()
     assert gpus == ["3", "5"]
-    wanted = {name: wanted_gpus(load([f"hardware={name}"]), gpus) for name in ("auto", "cpu", "ddp_cpu", "gpu", "ddp")}
-    assert wanted == {"auto": 1, "cpu": 0, "ddp_cpu": 0, "gpu": 1, "ddp": 2}
+    counts = {name: gpu_count(load([f"hardware={name}"]), gpus) for name in ("auto", "cpu", "ddp_cpu", "gpu", "ddp")}
+    assert counts == {"auto": 1, "cpu": 0, "ddp_cpu": 0, "gpu": 1, "ddp": 2}
 
 
-def test_ways_to_run_one_training_are_runs_of_their_own() -> None:
+def test_values_that_cannot_change_the_result_give_runs_of_their_own() -> None:
     jobs, _ = expand(["method=supervised", "hardware=cpu,ddp_cpu", "seed=0,1"])
     assert len({job.run for job in jobs}) == 4
     assert [job.words[-1] for job in jobs[::2]] == [f"name=digits-tiny_vit_digits-{way}" for way in ("cpu", "ddp_cpu")]
 
 
-def test_a_configuration_may_say_what_is_swept_and_the_prompt_is_stronger() -> None:
-    _, swept, _ = read(["method=supervised", "seed=3", 'sweep.over=["seed=0,1,2","recipe.lr=1e-3,2e-3"]'])
+def test_sweep_over_gives_swept_keys_and_the_command_line_takes_precedence() -> None:
+    _, swept, _ = read_sweep(["method=supervised", "seed=3", 'sweep.over=["seed=0,1,2","recipe.lr=1e-3,2e-3"]'])
     assert [str(one.input_line) for one in swept] == ["recipe.lr=1e-3,2e-3"]
     with pytest.raises(UserError, match="sweep=optuna"):
         expand(["method=supervised", "recipe.lr=interval(1e-3,1e-2)"])
@@ -78,7 +78,7 @@ def test_one_sweep_at_a_time(tmp_path: Path) -> None:
     assert not is_locked(tmp_path)
     with locked(tmp_path, "Wait."):
         assert is_locked(tmp_path)
-        with pytest.raises(UserError, match=r"worked on by process \d+.*Wait"), locked(tmp_path, "Wait."):
+        with pytest.raises(UserError, match=r"is locked by process \d+.*Wait"), locked(tmp_path, "Wait."):
             pass
     assert not is_locked(tmp_path)
 
@@ -106,12 +106,12 @@ def test_mean_and_spread_over_seeds(tmp_path: Path) -> None:
         Job(4, [], {"recipe.lr": "0.2", "seed": "1"}, tmp_path / "none", "failed", "out of memory"),
     ]
     assert results(jobs[0]) == {"top1": 0.9, "params": 5.0, "latency_ms_1": 2.0}
-    low, high = grouped(jobs)
+    low, high = group_by_seed(jobs)
     assert (low.values, low.runs, high.runs) == ({"recipe.lr": "0.1"}, 2, 1)
     assert low.mean["top1"] == pytest.approx(0.92) and low.spread["top1"] == pytest.approx(0.02 * 2**0.5)
     assert high.spread == {}
-    told = write_comparison(tmp_path, jobs, "python -m vitlab -m ...")
-    assert "92.00 ± 2.83" in told and "run 4 failed: out of memory" in told
+    table = write_comparison(tmp_path, jobs, "python -m vitlab -m ...")
+    assert "92.00 ± 2.83" in table and "run 4 failed: out of memory" in table
     page = (tmp_path / "comparison.md").read_text()
     assert "| 0.1 | 2 | 92.00 ± 2.83 |" in page and "| 0.2 | 1 | failed | – |" in page
     with open(tmp_path / "comparison.csv") as file:
@@ -120,8 +120,8 @@ def test_mean_and_spread_over_seeds(tmp_path: Path) -> None:
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_published_number_stands_beside_what_was_measured(tmp_path: Path) -> None:
-    """As where a sweep is over experiments; runs without a published row leave it open."""
+def test_the_published_top1_is_a_column(tmp_path: Path) -> None:
+    """As in a sweep over experiments; runs without a published row have an empty cell."""
     jobs = [measured(tmp_path, number, lr, "0", 0.8) for number, lr in enumerate(("0.1", "0.2"), 1)]
     report = json.loads((jobs[0].run / "report.json").read_text())
     report["paper_rows"] = [{"name": "ours", "source": "Table 5", "metrics": {"top1": 0.791}}]
@@ -133,21 +133,21 @@ def test_the_published_number_stands_beside_what_was_measured(tmp_path: Path) ->
 
 
 def test_every_model_over_seeds(tmp_path: Path) -> None:
-    """Who wins is said from paired differences: always two points ahead is a win, a level score none."""
+    """Paired differences over seeds: two points in every run are significant, an equal mean is not."""
     jobs = [measured(tmp_path, number, "0.1", str(number), top1) for number, top1 in enumerate((0.97, 0.971, 0.969))]
     for job in jobs:
         del job.values["recipe.lr"]
-    told = write_comparison(tmp_path, jobs, "python -m vitlab -m seed=0,1,2")
+    table = write_comparison(tmp_path, jobs, "python -m vitlab -m seed=0,1,2")
     assert "| teacher | 3 | 99.00 ± 0.00 |" in (tmp_path / "comparison.md").read_text()
-    assert "model is worse than teacher: -2.00 points of top-1 over 3 seeds (95 % interval -2.25 to -1.75)." in told
+    assert "model is worse than teacher: -2.00 points of top-1 over 3 seeds (95 % interval -2.25 to -1.75)." in table
     level = verdict("a", "b", [0.90, 0.92, 0.91], [0.91, 0.91, 0.91], TASK.headline)
-    assert level.startswith("a does not win against b, nor lose: +0.00 points") and "chance" in level
+    assert level.startswith("No significant difference between a and b: +0.00 points")
     assert verdict("a", "b", [0.92, 0.93], [0.91, 0.92], TASK.headline).startswith("a is better than b: +1.00")
     one = json.loads((jobs[0].run / "report.json").read_text())
     assert over_seeds([one], TASK) == ([], [])
 
 
-def begin(folder: Path, *words: str) -> subprocess.Popen[str]:
+def start_sweep(folder: Path, *words: str) -> subprocess.Popen[str]:
     line = [sys.executable, "-m", "vitlab", "-m", *SMALL, *words]
     return subprocess.Popen(
         [*line, f"output={folder}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ
@@ -155,36 +155,36 @@ def begin(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_a_sweep_is_killed_continued_and_outlives_a_failed_job(tmp_path: Path) -> None:
-    """One process and two in one sweep, two jobs at once; a batch that two processes cannot share fails alone."""
+def test_a_killed_sweep_continues_and_a_failed_job_does_not_end_it(tmp_path: Path) -> None:
+    """Jobs of one and of two processes, two in parallel; only the job whose batch does not divide fails."""
     words = ("hardware=cpu,ddp_cpu", "recipe.batch_size=15,16", "sweep.jobs=2")
-    process = begin(tmp_path, *words)
+    process = start_sweep(tmp_path, *words)
     deadline = time.monotonic() + 200
     while not list(tmp_path.glob("supervised/*/train")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.kill()
     process.communicate(timeout=60)
 
-    process = begin(tmp_path, *words)
+    process = start_sweep(tmp_path, *words)
     assert process.stdout is not None
     while not (line := process.stdout.readline()).endswith(": running\n"):
-        assert line, "the sweep ended before it began"
+        assert line, "the sweep ended before a job started"
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=200)[0]
-    assert process.returncode == 130, said
-    assert "The same command continues" in said
+    output = process.communicate(timeout=200)[0]
+    assert process.returncode == 130, output
+    assert "The same command continues" in output
 
-    process = begin(tmp_path, *words)
-    said = process.communicate(timeout=500)[0]
-    assert process.returncode == 1, said
+    process = start_sweep(tmp_path, *words)
+    output = process.communicate(timeout=500)[0]
+    assert process.returncode == 1, output
     runs = json.loads((tmp_path / "sweeps" / "grid" / "comparison.json").read_text())["runs"]
-    assert [run["state"] for run in runs] == ["finished", "finished", "failed", "finished"], said
+    assert [run["state"] for run in runs] == ["finished", "finished", "failed", "finished"], output
     assert runs[2]["reason"].startswith("recipe.batch_size=15 does not divide into 2 device(s)")
     assert all(0 <= run["results"]["top1"] <= 1 for run in runs if run["results"])
     assert runs[1]["run"].startswith(str(tmp_path / "supervised" / "digits-tiny_vit_digits-cpu-"))
     for run in runs[0], runs[1], runs[3]:
         assert Path(run["run"], "metrics.jsonl").read_text().count('"val_top1"') == 1
 
-    process = begin(tmp_path, *words)
-    said = process.communicate(timeout=200)[0]
-    assert said.count("finished before") == 3
+    process = start_sweep(tmp_path, *words)
+    output = process.communicate(timeout=200)[0]
+    assert output.count("finished before") == 3

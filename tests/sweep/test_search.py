@@ -1,5 +1,5 @@
-"""A search: its space, what it draws, what it prunes, that it goes on where it was stopped. The runs are written here,
-as a run writes them; one search of real runs is slow."""
+"""Searches: the space, sampling, pruning, continuation. The files of the runs are written by the tests; one slow test
+searches with real runs."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from vitlab.sweep.jobs import PROGRESS
 from vitlab.sweep.report import write_search_report
 from vitlab.sweep.search import Search, distribution, search
 from vitlab.sweep.table import Job, write_comparison
-from vitlab.sweep.words import read
+from vitlab.sweep.words import read_sweep
 
 WORDS = ["method=supervised", "dataset=digits", "recipe.warmup_lr=0", "recipe.min_lr=0", "sweep=optuna"]
 LR = "recipe.lr=tag(log,interval(1e-4,1e-2))"
 
 
-def begin(folder: Path, *words: str) -> Search:
-    plain, swept, first = read([*WORDS, f"output={folder}", *(words or (LR,))])
+def open_search(folder: Path, *words: str) -> Search:
+    plain, swept, first = read_sweep([*WORDS, f"output={folder}", *(words or (LR,))])
     space = {one.get_key_element(): distribution(one, first) for one in swept}
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    mine = [word for word in plain if not word.startswith("sweep")]
-    return Search(folder, mine, space, first, json.dumps(sorted(map(str, words))))
+    common = [word for word in plain if not word.startswith("sweep")]
+    return Search(folder, common, space, first, json.dumps(sorted(map(str, words))))
 
 
 def run(job: Job, values: list[float], top1: float | None) -> None:
-    """What a run leaves: validations on its way, and a report if it ends."""
-    mine = find_run(load(job.words))
-    mine.lock("test")
+    """Write the files of a run: its validations, and a report if ``top1`` is given."""
+    folder = find_run(load(job.words))
+    folder.lock("test")
     recorder = Recorder(job.run / "metrics.jsonl")
     for step, value in enumerate(values, 1):
         recorder.write(stage="train", step=10 * step, val_top1=value, val_nll=1 - value)
@@ -48,68 +48,68 @@ def run(job: Job, values: list[float], top1: float | None) -> None:
     if top1 is not None:
         row = {"name": "train", "metrics": {"top1": top1}, "cost": {"params": 5 + job.number, "latency": []}}
         (job.run / "report.json").write_text(json.dumps({"primary": "train", "rows": [row]}))
-        mine.finish({"table": ""})
+        folder.finish({"table": ""})
         job.state = "finished"
-    mine.release()
+    folder.release()
 
 
 def start(queue: Search) -> Job:
-    found = queue.next()
-    assert found is not None
-    return found[0]
+    job = queue.next()
+    assert job is not None
+    return job[0]
 
 
-def test_the_space_is_written_in_hydras_words() -> None:
+def test_the_space_is_written_in_hydras_syntax() -> None:
     words = [LR, "recipe.batch_size=interval(16,64)", "recipe.accumulate=range(1,9,3)", "recipe.optimizer=adamw,lamb"]
-    _, swept, first = read([*WORDS, *words, "recipe.clip=interval(0.5,2)"])
+    _, swept, first = read_sweep([*WORDS, *words, "recipe.clip=interval(0.5,2)"])
     lr, batch, accumulate, optimizer, clip = (distribution(one, first) for one in swept)
     assert lr == optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True)
-    assert batch == optuna.distributions.IntDistribution(16, 64), "the key takes whole numbers"
+    assert batch == optuna.distributions.IntDistribution(16, 64), "the key takes integers"
     assert accumulate == optuna.distributions.IntDistribution(1, 7, step=3)
     assert optimizer == optuna.distributions.CategoricalDistribution(["adamw", "lamb"])
     assert clip == optuna.distributions.FloatDistribution(0.5, 2.0)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["recipe.lr=interval(-1,1e-2)"], "recipe.lr=-1"),
         (["recipe.lr=interval(1e-2,1e-3)"], "empty range"),
         (["recipe.lrr=interval(1e-4,1e-2)"], "recipe.lr"),
         (["recipe.optimizer=interval(0,1)", "model=vit_smal,vit_base"], "vit_small"),
         ([LR, "sweep.prune=median", "sweep.minimize=[val_nll,nll]"], "sweep.prune=null"),
-        ([LR, "sweep.minimize=[params]"], "nothing tells early"),
+        ([LR, "sweep.minimize=[params]"], "has no values before the end"),
         ([LR, "sweep.sampler=bayes"], "sweep.sampler"),
     ],
 )
-def test_a_mistaken_search_is_refused_before_anything_runs(words: list[str], said: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=said):
-        search(*read([*WORDS, f"output={tmp_path}", *words]), "command")
+def test_an_invalid_search_is_refused_before_anything_runs(words: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        search(*read_sweep([*WORDS, f"output={tmp_path}", *words]), "command")
     assert not list(tmp_path.glob("supervised/*"))
 
 
-def test_what_is_drawn_follows_from_seed_and_trial(tmp_path: Path) -> None:
+def test_draws_are_determined_by_seed_and_trial(tmp_path: Path) -> None:
     drawn = []
     for folder in ("one", "two"):
-        queue = begin(tmp_path / folder)
+        queue = open_search(tmp_path / folder)
         for number in range(3):
             if folder == "two" and number == 2:
-                queue = begin(tmp_path / folder)  # continued by another process
+                queue = open_search(tmp_path / folder)  # continued by another process
             job = start(queue)
             run(job, [0.5], 0.4 + float(job.values["recipe.lr"]))
-            queue.ended(job)
+            queue.on_end(job)
         drawn.append([one.params for one in queue.study.trials])
     assert drawn[0] == drawn[1] and len({one["recipe.lr"] for one in drawn[0]}) == 3
 
 
-def test_a_killed_search_continues_its_trials_and_doubles_none(tmp_path: Path) -> None:
-    queue = begin(tmp_path, LR, "sweep.trials=3", "sweep.jobs=2")
+def test_a_killed_search_continues_its_trials_and_repeats_none(tmp_path: Path) -> None:
+    queue = open_search(tmp_path, LR, "sweep.trials=3", "sweep.jobs=2")
     one, two = start(queue), start(queue)
     run(one, [0.1, 0.5], 0.6)
-    queue.ended(one)
+    queue.on_end(one)
     del queue  # killed while the second ran
 
-    queue = begin(tmp_path, LR, "sweep.trials=3", "sweep.jobs=2")
+    queue = open_search(tmp_path, LR, "sweep.trials=3", "sweep.jobs=2")
     assert [job.state for job in queue.jobs] == ["finished"] and queue.jobs[0].extra == {"val_top1": 0.5}
     again = start(queue)
     assert (again.number, again.words, again.run) == (two.number, two.words, two.run)
@@ -117,72 +117,74 @@ def test_a_killed_search_continues_its_trials_and_doubles_none(tmp_path: Path) -
     assert three.number == 3 and queue.next() is None
     for job in again, three:
         run(job, [0.2], 0.3)
-        queue.ended(job)
+        queue.on_end(job)
     assert [trial.state.name for trial in queue.study.trials] == ["COMPLETE"] * 3
-    assert begin(tmp_path, LR, "sweep.trials=3", "sweep.jobs=2").next() is None, "the same command has nothing to do"
-    with pytest.raises(UserError, match="holds another search"):
-        begin(tmp_path, "recipe.lr=interval(1e-4,1e-3)")
+    assert open_search(tmp_path, LR, "sweep.trials=3", "sweep.jobs=2").next() is None, (
+        "the same command has nothing to do"
+    )
+    with pytest.raises(UserError, match="contains another search"):
+        open_search(tmp_path, "recipe.lr=interval(1e-4,1e-3)")
 
 
 def test_a_bad_trial_is_pruned_and_a_failed_one_is_replaced_next_time(tmp_path: Path) -> None:
     words = (LR, "sweep.trials=4", "sweep.startup=2")
-    queue = begin(tmp_path, *words)
+    queue = open_search(tmp_path, *words)
     for value in 0.8, 0.9:
         job = start(queue)
         run(job, [value, value], value)
-        assert not queue.look(job)
-        queue.ended(job)
+        assert not queue.should_prune(job)
+        queue.on_end(job)
     bad = start(queue)
     run(bad, [0.1], None)
-    assert queue.look(bad)
+    assert queue.should_prune(bad)
     bad.state = "pruned"
-    queue.ended(bad)
+    queue.on_end(bad)
     failed = start(queue)
     failed.state, failed.reason = "failed", "out of memory"
-    queue.ended(failed)
+    queue.on_end(failed)
     assert queue.next() is None
     assert [trial.state.name for trial in queue.study.trials] == ["COMPLETE", "COMPLETE", "PRUNED", "FAIL"]
-    text, told = write_search_report(queue.study, tmp_path, queue.jobs)
+    text, summary = write_search_report(queue.study, tmp_path, queue.jobs)
     table = write_comparison(tmp_path, queue.jobs, "command", about=text, show=queue.names)
-    assert "best: run 2, val_top1 0.9" in told and "2 finished, 1 pruned, 1 failed" in told
+    assert "best: run 2, val_top1 0.9" in summary and "2 finished, 1 pruned, 1 failed" in summary
     assert "run 4 failed: out of memory" in table
     page = (tmp_path / "comparison.md").read_text()
-    pictures = ("history", "slices", "on_the_way")
-    assert all(f"({name}.png)" in page and (tmp_path / f"{name}.png").exists() for name in pictures)
+    plots = ("history", "slices", "intermediate_values")
+    assert all(f"({name}.png)" in page and (tmp_path / f"{name}.png").exists() for name in plots)
 
-    queue = begin(tmp_path, *words)
+    queue = open_search(tmp_path, *words)
     assert start(queue).number == 5 and queue.next() is None
 
 
 def test_two_metrics_make_a_front(tmp_path: Path) -> None:
     words = ("recipe.optimizer=adamw,sgd", LR, "sweep.maximize=[top1]", "sweep.minimize=[params]", "sweep.prune=null")
-    queue = begin(tmp_path, *words, "sweep.trials=3")
+    queue = open_search(tmp_path, *words, "sweep.trials=3")
     for top1 in 0.9, 0.8, 0.95:  # of 6, 7 and 8 parameters
         job = start(queue)
         run(job, [], top1)
-        queue.ended(job)
-    text, told = write_search_report(queue.study, tmp_path, queue.jobs)
-    assert "maximize top1, minimize params" in told and told.count("on the Pareto front") == 2
-    assert "run 2" not in told and "(pareto.png)" in text
+        queue.on_end(job)
+    text, summary = write_search_report(queue.study, tmp_path, queue.jobs)
+    assert "maximize top1, minimize params" in summary and summary.count("on the Pareto front") == 2
+    assert "run 2" not in summary and "(pareto.png)" in text
 
 
 def test_a_metric_that_no_run_has_ends_the_search(tmp_path: Path) -> None:
-    queue = begin(tmp_path, LR, "sweep.maximize=[val_top5]", "sweep.prune=null")
+    queue = open_search(tmp_path, LR, "sweep.maximize=[val_top5]", "sweep.prune=null")
     job = start(queue)
     run(job, [0.3], 0.4)
-    queue.ended(job)
+    queue.on_end(job)
     assert queue.next() is None and job.state == "failed"
     assert "top1, val_nll, val_top1" in str(queue.mistake)
 
 
-def test_a_run_that_is_there_is_not_run_again(tmp_path: Path) -> None:
-    queue = begin(tmp_path, "recipe.optimizer=adamw,sgd", "sweep.trials=6")
+def test_a_run_that_exists_is_not_run_again(tmp_path: Path) -> None:
+    queue = open_search(tmp_path, "recipe.optimizer=adamw,sgd", "sweep.trials=6")
     first = start(queue)
-    second = start(queue)  # whichever draws found the first run's words in between wait for it
+    second = start(queue)  # draws of the first run's values in between wait for it
     assert first.run != second.run
     for job in first, second:
         run(job, [0.5], 0.5)
-        queue.ended(job)
+        queue.on_end(job)
     assert queue.next() is None and len(queue.study.trials) == 6
     assert all(trial.value == 0.5 for trial in queue.study.trials)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.story import tell, the_run
+from tests.contract.story import run_command, the_run
 
 WORDS = (
     *("method=supervised", "task=multilabel", "dataset=digits_multi", "debug=none", "evaluation=default"),
@@ -33,5 +33,5 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="package")
 def run(output: Path) -> Path:
     """The folder of a finished run: supervised, stage ``train``."""
-    assert tell(output, *WORDS) == 0
+    assert run_command(output, *WORDS) == 0
     return the_run(output)

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from tests.contract.story import tell, the_run
-from tests.contract.together import tell_together
+from tests.contract.story import run_command, the_run
+from tests.contract.together import run_ranks
 from tests.modes.conftest import ask
 from tests.tasks.conftest import WORDS, with_words
 from vitlab.compose.load import load
@@ -162,7 +162,7 @@ def test_two_processes_evaluate_as_one(run: Path, tmp_path: Path) -> None:
     for name in ("evaluation", "benchmark", "export"):
         shutil.rmtree(copy / name)
     (copy / "finished.json").unlink()
-    assert tell_together(tmp_path, *with_words("export.formats=[]", "report.figures=false")) == [0, 0]
+    assert run_ranks(tmp_path, *with_words("export.formats=[]", "report.figures=false")) == [0, 0]
     assert the_run(tmp_path) == copy
     for name in ("train.json", "train.npz", "train-classes.csv", "mistakes.json"):
         assert (copy / "evaluation" / name).read_bytes() == (run / "evaluation" / name).read_bytes(), name
@@ -174,8 +174,8 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         *("task.pos_weight=balanced", "debug.max_images=90", "evaluation.batch_size=64"),
     )
     words = [word for word in words if not word.startswith("export.formats")]
-    assert tell(tmp_path / "one", *words) == 0
-    assert tell_together(tmp_path / "two", *words) == [0, 0]
+    assert run_command(tmp_path / "one", *words) == 0
+    assert run_ranks(tmp_path / "two", *words) == [0, 0]
     one, two = (
         [row for row in read_rows(the_run(tmp_path / name) / "metrics.jsonl") if "val_map" in row]
         for name in ("one", "two")
@@ -196,9 +196,9 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
             ("method=reinforce", "dataset=digits_multi"),
             "Dataset Reinforcement stores the teacher's class probabilities",
         ),
-        (("dataset=digits_multi", "task.pos_weight=-1"), "task.pos_weight=-1: -1 cannot be"),
-        (("dataset=digits", "task.pos_weight=2"), "task=classification has no binary cross-entropy to weigh"),
-        (("dataset=digits_multi", "evaluation=robust"), "measure classes, and task=multilabel predicts labels"),
+        (("dataset=digits_multi", "task.pos_weight=-1"), "task.pos_weight=-1: -1 is not valid"),
+        (("dataset=digits", "task.pos_weight=2"), "task=classification has no binary cross-entropy"),
+        (("dataset=digits_multi", "evaluation=robust"), "need classes, not labels (task=multilabel)"),
         (("dataset=digits_multi", "recipe.balance=weight"), "recipe.balance=weight"),
     ],
 )
@@ -242,6 +242,6 @@ def test_a_table_of_ones_own_is_trained_on(tmp_path: Path) -> None:
     )
     words += (f"dataset.csv={tmp_path / 'labels.csv'}", "dataset.size=32", "export=none", "report.figures=false")
     with contextlib.redirect_stdout(io.StringIO()):
-        assert tell(tmp_path / "runs", *words, "debug.max_steps=4") == 0
+        assert run_command(tmp_path / "runs", *words, "debug.max_steps=4") == 0
     found = evaluation_of(the_run(tmp_path / "runs"))
     assert found.classes == sorted(train.classes) and found.no_thresholds, "nothing but the measured images is held out"

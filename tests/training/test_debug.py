@@ -28,7 +28,7 @@ WORDS = (
 )
 
 
-def tell(output: Path, *words: str, method: str = "supervised") -> Path:
+def run_command(output: Path, *words: str, method: str = "supervised") -> Path:
     torch.set_num_threads(1)
     assert main([*WORDS, f"method={method}", "evaluation.latency=false", f"output={output}", *words]) == 0
     return the_run(output)
@@ -46,7 +46,7 @@ def test_few_images_make_small_batches() -> None:
 
 def test_a_profile_says_where_the_time_goes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ("debug=profile", "debug.profile=6", "debug.max_steps=16", "debug.max_images=96", "recipe.batch_size=16")
-    run = tell(tmp_path, *words, "method.baseline=false", method="tinyvit")
+    run = run_command(tmp_path, *words, "method.baseline=false", method="tinyvit")
     said = capfd.readouterr().err
     assert "ms a batch on cpu (mean of 6)" in said and "USDT" not in said
     labelling = json.loads((run / "store" / "profile" / "profile.json").read_text())
@@ -73,7 +73,7 @@ def test_an_action_counts_for_one_part() -> None:
 
 
 def test_a_network_learns_a_few_images_by_heart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = tell(tmp_path, "debug=overfit", "debug.max_steps=80", "recipe.lr=2e-3")
+    run = run_command(tmp_path, "debug=overfit", "debug.max_steps=80", "recipe.lr=2e-3")
     found = json.loads((run / "train" / "overfit.json").read_text())
     assert found["first"] > 1 and found["last"] < 0.05 and 5 < found["reached"] <= 80
     assert capsys.readouterr().out.rstrip().splitlines()[-1].startswith("train: OVERFITS, as it should: ")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.contract.story import assert_same, at, tell, the_run
+from tests.contract.story import assert_same, at, run_command, the_run
 from vitlab.distill.teachers import OnlineTeacher
 from vitlab.run.recorder import read_rows
 from vitlab.tasks.parts import losses
@@ -42,10 +42,10 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 def test_everything_at_once_continues_bit_for_bit(tmp_path: Path) -> None:
     """Weight average, accumulation, drop path, mixing, erasing: stopped in mid-epoch between two records."""
-    assert tell(tmp_path / "a", *EVERYTHING) == 0
+    assert run_command(tmp_path / "a", *EVERYTHING) == 0
     with at(Learner, "after_step", lambda learner: learner.step + 1 == 7, signal.SIGTERM):
-        assert tell(tmp_path / "b", *EVERYTHING) == 130
-    assert tell(tmp_path / "b", *EVERYTHING) == 0
+        assert run_command(tmp_path / "b", *EVERYTHING) == 130
+    assert run_command(tmp_path / "b", *EVERYTHING) == 0
     assert_same(the_run(tmp_path / "a"), the_run(tmp_path / "b"))
 
 
@@ -54,7 +54,7 @@ def test_training_on_a_teachers_outputs_is_not_balanced(
     balance: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Refused before the teacher is trained."""
-    assert tell(tmp_path, "method=tinyvit", f"recipe.balance={balance}") == 2
+    assert run_command(tmp_path, "method=tinyvit", f"recipe.balance={balance}") == 2
     assert f"recipe.balance={balance}: method=tinyvit trains on a teacher's outputs" in " ".join(
         capsys.readouterr().err.split()
     )
@@ -70,7 +70,7 @@ def test_the_objective_is_balanced_by_the_classes_of_the_training_images(tmp_pat
     losses = {}
     for balance in ("none", "weight", "logit_adjust"):
         words = (f"dataset.split_file={tmp_path / 'split.csv'}", f"recipe.balance={balance}", "logger.every=1")
-        assert tell(tmp_path / balance, *PLAIN, *words, "debug.max_images=null", "debug.max_steps=1") == 0
+        assert run_command(tmp_path / balance, *PLAIN, *words, "debug.max_images=null", "debug.max_steps=1") == 0
         run = the_run(tmp_path / balance)
         losses[balance] = next(float(row["loss"]) for row in read_rows(run / "metrics.jsonl") if "loss" in row)  # type: ignore[arg-type]
     assert len({round(one, 4) for one in losses.values()}) == 3
@@ -90,7 +90,7 @@ def test_micro_batches_add_up_to_the_batch(tmp_path: Path) -> None:
     sizes = ("model.args.embed_dim=32", "model.args.depth=1", "model.args.num_heads=2", "model.args.patch_size=8")
     model = ("model=deit_tiny", "model.pretrained=false", *sizes, "recipe.optimizer=sgd")
     for name, parts in (("whole", 1), ("parts", 4)):
-        assert tell(tmp_path / name, *PLAIN, *model, f"recipe.accumulate={parts}") == 0
+        assert run_command(tmp_path / name, *PLAIN, *model, f"recipe.accumulate={parts}") == 0
     whole, parts_ = weights(the_run(tmp_path / "whole")), weights(the_run(tmp_path / "parts"))
     for name in whole:
         torch.testing.assert_close(whole[name], parts_[name], rtol=0, atol=1e-6)
@@ -134,18 +134,18 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_the_batch(
 
     calls: list[torch.Tensor] = []
     monkeypatch.setattr(losses, "label_cross_entropy", at_fifth)
-    assert tell(tmp_path, *PLAIN) == 2
+    assert run_command(tmp_path, *PLAIN) == 2
     told = " ".join(capsys.readouterr().err.split())
     assert "the loss is not finite at step 7" in told and "recipe.lr" in told
     what = json.loads((the_run(tmp_path) / "train" / "not_finite.json").read_text())
     assert (what["step"], what["batch"]) == (7, 7)
     assert len(what["index"]) == 16 and set(what["slot"]) == {1}  # five batches an epoch: the second epoch
     monkeypatch.setattr(losses, "label_cross_entropy", honest)
-    assert tell(tmp_path, *PLAIN) == 0, "the last checkpoint is from before, and the run goes on from it"
+    assert run_command(tmp_path, *PLAIN) == 0, "the last checkpoint is from before, and the run goes on from it"
 
 
 def test_record_has_named_losses_rates_and_norms(tmp_path: Path) -> None:
-    assert tell(tmp_path, *PLAIN, "recipe.clip=0.5") == 0
+    assert run_command(tmp_path, *PLAIN, "recipe.clip=0.5") == 0
     rows = [row for row in read_rows(the_run(tmp_path) / "metrics.jsonl") if "loss" in row]
     assert [row["step"] for row in rows] == [3, 6, 9, 11]
     for row in rows:
@@ -153,13 +153,13 @@ def test_record_has_named_losses_rates_and_norms(tmp_path: Path) -> None:
 
 
 def test_lower_precision_trains(tmp_path: Path) -> None:
-    assert tell(tmp_path, *PLAIN, "trainer.precision=bf16-mixed") == 0
+    assert run_command(tmp_path, *PLAIN, "trainer.precision=bf16-mixed") == 0
 
 
 @pytest.mark.slow
 def test_compiled_student_learns_the_same(tmp_path: Path) -> None:
     for name, on in (("eager", "false"), ("compiled", "true")):
-        assert tell(tmp_path / name, *PLAIN, f"hardware.compile={on}") == 0
+        assert run_command(tmp_path / name, *PLAIN, f"hardware.compile={on}") == 0
     eager, compiled = (first_loss(the_run(tmp_path / name)) for name in ("eager", "compiled"))
     assert compiled == pytest.approx(eager, rel=1e-3)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.story import at, tell, the_run
+from tests.contract.story import at, run_command, the_run
 from vitlab.run.recorder import Recorder, Row, numbers, read_rows
 
 WORDS = ("method=supervised", "evaluation=quick")
@@ -22,7 +22,7 @@ LATENCY = "evaluation.latency=true"
 def logged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A small run under each logger."""
     output = tmp_path_factory.mktemp(request.param)
-    assert tell(output, *WORDS, f"logger={request.param}") == 0
+    assert run_command(output, *WORDS, f"logger={request.param}") == 0
     return str(request.param), the_run(output)
 
 
@@ -112,8 +112,8 @@ def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
             return row["stage"] == "pretrain" and row["step"] == 6
 
         with at(Recorder, "write", in_the_student, signal.SIGTERM):
-            assert tell(output, *words) == 130
-        assert tell(output, *words) == 0
+            assert run_command(output, *words) == 130
+        assert run_command(output, *words) == 0
     return the_run(output)
 
 

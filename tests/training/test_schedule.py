@@ -60,7 +60,7 @@ def test_durations_become_steps() -> None:
         ({"duration": "90"}, "recipe.duration"),
         ({"warmup": "20ep"}, "the whole training"),
         ({"schedule": "cosin"}, "recipe.schedule=cosin"),
-        ({"duration": "10%"}, "needs a whole"),
+        ({"duration": "10%"}, "needs a total"),
     ],
 )
 def test_mistakes_name_the_key(changes: dict[str, object], said: str) -> None:

@@ -12,8 +12,8 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
-from tests.contract.story import assert_same, at, tell, the_run
-from tests.contract.together import tell_together
+from tests.contract.story import assert_same, at, run_command, the_run
+from tests.contract.together import run_ranks
 from vitlab.run.recorder import read_rows
 from vitlab.training.learner import Learner
 from vitlab.training.sharding import units
@@ -53,14 +53,14 @@ def same(output: Path, other: Path) -> None:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("alone")
-    assert tell(output, *WORDS) == 0
+    assert run_command(output, *WORDS) == 0
     return output
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("together")
-    assert tell_together(output, *SHARED, meanwhile=expect_shares) == [0, 0]
+    assert run_ranks(output, *SHARED, setup=expect_shares) == [0, 0]
     return output
 
 
@@ -93,9 +93,9 @@ def test_shared_out_is_one_process(alone: Path, together: Path) -> None:
 
 def test_stopped_in_mid_epoch_continues_bit_for_bit(together: Path, tmp_path: Path) -> None:
     with_stop = at(Learner, "after_step", lambda one: one.step + 1 == 3, signal.SIGTERM)
-    assert tell_together(tmp_path, *SHARED, meanwhile=lambda rank: with_stop.__enter__()) == [130, 130]
+    assert run_ranks(tmp_path, *SHARED, setup=lambda rank: with_stop.__enter__()) == [130, 130]
     assert (the_run(tmp_path) / "train" / "checkpoint.ckpt").exists()
-    assert tell_together(tmp_path, *SHARED) == [0, 0]
+    assert run_ranks(tmp_path, *SHARED) == [0, 0]
     assert_same(the_run(together), the_run(tmp_path))
 
 
@@ -105,12 +105,12 @@ def test_other_hardware_continues(alone: Path, tmp_path: Path, first: str) -> No
     """A run that was begun by two processes goes on with one, and the other way round."""
     with_stop = at(Learner, "after_step", lambda one: one.step + 1 == 3, signal.SIGTERM)
     if first == "together":
-        assert tell_together(tmp_path, *SHARED, meanwhile=lambda rank: with_stop.__enter__()) == [130, 130]
-        assert tell(tmp_path, *WORDS) == 0
+        assert run_ranks(tmp_path, *SHARED, setup=lambda rank: with_stop.__enter__()) == [130, 130]
+        assert run_command(tmp_path, *WORDS) == 0
     else:
         with with_stop:
-            assert tell(tmp_path, *WORDS) == 130
-        assert tell_together(tmp_path, *SHARED) == [0, 0]
+            assert run_command(tmp_path, *WORDS) == 130
+        assert run_ranks(tmp_path, *SHARED) == [0, 0]
     same(alone, tmp_path)
 
 
@@ -139,8 +139,8 @@ def test_a_teacher_that_is_asked_at_every_step_is_shared_out_too(alone: Path, tm
     asked = tuple(word for word in WORDS if not word.startswith(("method=", "recipe.layer_decay")))
     words = (*asked, "method=tinyvit", "method.online=true", "method.baseline=false", "teacher.train=false")
     words = (*words, f"teacher.members=[{member}]")
-    assert tell(tmp_path / "one", *words) == 0
-    assert tell_together(tmp_path / "two", *words, "trainer.strategy=fsdp") == [0, 0]
+    assert run_command(tmp_path / "one", *words) == 0
+    assert run_ranks(tmp_path / "two", *words, "trainer.strategy=fsdp") == [0, 0]
     for name, value in load_file(the_run(tmp_path / "one") / "pretrain" / "model.safetensors").items():
         other = load_file(the_run(tmp_path / "two") / "pretrain" / "model.safetensors")[name]
         torch.testing.assert_close(other, value, rtol=0, atol=2e-5, msg=name)

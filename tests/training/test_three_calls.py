@@ -29,7 +29,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from tests.contract.story import at, before
-from tests.contract.together import _be, _wait
+from tests.contract.together import become_rank, wait_for_all
 from vitlab.compose.load import load
 from vitlab.config import Config, ModelConfig
 from vitlab.data.batch import Batch
@@ -123,7 +123,7 @@ class Gates(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, learner: L.LightningModule, *_: object) -> None:
         assert isinstance(learner, Learner)
-        if not learner.completes_step:
+        if self.end is None or not learner.completes_step:
             return
         assert len(self.norms) == learner.step + 1  # called before the step is counted
         if (learner.step + 1) % 4 == 0:
@@ -171,7 +171,7 @@ def prune(
     return record
 
 
-def tell(folder: Path, stage: Callable[[], object], processes: int = 1) -> list[int]:
+def run_stage(folder: Path, stage: Callable[[], object], processes: int = 1) -> list[int]:
     """Run ``stage`` in forked processes that work together; their exit codes."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
@@ -183,7 +183,7 @@ def tell(folder: Path, stage: Callable[[], object], processes: int = 1) -> list[
         if child == 0:
             code = 1
             try:
-                _be(number, processes, port)
+                become_rank(number, processes, port)
                 if processes > 1:
                     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
                 stage()
@@ -194,7 +194,7 @@ def tell(folder: Path, stage: Callable[[], object], processes: int = 1) -> list[
                 sys.stderr.flush()
                 os._exit(code)
         children.append(child)
-    return _wait(children)
+    return wait_for_all(children)
 
 
 def learned(folder: Path) -> dict[str, Any]:
@@ -214,7 +214,7 @@ def test_a_stage_of_its_own_ends_early_and_continues_bit_for_bit(
     words = ("hardware=ddp_cpu", "hardware.threads=1") if processes > 1 else ()
     config = configured(*words)
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    assert tell(straight, lambda: prune(config, straight, teachers), processes) == [0] * processes
+    assert run_stage(straight, lambda: prune(config, straight, teachers), processes) == [0] * processes
     found = learned(straight)
     assert [row["step"] for row in found["rows"] if "loss" in row] == [3, 6, 9]
     assert (found["events"], len(found["norms"])) == (2, END)
@@ -238,11 +238,11 @@ def test_a_stage_of_its_own_ends_early_and_continues_bit_for_bit(
         with before(L.Trainer, "fit", lambda *_, **__: True, trains_on):
             prune(config, broken, teachers)
 
-    assert set(tell(broken, killed_in_mid_training, processes)) == {-signal.SIGKILL}
+    assert set(run_stage(broken, killed_in_mid_training, processes)) == {-signal.SIGKILL}
     assert read_done(broken / CHECKPOINT) == Done(6)
-    assert set(tell(broken, killed_before_the_artifact, processes)) == {-signal.SIGKILL}
+    assert set(run_stage(broken, killed_before_the_artifact, processes)) == {-signal.SIGKILL}
     assert not (broken / "model.safetensors").exists()
-    assert tell(broken, continued, processes) == [0] * processes
+    assert run_stage(broken, continued, processes) == [0] * processes
     assert learned(broken) == found
 
 
@@ -259,7 +259,7 @@ def test_callbacks_see_the_gradient_of_the_global_batch_before_it_is_clipped(
         ("rounded", 1, ("trainer.precision=bf16-mixed",)),
     ):
         config, folder = configured(*words), tmp_path / name
-        assert tell(folder, lambda c=config, f=folder: prune(c, f, teachers, 0.0), processes) == [0] * processes  # type: ignore[misc]
+        assert run_stage(folder, lambda c=config, f=folder: prune(c, f, teachers, 0.0), processes) == [0] * processes  # type: ignore[misc]
         found[name] = learned(folder)
     batch = found["batch"]
     assert min(batch["norms"]) > 0.01  # recipe.clip
@@ -360,7 +360,7 @@ def test_a_stage_that_only_rank_0_runs(tmp_path: Path, monkeypatch: pytest.Monke
     run = find_run(composed)
     run.lock("test")
     try:
-        assert tell(run.folder, lambda: stages.run_stages(run, composed.config), 2) == [0, 0]
+        assert run_stage(run.folder, lambda: stages.run_stages(run, composed.config), 2) == [0, 0]
     finally:
         run.release()
     assert [path.name for path in sorted(run.folder.glob("*/rank*"))] == ["rank0", "rank1", "rank0"]

@@ -1,1 +1,1 @@
-"""The command line: the words that were typed, the help page, the lists."""
+"""The command line: entry point, help page, lists."""

@@ -1,4 +1,4 @@
-"""The help page and the lists: read from the heads of the YAML files, without Hydra, OmegaConf or torch."""
+"""The help page and the lists, read from the YAML files' first comments, without Hydra, OmegaConf or torch."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ vitlab {version}: from data to a small, fast, calibrated and exported vision mod
 
 EXAMPLES
   python -m vitlab
-      The demo, minutes on a CPU: TinyViT learns real digits from a teacher's labels; then a report.
+      The demo, minutes on a CPU: distils a TinyViT on real digits from stored labels; then a report.
   python -m vitlab mode=check recipe.duration=30ep
-      Change one value, and see the plan and an estimate before anything is trained.
+      Change a value, and print the plan and estimated times before the training.
   python -m vitlab dataset.labels_per_class=10
-      Only ten labelled digits of each class: here a method shows what it is worth.
+      Only ten labelled digits per class, to compare methods with few labels.
   python -m vitlab method=supervised dataset=folder dataset.root=photos
-      Finetune a pretrained TinyViT on your own images, a folder for each class.
+      Finetune a pretrained TinyViT on your own images, one folder per class.
   python -m vitlab dataset=cifar100 dataset.root=data dataset.download=true model=deit_small
       Another data set, another student; with hardware=gpu on a GPU in mixed precision.
   python -m vitlab -m seed=0,1,2 recipe.lr=1e-3,3e-3 sweep.jobs=2
-      A run for each combination, two at once, and a comparison with mean and spread over seeds.
+      A run per combination, two in parallel, and a comparison with mean ± std over seeds.
 
-CHOICES (GROUP=NAME; what each name is: mode=list group=GROUP)
+CHOICES (GROUP=NAME; descriptions: mode=list group=GROUP)
 {groups}
 
-KEYS (KEY=VALUE; what each means: mode=list key=GROUP)
-  seed=0  name=TEXT  output=FOLDER  fresh=true (start once more, beside a run that exists)
+KEYS (KEY=VALUE; descriptions: mode=list key=GROUP)
+  seed=0  name=TEXT  output=FOLDER  fresh=true (start another run beside an existing one)
   recipe.lr=3e-4  recipe.duration=90ep|5000st  recipe.augmentation.crop_scale=[0.5,1]
-  dataset.val_fraction=0.1 (held out of training; a temperature is fitted on these images)
+  dataset.val_fraction=0.1 (held out of training; a softmax temperature is fitted on it)
   dataset.size=64|[256,448]  model.name=TIMM_NAME  model.checkpoint=FILE|RUN  model.args.depth=4
 
 MODES
 {modes}
 
-WHERE THINGS ARE
+FILES
   A run is a folder, outputs/METHOD/NAME-HASH: models, stored labels, metrics.jsonl, report.html.
-  The same command continues it, after Ctrl-C or a power cut too; of a finished run it shows the
-  table. Data sets are looked for in dataset.root, then in $VITLAB_DATA/NAME. The choices are YAML
-  files, in {conf}
+  The same command continues it, also after Ctrl-C or a power failure; if it is finished, it
+  prints the table. Data sets are searched in dataset.root, then in $VITLAB_DATA/NAME. The choices
+  are YAML files in {conf}
 
-EXIT CODES  0 done   1 our failure   2 a mistake in the command, or in files   130 interrupted
+EXIT CODES  0 done   1 internal error   2 a mistake in the command or in files   130 interrupted
 """
 
 LIST_WORDS = ("group", "key")
@@ -64,35 +64,37 @@ def page() -> str:
 
 
 def answer_list(words: list[str]) -> str:
-    """What ``mode=list`` prints: the groups, the choices of ``group=``, or the keys under ``key=``.
+    """The output of ``mode=list``: the groups, the choices of ``group=``, or the keys under ``key=``.
 
     Raises:
-        UserError: if a word is not one of those, or names something that there is not.
+        UserError: another argument, or an unknown group or key.
     """
-    asked = {word.partition("=")[0]: word.partition("=")[2] for word in words if word.partition("=")[0] in LIST_WORDS}
+    selection = {
+        word.partition("=")[0]: word.partition("=")[2] for word in words if word.partition("=")[0] in LIST_WORDS
+    }
     others = [word for word in words if word.partition("=")[0] not in LIST_WORDS]
     for word in others:
-        _check_word(word, asked)
-    if len(asked) == 2:
+        _check_word(word, selection)
+    if len(selection) == 2:
         raise UserError("mode=list takes group=GROUP or key=KEY, not both.", "Leave one of them out.")
-    if "key" in asked:
-        return list_keys(asked["key"], others)
+    if "key" in selection:
+        return list_keys(selection["key"], others)
     if others:
-        raise UserError(f"mode=list shows what there is and does not read {' '.join(others)}.", "Leave it out.")
-    return list_group(asked["group"]) if "group" in asked else list_groups()
+        raise UserError(f"mode=list does not read {' '.join(others)}.", "Leave it out.")
+    return list_group(selection["group"]) if "group" in selection else list_groups()
 
 
 def list_groups() -> str:
-    """All groups with their meanings and names."""
+    """All groups with their descriptions and choices."""
     rows = [_row(name, group.meaning, choices(conf_dir(), name)) for name, group in GROUPS.items()]
-    return "\n".join([*rows, "", "What each name is: mode=list group=GROUP. What each key means: mode=list key=GROUP."])
+    return "\n".join([*rows, "", "Descriptions of the names: mode=list group=GROUP. Keys: mode=list key=GROUP."])
 
 
 def list_group(group: str) -> str:
-    """Every choice of a group with its first comment line.
+    """Every choice of a group with its description, the first comment line of its file.
 
     Raises:
-        UserError: if there is no such group.
+        UserError: there is no such group.
     """
     if group not in GROUPS:
         near = nearest(group, GROUPS)
@@ -108,29 +110,29 @@ def list_group(group: str) -> str:
     if group == "recipe":
         foot += " Also for the teacher: recipe@teacher.recipe=NAME."
     if group != "experiment":
-        foot += f" What can be set in it: mode=list key={group}."
+        foot += f" Its keys: mode=list key={group}."
     return "\n".join([f"{group}: {GROUPS[group].meaning}", "", *rows, "", _wrapped("", foot)])
 
 
 def list_keys(key: str, words: list[str]) -> str:
-    """The keys under ``key`` (all of the top without one): kind, value, meaning. Values are those in force under
-    ``words``, where words are given, since composing takes longer than a list may.
+    """The keys under ``key`` (the top-level keys if it is empty) with type, value and description. The values are the
+    defaults of the schema, or with ``words`` those of the composed configuration, which takes longer.
 
     Raises:
-        UserError: if there is no such key, or the words are wrong.
+        UserError: there is no such key, or a mistake in ``words``.
     """
-    from vitlab.cli.list_keys import describe  # OmegaConf comes with it
+    from vitlab.cli.list_keys import describe  # imports OmegaConf
 
     return describe(key, words, _wrapped)
 
 
-def _check_word(word: str, asked: dict[str, str]) -> None:
+def _check_word(word: str, selection: dict[str, str]) -> None:
     name, equals, value = word.partition("=")
-    if not equals and not asked and name in GROUPS:
+    if not equals and not selection and name in GROUPS:
         raise UserError(f"'{word}' is not key=value.", f"Did you mean mode=list group={name}?")
     near = nearest(name, LIST_WORDS)
-    if near and name not in GROUPS and not asked:
-        raise UserError(f"mode=list does not know {name}=.", f"Did you mean {near}={value or 'NAME'}?")
+    if near and name not in GROUPS and not selection:
+        raise UserError(f"mode=list has no {name}=.", f"Did you mean {near}={value or 'NAME'}?")
 
 
 def _row(name: str, meaning: str, names: list[str]) -> str:
@@ -138,7 +140,7 @@ def _row(name: str, meaning: str, names: list[str]) -> str:
 
 
 def _line(name: str, meaning: str, names: list[str]) -> str:
-    """One line for a group: its meaning and as many names as fit."""
+    """One line for a group: its description and as many names as fit."""
     if not names:
         return f"  {name:<{INDENT - 2}}{meaning}"
     start, end = f"  {name:<{INDENT - 2}}{meaning}: ", f", ... ({len(names)})"

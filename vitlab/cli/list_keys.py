@@ -1,31 +1,32 @@
-"""``mode=list key=...``: the keys of a group with their kinds, values and meanings."""
+"""``mode=list key=...``: the keys of a group with their types, values and descriptions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from vitlab.compose.schema import Field, fields, find, suggest
+from vitlab.compose.schema import Field, fields, find, format_value, suggest
 from vitlab.errors import UserError
 from vitlab.methods.base import find_method
 
 LONGEST = 40
-"""Characters of a cell; a longer value is shown behind the meaning."""
+"""Maximum characters of a cell; a longer value is shown after the description."""
 
 DEMO_METHOD = "tinyvit"
-"""The method whose keys ``key=method`` shows when no other is given."""
+"""The method whose keys ``key=method`` shows if no other is given."""
 
 
 def describe(key: str, words: list[str], wrapped: Callable[[str, str], str]) -> str:
     """The keys under ``key``, or at the top when it is empty.
 
     Args:
-        key: dotted; a single key is explained alone.
-        words: what else was typed. With any, the values are those in force, else the defaults of the schema.
+        key: dotted; a key without keys below it is shown alone.
+        words: the other overrides. If there are any, the values are those of the composed configuration, else the
+            defaults of the schema.
         wrapped: fills (indent, text) to the width of the page.
 
     Raises:
-        UserError: if there is no such key, or a word is wrong.
+        UserError: there is no such key, or a mistake in ``words``.
     """
     method, tree = DEMO_METHOD, None
     if words:
@@ -37,8 +38,10 @@ def describe(key: str, words: list[str], wrapped: Callable[[str, str], str]) -> 
     field = find(key, known) if key else None
     if key and field is None:
         near = suggest(key, known)
-        tops = ", ".join(one for one in known if "." not in one)
-        raise UserError(f"There is no key '{key}'.", f"Did you mean key={near}?" if near else f"There are: {tops}.")
+        top_level = ", ".join(one for one in known if "." not in one)
+        raise UserError(
+            f"There is no key '{key}'.", f"Did you mean key={near}?" if near else f"There are: {top_level}."
+        )
     shown = _below(key, known) or [one for one in [field] if one]
     table = [("key", "kind", "default" if tree is None else "value", "meaning")]
     table += [(one.key, _kind(one, known), _value(one, tree), _meaning(one, known)) for one in shown]
@@ -47,17 +50,17 @@ def describe(key: str, words: list[str], wrapped: Callable[[str, str], str]) -> 
     for row in table:
         cells = [cell if len(cell) <= LONGEST else "(below)" for cell in row[:3]]
         start = "".join(f"{cell:<{width}}  " for cell, width in zip(cells, widths, strict=True))
-        said = row[3] + (f" = {row[2]}" if len(row[2]) > LONGEST else "")
-        rows.append(wrapped(f"  {start}", said or " ").rstrip() or f"  {start}".rstrip())
-    said = f"{key}: {field.meaning}" if field and field.branch and field.meaning else ""
+        text = row[3] + (f" = {row[2]}" if len(row[2]) > LONGEST else "")
+        rows.append(wrapped(f"  {start}", text or " ").rstrip() or f"  {start}".rstrip())
+    title = f"{key}: {field.meaning}" if field and field.branch and field.meaning else ""
     if key.partition(".")[0] == "method" and len(shown) > 1:
-        said = f"{key}: as method={method} has them; another's with method=NAME beside it."
+        title = f"{key}: the keys of method={method}; for another method add method=NAME."
     foot = "" if tree is not None else _foot(key)
-    return "\n".join([*([said, ""] if said else []), *rows, *(["", wrapped("", foot)] if foot else [])])
+    return "\n".join([*([title, ""] if title else []), *rows, *(["", wrapped("", foot)] if foot else [])])
 
 
 def _below(key: str, known: dict[str, Field]) -> list[Field]:
-    """The keys under ``key``, those of groups within it too, except that a recipe inside is one line."""
+    """The keys under ``key`` and in groups below it, with a single line for a recipe."""
     if not key:
         return [one for one in known.values() if "." not in one.key]
     below = [one for one in known.values() if one.key.startswith(f"{key}.")]
@@ -92,7 +95,7 @@ def _value(field: Field, tree: dict[str, Any] | None) -> str:
             value = value[int(part)] if int(part) < len(value) else None
         else:
             value = value.get(part) if isinstance(value, dict) else None
-    return _typed(value)
+    return format_value(value)
 
 
 def _meaning(field: Field, known: dict[str, Field]) -> str:
@@ -101,19 +104,7 @@ def _meaning(field: Field, known: dict[str, Field]) -> str:
     return field.meaning
 
 
-def _typed(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return f"[{','.join(_typed(one) for one in value)}]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{name}:{_typed(one)}" for name, one in value.items()) + "}"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _foot(key: str) -> str:
     return (
-        f"Without a default the value stands in conf/. Values in force: mode=list key={key or 'recipe'} dataset=digits."
+        f"Values without a default are set in conf/. Composed values: mode=list key={key or 'recipe'} dataset=digits."
     )

@@ -1,7 +1,7 @@
-"""The prompt: read the words, answer what can be answered at once, hand the rest over.
+"""Entry point: dispatch of the command line, and exit codes.
 
-Exit codes: 0 done, 1 our failure (with a stack trace), 2 a mistake in what was typed, 130 interrupted.
-Help and lists import neither Hydra nor torch; a typo is answered without torch.
+Exit codes: 0 done, 1 internal error (with a stack trace), 2 a mistake of the user, 130 interrupted.
+Help and lists import neither Hydra nor torch; mistakes in overrides are reported without torch.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from vitlab.errors import Interrupted, UserError, full_disk
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line ``argv`` (default: that of this process) and return the exit code."""
+    """Run the command line ``argv`` (default: ``sys.argv``); the exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
-    # Read when torch is loaded: threads that wait without spinning. Where cores are shared, a spinning wait makes a
-    # small network ten times slower.
+    # Set before torch is imported: OpenMP threads wait without spinning. On shared cores a spinning wait makes a small
+    # network ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        return _answer(words)
+        return _dispatch(words)
     except UserError as error:
         sys.stdout.flush()
         print(paragraph(str(error)), file=sys.stderr)
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         print(f"\n{error}" if str(error) else "\nInterrupted; the same command continues.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of a pipe has seen enough
+    except BrokenPipeError:  # the reader has closed the pipe
         sys.stderr.close()
         return 0
     except Exception as error:
@@ -45,12 +45,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def paragraph(text: str) -> str:
-    """``text`` filled to the width of the terminal (at most 100 columns), long words left whole."""
+    """``text`` filled to the width of the terminal (at most 100 columns), long words are not broken."""
     width = min(shutil.get_terminal_size((100, 24)).columns, 100)
     return textwrap.fill(text, max(width, 40), break_long_words=False, break_on_hyphens=False)
 
 
-def _answer(words: list[str]) -> int:
+def _dispatch(words: list[str]) -> int:
     if {"--help", "-h", "help"} & set(words):
         from vitlab.cli.help import page
 

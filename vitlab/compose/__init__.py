@@ -1,1 +1,1 @@
-"""Hydra's part: words and YAML files become one typed, checked configuration. No torch."""
+"""Composition of overrides and YAML files, by Hydra, into one typed, checked configuration. No torch."""

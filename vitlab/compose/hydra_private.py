@@ -1,8 +1,8 @@
-"""The private names of Hydra that vitlab stands on, and nothing else: a Hydra that moves one breaks this file alone.
+"""The private names of Hydra that vitlab uses, in one file, since a new version of Hydra may move them.
 
-Hydra's public Compose API gives neither the defaults list (which file chose what) nor the loaded configuration before
-the overrides, and no sweep without a launcher; both are needed here. ``tests/compose/test_hydra_private.py`` says which
-name a version has moved, so the upper bound of ``hydra-core`` in ``pyproject.toml`` rises only after it passes.
+Hydra's public Compose API gives neither the defaults list (which file chose what) nor the configuration before the
+overrides, and no sweep without a launcher. ``tests/compose/test_hydra_private.py`` reports a name that has moved; raise
+the upper bound of ``hydra-core`` in ``pyproject.toml`` only after it passes.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""From the words at the prompt to one typed, checked configuration.
+"""Composition of the command line's overrides into one typed, checked configuration.
 
-Hydra composes the YAML files of ``conf/`` over the schema of :mod:`vitlab.config`; a second, strict pass turns the
-result into plain dataclasses, so that nothing below the command line sees Hydra or OmegaConf. Precedence, weakest
-first: the method's usual choices, the data set's, ``conf/local``, the experiment, the command line.
+Hydra composes the YAML files of ``conf/`` over the schema of :mod:`vitlab.config`; a second, strict pass converts the
+result into plain dataclasses, so that the other packages need neither Hydra nor OmegaConf. Precedence, lowest first:
+the method's default choices, the data set's, ``conf/local``, the experiment, the command line.
 
-Nothing here imports torch.
+No torch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vitlab.compose.hydra_private import (
     create_automatic_config_search_path,
     create_defaults_list,
 )
-from vitlab.compose.overrides import check_keys, describe_field, is_choice, read_words, unknown_key
+from vitlab.compose.overrides import check_keys, describe_field, is_choice, parse_overrides, unknown_key
 from vitlab.compose.schema import Field, fields, find
 from vitlab.compose.validate import check, check_read
 from vitlab.compose.yaml_errors import Files, defaults_error, file_error, interpolation_error, missing_file, yaml_error
@@ -40,16 +40,17 @@ from vitlab.config.composed import Composed
 from vitlab.config.debug import apply_debug
 from vitlab.errors import UserError
 from vitlab.methods.base import find_method
+from vitlab.run.identity import leaves
 
 
 def load(overrides: list[str]) -> Composed:
-    """Compose, type and check the configuration that ``overrides`` ask for.
+    """Compose, convert and check the configuration of ``overrides``.
 
     Raises:
-        UserError: for whatever is wrong with the overrides or with a YAML file.
+        UserError: a mistake in the overrides or in a YAML file.
     """
     conf = conf_dir()
-    words = read_words(overrides, conf)
+    words = parse_overrides(overrides, conf)
     loader = ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf)))
     repository = CachingConfigRepository(loader.repository)
     try:
@@ -73,20 +74,21 @@ def load(overrides: list[str]) -> Composed:
     files = Files(conf, defaults.defaults)
     typed = {one.key_or_group: str(one.input_line) for one in words if not is_choice(one)}
     try:
-        usual = OmegaConf.structured(Config(method=method.Options))
+        chosen_tree = OmegaConf.structured(Config(method=method.Options))
         for default in defaults.defaults:
-            usual.merge_with(loader._load_single_config(default, repository).config)
-        OmegaConf.set_struct(usual, True)
-        asked = copy.deepcopy(usual)
-        refuse_below_nothing(keyed, asked, known)
-        drop_args(keyed, asked, {word.get_key_element() for word in words})
-        ConfigLoaderImpl._apply_overrides_to_config(keyed, asked)
-        tree = cast(dict[str, Any], OmegaConf.to_container(asked, resolve=True, throw_on_missing=True))
-        # Once more over the bare schema: strict, so that nothing can have come in that has no type.
+            chosen_tree.merge_with(loader._load_single_config(default, repository).config)
+        OmegaConf.set_struct(chosen_tree, True)
+        overridden = copy.deepcopy(chosen_tree)
+        refuse_keys_of_missing_recipe(keyed, overridden, known)
+        reset_args(keyed, overridden, {word.get_key_element() for word in words})
+        ConfigLoaderImpl._apply_overrides_to_config(keyed, overridden)
+        tree = cast(dict[str, Any], OmegaConf.to_container(overridden, resolve=True, throw_on_missing=True))
+        # Merged into the schema once more: strict, so that every value has the declared type.
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config(method=method.Options)), tree))
-        before, after = _leaves(OmegaConf.to_container(usual, resolve=True)), _leaves(tree)
+        before = leaves(cast(dict[str, Any], OmegaConf.to_container(chosen_tree, resolve=True)))
+        after = leaves(tree)
     except (HydraException, OmegaConfBaseException) as error:
-        raise _explained(error, typed, files, known) from error
+        raise _user_error(error, typed, files, known) from error
     assert isinstance(config, Config)
 
     def where(key: str) -> str:
@@ -101,22 +103,22 @@ def load(overrides: list[str]) -> Composed:
     check_read(config, method, chosen)
     changed = {key: value for key, value in after.items() if before.get(key, ...) != value}
     config = apply_debug(config)
-    usual_values = {key: before.get(key) for key in changed}
-    return Composed(config, choices, set(chosen) & set(GROUPS), list(overrides), tree, changed, usual_values, read)
+    unchanged = {key: before.get(key) for key in changed}
+    return Composed(config, choices, set(chosen) & set(GROUPS), list(overrides), tree, changed, unchanged, read)
 
 
 def _reads_of_mode(config: Config, chosen: set[str]) -> set[str]:
-    """Groups and keys that ``mode=`` reads; none for a training. A run knows its data set: it is read from the prompt
-    only where one is typed."""
+    """Groups and keys that ``mode=`` reads; none for a training. With ``run=`` the data set is the run's, and is read
+    from the command line only if it is given there."""
     read = set(mode_reads(config.mode))
     return read - {"dataset"} if config.run is not None and "dataset" not in chosen else read
 
 
-def refuse_below_nothing(keyed: list[Override], tree: DictConfig, known: dict[str, Field]) -> None:
-    """A key of a recipe that is not chosen has nowhere to stand; OmegaConf trips over it.
+def refuse_keys_of_missing_recipe(keyed: list[Override], tree: DictConfig, known: dict[str, Field]) -> None:
+    """Refuse a key of a recipe that is null, for which OmegaConf raises an unclear error.
 
     Raises:
-        UserError: naming the recipe and how it is chosen.
+        UserError: naming the recipe and how to choose it.
     """
     for word in keyed:
         parts = word.key_or_group.split(".")
@@ -129,10 +131,10 @@ def refuse_below_nothing(keyed: list[Override], tree: DictConfig, known: dict[st
                 )
 
 
-def drop_args(keyed: list[Override], tree: DictConfig, typed: set[str]) -> None:
-    """A network's arguments are its own: a timm name typed instead of the usual one comes without the usual one's.
+def reset_args(keyed: list[Override], tree: DictConfig, typed: set[str]) -> None:
+    """Clear a network's ``args`` if its ``name`` is overridden by another timm model, which has other arguments.
 
-    Where the choice is typed as well (``model=tiny_vit_digits model.name=...``), they stay.
+    They are kept if the choice is given as well (``model=tiny_vit_digits model.name=...``).
     """
     for word in keyed:
         above, _, last = word.key_or_group.rpartition(".")
@@ -141,8 +143,8 @@ def drop_args(keyed: list[Override], tree: DictConfig, typed: set[str]) -> None:
             node.args = {}
 
 
-def _explained(error: Exception, typed: dict[str, str], files: Files, known: dict[str, Field]) -> UserError:
-    """The user's mistake behind an exception of Hydra's or OmegaConf's."""
+def _user_error(error: Exception, typed: dict[str, str], files: Files, known: dict[str, Field]) -> UserError:
+    """The user's mistake that made Hydra or OmegaConf raise ``error``."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__ or cause.__context__
@@ -155,25 +157,16 @@ def _explained(error: Exception, typed: dict[str, str], files: Files, known: dic
         if "dict is not a subclass" in str(cause) or isinstance(cause, ConfigIndexError):
             above = re.split(r"\.\d", name)[0]
             return UserError(
-                f"{line}: {above} has no such place; the first is {above}.0.",
-                f"For several, give the whole list: {above}=[{{name:NAME}},{{name:NAME}}].",
+                f"{line}: {above} has no such index; the first is {above}.0.",
+                f"For several, give the complete list: {above}=[{{name:NAME}},{{name:NAME}}].",
             )
         if key.startswith(f"{name}.") and find(key, known) is None:
             return unknown_key(line, key, "VALUE", known, conf_dir())
         field = find(key, known) or find(name, known)
         value = line.partition("=")[2]
         kind = f" is not {field.kind.partition(' such as')[0]}." if field else " does not fit."
-        what = f"{line}: '{value}'{kind}" if value else f"{line}: nothing stands right of the equals sign."
+        what = f"{line}: '{value}'{kind}" if value else f"{line}: the value after the equals sign is missing."
         return UserError(what, describe_field(field) if field else "")
     return file_error(cause if isinstance(cause, Exception) else error, files, known) or defaults_error(
         error, conf_dir(), list(typed.values())
     )
-
-
-def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict) or (not tree and prefix):
-        return {prefix: tree}
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found.update(_leaves(value, f"{prefix}.{key}" if prefix else str(key)))
-    return found

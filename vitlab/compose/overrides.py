@@ -1,6 +1,6 @@
-"""The words at the prompt: read, told apart (choices of a group, single keys) and checked before Hydra sees them.
+"""Parsing of the command line's overrides: choices of a group and values of single keys, checked before composition.
 
-Every mistake that can be found in a word alone is answered here, because here it is known what was typed.
+Mistakes in a single override are reported here, with the override as typed.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 
-from vitlab.compose.schema import ANSWERS, ELSEWHERE, Field, fields, find, suggest
+from vitlab.compose.schema import SYNONYMS, UNNEEDED_KEYS, Field, fields, find, suggest
 from vitlab.config.catalogue import GROUPS, choices, mode_meanings
 from vitlab.errors import UserError, list_names, nearest
 from vitlab.methods.base import find_method, method_names
 
-SAME_CHOICE = {"cuda": "gpu", "nvidia": "gpu", "false": "none", "off": "none", "wb": "wandb", "tb": "tensorboard"}
-"""What other programs call a choice, and its name here."""
+CHOICE_SYNONYMS = {"cuda": "gpu", "nvidia": "gpu", "false": "none", "off": "none", "wb": "wandb", "tb": "tensorboard"}
+"""Name of a choice in other programs → name here."""
 
 
 def is_choice(word: Override) -> bool:
-    """Whether the word chooses a file of a group (model=resnet50) rather than giving one key a value."""
+    """Whether the override chooses a file of a group (model=resnet50), not a value of a key."""
     return word.key_or_group in (*GROUPS, "local") and not isinstance(word.value(), dict)
 
 
-def read_words(words: list[str], conf: Path) -> list[Override]:
-    """Parse the words and check what can be checked without composing: form, groups, choices, repetitions.
+def parse_overrides(words: list[str], conf: Path) -> list[Override]:
+    """Parse the overrides and check their syntax, groups, choices and repetitions, without composing.
 
     Raises:
-        UserError: for the first word that is wrong.
+        UserError: for the first mistake.
     """
     _check_spaces(words)
-    read = [_read(word, conf) for word in words]
+    overrides = [_parse_override(word, conf) for word in words]
     seen: dict[str, str] = {}
-    for word, typed in zip(read, words, strict=True):
+    for word, typed in zip(overrides, words, strict=True):
         name = word.get_key_element().lstrip("+~")
         if name in seen:
             raise UserError(f"{name} is given twice: {seen[name]} and {typed}.", "Leave one of them out.")
@@ -46,14 +46,14 @@ def read_words(words: list[str], conf: Path) -> list[Override]:
             _check_choice(word, typed, conf)
         if is_choice(word) and _is_mount(word):
             _check_mount(word)
-    return read
+    return overrides
 
 
 def check_keys(keyed: list[Override], known: dict[str, Field], conf: Path) -> list[Override]:
-    """Check the words that give single keys a value against the known keys; return them as Hydra can apply them.
+    """Check the overrides of single keys against the schema; the overrides as Hydra can apply them.
 
     Raises:
-        UserError: for the first key that does not exist or cannot be set this way.
+        UserError: for the first key that does not exist or cannot be set so.
     """
     return [_check_key(word, str(word.input_line), known, conf) for word in keyed]
 
@@ -64,7 +64,7 @@ def describe_field(field: Field) -> str:
     return f"{field.key} takes {kind}" + (f" ({field.meaning})." if field.meaning else ".")
 
 
-# ---------------------------------------------------------------------------------------------------------- one word
+# ------------------------------------------------------------------------------------------------------ one override
 
 
 def _check_spaces(words: list[str]) -> None:
@@ -72,36 +72,36 @@ def _check_spaces(words: list[str]) -> None:
     for before, word, after in zip(["", *words], words, [*words[1:], ""], strict=False):
         if word == "=" or (word.startswith("=") and before and "=" not in before):
             split = " ".join(one for one in (before, word, "" if word[1:] else after) if one)
-            raise UserError(f"'{split}' is cut by its spaces.", f"Write {before}={word[1:] or after}.")
+            raise UserError(f"'{split}' is split at its spaces.", f"Write {before}={word[1:] or after}.")
         if re.fullmatch(r"--\w[\w.-]*", word) and after and "=" not in after and not after.startswith("-"):
-            meant = _meant(word.lstrip("-").replace("-", "_"), after)
+            near = _suggested(word.lstrip("-").replace("-", "_"), after)
             raise UserError(
-                f"'{word} {after}': keys are written without dashes, as key=value.", f"Did you mean {meant}?"
+                f"'{word} {after}': keys are written without dashes, as key=value.", f"Did you mean {near}?"
             )
         if "=" in word or word.startswith(("-", "~")):
             continue
         if before.endswith("="):
-            raise UserError(f"'{before} {word}' is cut by the space.", f"Write {before}{word}.")
+            raise UserError(f"'{before} {word}' is split at the space.", f"Write {before}{word}.")
         known = fields()
         if after and "=" not in after and (find(word, known) or word in GROUPS):
             raise UserError(f"'{word} {after}' is not key=value.", f"Write {word}={after}.")
 
 
-def _read(word: str, conf: Path) -> Override:
+def _parse_override(word: str, conf: Path) -> Override:
     if "=" not in word and not word.startswith("~"):
-        raise _not_a_pair(word, conf)
+        raise _missing_equals(word, conf)
     key, _, value = word.partition("=")
     if key.startswith("-"):
-        meant = _meant(key.lstrip("-").replace("-", "_"), value)
-        raise UserError(f"{word}: keys are written without dashes.", f"Did you mean {meant}?")
+        near = _suggested(key.lstrip("-").replace("-", "_"), value)
+        raise UserError(f"{word}: keys are written without dashes.", f"Did you mean {near}?")
     if not key.strip():
-        raise UserError(f"'{word}': nothing stands left of the equals sign.", "Write key=value.")
+        raise UserError(f"'{word}': the key before the equals sign is missing.", "Write key=value.")
     if key != key.strip() or value != value.lstrip():
         raise UserError(f"'{word}' has a space beside the equals sign.", f"Write {key.strip()}={value.strip()}.")
     if word.startswith("~"):
         name = word[1:].partition("=")[0]
-        raise UserError(f"{word}: keys are not removed.", f"Switch it off instead, where it can be: {name}=null.")
-    if value.startswith("~/"):  # shells leave it alone behind an equals sign
+        raise UserError(f"{word}: keys are not removed.", f"Set it to null, if it is optional: {name}=null.")
+    if value.startswith("~/"):  # shells do not expand it after an equals sign
         value = os.path.expanduser(value)
     field = find(key, fields())
     try:
@@ -109,7 +109,7 @@ def _read(word: str, conf: Path) -> Override:
         if parsed.is_sweep_override() and field is not None and field.kind == "text":
             raise HydraException
     except HydraException:
-        # Hydra's grammar has no place for some (), commas and spaces; in a text they stand for themselves.
+        # Hydra's grammar does not accept some (), commas and spaces; quoted, they are part of a text.
         if value.startswith(("[", "{")):
             raise UserError(
                 f"{word}: the brackets or quotes do not match.",
@@ -132,8 +132,8 @@ def _quoted(value: str) -> str:
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _meant(name: str, value: str) -> str:
-    """A word that may be meant by an option of another program, or by a key with dashes before it."""
+def _suggested(name: str, value: str) -> str:
+    """The override for an option of another program, or for a key with leading dashes."""
     known = fields()
     if name in GROUPS or find(name, known):
         return f"{name}={value}"
@@ -141,7 +141,7 @@ def _meant(name: str, value: str) -> str:
 
 
 def _rewritten(typed: str, near: str, value: str) -> str:
-    """The word that ``typed=value`` becomes under the key ``near``, with the unit that a duration needs."""
+    """The override of the key ``near`` for ``typed=value``, with a unit if it is a duration."""
     if near == "recipe.duration" and value.isdigit():
         return f"{near}={value}{'st' if 'step' in typed else 'ep'}"
     if near == "hardware":
@@ -153,7 +153,7 @@ def _parse(word: str) -> Override:
     return OverridesParser.create().parse_override(word)
 
 
-def _not_a_pair(word: str, conf: Path) -> UserError:
+def _missing_equals(word: str, conf: Path) -> UserError:
     name = word.lstrip("-")
     if name in mode_meanings():
         return UserError(f"'{word}' is not key=value.", f"Did you mean mode={name}?")
@@ -164,13 +164,13 @@ def _not_a_pair(word: str, conf: Path) -> UserError:
         return UserError(f"'{word}' is not key=value.", f"What can be chosen: mode=list group={name}.")
     near = nearest(name, ("help", "version")) if word.startswith("-") else None
     if near:
-        return UserError(f"{word} is no option.", f"Did you mean --{near}?")
+        return UserError(f"{word} is not an option.", f"Did you mean --{near}?")
     if word.startswith("-"):
-        meant = _meant(name.replace("-", "_"), "VALUE")
-        return UserError(f"{word}: keys are written without dashes, as key=value.", f"Did you mean {meant}?")
-    every = {one: group for group in reversed(list(GROUPS)) for one in choices(conf, group)}
-    near = nearest(name, every)
-    cure = f"Did you mean {every[near]}={near}?" if near else "python -m vitlab --help shows how to begin."
+        near = _suggested(name.replace("-", "_"), "VALUE")
+        return UserError(f"{word}: keys are written without dashes, as key=value.", f"Did you mean {near}?")
+    group_of = {one: group for group in reversed(list(GROUPS)) for one in choices(conf, group)}
+    near = nearest(name, group_of)
+    cure = f"Did you mean {group_of[near]}={near}?" if near else "python -m vitlab --help has examples."
     return UserError(f"'{word}' is not key=value.", cure)
 
 
@@ -187,9 +187,9 @@ def _check_choice(word: Override, typed: str, conf: Path) -> None:
     if isinstance(value, str) and value in names:
         return
     if value is None and (_is_mount(word) or group in ("experiment", "local")):
-        raise UserError(f"{typed}: a choice cannot be taken back like this.", "Leave the word out.")
+        raise UserError(f"{typed}: a choice cannot be removed so.", "Leave it out.")
     if value is None:
-        raise UserError(f"{typed}: a run cannot be without {group}.", f"There are: {list_names(names)}.")
+        raise UserError(f"{typed}: a run needs a {group}.", f"There are: {list_names(names)}.")
     if not isinstance(value, str):
         raise UserError(f"{typed}: {group} takes one name.", f"There are: {list_names(names)}.")
     key = typed.partition("=")[0]
@@ -199,22 +199,22 @@ def _check_choice(word: Override, typed: str, conf: Path) -> None:
 
 
 def _choose(key: str, value: str, names: list[str]) -> str:
-    """The cure for an unknown choice: the names that are near, or all of them."""
+    """The cure for an unknown choice: similar names, or all of them."""
     group = key.partition("@")[0]
-    fits = [SAME_CHOICE[value]] if SAME_CHOICE.get(value) in names else []
-    fits = fits or [one for one in names if one.startswith(value)]
+    similar = [CHOICE_SYNONYMS[value]] if CHOICE_SYNONYMS.get(value) in names else []
+    similar = similar or [one for one in names if one.startswith(value)]
     near = nearest(value, names)
-    fits = fits or ([near] if near else [one for one in names if value.startswith(one)])
-    if fits:
-        cure = f"Did you mean {' or '.join(f'{key}={one}' for one in fits[:3])}? "
+    similar = similar or ([near] if near else [one for one in names if value.startswith(one)])
+    if similar:
+        cure = f"Did you mean {' or '.join(f'{key}={one}' for one in similar[:3])}? "
     else:
-        cure = f"There are: {list_names(names)}. " if names else "There is none yet. "
+        cure = f"There are: {list_names(names)}. " if names else "There are no choices yet. "
     cure += f"What each is: mode=list group={group}."
-    return cure + (f" Any timm model is taken by its name: model.name={value}." if group == "model" else "")
+    return cure + (f" Any timm model can be given by name: model.name={value}." if group == "model" else "")
 
 
 def _check_mount(word: Override) -> None:
-    """Refuse a recipe that is mounted (recipe@teacher.recipe=x) where no recipe can be, under no method."""
+    """Refuse a recipe mounted (recipe@teacher.recipe=x) at a key that is not a recipe of any method."""
     place = str(word.package)
     known = [one for name in method_names() for one in fields(find_method(name).Options)]
     places = sorted(
@@ -225,11 +225,9 @@ def _check_mount(word: Override) -> None:
     if place not in places:
         near = nearest(place, places)
         cure = (
-            f"Did you mean recipe@{near}={word.value()}?"
-            if near
-            else f"Recipes stand at: recipe, {list_names(places)}."
+            f"Did you mean recipe@{near}={word.value()}?" if near else f"Recipes are at: recipe, {list_names(places)}."
         )
-        raise UserError(f"{word.input_line}: no recipe can stand at '{place}'.", cure)
+        raise UserError(f"{word.input_line}: '{place}' is not a recipe.", cure)
 
 
 # ----------------------------------------------------------------------------------------------------------- one key
@@ -241,35 +239,31 @@ def _check_key(word: Override, line: str, known: dict[str, Field], conf: Path) -
     value = line.partition("=")[2]
     if word.package is not None:
         raise UserError(
-            f"{line}: '{key}' is no group.", f"Only groups are mounted with @; the groups are: {list_names(GROUPS)}."
+            f"{line}: '{key}' is not a group.", f"Only groups are mounted with @; the groups are: {list_names(GROUPS)}."
         )
     if re.match(r"hydra\b", key):
         raise UserError(f"{line}: Hydra's own settings are not used here.", "Leave it out.")
     if key in ("group", "key"):
-        raise UserError(f"{line} belongs to a list.", f"Write mode=list {line}.")
+        raise UserError(f"{line} is a key of mode=list.", f"Write mode=list {line}.")
     if "/" in key:
         raise UserError(f"{line}: there is no group '{key}'.", f"The groups are: {list_names(GROUPS)}.")
     field = find(key, known)
     if field is None:
         raise unknown_key(f"{plus}{key}={value}", key, value, known, conf)
     if plus and not find(key, {k: v for k, v in known.items() if v.free}):
-        raise UserError(f"{line}: {key} exists, so it is not added.", f"Write it without plus: {key}={value}.")
+        raise UserError(f"{line}: {key} exists, so it needs no plus.", f"Write it without plus: {key}={value}.")
     group, _, last = key.rpartition(".")
     if last == "name" and group in GROUPS and GROUPS[group].named:
-        raise UserError(
-            f"{line}: the name only tells which {group} was chosen.", f"Choose another with {group}={value}."
-        )
-    off = word.value() is None and field.optional
-    if field.branch and not field.free and not off and not isinstance(word.value(), (dict, list)):
+        raise UserError(f"{line}: this key stores which {group} is chosen.", f"Choose another with {group}={value}.")
+    is_null = word.value() is None and field.optional
+    if field.branch and not field.free and not is_null and not isinstance(word.value(), (dict, list)):
         if field.kind.startswith("a list"):
             raise UserError(f"{line}: '{value}' is not a list.", f"Write {key}=[{{name:NAME}}], or a member's key.")
         raise _branch(word, field, value, known)
     if word.value() == {}:
-        raise UserError(
-            f"{line} changes nothing, since keys are added to those there.", f"Switch one off: {key}.KEY=null."
-        )
+        raise UserError(f"{line} changes nothing, since its keys are merged.", f"Remove one with {key}.KEY=null.")
     if field.free or (field.key == key and field.kind == "anything" and key not in known):
-        return dataclasses.replace(word, type=OverrideType.FORCE_ADD)  # below a free dict any key may be new
+        return dataclasses.replace(word, type=OverrideType.FORCE_ADD)  # a free dict accepts new keys
     return word
 
 
@@ -284,26 +278,26 @@ def _branch(word: Override, field: Field, value: str, known: dict[str, Field]) -
 
 
 def unknown_key(word: str, key: str, value: str, known: dict[str, Field], conf: Path) -> UserError:
-    """The answer to a key that there is not: the nearest one, with its kind and meaning, or all beside it."""
+    """The message for an unknown key: the most similar key with its type and help text, or all of its siblings."""
     what = f"{word}: there is no key '{key}'."
-    if key in ANSWERS:
-        return UserError(what, ANSWERS[key])
+    if key in UNNEEDED_KEYS:
+        return UserError(what, UNNEEDED_KEYS[key])
     if key.startswith("method.") and (others := _methods_with(key)):
         return UserError(what, f"It belongs to {' and '.join(f'method={one}' for one in others)}.")
     near = _by_choice(key, value, conf) or suggest(key, known)
     parent = key.rpartition(".")[0]
     if parent and not (parent in known and known[parent].branch):
         parent = ""
-    beside = [one.rpartition(".")[2] for one in known if one.rpartition(".")[0] == parent]
+    siblings = [one.rpartition(".")[2] for one in known if one.rpartition(".")[0] == parent]
     if near is None:
-        where = f"The keys of {parent} are" if parent else "At the top there are"
-        return UserError(what, f"{where}: {list_names(beside, 40)}.")
+        where = f"The keys of {parent} are" if parent else "The top-level keys are"
+        return UserError(what, f"{where}: {list_names(siblings, 40)}.")
     if near in GROUPS:
         names = choices(conf, near)
-        meant = f"{near}={key}" if key in names else _rewritten(key, near, value)
+        suggestion = f"{near}={key}" if key in names else _rewritten(key, near, value)
         if near != "hardware" and value not in names and key not in names:
             return UserError(what, _choose(near, value, names))
-        return UserError(what, f"Did you mean {meant}?")
+        return UserError(what, f"Did you mean {suggestion}?")
     field = find(near, known)
     assert field is not None
     index = re.search(r"\.(\d+)\.", key)
@@ -320,8 +314,8 @@ def _methods_with(key: str) -> list[str]:
 
 
 def _by_choice(key: str, value: str, conf: Path) -> str | None:
-    """The group meant, when the value is one of its choices and the key resembles its name."""
+    """The group with a choice ``value`` and a name similar to ``key``; None if there is none."""
     holders = [group for group in GROUPS if value in choices(conf, group)]
-    if ELSEWHERE.get(key) in holders:
-        return ELSEWHERE[key]
+    if SYNONYMS.get(key) in holders:
+        return SYNONYMS[key]
     return nearest(key, holders)

@@ -1,6 +1,6 @@
-"""Every key that can be typed: its kind, its default and its one-line meaning, read off the dataclasses.
+"""All keys with their types, defaults and help texts, read from the dataclasses; completion of stored configurations.
 
-The meanings are the comments beside the fields, so that a key is explained in one place. Light: no torch, no Hydra.
+The help texts are the comments beside the fields. No torch, no Hydra.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vitlab.methods.base import find_method, method_names
 DURATIONS = frozenset({"duration", "warmup", "decay_at", "validate_every", "checkpoint_every"})
 """Names of the fields of a recipe that hold durations (90ep, 5000st, 10%)."""
 
-ELSEWHERE = {
+SYNONYMS = {
     "epochs": "recipe.duration",
     "num_epochs": "recipe.duration",
     "max_epochs": "recipe.duration",
@@ -66,31 +66,31 @@ ELSEWHERE = {
     "config": "experiment",
     "wandb": "logger",
 }
-"""What other programs call things, and the key here."""
+"""Name of a key in other programs → key here."""
 
-ANSWERS = {
-    "resume": "The same command continues its run by itself; fresh=true starts another one beside it.",
-    "continue": "The same command continues its run by itself; fresh=true starts another one beside it.",
-    "verbose": "A run always says what it does; all of it stands in metrics.jsonl.",
+UNNEEDED_KEYS = {
+    "resume": "The same command continues its run automatically; fresh=true starts another one beside it.",
+    "continue": "The same command continues its run automatically; fresh=true starts another one beside it.",
+    "verbose": "A run always prints its progress; all metrics are in metrics.jsonl.",
 }
-"""Words that ask for what needs no key."""
+"""Keys of other programs that have no counterpart here → explanation."""
 
 RENAMED: dict[str, str] = {
     "ModelConfig.absent_class": "args.absent_class",
     "ModelConfig.table_resize": "args.table_resize",
 }
-"""Keys of former versions: ``"Class.key"`` → the key of today below the same class, both dotted where they lie deeper.
+"""Renamed keys of earlier versions: ``"Class.key"`` → current key below the same class, both dotted for nested keys.
 
-``"ModelConfig.args_of_timm": "args"`` finds the key wherever a network stands (``model.``, ``teacher.members.0.``,
-``method.other.``); with ``Config`` for the class a key moves from anywhere to anywhere:
-``"Config.recipe.views": "method.views"``. The value has to mean the same.
+``"ModelConfig.args_of_timm": "args"`` applies to every network (``model.``, ``teacher.members.0.``, ``method.other.``);
+with the class ``Config`` a key can move anywhere: ``"Config.recipe.views": "method.views"``. The meaning of the value
+must not change.
 """
 
 REMOVED: dict[str, Any] = {"ModelConfig.absent_class": "mean", "ModelConfig.table_resize": "official"}
-"""Keys of former versions that nothing stands for today: ``"Class.key"`` → the value with which it did nothing.
+"""Removed keys of earlier versions: ``"Class.key"`` → the value without effect.
 
-A run that has this value goes on as if the key had never been; one with another value differs, and is told so. A key
-that is in both tables moves only where it has another value than this.
+A run with this value is continued as if the key did not exist; one with another value counts as different. A key in
+both tables is renamed only if it has another value than this.
 """
 
 _ABSENT = object()
@@ -103,20 +103,20 @@ class Field:
     key: str  # dotted; the members of a list of dataclasses as teacher.members.0.name
     kind: str  # "a number", "true or false", ...
     meaning: str
-    default: str  # as it would be typed; "" when conf/ must give it
+    default: str  # as typed on the command line; "" if conf/ must give it
     optional: bool  # takes null
     branch: bool  # has keys below it
-    free: bool  # a dict in which any key is allowed
+    free: bool  # a dict with arbitrary keys
 
 
 @functools.cache
 def fields(options: type | None = None) -> dict[str, Field]:
-    """All fields by key, in the order of the dataclasses; ``options`` is what ``method.`` holds."""
+    """All fields by key, in the order of the dataclasses; ``options`` is the dataclass of ``method``."""
     return _walk(Config, "", options)
 
 
 def find(key: str, known: dict[str, Field]) -> Field | None:
-    """The field of ``key``; list positions may have any number, and below a free dict every key is one."""
+    """The field of ``key``, with any list index, or any key below a free dict; None if there is none."""
     key = re.sub(r"\.\d+(?=\.|$)", ".0", key)
     if key in known:
         return known[key]
@@ -129,29 +129,28 @@ def find(key: str, known: dict[str, Field]) -> Field | None:
 
 
 def suggest(key: str, known: dict[str, Field]) -> str | None:
-    """The key that a person who typed ``key`` most likely meant.
+    """The existing key that is most similar to ``key``.
 
-    Looked for among the neighbours under the same parent, then among equal last names, then in the words of other
-    programs, then among everything.
+    Searched among the keys of the same parent, then in :data:`SYNONYMS`, then among the last parts of all keys.
     """
     parent, _, last = key.rpartition(".")
     if parent and parent not in known:
-        # The parent may be what is misspelt: mend it, then look beside the last name again.
+        # The parent may be misspelt: correct it, then search among its keys.
         branches = [one for one, field in known.items() if field.branch]
-        mended = nearest(parent, branches)
-        if mended is not None and known[mended].free:
-            return f"{mended}.{last}"
-        if mended is not None and (f"{mended}.{last}" in known or nearest(last, _below(mended, known))):
-            return f"{mended}.{last}" if f"{mended}.{last}" in known else suggest(f"{mended}.{last}", known)
-    beside = _below(parent, known)
-    if parent and last in ELSEWHERE and ELSEWHERE[last].rpartition(".")[0] == parent:
-        return ELSEWHERE[last]
-    swapped = [one for one in beside if sorted(one) == sorted(last)]
-    near = swapped[0] if swapped else nearest(last, beside)
+        corrected = nearest(parent, branches)
+        if corrected is not None and known[corrected].free:
+            return f"{corrected}.{last}"
+        if corrected is not None and (f"{corrected}.{last}" in known or nearest(last, _below(corrected, known))):
+            return f"{corrected}.{last}" if f"{corrected}.{last}" in known else suggest(f"{corrected}.{last}", known)
+    siblings = _below(parent, known)
+    if parent and last in SYNONYMS and SYNONYMS[last].rpartition(".")[0] == parent:
+        return SYNONYMS[last]
+    swapped = [one for one in siblings if sorted(one) == sorted(last)]
+    near = swapped[0] if swapped else nearest(last, siblings)
     if near is not None:
-        return beside[near]
-    if last in ELSEWHERE and find(ELSEWHERE[last], known):
-        return ELSEWHERE[last]
+        return siblings[near]
+    if last in SYNONYMS and find(SYNONYMS[last], known):
+        return SYNONYMS[last]
     everywhere: dict[str, str] = {}
     for one in sorted(known, key=lambda one: (one.count("."), not one.startswith("recipe.")), reverse=True):
         everywhere[one.rpartition(".")[2]] = one
@@ -159,31 +158,30 @@ def suggest(key: str, known: dict[str, Field]) -> str | None:
     return everywhere[near] if near else None
 
 
-def from_tree(tree: Mapping[str, Any], usual: Mapping[str, Any] | None = None) -> Config:
-    """The typed configuration of plain dicts, lists and scalars, as a run of this vitlab or an older one keeps them.
+def from_tree(tree: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> Config:
+    """The typed configuration of a stored tree of dicts, lists and scalars, of this or an earlier version.
 
     Args:
-        usual: values for what the tree lacks and the schema gives no default.
+        defaults: values of keys that are missing in the tree and have no default in the schema.
 
     Raises:
         UserError: an unknown method.
-        OmegaConfBaseException: keys or values that this vitlab does not know.
+        OmegaConfBaseException: unknown keys, or values of another type.
     """
     options = find_method(str(tree["method"]["name"])).Options
     schema = OmegaConf.structured(Config(method=options))
-    config = OmegaConf.to_object(OmegaConf.merge(schema, dict(usual or {}), complete(tree)))
+    config = OmegaConf.to_object(OmegaConf.merge(schema, dict(defaults or {}), complete(tree)))
     assert isinstance(config, Config)
     return config
 
 
 def complete(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored configuration as this vitlab writes it: what an older one did not have yet has its default.
+    """A stored configuration of an earlier version, completed with the defaults of keys added since.
 
-    So a key may be added without a word to any run that was made before, if its default is neutral: the run did what
-    the default means. ``Run.open`` compares trees in this form. Keys are followed through every dataclass, wherever it
-    stands: recipes and networks among a method's options and the members of a teacher like the top-level ones. Keys
-    that have moved since are found by :data:`RENAMED` and :data:`REMOVED`; any other unknown key stays as it is, and
-    so counts as a difference. A key without a default stays absent.
+    So a key with a neutral default may be added without changing any earlier run; ``Run.open`` compares trees in this
+    form. All dataclasses are completed, wherever they occur: recipes and networks among a method's options and the
+    members of a teacher, too. Keys are renamed by :data:`RENAMED` and removed by :data:`REMOVED`; any other unknown key
+    is kept, and counts as a difference. A key without a default stays absent.
 
     Args:
         tree: plain dicts, lists and scalars; not changed.
@@ -195,7 +193,7 @@ def complete(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _completed(cls: type, values: dict[str, Any], options: type | None) -> dict[str, Any]:
-    """``values`` of a ``cls`` with what they lack; ``options`` is what ``Config.method`` holds."""
+    """``values`` of a ``cls``, completed; ``options`` is the dataclass of ``Config.method``."""
     hints, names = typing.get_type_hints(cls), [one.name for one in dataclasses.fields(cls)]
     if not values.keys() >= set(names):
         values = {**_defaults(cls), **values}
@@ -215,7 +213,7 @@ def _completed(cls: type, values: dict[str, Any], options: type | None) -> dict[
 
 
 def _moved(cls: type, values: dict[str, Any]) -> dict[str, Any]:
-    """``values`` of a ``cls`` under the keys of today."""
+    """``values`` of a ``cls`` with :data:`RENAMED` and :data:`REMOVED` applied."""
     for key, place in RENAMED.items():
         owner, _, path = key.partition(".")
         if owner == cls.__name__ and _lookup(values, path) not in (_ABSENT, REMOVED.get(key, _ABSENT)):
@@ -248,10 +246,10 @@ def _place(values: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _defaults(cls: type) -> dict[str, Any]:
-    """The defaults of a dataclass as a tree holds them (a float is a float also where 0 is written)."""
-    found = _without_missing(OmegaConf.to_container(OmegaConf.structured(cls)))
-    assert isinstance(found, dict)
-    return found
+    """The defaults of a dataclass as plain values of the declared types (a float default 0 as 0.0)."""
+    defaults = _without_missing(OmegaConf.to_container(OmegaConf.structured(cls)))
+    assert isinstance(defaults, dict)
+    return defaults
 
 
 def _without_missing(value: Any) -> Any:
@@ -261,14 +259,14 @@ def _without_missing(value: Any) -> Any:
 
 
 def _below(parent: str, known: dict[str, Field]) -> dict[str, str]:
-    """The keys directly under ``parent`` by their last names."""
+    """Last part → key, of the keys directly under ``parent``."""
     return {one.rpartition(".")[2]: one for one in known if one.rpartition(".")[0] == parent}
 
 
 def _walk(cls: type, prefix: str, options: type | None) -> dict[str, Field]:
     meanings = _comments(cls)
     hints = typing.get_type_hints(cls)
-    found: dict[str, Field] = {}
+    known: dict[str, Field] = {}
     for one in dataclasses.fields(cls):
         key = f"{prefix}{one.name}"
         hint, optional = _without_none(hints[one.name])
@@ -296,17 +294,18 @@ def _walk(cls: type, prefix: str, options: type | None) -> dict[str, Field]:
                 if kind.startswith("a list")
                 else "a duration such as 90ep or 5000st"
             )
-        found[key] = Field(key, kind, meaning, _default(one), optional, inner is not None or free, free)
+        known[key] = Field(key, kind, meaning, _default(one), optional, inner is not None or free, free)
         if inner is not None:
-            found.update(_walk(inner, f"{key}.0." if listed else f"{key}.", options))
-    return found
+            known.update(_walk(inner, f"{key}.0." if listed else f"{key}.", options))
+    return known
 
 
 @functools.cache
 def _comments(cls: type) -> dict[str, str]:
+    """Field → the comment beside it."""
     lines = inspect.getsource(cls).split("\n")
-    found = (re.match(r"\s+(\w+)\s*:[^#]*#\s*(.+)", line) for line in lines)
-    return {one[1]: one[2].strip() for one in found if one}
+    matches = (re.match(r"\s+(\w+)\s*:[^#]*#\s*(.+)", line) for line in lines)
+    return {one[1]: one[2].strip() for one in matches if one}
 
 
 def _without_none(hint: Any) -> tuple[Any, bool]:
@@ -330,17 +329,20 @@ def _kind(hint: Any) -> str:
 
 def _default(one: dataclasses.Field[Any]) -> str:
     if one.default is not dataclasses.MISSING and one.default != MISSING:
-        return _typed(one.default)
+        return format_value(one.default)
     if one.default_factory is not dataclasses.MISSING and not dataclasses.is_dataclass(one.default_factory):
-        return _typed(one.default_factory())
+        return format_value(one.default_factory())
     return ""
 
 
-def _typed(value: Any) -> str:
+def format_value(value: Any) -> str:
+    """``value`` as it is typed on the command line."""
     if value is None:
         return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, (list, tuple)):
-        return f"[{','.join(_typed(one) for one in value)}]"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+        return f"[{','.join(format_value(one) for one in value)}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{name}:{format_value(one)}" for name, one in value.items()) + "}"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,7 +1,7 @@
-"""Mistakes in the YAML files: the file, the line, what was expected, the nearest name.
+"""Messages for mistakes in YAML files: file, line, expected value, most similar name.
 
-Hydra and OmegaConf name neither the file nor the line, so after a failure the files are read once more, with the
-positions of their keys, and the one to blame is looked for.
+Hydra and OmegaConf report neither file nor line, so after an exception the files are parsed again, with the positions
+of their keys, to find the mistake.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vitlab.errors import UserError, list_names, nearest
 
 @dataclass(frozen=True)
 class Place:
-    """Where a key stands in a file."""
+    """Position of a key in a file."""
 
     file: Path
     line: int
@@ -39,14 +39,14 @@ class Place:
 
 
 class Files:
-    """The YAML files that a composition is made of, later ones winning."""
+    """The YAML files of a composition, in the order of increasing precedence."""
 
     def __init__(self, conf: Path, defaults: list[ResultDefault]) -> None:
         self.conf = conf
         self.defaults = [one for one in defaults if one.config_path and (conf / f"{one.config_path}.yaml").is_file()]
 
     def entries(self) -> Iterator[tuple[str, Place]]:
-        """Every key of every file, dotted and as mounted, with its place."""
+        """Every key of every file, dotted and with its package, with its position."""
         for one in self.defaults:
             path = self.conf / f"{one.config_path}.yaml"
             root = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
@@ -55,34 +55,34 @@ class Files:
                     if key.partition(".")[0] != "defaults" and ".defaults" not in f".{one.package}.{key}":
                         yield key, place
 
-    def shapeless(self) -> Iterator[tuple[Path, str]]:
-        """Files that hold something else than keys and values, with the place where their keys would go."""
+    def without_keys(self) -> Iterator[tuple[Path, str]]:
+        """Files that are not a mapping, with their package."""
         for one in self.defaults:
             path = self.conf / f"{one.config_path}.yaml"
             root = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
             if root is not None and not isinstance(root, yaml.MappingNode):
                 yield path, one.package or ""
 
-    def giver(self, key: str) -> str | None:
-        """The file from which ``key`` would be expected: the last one that is mounted just above it."""
+    def expected_file(self, key: str) -> str | None:
+        """The last file whose package is the parent of ``key``."""
         parent = key.rpartition(".")[0]
-        found = [one for one in self.defaults if one.package == parent]
-        return _name(self.conf / f"{found[-1].config_path}.yaml") if found else None
+        files = [one for one in self.defaults if one.package == parent]
+        return _name(self.conf / f"{files[-1].config_path}.yaml") if files else None
 
     def find(self, key: str) -> Place | None:
-        """The place that decides about ``key``: the last file that sets it."""
-        found = None
+        """The position of ``key`` in the last file that sets it."""
+        last = None
         for other, place in self.entries():
             if other == key:
-                found = place
-        return found
+                last = place
+        return last
 
 
 def file_error(error: Exception, files: Files, known: dict[str, Field]) -> UserError | None:
-    """What is wrong in the YAML files that explains ``error``; None when they are not to blame."""
-    for path, package in files.shapeless():
+    """The mistake in the YAML files that caused ``error``; None if there is none."""
+    for path, package in files.without_keys():
         return UserError(
-            f"{_name(path)}: a file of keys and values is expected, one 'key: value' a line.",
+            f"{_name(path)}: a file of keys and values is expected, one 'key: value' per line.",
             f"They become {package}.*." if package else "",
         )
     for key, place in files.entries():
@@ -90,7 +90,7 @@ def file_error(error: Exception, files: Files, known: dict[str, Field]) -> UserE
         if field is None:
             return _unknown_in_file(key, place, known)
         if field.branch and place.value not in ("", "null", "{...}", "[...]"):
-            cure = f"Choose it in the defaults list (- override /{key}: {place.value}), or give its keys below it."
+            cure = f"Choose it in the defaults list (- override /{key}: {place.value}), or set its keys below it."
             return UserError(f"{place}: {key} is a group of keys, not '{place.value}'.", cure)
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return value_error(error, files, known)
@@ -98,25 +98,25 @@ def file_error(error: Exception, files: Files, known: dict[str, Field]) -> UserE
 
 
 def value_error(error: OmegaConfBaseException, files: Files, known: dict[str, Field]) -> UserError:
-    """A value of the wrong type, a broken interpolation or a missing value, and its place in its file."""
+    """A value of the wrong type, a broken interpolation or a missing value, with its position."""
     key = re.sub(r"\[(\d+)\]", r".\1", str(error.full_key))
     place, field = files.find(key), find(key, known)
     where = str(place) if place else key
     if isinstance(error, (InterpolationKeyError, InterpolationResolutionError)):
         return interpolation_error(where, error)
     if isinstance(error, MissingMandatoryValue):
-        giver = files.giver(key)
-        what = f"{giver} gives {key} no value." if giver else f"{key} has no value."
+        expected_file = files.expected_file(key)
+        what = f"{expected_file} gives {key} no value." if expected_file else f"{key} has no value."
         return UserError(what, f"Give it one there, or {key}=VALUE. {describe_field(field)}" if field else "")
     if field is None:
         message = str(error.msg or error).split("\n")[0]
-        return UserError(f"{where}: {message}.", f"What there is: mode=list key={key.partition('.')[0]}.")
+        return UserError(f"{where}: {message}.", f"Its keys: mode=list key={key.partition('.')[0]}.")
     shown = f"'{place.value}'" if place else "the value"
     return UserError(f"{where}: {shown} is not {field.kind.partition(' such as')[0]}.", describe_field(field))
 
 
 def interpolation_error(where: str, error: OmegaConfBaseException) -> UserError:
-    """A ``${...}`` that leads nowhere."""
+    """A ``${...}`` that cannot be resolved."""
     problem = str(error.msg or error).split("\n")[0].rstrip(".")
     problem = re.sub(r".*raised while resolving interpolation: ", "", problem).strip('"')
     problem = re.sub(r"^Interpolation key '(.*)' not found$", r"there is no key '\1' to take a value from", problem)
@@ -124,11 +124,11 @@ def interpolation_error(where: str, error: OmegaConfBaseException) -> UserError:
 
 
 def yaml_error(error: yaml.YAMLError, conf: Path) -> UserError:
-    """A file that is not YAML."""
+    """A file that is not valid YAML."""
     mark = getattr(error, "problem_mark", None)
     problem = str(getattr(error, "problem", None) or error).split("\n")[0]
     if mark is None:
-        return UserError(f"A file in {conf.name}/ is not YAML: {problem}.", "Mend it or remove it.")
+        return UserError(f"A file in {conf.name}/ is not YAML: {problem}.", "Fix it or remove it.")
     path = Path(mark.name)
     place = f"{conf.name}/{path.relative_to(conf)}" if path.is_relative_to(conf) else path.name
     return UserError(
@@ -138,9 +138,9 @@ def yaml_error(error: yaml.YAMLError, conf: Path) -> UserError:
 
 
 def missing_file(missing: str, conf: Path) -> UserError:
-    """A defaults list that names a file that is not there; ``missing`` is group/choice."""
+    """A defaults list with a file that does not exist; ``missing`` is group/choice."""
     group, _, choice = missing.rpartition("/")
-    base = choice.startswith("_")  # of other files, and no choice
+    base = choice.startswith("_")  # a base of other files, not a choice
     names = sorted(path.stem for path in (conf / group).glob("_*.yaml")) if base else choices(conf, group)
     near = nearest(choice, names)
     place = _search(conf, rf"[/\s]{re.escape(group)}(@[\w.]+)?:\s*{re.escape(choice)}\s*(#.*)?$")
@@ -152,24 +152,24 @@ def missing_file(missing: str, conf: Path) -> UserError:
 
 
 def defaults_error(error: Exception, conf: Path, typed: Sequence[str]) -> UserError:
-    """A defaults list that Hydra refuses; ``typed`` are the words at the prompt, which are looked at first."""
+    """A defaults list that Hydra refuses; ``typed`` are the overrides, which are searched first."""
     text = " ".join(line.strip() for line in str(error).split("\n") if line.strip())
-    if found := re.match(r"(In '.*?': )?Could not override '(.+?)'", text):
-        group, _, mount = found[2].partition("@")
-        place = _search(conf, rf"override\s+/?{re.escape(found[2])}:")
-        if place and not any(word.startswith(f"{found[2]}=") for word in typed):
+    if match := re.match(r"(In '.*?': )?Could not override '(.+?)'", text):
+        group, _, mount = match[2].partition("@")
+        place = _search(conf, rf"override\s+/?{re.escape(match[2])}:")
+        if place and not any(word.startswith(f"{match[2]}=") for word in typed):
             near = nearest(group, GROUPS)
             cure = f"Did you mean /{near}?" if near else f"The groups are: {', '.join(GROUPS)}."
-            return UserError(f"{place}: there is no '{found[2]}' to override.", cure)
+            return UserError(f"{place}: there is no '{match[2]}' to override.", cure)
         return UserError(
-            f"{found[2]}=...: no {group} is chosen at {mount or group} here, so there is none to exchange.",
-            f"Leave it out, or add one: +{found[2]}=NAME.",
+            f"{match[2]}=...: no {group} is chosen at {mount or group}, so it cannot be overridden.",
+            f"Leave it out, or add one: +{match[2]}=NAME.",
         )
-    found = re.match(r"Multiple values for ([\w@]+(?:\.\w+)*)", text)
-    if found and (place := _search(conf, rf"^\s*-\s*/{re.escape(found[1])}:")):
-        return UserError(f"{place}: {found[1]} is chosen already.", f"Write: - override /{found[1]}: NAME.")
+    match = re.match(r"Multiple values for ([\w@]+(?:\.\w+)*)", text)
+    if match and (place := _search(conf, rf"^\s*-\s*/{re.escape(match[1])}:")):
+        return UserError(f"{place}: {match[1]} is already chosen.", f"Write: - override /{match[1]}: NAME.")
     text = re.sub(r"To (append|override).*", "", text).strip()
-    return UserError(f"The configuration cannot be composed: {text.rstrip('.')}.", "What there is: mode=list.")
+    return UserError(f"The configuration cannot be composed: {text.rstrip('.')}.", "Groups and choices: mode=list.")
 
 
 def _unknown_in_file(key: str, place: Place, known: dict[str, Field]) -> UserError:
@@ -177,11 +177,12 @@ def _unknown_in_file(key: str, place: Place, known: dict[str, Field]) -> UserErr
     last = key.rpartition(".")[2]
     what = f"{place}: there is no key '{last}'" + (f" (it would be {key})." if last != key else ".")
     if find(inner, known) and group == place.file.parent.name:
-        return UserError(what, f"To set {inner} from here, let the file begin with the line '# @package _global_'.")
+        return UserError(what, f"To set {inner} from here, put the line '# @package _global_' first in the file.")
     near = suggest(key, known)
     field = find(near, known) if near else None
-    cure = f"Did you mean '{field.key.rpartition('.')[2]}'? {describe_field(field)}" if field else _beside(key, known)
-    return UserError(what, cure)
+    if field is None:
+        return UserError(what, _list_siblings(key, known))
+    return UserError(what, f"Did you mean '{field.key.rpartition('.')[2]}'? {describe_field(field)}")
 
 
 def _name(path: Path) -> str:
@@ -197,14 +198,10 @@ def _search(folder: Path, pattern: str) -> str | None:
     return None
 
 
-def _beside(key: str, known: dict[str, Field]) -> str:
+def _list_siblings(key: str, known: dict[str, Field]) -> str:
     parent = key.rpartition(".")[0]
     names = [one.rpartition(".")[2] for one in known if one.rpartition(".")[0] == parent]
-    return (
-        f"The keys there are: {list_names(names, 40)}."
-        if names
-        else f"What there is: mode=list key={key.split('.')[0]}."
-    )
+    return f"The keys there are: {list_names(names, 40)}." if names else f"Its keys: mode=list key={key.split('.')[0]}."
 
 
 def _walk(node: yaml.MappingNode, prefix: str, path: Path) -> Iterator[tuple[str, Place]]:

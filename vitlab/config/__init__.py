@@ -1,4 +1,4 @@
-"""The typed tree of keys, and what the groups and modes are. No torch, no Hydra."""
+"""The typed configuration tree and the catalogue of groups and modes. No torch, no Hydra."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Making the dataclasses costs as much as the rest of the help page, which needs the catalogue alone.
+    # Creating the dataclasses takes as long as the rest of --help, which needs the catalogue only.
     if name not in __all__:
         raise AttributeError(f"module 'vitlab.config' has no attribute '{name}'")
     from vitlab.config import tree

@@ -1,8 +1,8 @@
-"""What there is to choose: the groups of ``conf/``, the other keys at the top, the modes, and the files behind them.
+"""Catalogue of the config groups, the other top-level keys and the modes, with their files.
 
-A mode is a file, ``vitlab/modes/<mode>.py`` or ``vitlab/methods/<method>/modes/<mode>.py``, that says in its head what
-it is for (``MEANING``), what it reads (``READS``) and whether it runs on one device (``ONE_DEVICE``). Heads are parsed,
-not imported: the help page and a typo are answered without torch.
+A mode is a file, ``vitlab/modes/<mode>.py`` or ``vitlab/methods/<method>/modes/<mode>.py``, that defines its one-line
+description (``MEANING``), the groups and keys it reads (``READS``) and whether it runs on one device (``ONE_DEVICE``).
+These constants are parsed, not imported, so that help and error messages need no torch.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Group(NamedTuple):
 
     Attributes:
         meaning: one line for the help page.
-        changes_result: part of a run's identity; a run continues only where it is the same.
-        always_read: by the code around the stages, whatever the method.
-        named: its ``name`` key records the choice, so it cannot be overridden by itself.
+        changes_result: part of a run's identity; a run is continued only if it is unchanged.
+        always_read: read for every method, by the code around its stages.
+        named: its ``name`` key stores the choice, and cannot be overridden.
     """
 
     meaning: str
@@ -35,25 +35,25 @@ class Group(NamedTuple):
 
 
 GROUPS = {
-    "method": Group("what is done, in stages", always_read=True, named=True),
-    "model": Group("the network that is trained"),
-    "dataset": Group("the images", named=True),
-    "teacher": Group("who labels them, for methods that distil"),
-    "recipe": Group("how it is trained: optimiser, schedule, augmentation"),
-    "task": Group("what the network answers", named=True),
-    "hardware": Group("where it runs, and how precisely", changes_result=False, always_read=True, named=True),
-    "logger": Group("copies of the record in metrics.jsonl", changes_result=False, always_read=True, named=True),
-    "evaluation": Group("what is measured at the end", changes_result=False, always_read=True),
-    "export": Group("the files that others can load", changes_result=False, always_read=True),
-    "debug": Group("shortcuts, to see every stage pass quickly", always_read=True, named=True),
-    "sweep": Group("several runs of one command, after -m", changes_result=False),
-    "paper": Group("the published row that stands beside the result", changes_result=False),
-    "experiment": Group("complete set-ups in one word", always_read=True),
+    "method": Group("stages of the training", always_read=True, named=True),
+    "model": Group("network that is trained"),
+    "dataset": Group("images and labels", named=True),
+    "teacher": Group("teacher networks of distillation methods"),
+    "recipe": Group("optimiser, schedule and augmentation"),
+    "task": Group("what the network predicts", named=True),
+    "hardware": Group("devices and precision", changes_result=False, always_read=True, named=True),
+    "logger": Group("loggers beside metrics.jsonl", changes_result=False, always_read=True, named=True),
+    "evaluation": Group("metrics, calibration, latency, robustness", changes_result=False, always_read=True),
+    "export": Group("file formats of the exported model", changes_result=False, always_read=True),
+    "debug": Group("shortened runs, profiling, overfitting", always_read=True, named=True),
+    "sweep": Group("grids and searches of runs, with -m", changes_result=False),
+    "paper": Group("published result, shown beside the run's", changes_result=False),
+    "experiment": Group("complete configurations by name", always_read=True),
 }
 """The config groups, in the order in which ``--help`` shows them."""
 
 PLAN_ORDER = ("method", "dataset", "model", "teacher", "recipe", "hardware", "experiment", "debug")
-"""The groups whose choice the plan of a run shows."""
+"""Groups whose choice the plan of a run shows."""
 
 TRAINING_KEYS = frozenset(
     {
@@ -72,38 +72,38 @@ TRAINING_KEYS = frozenset(
         "slurm",
     }
 )
-"""Top-level keys and groups that any training takes, beside what its stages read."""
+"""Top-level keys and groups that every training reads, besides those of its stages."""
 
 RESULT_FREE = frozenset(name for name, group in GROUPS.items() if not group.changes_result) | {
     *("slurm", "trainer", "mode", "name", "output", "fresh", "only", "local"),
-    *("run", "input", "benchmark", "predict", "explain", "audit", "report"),  # of the modes that read what was trained
+    *("run", "input", "benchmark", "predict", "explain", "audit", "report"),  # of the modes that read trained models
 }
-"""Top-level keys and groups that cannot change what is learned; they may differ when a run continues."""
+"""Top-level keys and groups that cannot change the result of a training; a run continues under other values."""
 
 RESULT_FREE_KEYS = frozenset({"accumulate", "embedded", "synthetic"})
-"""Last parts of keys of which the same is true: how a batch is divided, which memory decides; what a data set is."""
+"""Last parts of keys that cannot change the result either: division of a batch, properties of a data set."""
 
 ALWAYS_READ = frozenset(name for name, group in GROUPS.items() if group.always_read)
 
 MODE_KEYS = frozenset({"hardware", "trainer", "mode", "seed", "output", "local"})
-"""What every mode takes."""
+"""Top-level keys and groups that every mode reads."""
 
 TRAINING_MODES = {
     "train": "every stage of the method, then evaluation, exports and report (the default)",
-    "check": "the plan with sizes and estimates, and one batch of every stage",
-    "list": "what there is: mode=list group=GROUP, mode=list key=KEY",
+    "check": "the plan with sizes and estimated times, and one batch of every stage",
+    "list": "groups, choices and keys: mode=list group=GROUP, mode=list key=KEY",
 }
-"""Modes that are not files: a training, its rehearsal, the lists."""
+"""Modes without a file: a training, its dry run, the lists."""
 
 
 class Mode(NamedTuple):
-    """What the head of a mode's file says.
+    """A mode, as its file defines it.
 
     Attributes:
-        module: dotted, with a function ``answer(composed) -> exit code``.
-        method: whose mode it is; None: any method's.
+        module: dotted name, with a function ``answer(composed) -> exit code``.
+        method: the method that has this mode; None: a general mode.
         reads: groups and top-level keys.
-        one_device: runs on one device even where ``trainer.devices`` names several.
+        one_device: runs on one device even if ``trainer.devices`` gives several.
     """
 
     name: str
@@ -116,35 +116,35 @@ class Mode(NamedTuple):
 
 @functools.cache
 def mode_files() -> tuple[Mode, ...]:
-    """All modes that are files: the general ones, then those of the methods, each by name."""
+    """All modes with a file: the general ones, then those of the methods, sorted by name."""
     general = sorted((PACKAGE / "modes").glob("*.py"))
     owned = sorted((PACKAGE / "methods").glob("*/modes/*.py"), key=lambda path: (path.stem, path.parts))
     return tuple(mode for path in (*general, *owned) if (mode := _read_mode(path)) is not None)
 
 
 def mode_meanings() -> dict[str, str]:
-    """What ``mode=`` takes, with a line each: train, the general modes, those of methods, check, list."""
-    found = {"train": TRAINING_MODES["train"]}
+    """Values of ``mode=`` with their descriptions: train, the general modes, those of methods, check, list."""
+    meanings = {"train": TRAINING_MODES["train"]}
     for mode in mode_files():
-        found.setdefault(mode.name, mode.meaning)
-    return found | TRAINING_MODES
+        meanings.setdefault(mode.name, mode.meaning)
+    return meanings | TRAINING_MODES
 
 
 def find_mode(name: str, method: str) -> Mode | None:
-    """The mode of that name: a general one, or that of ``method``, or of the only method that has it; None for a
-    training and for a name that there is not.
+    """The mode of that name: a general one, that of ``method``, or that of the only method that has it; None for a
+    training and for an unknown name.
 
     Raises:
-        UserError: several methods have such a mode, and ``method`` is none of them.
+        UserError: several methods have such a mode, but not ``method``.
     """
-    found = [mode for mode in mode_files() if mode.name == name]
-    for mode in found:
+    modes = [mode for mode in mode_files() if mode.name == name]
+    for mode in modes:
         if mode.method in (None, method):
             return mode
-    if len(found) > 1:
-        owners = " or ".join(f"method={mode.method}" for mode in found)
+    if len(modes) > 1:
+        owners = " or ".join(f"method={mode.method}" for mode in modes)
         raise UserError(f"mode={name} is not one of method={method}.", f"Choose {owners}.")
-    return found[0] if found else None
+    return modes[0] if modes else None
 
 
 def mode_reads(name: str) -> frozenset[str]:
@@ -153,7 +153,7 @@ def mode_reads(name: str) -> frozenset[str]:
 
 
 def _read_mode(path: Path) -> Mode | None:
-    """The head of ``path``, up to its first function or class; None for a file that is no mode."""
+    """The mode defined by the constants above the first function or class of ``path``; None if it is not a mode."""
     with open(path) as file:
         lines: list[str] = []
         for line in file:
@@ -185,14 +185,13 @@ def conf_dir() -> Path:
 
 
 def choices(conf: Path, group: str) -> list[str]:
-    """Names of the YAML files of a group, numbers in them in the order of their values. ``_NAME.yaml`` is a base of
-    others, not a choice."""
+    """Names of the YAML files of a group, in natural order. ``_NAME.yaml`` is a base of other files, not a choice."""
     names = (path.stem for path in (conf / group).glob("*.yaml"))
     return sorted((name for name in names if not name.startswith("_")), key=_natural)
 
 
 def head(path: Path) -> str:
-    """The first comment line of a YAML file that is not a directive of Hydra's: what the file is, in one line."""
+    """The first comment line of a YAML file that is not a directive of Hydra: its one-line description."""
     with open(path) as file:
         for line in file:
             text = line.lstrip("#").strip()
@@ -204,7 +203,7 @@ def head(path: Path) -> str:
 
 
 def origin(path: Path) -> str:
-    """What a data set's file says behind ``# Origin:``: who made the data, and under which licence; "" if nothing."""
+    """The text after ``# Origin:`` in a data set's file: authors and licence of the data; "" if there is none."""
     lines = (line.lstrip("#").strip() for line in path.read_text().splitlines() if line.startswith("#"))
     return next((line.removeprefix("Origin:").strip() for line in lines if line.startswith("Origin:")), "")
 

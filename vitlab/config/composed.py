@@ -1,4 +1,4 @@
-"""One command line, composed and checked: what the modes and the launcher are given."""
+"""The composed and checked configuration of one command line, for the modes and the launcher."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from vitlab.config.tree import Config
 
 @dataclass
 class Composed:
-    """One command line, composed and checked."""
+    """The composed and checked configuration of one command line."""
 
-    config: Config  # plain dataclasses, all the way down
-    choices: dict[str, str | None]  # every group (also mounted ones, recipe@teacher.recipe) and the choice in force
-    chosen: set[str]  # groups that the prompt named, by a choice (model=x) or by a key (model.name=x)
-    overrides: list[str]  # the words at the prompt, as typed
+    config: Config  # plain dataclasses
+    choices: dict[str, str | None]  # choice of every group, also mounted ones (recipe@teacher.recipe)
+    chosen: set[str]  # groups given on the command line, by a choice (model=x) or a key (model.name=x)
+    overrides: list[str]  # the overrides on the command line, as typed
     tree: dict[str, Any]  # the configuration as plain dicts, lists and scalars
-    changed: dict[str, Any]  # leaves that differ from what the choices alone give, by dotted key
-    usual: dict[str, Any]  # what those leaves are without the change
+    changed: dict[str, Any]  # by dotted key, values that differ from those of the choices alone
+    defaults: dict[str, Any]  # the values of the choices alone, for the same keys
     read: set[str]  # groups that some stage of the method, or the mode, reads
 
     @property
     def network(self) -> str:
-        """What the model is called in the names of runs: its choice, or the timm name that was typed instead."""
+        """Name of the model in names of runs: its choice, or the timm name given by model.name."""
         named = "model.name" in self.changed
         return re.sub(r"[^\w.+-]+", "-", self.config.model.name) if named else str(self.choices["model"])
 
     def identity(self) -> dict[str, Any]:
-        """What names a run: the choices and the changed leaves that can change its results."""
+        """Identity of a run: the choices and changed values that can change its results."""
 
         def matters(key: str) -> bool:
             if key.rpartition(".")[2] in RESULT_FREE_KEYS:

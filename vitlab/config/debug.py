@@ -1,4 +1,4 @@
-"""What ``debug=`` makes of a configuration, before anything reads it; light, so that the plan shows it."""
+"""Changes to the configuration by ``debug=``, applied before anything reads it. No torch: the plan shows them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from vitlab.config import AugmentationConfig, Config, RecipeConfig
 
 
 def apply_debug(config: Config) -> Config:
-    """``config`` with every recipe as ``debug.`` wants it: batches that few images fill, and to overfit them, nothing
-    that keeps a network from learning by heart."""
+    """``config`` with every recipe adapted to ``debug.``: batches not larger than the subset, and for ``debug.overfit``
+    no regularisation."""
     if config.debug.max_images is None and config.debug.overfit is None:
         return config
     method = config.method
@@ -28,7 +28,7 @@ def apply_debug(config: Config) -> Config:
 def _recipe(recipe: RecipeConfig, config: Config) -> RecipeConfig:
     debug, size = config.debug, recipe.batch_size
     if debug.max_images is not None and size > debug.max_images:
-        # A batch stays one that divides into the same micro-batches and, being even, into two devices.
+        # The batch must divide into the same micro-batches and, being even, over two devices.
         part = 2 * recipe.accumulate
         size = max(part, debug.max_images // part * part)
     recipe = replace(recipe, batch_size=size)

@@ -1,18 +1,18 @@
-"""The size of what a network sees: one side of a square, or height and width, in pixels."""
+"""Input size of a network in pixels: the side of a square, or height and width."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 Size = int | Sequence[int]
-"""The side of a square, or (height, width); a list where it came from YAML or JSON."""
+"""The side of a square, or (height, width); a list if it was read from YAML or JSON."""
 
 
 def hw(size: Size) -> tuple[int, int]:
     """(height, width).
 
     Raises:
-        ValueError: neither an integer nor two of them, or one is below 1.
+        ValueError: neither one nor two integers, or one below 1.
     """
     sides = (size, size) if isinstance(size, int) else tuple(size)
     if len(sides) != 2 or any(not isinstance(side, int) or isinstance(side, bool) or side < 1 for side in sides):
@@ -21,23 +21,23 @@ def hw(size: Size) -> tuple[int, int]:
 
 
 def plain_size(size: Size) -> int | list[int]:
-    """``size`` as files hold it: the side where height and width are equal, else [height, width]."""
+    """``size`` for YAML and JSON: the side if height and width are equal, else [height, width]."""
     height, width = hw(size)
     return height if height == width else [height, width]
 
 
 def same_size(one: Size, other: Size) -> bool:
-    """Whether both are the same height and width, however they are written."""
+    """Whether height and width are equal."""
     return hw(one) == hw(other)
 
 
 def size_text(size: Size) -> str:
-    """For a line of text: ``224`` for a square, ``256 × 448`` (height × width) for anything else."""
+    """``224`` for a square, else ``256 × 448`` (height × width)."""
     height, width = hw(size)
     return str(height) if height == width else f"{height} × {width}"
 
 
 def sides_text(size: Size) -> str:
-    """Height × width for a line of text, of a square too: ``224 × 224``."""
+    """``224 × 224``: height × width, also for a square."""
     height, width = hw(size)
     return f"{height} × {width}"

@@ -1,9 +1,9 @@
 """The typed configuration tree: every key, its type and its meaning.
 
-Numbers stand in ``conf/*.yaml``; a field without a default here must be given there. Nothing in this module
-computes with the values except :func:`to_steps`, which turns a duration such as ``"90ep"`` into optimiser steps.
+The comment beside a field is its help text. Values are in ``conf/*.yaml``; a field without a default here must be given
+there. :func:`to_steps` converts a duration such as ``"90ep"`` into optimiser steps.
 
-This module must stay free of torch: the command line reads it to answer typos.
+No torch: the command line reads this module to check the keys.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional
 
 MISSING: Any = "???"
-"""OmegaConf's mark of a value that ``conf/`` must give; its package would double the time of ``--help``."""
+"""OmegaConf's marker of a required value; importing it from OmegaConf would double the time of ``--help``."""
 
 
 @dataclass
@@ -21,8 +21,8 @@ class ModelConfig:
     """A network: any timm model, from scratch, pretrained, or from a file."""
 
     name: str = MISSING  # timm model name, e.g. tiny_vit_5m_224
-    pretrained: bool = False  # timm's own weights (hub download)
-    checkpoint: Optional[str] = None  # .pth, .safetensors, a vitlab model folder, or a run: its result
+    pretrained: bool = False  # load timm's pretrained weights (downloaded)
+    checkpoint: Optional[str] = None  # .pth or .safetensors file, model folder, or run (its result)
     args: dict[str, Any] = field(default_factory=dict)  # of timm.create_model; absent_class, table_resize: of loading
     mean: Optional[list[float]] = None  # normalisation; null: the pretrained model's, else the dataset's
     std: Optional[list[float]] = None  # see mean
@@ -30,34 +30,34 @@ class ModelConfig:
     FIRST: ClassVar[tuple[str, ...]] = (
         *("name", "pretrained", "checkpoint", "args", "mean", "std", "absent_class", "table_resize"),
     )
-    """For the names of folders that hold a model's results (:func:`vitlab.files.stable_dict`)."""
+    """Fields of the first version, for names of folders with a model's results (:func:`vitlab.files.stable_dict`)."""
 
 
 @dataclass
 class DatasetConfig:
-    """Images with labels, and how large a network sees them."""
+    """Labelled images, their splits and their input size."""
 
     name: str = MISSING  # a module of vitlab/data/sets: digits, cifar10, imagenet, folder, ...
     root: Optional[str] = None  # folder with the data; null: $VITLAB_DATA/<name>
-    size: Any = MISSING  # of the view, in pixels: the side of a square, or [height,width]
-    mean: list[float] = MISSING  # per channel, in [0, 1]
-    std: list[float] = MISSING  # per channel
-    labels_per_class: Optional[int] = None  # keep this many training images of each class (seeded, stratified)
-    crop_pct: float = 0.875  # evaluation: resize the short side to size/crop_pct, then centre crop; 1.0: see crop
-    crop: str = "auto"  # evaluation: center, squash (resize both sides, cut nothing), or auto: squash at crop_pct=1
-    download: bool = False  # fetch with torchvision if missing
+    size: Any = MISSING  # network input in pixels: the side of a square, or [height,width]
+    mean: list[float] = MISSING  # normalisation: mean of each channel, in [0, 1]
+    std: list[float] = MISSING  # normalisation: standard deviation of each channel
+    labels_per_class: Optional[int] = None  # training images per class, drawn by seed; null: all
+    crop_pct: float = 0.875  # evaluation: short side resized to size/crop_pct before the centre crop; 1.0: see crop
+    crop: str = "auto"  # evaluation: center | squash (resize both sides, no crop) | auto (squash if crop_pct=1)
+    download: bool = False  # download with torchvision if the data are missing
     csv: Optional[str] = None  # folder only: CSV with columns path,label[,split][,group]
-    leave_out: Optional[str] = None  # folder only: text file of images to leave out, one path a line
-    val_fraction: float = 0.0  # share of every class of train held out as val where there is no val split; 0: none
-    folds: Optional[int] = None  # cross-validation: split all images into so many folds, by a hash; null: none
-    fold: Optional[int] = None  # with folds: the fold that is the test split, 0 to folds - 1
-    split_file: Optional[str] = None  # CSV path,split that says where each image belongs, as runs write it
-    classes: Any = None  # folder only: their order, a list; listed: a CSV's; null: classes.txt, else the alphabet
-    embedded: bool = False  # comes with vitlab or a package: no folder is needed
-    synthetic: bool = False  # made-up images: reports say that the numbers mean nothing
-    length: int = 256  # fake only: training images (a quarter as many for testing)
-    num_classes: int = 10  # fake only
-    targets: Optional[str] = "class"  # see task.targets; null: the CSV of dataset=folder decides
+    leave_out: Optional[str] = None  # folder only: text file of images to exclude, one path per line
+    val_fraction: float = 0.0  # fraction of each class of train held out as val if there is no val split; 0: none
+    folds: Optional[int] = None  # cross-validation: number of folds, assigned by a hash of the image; null: none
+    fold: Optional[int] = None  # cross-validation: the fold used as test split, from 0 to folds - 1
+    split_file: Optional[str] = None  # CSV with columns path,split, e.g. splits.csv of a run; null: the data set's own
+    classes: Any = None  # folder only: order, a list | listed (order of the CSV); null: classes.txt, else sorted
+    embedded: bool = False  # part of a Python package: needs no root
+    synthetic: bool = False  # random images: reports mark their metrics as meaningless
+    length: int = 256  # fake only: training images (a quarter as many test images)
+    num_classes: int = 10  # fake only: classes
+    targets: Optional[str] = "class"  # see task.targets; null: as the CSV of dataset=folder
 
     FIRST: ClassVar[tuple[str, ...]] = (
         *("name", "root", "size", "mean", "std", "labels_per_class", "crop_pct", "crop", "download", "csv"),
@@ -68,47 +68,47 @@ class DatasetConfig:
 
 @dataclass
 class AugmentationConfig:
-    """What may be drawn for a training view (vitlab.distill.draw.Augmentation)."""
+    """Random augmentation of a training view (vitlab.distill.draw.Augmentation)."""
 
-    crop_scale: Optional[list[float]] = None  # random resized crop: area range; null: resize the whole image
-    crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])  # of the crop: width to height
+    crop_scale: Optional[list[float]] = None  # random resized crop: range of the area; null: resize the full image
+    crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])  # random resized crop: aspect ratios
     flip: float = 0.0  # probability of a horizontal flip
     vertical_flip: float = 0.0  # probability of a vertical flip
-    randaug: Optional[str] = None  # timm's notation, e.g. rand-m9-mstd0.5-inc1
-    color_jitter: Optional[list[float]] = None  # brightness, contrast, saturation; only without randaug
+    randaug: Optional[str] = None  # RandAugment in timm's notation, e.g. rand-m9-mstd0.5-inc1; null: off
+    color_jitter: Optional[list[float]] = None  # strength of brightness, contrast, saturation; only without randaug
     erase: float = 0.0  # probability of random erasing
-    erase_mode: str = "pixel"  # pixel | rand | const
-    mixup: float = 0.0  # Beta parameter; 0: off
-    cutmix: float = 0.0  # Beta parameter; 0: off
-    mix_prob: float = 1.0  # probability that a pair is mixed at all
-    mix_switch: float = 0.5  # probability of CutMix where both are on
-    interpolation: str = "bicubic"  # nearest | bilinear | bicubic
+    erase_mode: str = "pixel"  # random erasing: fill with pixel | rand | const
+    mixup: float = 0.0  # MixUp: Beta parameter; 0: off
+    cutmix: float = 0.0  # CutMix: Beta parameter; 0: off
+    mix_prob: float = 1.0  # MixUp, CutMix: probability that a pair is mixed
+    mix_switch: float = 0.5  # MixUp, CutMix: probability of CutMix if both are on
+    interpolation: str = "bicubic"  # resize filter: nearest | bilinear | bicubic
 
 
 @dataclass
 class RecipeConfig:
-    """How a network is trained. Durations carry a unit: 90ep, 5000st, 10%."""
+    """Optimisation of a training. Durations have a unit: 90ep (epochs), 5000st (steps), 10% (of duration)."""
 
     duration: str = MISSING  # length of the training
-    batch_size: int = MISSING  # global: over all devices and accumulation steps
+    batch_size: int = MISSING  # global batch size: over all devices and accumulation steps
     optimizer: str = MISSING  # any timm optimiser: adamw, sgd, lamb, ...
     lr: float = MISSING  # peak learning rate at this batch size
-    weight_decay: float = MISSING  # of weight matrices and kernels; never of norms, biases and position tables
-    optimizer_args: dict[str, Any] = field(default_factory=dict)  # betas, eps, momentum, ...
-    schedule: str = "cosine"  # cosine | cosine_after (the warm-up, counted from there) | linear | step | constant
-    warmup: str = "0st"  # duration over which the learning rate rises from warmup_lr to lr
+    weight_decay: float = MISSING  # weight decay; not applied to norms, biases and position tables
+    optimizer_args: dict[str, Any] = field(default_factory=dict)  # optimiser arguments: betas, eps, momentum, ...
+    schedule: str = "cosine"  # cosine | cosine_after (cosine over the steps after warm-up) | linear | step | constant
+    warmup: str = "0st"  # duration of the linear warm-up from warmup_lr to lr
     warmup_lr: float = 0.0  # learning rate of the first step
     min_lr: float = 0.0  # learning rate of the last step
-    decay_at: list[str] = field(default_factory=list)  # step schedule: durations at which lr is multiplied
-    decay_rate: float = 0.1  # step schedule: by this factor
-    head_lr: float = 1.0  # the classifier's learning rate is lr times this
-    balance: str = "none"  # of unequal classes, for training on labels: none | weight | sampler | logit_adjust
-    freeze_batchnorm: bool = False  # running statistics stay as they are; scales and shifts still learn
-    layer_decay: float = 1.0  # lr of each earlier layer group is multiplied by this once more; 1: off
-    clip: Optional[float] = None  # global gradient norm
-    accumulate: int = 1  # micro-batches per optimiser step
-    label_smoothing: float = 0.0  # share of a label spread over all classes
-    ema: Optional[float] = None  # decay of the weight average; null: off
+    decay_at: list[str] = field(default_factory=list)  # step schedule: durations at which lr is decayed
+    decay_rate: float = 0.1  # step schedule: factor of lr
+    head_lr: float = 1.0  # factor of lr for the classifier
+    balance: str = "none"  # class imbalance, for label losses: none | weight | sampler | logit_adjust
+    freeze_batchnorm: bool = False  # freeze the running statistics of BatchNorm; its weights and biases are trained
+    layer_decay: float = 1.0  # layer-wise lr decay: factor of lr from one layer group to the one before; 1: off
+    clip: Optional[float] = None  # maximum global gradient norm; null: no clipping
+    accumulate: int = 1  # gradient accumulation: micro-batches per optimiser step
+    label_smoothing: float = 0.0  # label smoothing of the cross-entropy
+    ema: Optional[float] = None  # decay of the exponential moving average of the weights; null: off
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     validate_every: str = "1ep"  # duration between validations
     checkpoint_every: str = "1ep"  # duration between checkpoints
@@ -116,202 +116,202 @@ class RecipeConfig:
 
 @dataclass
 class TeacherConfig:
-    """Who labels the views: one network or several (an ensemble averages probabilities)."""
+    """Teacher of a distillation: one network, or an ensemble whose probabilities are averaged."""
 
     members: list[ModelConfig] = field(default_factory=list)
-    weights: Optional[list[float]] = None  # of the members; null: equal
-    sizes: Optional[list[Any]] = None  # of each member's input, views are resized; null: dataset.size
-    temperature: float = 1.0  # the teacher's logits are divided by it
-    train: bool = False  # train the (single) member on the data set first, with teacher.recipe
-    recipe: Optional[RecipeConfig] = None  # how it is trained; choose with recipe@teacher.recipe=NAME
+    weights: Optional[list[float]] = None  # weights of the members; null: equal
+    sizes: Optional[list[Any]] = None  # input size of each member in pixels; views are resized; null: dataset.size
+    temperature: float = 1.0  # softmax temperature of the teacher
+    train: bool = False  # train the only member on the data set first, with teacher.recipe
+    recipe: Optional[RecipeConfig] = None  # recipe of that training; choose with recipe@teacher.recipe=NAME
 
 
 @dataclass
 class TaskConfig:
-    """What the network answers."""
+    """What the network predicts."""
 
     name: str = MISSING  # classification | multilabel
-    targets: str = "class"  # what an image is labelled with: class (one number), or labels (any number of them)
-    pos_weight: Any = None  # multilabel: weight of a label that is there; a number, a list, balanced, or null: 1
+    targets: str = "class"  # labels of an image: class (exactly one) | labels (any number)
+    pos_weight: Any = None  # multilabel: weight of positive labels, a number | list | balanced; null: 1
 
 
 @dataclass
 class HardwareConfig:
-    """How to run; never what comes out. The group also fills Lightning's ``trainer.*``."""
+    """Devices and speed, without effect on the results. The group also sets ``trainer.*``."""
 
     name: str = MISSING  # auto | cpu | gpu | mps | ddp | ddp_cpu | fsdp | slurm
-    workers: Optional[int] = None  # loader processes per device; null: one per free core, none for data in memory
-    threads: Optional[int] = None  # CPU threads of the main process; null: torch's choice
-    compile: bool = False  # torch.compile the student
+    workers: Optional[int] = None  # loader processes per device; null: one per free core, 0 for data in memory
+    threads: Optional[int] = None  # CPU threads of torch; null: torch's default
+    compile: bool = False  # apply torch.compile to the student
 
 
 @dataclass
 class TrainerConfig:
-    """Lightning's Trainer, the part that hardware decides; any of it can be given key by key."""
+    """Arguments of Lightning's Trainer that depend on the hardware."""
 
     accelerator: str = "auto"  # auto | cpu | gpu | mps
-    devices: Any = 1  # how many, or which: 2, [0,1], auto; one process each
-    num_nodes: int = 1  # machines
-    strategy: str = "auto"  # how devices work together: auto, ddp, fsdp (weights shared out)
+    devices: Any = 1  # number of devices, their indices, or auto (all): 2, [0,1]; one process per device
+    num_nodes: int = 1  # number of nodes
+    strategy: str = "auto"  # auto | ddp | fsdp (sharded weights)
     precision: str = "32-true"  # 32-true | bf16-mixed | 16-mixed
-    sync_batchnorm: bool = False  # several GPUs: BatchNorm's statistics over the global batch
+    sync_batchnorm: bool = False  # synchronise BatchNorm's statistics over all GPUs
 
 
 @dataclass
 class LoggerConfig:
-    """Copies of metrics.jsonl for other eyes."""
+    """Loggers that copy the record in metrics.jsonl."""
 
     name: str = "local"  # local | csv | tensorboard | wandb
-    every: int = 20  # training steps between two records
-    project: str = "vitlab"  # wandb only
-    offline: Optional[bool] = None  # wandb; null: offline when there is no key
-    tags: list[str] = field(default_factory=list)  # wandb only
-    predictions: int = 64  # wandb only: test images in the table of predictions of each model
-    upload_mb: int = 256  # wandb only: artifacts above this many MiB are named by their place, not uploaded
+    every: int = 20  # training steps between two logged rows
+    project: str = "vitlab"  # wandb only: project
+    offline: Optional[bool] = None  # wandb only: do not upload; null: offline if there is no API key
+    tags: list[str] = field(default_factory=list)  # wandb only: tags of the run
+    predictions: int = 64  # wandb only: test images in each model's table of predictions
+    upload_mb: int = 256  # wandb only: artifacts above this size in MiB are referenced, not uploaded
 
 
 @dataclass
 class EvaluationConfig:
-    """What is measured at the end."""
+    """Metrics, calibration, latency and robustness of the trained models."""
 
-    batch_size: int = 256  # images at once
-    bins: int = 15  # of the reliability diagram and the expected calibration error
-    resamples: int = 1000  # of the bootstrap behind intervals and comparisons; 0: no intervals
-    temperature: bool = True  # fit one on validation images and say what it mends
-    latency: bool = True  # measure seconds per batch
-    latency_batches: list[int] = field(default_factory=lambda: [1, 32])  # batch sizes that are timed
-    latency_repeats: int = 30  # timed batches of each size
-    corruptions: list[str] = field(default_factory=list)  # of ImageNet-C, made on the fly: names, families, all
-    severities: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5])  # of the corruptions
+    batch_size: int = 256  # batch size of the evaluation
+    bins: int = 15  # bins of the reliability diagram and of the expected calibration error
+    resamples: int = 1000  # bootstrap resamples of confidence intervals and comparisons; 0: none
+    temperature: bool = True  # fit a softmax temperature on validation images and report its effect
+    latency: bool = True  # measure the latency of inference
+    latency_batches: list[int] = field(default_factory=lambda: [1, 32])  # batch sizes of the latency measurement
+    latency_repeats: int = 30  # timed batches per batch size
+    corruptions: list[str] = field(default_factory=list)  # ImageNet-C corruptions, on the fly: names, families, or all
+    severities: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5])  # severities of the corruptions, 1 to 5
     shifted: list[str] = field(default_factory=list)  # val v2 v2_threshold v2_top a r sketch objectnet c, or all
-    shifted_root: Optional[str] = None  # folder that holds the shifted sets; null: $VITLAB_DATA
-    robust_images: Optional[int] = None  # at most so many of a corruption or shifted set, classes in turn; null: all
+    shifted_root: Optional[str] = None  # folder of the shifted test sets; null: $VITLAB_DATA
+    robust_images: Optional[int] = None  # maximum images per corruption or shifted set, over all classes; null: all
 
 
 @dataclass
 class ExportConfig:
-    """Files that others can load."""
+    """Files exported from the result."""
 
-    formats: list[str] = field(default_factory=lambda: ["safetensors", "onnx"])  # + timm, hub, onnx_int8, torch_export
-    tolerance: float = 1e-4  # largest allowed |exported - torch| of a logit; of onnx_int8 the accuracy is measured
-    push: Optional[str] = None  # with hub, in mode=export: upload to this repository, USER/NAME (made private)
+    formats: list[str] = field(default_factory=lambda: ["safetensors", "onnx"])  # also timm hub onnx_int8 torch_export
+    tolerance: float = 1e-4  # maximum |exported - torch| of a logit; for onnx_int8 the accuracy is reported
+    push: Optional[str] = None  # with hub, in mode=export: upload to the repository USER/NAME (created as private)
 
 
 @dataclass
 class DebugConfig:
-    """Cuts, to see every stage pass quickly, and questions to a training."""
+    """Shortened runs, profiling, overfitting a few images."""
 
     name: str = "none"  # none | smoke | profile | overfit
-    max_steps: Optional[int] = None  # cut every training to this many steps
-    max_images: Optional[int] = None  # cut every split to this many images
-    max_slots: Optional[int] = None  # cut every store to this many views per image
-    profile: Optional[int] = None  # of every training, time so many steps and say where the time goes
-    overfit: Optional[float] = None  # learn the few images by heart; the loss this near the least possible: it can
+    max_steps: Optional[int] = None  # maximum optimiser steps of every training
+    max_images: Optional[int] = None  # maximum images of every split
+    max_slots: Optional[int] = None  # maximum views per image of every store
+    profile: Optional[int] = None  # profile this many steps of every training
+    overfit: Optional[float] = None  # overfit the training images; passed if the loss is within this of its minimum
 
 
 @dataclass
 class PaperConfig:
-    """A published row that stands in the report beside the run's result; chosen with paper=NAME."""
+    """A published result that the report shows beside the run's; chosen with paper=NAME."""
 
-    name: Optional[str] = None  # the row, e.g. TinyViT-5M, 300 epochs; null: none
-    source: str = ""  # where it stands, e.g. Wu et al. 2022, main table
-    dataset: str = "imagenet"  # shown only beside a run on it,
-    model: str = ""  # of this network (model.name),
-    size: int = 224  # at this size in pixels
-    top1: Optional[float] = None  # percent
-    top5: Optional[float] = None  # percent
-    params: Optional[float] = None  # millions
-    macs: Optional[float] = None  # thousand millions, one image
+    name: Optional[str] = None  # name of the row, e.g. TinyViT-5M, 300 epochs; null: none
+    source: str = ""  # where it is published, e.g. Wu et al. 2022, main table
+    dataset: str = "imagenet"  # shown only for runs on this data set,
+    model: str = ""  # with this network (model.name),
+    size: int = 224  # at this input size in pixels
+    top1: Optional[float] = None  # top-1 accuracy in percent
+    top5: Optional[float] = None  # top-5 accuracy in percent
+    params: Optional[float] = None  # parameters in millions
+    macs: Optional[float] = None  # multiply-adds of one image in units of 1e9
 
 
 @dataclass
 class BenchmarkConfig:
-    """What mode=benchmark runs side by side."""
+    """Models and backends of mode=benchmark."""
 
-    models: list[str] = field(default_factory=list)  # more models: timm names, conf/model names, model folders
-    backends: list[str] = field(default_factory=lambda: ["eager", "onnxruntime"])  # also compile, openvino
+    models: list[str] = field(default_factory=list)  # further models: timm names, names in conf/model, model folders
+    backends: list[str] = field(default_factory=lambda: ["eager", "onnxruntime"])  # eager compile onnxruntime openvino
 
 
 @dataclass
 class PredictConfig:
-    """How mode=predict answers."""
+    """Output of mode=predict."""
 
-    topk: int = 5  # classes named for each image
+    topk: int = 5  # classes per image
     format: str = "table"  # table | jsonl | csv
-    output: Optional[str] = None  # file to write to; null: the screen
-    pictures: Optional[str] = None  # folder for annotated pictures; null: none
-    calibrated: bool = True  # divide the logits by the temperature that mode=evaluate fitted, where there is one
+    output: Optional[str] = None  # output file; null: stdout
+    pictures: Optional[str] = None  # folder for annotated images; null: none
+    calibrated: bool = True  # apply the temperature fitted by mode=evaluate, if there is one
 
 
 @dataclass
 class ExplainConfig:
-    """What mode=explain shows."""
+    """Saliency maps of mode=explain."""
 
     methods: list[str] = field(default_factory=lambda: ["gradcam", "rollout"])  # and those that the network declares
-    images: int = 8  # of the test split, where no input= is given
-    target: str = "predicted"  # the class that Grad-CAM explains: predicted, label, or a class's name
-    layer: Optional[str] = None  # module that Grad-CAM reads; null: the last one that has places
-    sanity: bool = True  # randomise the weights and show what is left of the maps
+    images: int = 8  # test images, if input= is not given
+    target: str = "predicted"  # class explained by Grad-CAM: predicted | label | name of a class
+    layer: Optional[str] = None  # module for Grad-CAM; null: the last one with spatial output
+    sanity: bool = True  # model randomisation test of the maps
 
 
 @dataclass
 class ReportConfig:
-    """The page of a run."""
+    """Report of a run."""
 
-    figures: bool = True  # draw them; false: tables and words only, for sweeps of many runs (mode=report draws later)
+    figures: bool = True  # draw figures; false: text and tables only, for large sweeps (mode=report draws them later)
 
 
 @dataclass
 class SweepConfig:
-    """Several runs of one command: -m and key=a,b; with sweep=optuna also key=interval(a,b)."""
+    """Several runs of one command: -m with key=a,b; with sweep=optuna also key=interval(a,b)."""
 
-    jobs: int = 1  # runs at once
-    name: Optional[str] = None  # folder of the comparison below OUTPUT/sweeps; null: from the runs
-    over: list[str] = field(default_factory=list)  # swept keys as words of the prompt, e.g. ["seed=0,1,2"]
-    sampler: str = "grid"  # grid: every combination; a search: tpe | random | nsga2
-    trials: int = 1  # search: runs to finish or prune, earlier sessions counted
-    startup: int = 0  # search: trials drawn at random, and not pruned, before it learns from them
-    maximize: list[str] = field(default_factory=list)  # search: metrics of report or record; neither given: val_top1
-    minimize: list[str] = field(default_factory=list)  # search: likewise; two metrics in all: the Pareto front
-    prune: Optional[str] = None  # search for one metric: end bad trials early, by median | halving; null: never
+    jobs: int = 1  # runs in parallel
+    name: Optional[str] = None  # folder of the comparison below OUTPUT/sweeps; null: a hash of the runs
+    over: list[str] = field(default_factory=list)  # swept keys as overrides, e.g. ["seed=0,1,2"]
+    sampler: str = "grid"  # grid (all combinations), or a search: tpe | random | nsga2
+    trials: int = 1  # search: number of trials, with those of earlier sessions
+    startup: int = 0  # search: random trials before the sampler and the pruner start
+    maximize: list[str] = field(default_factory=list)  # search: metrics of report or record; default val_top1
+    minimize: list[str] = field(default_factory=list)  # search: as maximize; two metrics in all: multi-objective
+    prune: Optional[str] = None  # search with one metric: pruner, median | halving; null: none
 
 
 @dataclass
 class SlurmConfig:
-    """What hardware=slurm asks the queue for, beside trainer.devices and trainer.num_nodes."""
+    """Resources of the job with hardware=slurm, besides trainer.devices and trainer.num_nodes."""
 
-    executor: str = "slurm"  # slurm, or local: a background job of this machine, to try it out
-    minutes: int = 1440  # longest time of the job; a run that is not through then is saved and queued anew
-    partition: Optional[str] = None  # of the cluster; null: its default
-    account: Optional[str] = None  # who pays
-    qos: Optional[str] = None  # quality of service
-    constraint: Optional[str] = None  # what the machines must have, e.g. a100
-    memory: Optional[int] = None  # gigabytes of each machine; null: the cluster's default
-    cpus: int = 8  # CPU cores for each device
-    warning: int = 120  # seconds before its end in which the job saves
-    requeues: int = 20  # times that a job whose time was up is queued anew
+    executor: str = "slurm"  # slurm | local (a background job on this machine, for tests)
+    minutes: int = 1440  # time limit of the job; an unfinished run is saved and requeued
+    partition: Optional[str] = None  # SLURM partition; null: the cluster's default
+    account: Optional[str] = None  # SLURM account; null: the user's default
+    qos: Optional[str] = None  # SLURM quality of service; null: the default
+    constraint: Optional[str] = None  # features that the nodes must have, e.g. a100
+    memory: Optional[int] = None  # memory per node in GB; null: the cluster's default
+    cpus: int = 8  # CPU cores per device
+    warning: int = 120  # seconds before the time limit at which the job saves
+    requeues: int = 20  # maximum number of requeues after the time limit
     extra: dict[str, Any] = field(default_factory=dict)  # further options of sbatch: slurm.extra.exclude=node7
 
 
 @dataclass
 class AuditConfig:
-    """The look at a folder of your own images."""
+    """Audit of the images of dataset=folder."""
 
-    before_training: bool = True  # a training with dataset=folder looks first, and stops at a fault
+    before_training: bool = True  # audit before a training with dataset=folder, and stop on errors
 
 
 @dataclass
 class Config:
-    """The whole tree. ``method`` is typed by the method's own ``Options`` dataclass."""
+    """The full configuration. ``method`` has the type of the method's ``Options`` dataclass."""
 
     mode: str = "train"  # train | evaluate | benchmark | predict | explain | export | audit | report | check | list
-    run: Any = None  # a run's folder or name, one of its models (RUN/STAGE), a list of these, or a glob
-    input: Any = None  # images for a mode: file, folder, glob, a list of these, or - for names from stdin
-    seed: int = 0  # of everything random: weights, order, augmentation, which labels are kept
-    name: Optional[str] = None  # readable part of the run's name; null: dataset-model
-    output: str = "outputs"  # where run folders are made
-    fresh: bool = False  # start a numbered sibling of a run that exists
-    only: Optional[str] = None  # run this stage of the method and the stages that it needs; null: the method's all
+    run: Any = None  # folder or name of a run, one of its models (RUN/STAGE), a list of these, or a glob
+    input: Any = None  # images for a mode: file, folder, glob, a list of these, or - (names from stdin)
+    seed: int = 0  # random seed of weights, order, augmentation and subsets
+    name: Optional[str] = None  # prefix of the run's name; null: dataset-model
+    output: str = "outputs"  # folder of the runs
+    fresh: bool = False  # start another run beside an existing one
+    only: Optional[str] = None  # run only this stage and the stages it needs; null: all stages
     method: Any = MISSING
     model: ModelConfig = field(default_factory=ModelConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
@@ -338,17 +338,17 @@ _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ep|st|%)\s*")
 
 
 def to_steps(duration: str, steps_per_epoch: int, total: int | None = None) -> int:
-    """Optimiser steps in ``duration``: ``"90ep"`` epochs, ``"5000st"`` steps, ``"10%"`` of ``total`` steps.
+    """Optimiser steps of ``duration``: ``"90ep"`` epochs, ``"5000st"`` steps, ``"10%"`` of ``total`` steps.
 
     Raises:
-        ValueError: if the unit is missing or unknown, or a percentage is used where there is no total.
+        ValueError: the unit is missing or unknown, or a percentage without ``total``.
     """
     match = _DURATION.fullmatch(str(duration))
     if match is None:
-        raise ValueError(f"'{duration}' is not a duration; write epochs as 90ep, steps as 5000st, a share as 10%")
+        raise ValueError(f"'{duration}' is not a duration; write epochs as 90ep, steps as 5000st, a percentage as 10%")
     value, unit = float(match[1]), match[2]
     if unit == "%":
         if total is None:
-            raise ValueError(f"'{duration}': a share needs a whole; write epochs as 90ep or steps as 5000st")
+            raise ValueError(f"'{duration}': a percentage needs a total; write epochs as 90ep or steps as 5000st")
         return round(value / 100 * total)
     return round(value * steps_per_epoch) if unit == "ep" else round(value)

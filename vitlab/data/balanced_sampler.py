@@ -25,7 +25,7 @@ class BalancedSampler(EpochSampler):
         labels: [N] class of each image.
 
     Raises:
-        UserError: a class without images, slots that are stored, or as the parent class.
+        UserError: a class without images, slots that are stored, repeated augmentation, or as the parent class.
     """
 
     def __init__(
@@ -40,8 +40,9 @@ class BalancedSampler(EpochSampler):
         accumulate: int = 1,
         paired: bool = False,
         num_slots: int | None = None,
+        repeats: int = 1,
     ) -> None:
-        if num_slots is not None:
+        if num_slots is not None or repeats != 1:
             raise UserError(
                 "recipe.balance=sampler shows images of small classes several times an epoch, each time in a new view; "
                 "stored or repeated views are a fixed number of each image.",

@@ -11,7 +11,7 @@ import numpy as np
 from vitlab.config import DatasetConfig
 from vitlab.data.folds import splits_of_fold
 from vitlab.data.sets import find_set
-from vitlab.data.sources import Pool, Source, Subset, groups_of, labels_of
+from vitlab.data.sources import Pool, Source, Subset, groups_of
 from vitlab.data.split_file import splits_of_file, write_split_file
 from vitlab.data.subsets import hold_out, limit, per_class_subset
 from vitlab.errors import UserError
@@ -123,11 +123,11 @@ def write_splits(path: Path, cfg: DatasetConfig, seed: int) -> None:
 
 def _split_anew(cfg: DatasetConfig, parts: dict[str, Source]) -> dict[str, Source]:
     pool = Pool(parts)
-    labels, groups = labels_of(pool), groups_of(pool)
+    targets, groups = pool.labels, groups_of(pool)
     if cfg.split_file:
-        split = splits_of_file(cfg, pool.keys, labels, pool.classes)
+        split = splits_of_file(cfg, pool.keys, targets, pool.classes)
     else:
-        split = splits_of_fold(cfg, pool.keys, labels, pool.classes, groups)
+        split = splits_of_fold(cfg, pool.keys, targets, pool.classes, groups)
     found: dict[str, Source] = {}
     for name in SPLITS:
         part = Subset(pool, np.flatnonzero(split == name))

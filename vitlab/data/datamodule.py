@@ -21,6 +21,7 @@ from vitlab.data.views import FreshViews, Slots, Views
 from vitlab.distill.draw import Augmentation
 from vitlab.distill.reinforce_draw import Reinforcement
 from vitlab.distill.views import EvalView, View
+from vitlab.errors import UserError
 
 
 class VisionData(L.LightningDataModule):
@@ -87,7 +88,17 @@ class VisionData(L.LightningDataModule):
     def _make_sampler(self, slots: Slots, balanced: bool) -> EpochSampler:
         options = self.options
         batch_size = options.batch_size * options.world * options.accumulate
+        if balanced and slots.repeats > 1:
+            raise UserError(
+                "recipe.balance=sampler and repeated augmentation both decide how often an epoch shows an image.",
+                "Choose recipe.balance=weight, logit_adjust or none.",
+            )
         if balanced:
+            if self.train_source.labels is not None and self.train_source.labels.ndim == 2:
+                raise UserError(
+                    "recipe.balance=sampler draws classes equally often, and these images have several labels each.",
+                    "Leave it out; a task of several labels weights the rare ones in its loss.",
+                )
             return BalancedSampler(
                 labels_of(self.train_source),
                 self.num_classes,
@@ -98,6 +109,7 @@ class VisionData(L.LightningDataModule):
                 accumulate=options.accumulate,
                 paired=self.augmentation.mixes,
                 num_slots=slots.number,
+                repeats=slots.repeats,
             )
         return EpochSampler(
             len(self.train_source),

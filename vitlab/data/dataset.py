@@ -115,9 +115,8 @@ class TrainViews(Dataset[Batch]):
             # Both before either is written: the second needs the first one's unmixed pixels.
             first, second = self.view.mix(image[a], image[b], mix), self.view.mix(image[b], image[a], mix)
             image[a], image[b] = first, second
-            weight = mix_weight(
-                mix, self.view.size
-            )  # of the pixels that were mixed: a box is rounded and cut at the border
+            # Of the pixels that were mixed: a box is rounded and cut at the border.
+            weight = mix_weight(mix, self.view.size)
             own, other = rows[a].clone(), rows[b].clone()
             rows[a] = weight * own + (1 - weight) * other
             rows[b] = weight * other + (1 - weight) * own

@@ -357,11 +357,11 @@ def split_rows(cfg: DatasetConfig, found: Found) -> dict[str, list[Row]]:
     if cfg.folds or cfg.split_file:
         rows = [row for part in found.rows.values() for row in part]
         keys, groups = [row.path for row in rows], _groups(rows)
-        labels, classes = _strata(found, rows)
+        targets = _label_rows(found, rows) if found.several else _labels(found, rows)
         if cfg.split_file:
-            split = splits_of_file(cfg, keys, labels, classes)
+            split = splits_of_file(cfg, keys, targets, found.classes)
         else:
-            split = splits_of_fold(cfg, keys, labels, classes, groups)
+            split = splits_of_fold(cfg, keys, targets, found.classes, groups)
         return {
             name: part
             for name in ("train", "val", "test")
@@ -402,17 +402,6 @@ def _label_rows(found: Found, rows: Sequence[Row]) -> npt.NDArray[np.uint8]:
     for at, row in enumerate(rows):
         made[at, [number[name] for name in row.names]] = 1
     return made
-
-
-def _strata(found: Found, rows: Sequence[Row]) -> tuple[Labels, list[str]]:
-    """[N] numbers by which images are stratified, and their names: the classes; of several labels an image, those that
-    are the rarest of some image."""
-    labels = _labels(found, rows)
-    if not found.several:
-        return labels, found.classes
-    used, dense = np.unique(labels, return_inverse=True)
-    names = [*found.classes, "no label"]
-    return dense.astype(np.int64), [names[i] for i in used]
 
 
 def _groups(rows: Sequence[Row]) -> list[str] | None:

@@ -8,12 +8,13 @@ the runs of all folds, of all seeds and of all methods agree on it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vitlab.config import DatasetConfig
-from vitlab.data.sources import Indices, Labels
+from vitlab.data.sources import Indices, Labels, class_counts, rarest
 from vitlab.data.subsets import class_rank, hash_draws, held_out, held_out_groups
 from vitlab.errors import UserError
 
@@ -64,9 +65,14 @@ def fold_numbers(keys: Sequence[str], labels: Labels, folds: int, groups: Sequen
 
 
 def checked_fold_numbers(
-    cfg: DatasetConfig, keys: Sequence[str], labels: Labels, classes: Sequence[str], groups: Sequence[str] | None
+    cfg: DatasetConfig,
+    keys: Sequence[str],
+    targets: npt.NDArray[Any],
+    classes: Sequence[str],
+    groups: Sequence[str] | None,
 ) -> Indices:
-    """:func:`fold_numbers` of a data set whose every fold can be trained for.
+    """:func:`fold_numbers` of a data set whose every fold can be trained for; ``targets`` are class numbers [N], or
+    rows [N, K] of 0 and 1, which are stratified by the rarest label of each.
 
     Raises:
         UserError: too many folds, or a class whose images all lie in one fold, so that nothing would be left to train
@@ -75,11 +81,10 @@ def checked_fold_numbers(
     assert cfg.folds is not None
     unit = "images" if groups is None else "groups"
     try:
-        numbers = fold_numbers(keys, labels, cfg.folds, groups)
+        numbers = fold_numbers(keys, rarest(targets) if targets.ndim == 2 else targets, cfg.folds, groups)
     except ValueError as error:
         raise UserError(f"dataset.folds={cfg.folds}: {error}.", f"Give from 2 folds to as many as {unit}.") from None
-    table = np.zeros((len(classes), cfg.folds), np.int64)
-    np.add.at(table, (labels, numbers), 1)
+    table = np.stack([class_counts(targets[numbers == fold], len(classes)) for fold in range(cfg.folds)], axis=1)
     alone = np.flatnonzero((table > 0).sum(1) < 2)
     if len(alone):
         raise UserError(
@@ -91,7 +96,11 @@ def checked_fold_numbers(
 
 
 def splits_of_fold(
-    cfg: DatasetConfig, keys: Sequence[str], labels: Labels, classes: Sequence[str], groups: Sequence[str] | None
+    cfg: DatasetConfig,
+    keys: Sequence[str],
+    targets: npt.NDArray[Any],
+    classes: Sequence[str],
+    groups: Sequence[str] | None,
 ) -> npt.NDArray[np.str_]:
     """``[N]`` the split of each image in fold ``dataset.fold`` of ``dataset.folds``: its images are ``test``.
 
@@ -101,7 +110,8 @@ def splits_of_fold(
     Raises:
         UserError: as :func:`checked_fold_numbers`.
     """
-    numbers = checked_fold_numbers(cfg, keys, labels, classes, groups)
+    numbers = checked_fold_numbers(cfg, keys, targets, classes, groups)
+    labels = rarest(targets) if targets.ndim == 2 else targets
     split = np.where(numbers == cfg.fold, "test", "train").astype("<U6")
     if cfg.val_fraction:
         rest = np.flatnonzero(split == "train")

@@ -196,7 +196,7 @@ class Pool:
         if len(set(names)) < len(names):
             names = [f"{split}/{key}" for split, part in parts.items() for key in part.keys]
         self.keys = Strings(names)
-        self.labels = np.concatenate([labels_of(part) for part in self.parts])
+        self.labels: npt.NDArray[Any] = np.concatenate([targets_of(part) for part in self.parts])
         groups = [groups_of(part) for part in self.parts]
         self.groups = Strings(name for part in groups for name in part or ()) if all(groups) else None
         self.split_name = "all"
@@ -227,10 +227,23 @@ def groups_at(source: Source, index: Indices) -> list[str] | None:
 def labels_of(source: Source) -> Labels:
     """``[N]`` labels of a source; reads every item where they are not known. Where images have several labels, the
     rarest of each image: see :func:`rarest`."""
-    known = source.labels
-    if known is None:
-        known = np.asarray([source[i][1] for i in range(len(source))], dtype=np.int64)
+    known = targets_of(source)
     return rarest(known) if known.ndim == 2 else known
+
+
+def targets_of(source: Source) -> npt.NDArray[Any]:
+    """``[N]`` class numbers or ``[N, K]`` rows of 0 and 1 of a source; reads every item where they are not known."""
+    if source.labels is not None:
+        return source.labels
+    return np.asarray([source[i][1] for i in range(len(source))], dtype=np.int64)
+
+
+def class_counts(targets: npt.NDArray[Any], classes: int) -> npt.NDArray[np.int64]:
+    """``[classes]`` images of each class; an image with several labels counts in each of them."""
+    counts: npt.NDArray[np.int64] = (
+        targets.sum(0, dtype=np.int64) if targets.ndim == 2 else np.bincount(targets, minlength=classes)
+    )
+    return counts
 
 
 def rarest(targets: npt.NDArray[Any]) -> Labels:

@@ -6,12 +6,13 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vitlab.config import DatasetConfig
-from vitlab.data.sources import Labels, Source, groups_of
+from vitlab.data.sources import Source, class_counts, groups_of
 from vitlab.errors import UserError
 from vitlab.files import atomic_write
 
@@ -23,7 +24,7 @@ UNUSED = "unused"
 
 
 def splits_of_file(
-    cfg: DatasetConfig, keys: Sequence[str], labels: Labels, classes: Sequence[str]
+    cfg: DatasetConfig, keys: Sequence[str], targets: npt.NDArray[Any], classes: Sequence[str]
 ) -> npt.NDArray[np.str_]:
     """``[N]`` the split of each image as ``dataset.split_file`` has it: train, val, test or unused.
 
@@ -68,7 +69,7 @@ def splits_of_file(
             f"{keys[int(absent[0])]}.",
             f"Add a line for each; an image that is to be left out has the split {UNUSED}.",
         )
-    lacking = np.flatnonzero(np.bincount(labels[split == "train"], minlength=len(classes)) == 0)
+    lacking = np.flatnonzero(class_counts(targets[split == "train"], len(classes)) == 0)
     if len(lacking):
         raise UserError(
             f"{table}: train has no image of class {classes[int(lacking[0])]}.", "Every class needs some to train on."

@@ -3,12 +3,12 @@
 The draw protocol is that of TinyViT (arXiv 2207.10666, official code): one ``numpy.random.Generator(PCG64(seed))``
 per view, read in a fixed order (crop, flips, RandAugment or colour jitter, erasing), and one more per mixed pair.
 What a seed means must never change: it is pinned by ``tests/parity/test_tinyvit_draws.py``, since numpy does not
-promise its generators across versions. What is ours is only where a seed comes from: :func:`seed_of`.
+promise its generators across versions. Only the derivation of a seed, :func:`seed_of`, is vitlab's own.
 
-A :class:`Draw` is the explicit result, and all that :mod:`vitlab.distill.views` reads. It also holds the draws of
-Dataset Reinforcement (arXiv 2303.08983), which stores explicit parameters instead of a seed: torchvision's op set
-(``op_set="torchvision"``), black erasing, a padded crop (``shift``), a partner from anywhere in the data set with a
-draw of its own, mixup and CutMix both at once.
+A :class:`Draw` is the explicit result, the only input of :mod:`vitlab.distill.views` beside the image. It also holds
+the draws of Dataset Reinforcement (arXiv 2303.08983), which stores explicit parameters instead of a seed: torchvision's
+op set (``op_set="torchvision"``), black erasing, a padded crop (``shift``), a partner from anywhere in the data set
+with a draw of its own, mixup and CutMix both at once.
 """
 
 from __future__ import annotations
@@ -159,12 +159,12 @@ class Erase:
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """How a view takes in its partner: mixup first (``ratio`` is the view's own weight), then the CutMix box.
+    """How a view is mixed with its partner: mixup first (``ratio`` is the view's own weight), then the CutMix box.
 
     ``box``: rows r1:r2 and columns c1:c2 as (r1, c1, r2, c2) on a view of size ``grid`` (a side, or height and width),
     pasted from the unmixed partner. ``partner``: index in the data set, None for the neighbour in the batch (pair 2t,
-    2t+1; then both members get the same Mix). ``draw``: the partner's own draw where it is not that of its own view.
-    ``cut``: the ratio that ``box`` was drawn with, where it is to be kept; no pixel depends on it.
+    2t+1; then both members get the same Mix). ``draw``: the partner's draw where it is not that of its own view.
+    ``cut``: the ratio that ``box`` was drawn with, kept only for the record; no pixel depends on it.
     """
 
     ratio: float | None
@@ -199,17 +199,18 @@ class Draw:
 
 
 def seed_of(base_seed: int, slot: int, index: int) -> int:
-    """The seed in [0, 2^31) of the view ``slot`` of image ``index``: a pure function, whoever asks, in any order.
+    """The seed in [0, 2^31) of the view ``slot`` of image ``index``: a pure function of the three numbers.
 
     splitmix64's finaliser folded over the three numbers: h <- mix(h + word + 0x9E3779B97F4A7C15), h = 0 at first,
     words base_seed, slot, index; the upper 31 bits of the last h.
     """
+    # The addend keeps zeros from being a fixed point: the finaliser maps 0 to 0.
     state = 0
     for word in (base_seed, slot, index):
         if not 0 <= word <= _MASK:
             raise ValueError(f"base_seed, slot and index must be in [0, 2^64), got {(base_seed, slot, index)}")
         state = _mix(state + word + _GOLDEN & _MASK)
-    return state >> 33
+    return state >> 33  # 31 bits, since stores hold a seed as a signed 32-bit integer
 
 
 def seeds_of(base_seed: int, slot: ArrayLike, index: ArrayLike) -> NDArray[np.int32]:
@@ -225,13 +226,15 @@ def seeds_of(base_seed: int, slot: ArrayLike, index: ArrayLike) -> NDArray[np.in
         state: np.uint64 | NDArray[np.uint64] = np.uint64(_mix(start + int(slots) & _MASK) + _GOLDEN & _MASK)
     else:
         state = _mix_array(slots.astype(np.uint64) + np.uint64(start)) + np.uint64(_GOLDEN)
-    # At least one dimension: numpy's arrays wrap around modulo 2^64, as is meant here, and its scalars warn.
+    # At least one dimension: numpy arrays wrap around modulo 2^64, which is intended here; numpy scalars warn.
     state = _mix_array(np.atleast_1d(indices.astype(np.uint64)) + state)
     return (state >> np.uint64(33)).astype(np.int32).reshape(np.broadcast_shapes(slots.shape, indices.shape))
 
 
 def draw(aug: Augmentation, seed: int, width: int, height: int) -> Draw:
-    """All choices for one view of a ``width`` x ``height`` image; mixing apart (:func:`draw_mix`)."""
+    """All choices for one view of a ``width`` x ``height`` image, except mixing (:func:`draw_mix`)."""
+    # The order of these draws is the protocol: one more or one fewer changes the meaning of every stored seed. A choice
+    # that is switched off draws nothing.
     rng = np.random.Generator(np.random.PCG64(seed))
     crop = draw_crop(rng, aug.crop_scale, aug.crop_ratio, width, height) if aug.crop_scale is not None else None
     flip = aug.flip > 0 and rng.random() < aug.flip
@@ -253,10 +256,12 @@ def draw_mix(aug: Augmentation, seed_a: int, seed_b: int, height: int, width: in
     """
     if not aug.mixes:
         return None
+    # XOR is symmetric: both members of a pair compute the same Mix, each in its own loader process if need be.
     rng = np.random.Generator(np.random.PCG64(seed_a ^ seed_b))
     if not rng.random() < aug.mix_prob:
         return None
     grid: Size = width if height == width else (height, width)
+    # Drawn only where both kinds are on, as in the official code; otherwise the numbers after it would shift.
     cut = aug.cutmix > 0 if aug.mixup == 0 or aug.cutmix == 0 else rng.random() < aug.mix_switch
     if not cut:
         return Mix(float(rng.beta(aug.mixup, aug.mixup)), None, grid)
@@ -264,6 +269,7 @@ def draw_mix(aug: Augmentation, seed_a: int, seed_b: int, height: int, width: in
     side = math.sqrt(1 - lam)
     h, w = int(height * side), int(width * side)
     y, x = _randint(rng, 0, height - 1), _randint(rng, 0, width - 1)
+    # Clipping at the border shrinks the box below an area of 1 - lam: views.mix_weight uses the clipped box.
     rows = max(y - h // 2, 0), min(y + h // 2, height)
     columns = max(x - w // 2, 0), min(x + w // 2, width)
     return Mix(None, (rows[0], columns[0], rows[1], columns[1]), grid)
@@ -272,7 +278,7 @@ def draw_mix(aug: Augmentation, seed_a: int, seed_b: int, height: int, width: in
 def draw_crop(
     rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float], width: int, height: int
 ) -> tuple[int, int, int, int]:
-    """Random resized crop: (top, left, height, width); centred with a legal ratio after ten misses."""
+    """Random resized crop: (top, left, height, width); a centred crop of an allowed ratio after ten misses."""
     log_ratio = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(ATTEMPTS):
         area = _uniform(rng, *scale) * width * height
@@ -339,7 +345,7 @@ def _ordered(pair: tuple[float, ...], top: float) -> bool:
     return len(pair) == 2 and 0 < pair[0] <= pair[1] <= top
 
 
-def _check(name: str, value: object, good: bool, wanted: str) -> None:
+def _check(name: str, value: object, good: bool, expected: str) -> None:
     if not good:
         shown = list(value) if isinstance(value, tuple) else value
-        raise UserError(f"recipe.augmentation.{name}={shown} is out of range:", f"expected {wanted}.")
+        raise UserError(f"recipe.augmentation.{name}={shown} is out of range:", f"expected {expected}.")

@@ -1,4 +1,4 @@
-"""The image operations of RandAugment and colour jitter on PIL images, named as a Draw names them.
+"""The image operations of RandAugment and colour jitter on PIL images, under the names that a Draw uses.
 
 Two families share some names and differ in pixels: timm's increasing set (bicubic, filled with the mean colour,
 translations relative to the side) and torchvision's (nearest, filled with black, translations in pixels).
@@ -111,7 +111,7 @@ def torchvision_op(image: Image.Image, name: str, magnitude: float, grid: int) -
 
 
 def torchvision_tensor_op(image: Tensor, name: str, magnitude: float, grid: int) -> Tensor:
-    """The same op on a uint8 tensor [3, H, W], as the official code made the views that its teachers saw.
+    """The same op on a uint8 tensor [3, H, W], as the official code made the inputs of its teachers.
 
     Rotate, Color, Contrast, Sharpness and AutoContrast differ from Pillow's in some pixels, mostly by one level.
 
@@ -159,7 +159,7 @@ def _pixels(magnitude: float, side: int, grid: int) -> int:
 
 
 def jitter_op(image: Image.Image, name: str, factor: float) -> Image.Image:
-    """Scale brightness, contrast or saturation by ``factor``, or turn the hue by ``factor`` of the whole circle.
+    """Scale brightness, contrast or saturation by ``factor``, or rotate the hue by ``factor`` of a full circle.
 
     Raises:
         ValueError: for another name.
@@ -179,7 +179,7 @@ def jitter_op(image: Image.Image, name: str, factor: float) -> Image.Image:
 
 
 def _posterize(image: Image.Image, bits: int) -> Image.Image:
-    """Keep the upper ``bits`` of each value. None left is black, where newer Pillow raises."""
+    """Keep the upper ``bits`` of each value. Zero bits give black, where newer Pillow raises."""
     return ImageOps.posterize(image, bits) if bits > 0 else image.point([0] * 256 * len(image.getbands()))
 
 

@@ -1,4 +1,4 @@
-"""RandAugment in timm's notation: what ``rand-m9-mstd0.5-inc1`` asks for, and the draws it makes."""
+"""RandAugment in timm's notation: parsing of ``rand-m9-mstd0.5-inc1``, and the draws of ops and magnitudes."""
 
 from __future__ import annotations
 
@@ -50,23 +50,24 @@ def parse_randaug(text: str) -> RandAugment:
     """
     cure = "Write it as rand-m9-mstd0.5-inc1 (also -n2, -p0.5, -mmax10), or null."
     head, *parts = text.split("-")
-    found: dict[str, float] = {}
+    fields: dict[str, float] = {}
     for part in parts:
         match = re.fullmatch(r"(mstd|mmax|inc|m|n|p)(\d+(?:\.\d+)?)", part)
         if match is None:
-            raise UserError(f"recipe.augmentation.randaug={text}: '{part}' is not understood.", cure)
-        found[match[1]] = float(match[2])
-    if head != "rand" or found.get("inc") != 1 or "m" not in found:
+            raise UserError(f"recipe.augmentation.randaug={text}: '{part}' is not part of the notation.", cure)
+        fields[match[1]] = float(match[2])
+    if head != "rand" or fields.get("inc") != 1 or "m" not in fields:
         raise UserError(f"recipe.augmentation.randaug={text}: needs 'rand', a magnitude m and inc1.", cure)
-    limit, prob, count = found.get("mmax", 10.0), found.get("p", 0.5), found.get("n", 2.0)
+    limit, prob, count = fields.get("mmax", 10.0), fields.get("p", 0.5), fields.get("n", 2.0)
     if limit > 10 or prob > 1 or count < 1 or count != int(count):
-        raise UserError(f"recipe.augmentation.randaug={text}: mmax is at most 10, p at most 1, n whole.", cure)
-    return RandAugment(found["m"], found.get("mstd", 0.0), int(count), prob, limit)
+        raise UserError(f"recipe.augmentation.randaug={text}: mmax is at most 10, p at most 1, n an integer.", cure)
+    return RandAugment(fields["m"], fields.get("mstd", 0.0), int(count), prob, limit)
 
 
 def draw_ops(rng: np.random.Generator, spec: RandAugment) -> tuple[tuple[str, float], ...]:
     """The executed ops with their arguments; the magnitude is drawn for every kept op, also for those without one."""
     ops = []
+    # All ops are chosen first, then skipped one by one: the order of timm's RandAugment, which fixes the stream.
     for choice in rng.choice(len(RANDAUG_OPS), spec.count, replace=True).tolist():
         if spec.prob < 1 and rng.random() > spec.prob:
             continue
@@ -78,7 +79,7 @@ def draw_ops(rng: np.random.Generator, spec: RandAugment) -> tuple[tuple[str, fl
 
 
 def _argument(rng: np.random.Generator, name: str, strength: float) -> float:
-    """What an op is called with at a strength in [0, 1]; signed ops draw their sign here."""
+    """The argument of an op at a strength in [0, 1]; signed ops draw their sign here."""
     match name:
         case "Rotate":
             return _signed(rng, strength * 30)

@@ -1,10 +1,10 @@
 """The draws of Dataset Reinforcement (arXiv 2303.08983, section 4 of its appendix and the official code's order).
 
-Parameters are drawn once, stored explicitly (:mod:`vitlab.distill.reinforce_record`) and replayed; the random numbers
-behind them come from a counter: :func:`sample` reads Philox keyed by the seed at the place (image, sample), so a draw
-does not depend on what was drawn before it, on the process or on the batch.
+Parameters are drawn once, stored explicitly (:mod:`vitlab.distill.reinforce_record`) and replayed. The random numbers
+come from a counter-based generator, Philox keyed by the seed with (image, sample) in its counter, so that a draw does
+not depend on earlier draws, on the process or on the batch.
 
-Everything that is counted in pixels of the view (erasing, CutMix, translation) is drawn on the 224 grid of the paper
+Everything measured in pixels of the view (erasing, CutMix, translation) is drawn on the 224 grid of the paper
 and scaled to the view at replay; the crop is in pixels of the source image.
 """
 
@@ -61,13 +61,13 @@ class Reinforcement:
 
     ``variant``: rrc (crop and flip), mixing (and MixUp and CutMix), randaug (and RandAugment and erasing),
     randaug_mixing (all), center (the middle of the image, nothing random). ``crop_scale`` None: the whole image.
-    ``pad``: instead of a resized crop, zeros around the resized image and a random crop of it (CIFAR); in pixels of
-    the 224 grid. ``ops`` and ``magnitude``: of RandAugment, the latter an index below 31. ``erase_scale`` and
+    ``pad``: instead of a resized crop, zero-pad the resized image and cut a random crop out of it (CIFAR); in pixels
+    of the 224 grid. ``ops`` and ``magnitude``: of RandAugment, the latter an index below 31. ``erase_scale`` and
     ``erase_ratio``: range of area and of height to width. ``mixup`` and ``cutmix``: probabilities, drawn independently;
     both mixing ratios come from Beta(1, 1). ``crop_pct``: side of the middle to the short side (center only).
     ``partner``: of a mixed view, any image of the data set, or (``batch``, as in the official code) any of the
-    ``partner_batch`` neighbours that are loaded together; the image itself is one of them. ``odd``: signed arguments
-    of ops besides those of ``magnitude``, in records that came from elsewhere.
+    ``partner_batch`` neighbours that are loaded together; the image itself is a candidate. ``odd``: signed arguments of
+    ops other than those of ``magnitude``, in records imported from a released set.
 
     Raises:
         UserError: for a value outside its range; the message names ``method.views.<name>``.
@@ -130,9 +130,9 @@ class Reinforcement:
         return self.variant in ("randaug", "randaug_mixing")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form; :meth:`from_dict` gives an equal object back. What came later is left out where it is not
-        used: stores made before stay what they are."""
+        """JSON-able form; :meth:`from_dict` gives an equal object back."""
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in stable_dict(self).items()}
+        # Fields added after the first stores are left out at their neutral value: older fingerprints stay valid.
         if self.partner == "dataset":
             del values["partner"], values["partner_batch"]
         values["odd"] = [list(one) for one in self.odd]
@@ -144,7 +144,7 @@ class Reinforcement:
         return cls(**values)
 
     def fingerprint(self) -> str:
-        """sha256 hex of the fields and of the protocol: equal exactly when records are drawn from the same law."""
+        """sha256 hex of the fields and of the protocol: equal exactly when records have the same distribution."""
         text = json.dumps({"protocol": PROTOCOL, **self.to_dict()}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -174,6 +174,7 @@ def generator(seed: int, image: int, number: int) -> np.random.Generator:
     """The random numbers of one stored view: Philox with key (``seed``, 0) from the counter (0, 0, number, image)."""
     if min(seed, image, number) < 0:
         raise ValueError(f"seed, image and sample are 0 or more, got {(seed, image, number)}")
+    # Philox counts up from the first word; the two words left at 0 keep the streams of two views from overlapping.
     counter = np.array([0, 0, number, image], np.uint64)
     return np.random.Generator(np.random.Philox(counter=counter, key=np.array([seed, 0], np.uint64)))
 
@@ -184,10 +185,11 @@ def sample(
     """Sample ``number`` of ``image``: a function of its arguments alone.
 
     The partner of a mixed view is any of the ``images`` (or of its ``partner_batch``), itself included, with a draw of
-    its own; ``size_of`` says how large an image is and is asked only for those that are needed.
+    its own; ``size_of`` gives the size of an image and is called only for the images that are needed.
     """
+    # One stream in a fixed order: the view itself, the mixing, the partner's index, the partner's view.
     rng = generator(seed, image, number)
-    own = _one(rng, spec, size_of(image))
+    own = _draw_one(rng, spec, size_of(image))
     if not spec.mixes:
         return own
     ratio = rng.random() / 2 if rng.random() < spec.mixup else None
@@ -203,7 +205,7 @@ def sample(
         many = min(spec.partner_batch, images - first)
     partner = first + min(int(rng.random() * many), many - 1)
     box = None if cut is None else cutmix_box(cut, row, column)
-    other = _one(rng, spec, size_of(partner))
+    other = _draw_one(rng, spec, size_of(partner))
     return dataclasses.replace(own, mix=Mix(ratio, box, GRID, partner, other, cut))
 
 
@@ -214,18 +216,18 @@ def cutmix_box(ratio: float, row: int, column: int, grid: int = GRID) -> tuple[i
     return rows[0], columns[0], rows[1], columns[1]
 
 
-def middle(size: Size, crop_pct: float) -> tuple[int, int, int, int]:
+def centre_crop(size: Size, crop_pct: float) -> tuple[int, int, int, int]:
     """(top, left, height, width) of the square in the middle of an image, ``crop_pct`` of its short side."""
     width, height = size
     side = max(1, round(min(size) * crop_pct))
     return (height - side) // 2, (width - side) // 2, side, side
 
 
-def _one(rng: np.random.Generator, spec: Reinforcement, size: Size) -> Draw:
-    """The draw of one image by itself."""
+def _draw_one(rng: np.random.Generator, spec: Reinforcement, size: Size) -> Draw:
+    """The draw of a single image, without mixing."""
     width, height = size
     if spec.variant == "center":
-        return Draw(crop=middle(size, spec.crop_pct), op_set="torchvision")
+        return Draw(crop=centre_crop(size, spec.crop_pct), op_set="torchvision")
     crop: tuple[int, int, int, int] | None = None
     shift: tuple[int, int, int] | None = None
     if spec.pad is not None:
@@ -251,7 +253,7 @@ def _one(rng: np.random.Generator, spec: Reinforcement, size: Size) -> Draw:
 
 
 def _erase(rng: np.random.Generator, spec: Reinforcement) -> Erase | None:
-    """A black box, or None: not chosen, or no fit in ten tries (where the official code blacks the whole view)."""
+    """A black box, or None: not chosen, or no fit in ten tries (where the official code blacks out the full view)."""
     if not rng.random() < spec.erase:
         return None
     low, high = spec.erase_scale
@@ -266,6 +268,6 @@ def _erase(rng: np.random.Generator, spec: Reinforcement) -> Erase | None:
     return None
 
 
-def _check(name: str, value: object, good: bool, wanted: str) -> None:
+def _check(name: str, value: object, good: bool, expected: str) -> None:
     if not good:
-        raise UserError(f"method.views.{name}={value} is out of range:", f"expected {wanted}.")
+        raise UserError(f"method.views.{name}={value} is out of range:", f"expected {expected}.")

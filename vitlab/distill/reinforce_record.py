@@ -10,7 +10,7 @@ both                  the partner's ops and erase                               
 ====================  =================================================================  =====
 
 At K = 10 with four-byte probabilities 69 (rrc), 101 (mixing), 75 (randaug) and 113 bytes (both); 49, 81, 55 and 93
-with two-byte ones. An op whose argument is not the table's is a place in a side table (``Reinforcement.odd``).
+with two-byte ones. An op whose argument is not in the table is an index into a side table (``Reinforcement.odd``).
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from vitlab.distill.reinforce_draw import OPS, SIGNED, Reinforcement, magnitudes
 
 FLIP, PARTNER_FLIP, MIXED, MIXUP, CUTMIX, ERASE, PARTNER_ERASE = (1 << bit for bit in range(7))
 NO_OP = 255
-"""Stands in ``ops`` where RandAugment was skipped."""
+"""Value of ``ops`` where RandAugment was skipped."""
 ODD = 2 * len(OPS)
-"""``ops`` from here on count through ``Reinforcement.odd``: arguments that are not the table's."""
+"""``ops`` from here on are indices into ``Reinforcement.odd``: arguments that are not in the table."""
 
 
 class OddMagnitude(ValueError):
-    """An argument of an op that neither the table nor ``Reinforcement.odd`` has: ``op`` is (name, signed value)."""
+    """An argument of an op that is in neither the table nor ``Reinforcement.odd``; ``op`` is (name, signed value)."""
 
-    def __init__(self, name: str, value: float, told: str) -> None:
-        super().__init__(told)
+    def __init__(self, name: str, value: float, message: str) -> None:
+        super().__init__(message)
         self.op = name, value
 
 
@@ -61,7 +61,7 @@ def encode(spec: Reinforcement, draws: Sequence[Draw]) -> dict[str, NDArray[Any]
     """The fields [B, n] of these draws.
 
     Raises:
-        ValueError: for a draw that the record cannot hold without loss.
+        ValueError: for a draw that the record cannot represent without loss.
     """
     out: dict[str, NDArray[Any]] = {n: np.zeros((len(draws), count), kind) for n, kind, count in record_fields(spec)}
     table = magnitudes(spec.magnitude)
@@ -116,7 +116,7 @@ def _decode_row(spec: Reinforcement, table: tuple[float, ...], columns: dict[str
 def _encode_one(
     spec: Reinforcement, table: tuple[float, ...], draw: Draw, out: dict[str, NDArray[Any]], row: int, of: str
 ) -> None:
-    """One image's part of a row, but for its flags."""
+    """One image's part of a row, except its flags."""
     if spec.pad is not None:
         if draw.shift is None or draw.shift[0] != spec.pad or draw.crop is not None:
             raise ValueError(f"a padded crop by {spec.pad} is stored, not {draw}")
@@ -172,20 +172,19 @@ def _decode_one(
 
 
 def _code(spec: Reinforcement, table: tuple[float, ...], name: str, value: float) -> int:
-    """2 op + sign, or :data:`ODD` + place among the odd ones.
+    """2 op + sign, or :data:`ODD` + index in the side table.
 
     Raises:
-        OddMagnitude: it would not come back.
+        OddMagnitude: neither code decodes to this value.
     """
     number = OPS.index(name)
     negative = value < 0
+    # Exact comparison of doubles: decode() must return the argument that the view was made with.
     if abs(value) == table[number] and (not negative or number in SIGNED):
         return 2 * number + negative
     if (name, value) in spec.odd:
         return ODD + spec.odd.index((name, value))
-    raise OddMagnitude(
-        name, value, f"{name} by {value} is not magnitude {table[number]}, which the records hold, nor one beside it"
-    )
+    raise OddMagnitude(name, value, f"{name} by {value} is not magnitude {table[number]}, nor one of the side table")
 
 
 def _small(values: Sequence[int], top: int) -> Sequence[int]:

@@ -22,29 +22,29 @@ from vitlab.files import read_json
 
 
 class Reinforcements(Protocol):
-    """What a reader of reinforcements answers, whatever the files."""
+    """Interface of the readers of reinforcements, whatever their file format."""
 
     images: int
     samples: int
     classes: int
-    backend: str  # that the teacher's views were made with: pil or tensor
+    backend: str  # of the teacher's views: pil or tensor
 
     def read(self, slot: ArrayLike, index: ArrayLike) -> tuple[list[Draw], SparseTarget]:
         """Draws and targets of these (sample, image) pairs, both integers [B]."""
 
 
 class ReinforcedStore:
-    """The packed store in ``folder``; opened cheaply in every process that reads.
+    """The packed store in ``folder``; opening it in every loader worker is cheap.
 
     Raises:
-        UserError: whatever :meth:`TargetStore.open` refuses; targets that came with seeds (TinyViT's).
+        UserError: as :meth:`TargetStore.open`, and for a store whose records hold seeds (TinyViT's).
     """
 
     def __init__(self, folder: Path, expect: Mapping[str, Any] | None = None) -> None:
-        if (folder / SPEC).is_file() and (found := read_json(folder / SPEC).get("protocol")) != PROTOCOL:
+        if (folder / SPEC).is_file() and (protocol := read_json(folder / SPEC).get("protocol")) != PROTOCOL:
             raise UserError(
-                f"{folder} holds stored labels of protocol {found}, not reinforcements ({PROTOCOL}).",
-                "Give a folder that method=reinforce made; method=tinyvit reads the other kind.",
+                f"{folder} holds stored labels of protocol {protocol}, not reinforcements ({PROTOCOL}).",
+                "Give a folder that method=reinforce made; method=tinyvit reads that kind.",
             )
         self.store = TargetStore.open(folder, expect)
         self.spec: StoreSpec = self.store.spec

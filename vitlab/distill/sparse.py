@@ -1,4 +1,4 @@
-"""Top-K teacher probabilities: their sparse and dense forms, and the losses that learn from them.
+"""Top-K teacher probabilities: their sparse and dense forms, and the losses against them.
 
 Sources: TinyViT (arXiv 2207.10666, eq. 1-2) for the recovered label and the cross-entropy, Dataset Reinforcement
 (arXiv 2303.08983) for the KL divergence and its rules for rows whose stored mass exceeds one. All arithmetic is
@@ -17,7 +17,7 @@ from torch import Tensor
 class SparseTarget:
     """The K largest of ``classes`` probabilities per row: prob [B, K] float32, index [B, K] int64.
 
-    Ours are in descending order; those of the released reinforcements are not.
+    In descending order in vitlab's stores; in any order in the released reinforcements.
     """
 
     prob: Tensor
@@ -48,7 +48,7 @@ class SparseTarget:
 
 
 def sparsify(prob: Tensor, k: int) -> SparseTarget:
-    """The ``k`` largest of ``prob`` [B, C] (non-negative), in order of (-probability, class): ties are no accident.
+    """The ``k`` largest of ``prob`` [B, C] (non-negative), sorted by (-probability, class): ties are deterministic.
 
     Raises:
         ValueError: if k does not fit into C, or a probability is negative or not a number.
@@ -59,7 +59,8 @@ def sparsify(prob: Tensor, k: int) -> SparseTarget:
         raise ValueError(f"cannot keep {k} of {classes} classes")
     if not bool((prob >= 0).all()):
         raise ValueError("probabilities must be numbers >= 0")
-    # Bits of non-negative floats sort like the floats; the class below them makes every key unique, so topk is exact.
+    # Bits of non-negative floats sort like the floats; the class in the lower bits makes every key unique, so topk
+    # has no ties to break, which it would do differently on each device.
     key = prob.contiguous().view(torch.int32).long() << 32
     key |= torch.arange(classes - 1, -1, -1, device=prob.device)
     index = key.topk(k, dim=1).indices
@@ -70,11 +71,11 @@ def densify(target: SparseTarget, mode: str = "smooth", compat: str = "vitlab", 
     """The label over all classes, [B, C] float32.
 
     ``smooth``: each of the C - K classes that were not stored gets m = (1 - sum p) / (C - K) (TinyViT, eq. 1). The
-    rounding of stored probabilities can leave m slightly below zero, and the official code leaves it so; with
-    ``clamp_minor`` the residue is raised to zero and the row divided by its sum. K = C has no such classes.
+    rounding of stored probabilities can make m slightly negative, which the official code keeps; with ``clamp_minor``
+    the residue is raised to zero and the row divided by its sum. K = C has no such classes.
     ``zeros``: the stored probabilities over their sum, nothing elsewhere.
     ``compat="official"`` is Dataset Reinforcement's code: where the mode is ``zeros``, or the residue is negative,
-    the stored classes get softmax(p), a softmax over probabilities that flattens a certain label.
+    the stored classes get softmax(p), a softmax over probabilities, which flattens a confident label.
 
     Raises:
         ValueError: for another mode or compat.
@@ -91,6 +92,7 @@ def densify(target: SparseTarget, mode: str = "smooth", compat: str = "vitlab", 
     elif mode == "zeros":
         prob, residue = prob / (1 - residue), torch.zeros_like(residue)
     elif clamp_minor:
+        # Half-precision rounding can push the stored sum above 1; a negative rest has no logarithm.
         residue = residue.clamp(min=0) if others else torch.zeros_like(residue)
         total = prob.sum(1, keepdim=True) + residue
         prob, residue = prob / total, residue / total
@@ -101,7 +103,7 @@ def densify(target: SparseTarget, mode: str = "smooth", compat: str = "vitlab", 
 def soft_cross_entropy(logits: Tensor, target: SparseTarget | Tensor, clamp_minor: bool = False) -> Tensor:
     """Mean over the batch of -sum_c y_c log softmax(z)_c (TinyViT, eq. 2), a scalar.
 
-    ``target``: dense [B, C], or sparse, which means its ``smooth`` label without ever making it:
+    ``target``: dense [B, C], or sparse, which stands for its ``smooth`` label without materialising it:
     T logsumexp(z) - sum_k (p_k - m) z_k - m sum_c z_c, T the label's sum. ``logits`` [B, C] of any float type.
 
     Raises:
@@ -112,6 +114,7 @@ def soft_cross_entropy(logits: Tensor, target: SparseTarget | Tensor, clamp_mino
         logits = logits.float()
         if isinstance(target, Tensor):
             return -(target.float() * logits.log_softmax(1)).sum(1).mean()
+        # A row has only K + 1 distinct values, so the sums need no dense [B, C] label in memory.
         prob, minor = _parts(target, clamp_minor)
         total = prob.sum(1) + minor * (target.classes - prob.shape[1])
         major = ((prob - minor[:, None]) * logits.gather(1, target.index)).sum(1)
@@ -127,9 +130,9 @@ def kl_divergence(
 ) -> Tensor:
     """KL(target || softmax(logits / T)) T^2, mean over the batch, 0 log 0 = 0 (Dataset Reinforcement), a scalar.
 
-    ``target``: dense [B, C] or sparse, the teacher's probabilities at the same temperature. A sparse target is made
-    whole by ``mode`` and ``compat`` (see :func:`densify`; a negative residue is always clamped, since the logarithm
-    needs it); for ``smooth`` by ours the dense label is never made.
+    ``target``: dense [B, C] or sparse, the teacher's probabilities at the same temperature. A sparse target is
+    densified by ``mode`` and ``compat`` (see :func:`densify`; a negative residue is always clamped, since the logarithm
+    needs it); with ``smooth`` and ``vitlab`` the dense label is never materialised.
 
     Raises:
         ValueError: if the shapes of logits and target differ.
@@ -156,6 +159,7 @@ def _parts(target: SparseTarget, clamp_minor: bool) -> tuple[Tensor, Tensor]:
     others = target.classes - prob.shape[1]
     residue = 1 - total
     if clamp_minor:
+        # With K = C there is no class to carry a rest: the row is only divided by its sum.
         residue = residue.clamp(min=0) if others else torch.zeros_like(residue)
         total = total + residue
         prob, residue = prob / total[:, None], residue / total

@@ -1,8 +1,7 @@
-"""TargetStore: what the teacher said about every (image, slot), on disk, read in any order.
+"""TargetStore: the teacher's output for every (image, slot) on disk, with random access.
 
-Files and record: :mod:`vitlab.distill.store_spec`; writing: :mod:`vitlab.distill.store_writer`. Nothing is loaded:
-a slot is a memory map whose records are addressed by image index, so opening costs no memory and reading a batch is
-one gather.
+Files and record: :mod:`vitlab.distill.store_spec`; writing: :mod:`vitlab.distill.store_writer`. A slot is a memory map
+whose records are addressed by image index, so opening loads nothing and reading a batch is one gather.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ _MEANING = {
 
 
 class TargetStore:
-    """A store of targets in ``folder``. Made by :meth:`create`, read by :meth:`open`; cheap to open in every worker."""
+    """A store of targets in ``folder``: :meth:`create` makes it, :meth:`open` opens it, at no cost in memory."""
 
     def __init__(self, folder: Path, spec: StoreSpec, allow_partial: bool) -> None:
         self.folder = folder
@@ -69,7 +68,7 @@ class TargetStore:
 
     @classmethod
     def create(cls, folder: Path, spec: StoreSpec, keys: Sequence[str]) -> TargetStore:
-        """Make the store, or continue the one that is there. ``keys``: one per image, stable, in index order.
+        """Make the store, or continue an existing one. ``keys``: one per image, stable, in index order.
 
         Raises:
             UserError: if the folder holds a store of another spec, or files that are not a store's.
@@ -78,16 +77,17 @@ class TargetStore:
         folder.mkdir(parents=True, exist_ok=True)
         refuse_foreign(folder, spec.slots)
         if (folder / SPEC).exists():
-            found = StoreSpec.from_dict(read_json(folder / SPEC))
-            if differences := found.differences(spec):
+            stored = StoreSpec.from_dict(read_json(folder / SPEC))
+            if differences := stored.differences(spec):
                 raise UserError(
                     f"{folder} holds targets of another kind ({'; '.join(differences)}).",
                     "Store them in another folder, or delete this one.",
                 )
-            return cls(folder, found, allow_partial=True)
+            return cls(folder, stored, allow_partial=True)
         if len(keys) != spec.images or keys_digest(keys) != spec.keys_sha256:
             raise ValueError(f"{len(keys)} keys are not those of the spec ({spec.images} images)")
         atomic_write(folder / KEYS, "".join(f"{key}\n" for key in keys))
+        # Last: a folder with store.json is a store, so a kill before this line leaves nothing to continue wrongly.
         write_json(folder / SPEC, spec.to_dict())
         return cls(folder, spec, allow_partial=True)
 
@@ -95,7 +95,7 @@ class TargetStore:
     def open(cls, folder: Path, expect: Mapping[str, Any] | None = None, allow_partial: bool = False) -> TargetStore:
         """Open for reading. ``expect``: fields of the spec and the values that they must have.
 
-        What is there of a slot that is not sealed (``allow_partial``) is what was there when it was first read.
+        Of a slot that is not sealed (``allow_partial``), only the records complete at its first read are visible.
 
         Raises:
             UserError: if there is no store, it is for another data set or augmentation, holds foreign files, or has
@@ -107,12 +107,12 @@ class TargetStore:
             )
         spec = StoreSpec.from_dict(read_json(folder / SPEC))
         refuse_foreign(folder, spec.slots)
-        for name, wanted in (expect or {}).items():
-            if (found := getattr(spec, name)) != wanted:
+        for name, expected in (expect or {}).items():
+            if (stored := getattr(spec, name)) != expected:
                 meaning = _MEANING.get(name, f"another {name}")
                 raise UserError(
-                    f"The targets in {folder} were stored for {meaning} ({name}: stored {found}, wanted {wanted}).",
-                    "Point at the store that was made for it, or run the store stage anew in another folder.",
+                    f"The targets in {folder} were stored for {meaning} ({name}: {stored}, expected {expected}).",
+                    "Point at the store that was made for it, or run the store stage again in another folder.",
                 )
         store = cls(folder, spec, allow_partial)
         if not allow_partial and (unsealed := [s for s in range(spec.slots) if not store.is_sealed(s)]):
@@ -124,7 +124,7 @@ class TargetStore:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 hex of the spec and of all checksums: of the whole content. Only of a sealed store (RuntimeError)."""
+        """sha256 hex of the spec and of all checksums, hence of the content. RuntimeError unless all is sealed."""
         unsealed = [s for s in range(self.spec.slots) if not self.is_sealed(s)]
         if unsealed:
             raise RuntimeError(f"{self.folder}: slot {unsealed[0]} is not sealed, so there is no fingerprint yet")
@@ -167,12 +167,12 @@ class TargetStore:
         return SlotWriter(self.folder, self.spec, slot, writer_id, buffer, interval)
 
     def seal(self, slot: int) -> None:
-        """Checksum and close a complete slot (RuntimeError if records are missing); its bytes tell nothing of who
-        wrote them. Call it from one process when all writers are closed; calling it again does nothing."""
+        """Checksum and close a complete slot (RuntimeError if records are missing); its bytes do not depend on the
+        writers. Call it from one process when all writers are closed; calling it again does nothing."""
         seal(self._slot_folder(slot), self.spec)
 
     def records(self, slot: int, index: ArrayLike) -> NDArray[np.void]:
-        """Whole records [B] of one slot as they lie on disk, with all their fields (a copy).
+        """Records [B] of one slot as stored, with all their fields (a copy).
 
         Raises:
             IndexError: for an image outside the store.
@@ -186,7 +186,7 @@ class TargetStore:
         Raises:
             IndexError: for a slot or an image outside the store.
             RuntimeError: for a record that is not on disk yet.
-            UserError: a slot is cut short, or a record holds a seed that is not its own.
+            UserError: a slot is truncated, or a record holds the seed of another view.
             ValueError: if the records of this store hold no seed (:meth:`read` is for them).
         """
         if not self.spec.seeded:
@@ -206,7 +206,7 @@ class TargetStore:
         return seed, self._target(raw)
 
     def read(self, slot: ArrayLike, index: ArrayLike) -> tuple[NDArray[np.void], SparseTarget]:
-        """Whole records [B], with all their fields, and targets of many (slot, image) pairs.
+        """Records [B] with all their fields, and targets of many (slot, image) pairs.
 
         Raises:
             IndexError: for a slot or an image outside the store.
@@ -226,9 +226,9 @@ class TargetStore:
             raw = self._take(first, indices)
         else:
             raw = np.empty((len(slots), self._record.itemsize), np.uint8)
-            for one in np.unique(slots).tolist():
-                rows = np.flatnonzero(slots == one)
-                raw[rows] = self._take(one, indices[rows])
+            for each in np.unique(slots).tolist():
+                rows = np.flatnonzero(slots == each)
+                raw[rows] = self._take(each, indices[rows])
         return slots, raw
 
     def _target(self, raw: NDArray[np.uint8]) -> SparseTarget:
@@ -239,7 +239,7 @@ class TargetStore:
         return SparseTarget(prob.to(torch.float32), classes, self.spec.classes)
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> list[str]:
-        """Read everything that is sealed and say what is wrong with it; an empty list is a sound store.
+        """Read every sealed slot and return the problems found; an empty list is a sound store.
 
         Checked: keys, sizes, checksums, seeds, classes in range and unique in a row, probabilities finite, in [0, 1],
         descending, adding up to one at most. ``progress(done, all)`` counts blocks.
@@ -254,14 +254,14 @@ class TargetStore:
             stored = np.fromfile(folder / CRC, "<u4").tolist()
             size = (folder / RECORDS).stat().st_size
             if size != self.spec.slot_bytes or len(stored) != blocks:
-                wanted = f"{self.spec.slot_bytes} and {blocks}"
-                problems.append(f"slot {slot}: {size} bytes and {len(stored)} checksums, expected {wanted}")
+                expected = f"{self.spec.slot_bytes} and {blocks}"
+                problems.append(f"slot {slot}: {size} bytes and {len(stored)} checksums, expected {expected}")
                 continue
-            for block, (sound, found) in enumerate(zip(stored, checksums(folder, self.spec), strict=True)):
+            for block, (expected_crc, crc) in enumerate(zip(stored, checksums(folder, self.spec), strict=True)):
                 rows = np.arange(block * BLOCK, min((block + 1) * BLOCK, self.spec.images))
                 where = f"slot {slot}, images {rows[0]}..{rows[-1]}"
-                if sound != found:
-                    problems.append(f"{where}: checksum {found:08x}, expected {sound:08x}")
+                if crc != expected_crc:
+                    problems.append(f"{where}: checksum {crc:08x}, expected {expected_crc:08x}")
                 problems += [f"{where}: {problem}" for problem in self._check_block(slot, rows)]
                 if progress is not None:
                     progress(position * blocks + block + 1, len(sealed) * blocks)
@@ -281,7 +281,7 @@ class TargetStore:
         if (target.index >= self.spec.classes).any():
             yield f"a class is outside 0..{self.spec.classes - 1}"
         if (target.index.sort(1).values.diff(dim=1) == 0).any():
-            yield "a class stands twice in a row"
+            yield "a class is twice in a row"
         if not bool(((target.prob >= 0) & (target.prob <= 1 + slack)).all()):
             yield "a probability is outside [0, 1]"
         if spec.seeded and (target.prob.diff(dim=1) > 0).any():  # official reinforcements keep their own order
@@ -300,8 +300,8 @@ class TargetStore:
             self._map(slot)
         if len(index) and (index.min() < 0 or index.max() >= self.spec.images):
             raise IndexError(f"image {index.min()}..{index.max()} is outside 0..{self.spec.images - 1}")
-        if slot in self._bits and not (there := read_bits(self._bits[slot], index)).all():
-            raise RuntimeError(f"{self.folder}: image {index[~there][0]} of slot {slot} is not stored yet")
+        if slot in self._bits and not (present := read_bits(self._bits[slot], index)).all():
+            raise RuntimeError(f"{self.folder}: image {index[~present][0]} of slot {slot} is not stored yet")
         return self._raw[slot].take(index, axis=0)
 
     def _map(self, slot: int) -> None:
@@ -316,24 +316,26 @@ class TargetStore:
             raise self._damaged(slot, f"{path.name} has {size} bytes, expected {self.spec.slot_bytes}")
         shape = (self.spec.images, self.spec.record.itemsize)
         with open(path, "rb") as file:
+            # Read-only and shared: the loader workers of a machine share one copy in the page cache.
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        # Images come in shuffled order: reading ahead (by megabytes, on some disks) would fetch what nobody asked for.
+        # Images are read in shuffled order: read-ahead (megabytes on some disks) would fetch pages that are not needed.
         if hasattr(mmap, "MADV_RANDOM"):
             mapped.madvise(mmap.MADV_RANDOM)
         self._raw[slot] = np.frombuffer(mapped, np.uint8).reshape(shape)
 
-    def _damaged(self, slot: int, how: str) -> UserError:
+    def _damaged(self, slot: int, problem: str) -> UserError:
         folder = self._slot_folder(slot)
         return UserError(
-            f"The stored targets in {folder} are damaged: {how}.",
+            f"The stored targets in {folder} are damaged: {problem}.",
             f"Delete that folder, and {self.folder.parent / 'done.json'} where a run made it: the command that "
-            "stored the targets stores these again. mode=verify looks for more.",
+            "stored the targets stores these again. mode=verify checks the rest.",
         )
 
     def _column(self, raw: NDArray[np.uint8], name: str) -> NDArray[Any]:
-        """One field of raw records as [B, n], in a layout that torch can take."""
+        """One field of raw records as [B, n], in a layout that torch accepts."""
         kind, offset = self._record.fields[name][:2]  # type: ignore[index]  # a structured type has fields
         column = raw[:, offset : offset + kind.itemsize].view(kind.base)
+        # Records are packed: an odd record length or offset leaves the field unaligned, and torch cannot wrap that.
         if column.strides[0] % kind.base.itemsize or not column.flags.aligned:
             return column.copy()
         return column

@@ -1,4 +1,4 @@
-"""What a target store is: its description (``store.json``), its record, and the names of its files.
+"""The format of a target store: its description (``store.json``), its record, and the names of its files.
 
 ::
 
@@ -42,18 +42,18 @@ _PROB = {"f2": "<f2", "f4": "<f4", "bf16": "<u2"}
 
 @dataclass(frozen=True)
 class StoreSpec:
-    """Everything that decides what a record means. Two stores with equal specs hold equal bytes.
+    """Everything that determines the meaning of a record. Two stores with equal specs hold equal bytes.
 
     ``images`` x ``slots`` records of ``k`` of ``classes`` probabilities, held as ``prob`` (f2, f4 or bf16).
-    ``protocol`` names how a record becomes a Draw; with ``tinyvit-1`` the seed does it all. ``base_seed``: the seeds
+    ``protocol`` names how a record becomes a Draw; with ``tinyvit-1`` the seed determines it. ``base_seed``: the seeds
     are ``draw.seed_of(base_seed, slot, index)``; None: they come from elsewhere and are not checked. ``fields``:
     further parts of the record as (name, numpy type, values per record), for protocols with explicit parameters; those
-    of :data:`SEEDLESS` hold no seed, and ``base_seed`` is what they were drawn with (None: unknown).
+    of :data:`SEEDLESS` hold no seed, and ``base_seed`` is the seed of their draws (None: unknown).
     ``augmentation``, ``mean``, ``std``: of the teacher's views. ``teacher``: its name(s) and weight hashes.
     ``versions``: of the libraries, recorded but not part of the identity.
 
     Raises:
-        ValueError: for numbers that make no store.
+        ValueError: for sizes out of range.
     """
 
     images: int
@@ -125,9 +125,9 @@ class StoreSpec:
         """
         values = dict(values)
         if (found := values.pop("format", None)) != FORMAT:
-            raise UserError(f"{SPEC} says format {found!r}; this version reads {FORMAT!r}.", "Make the store anew.")
+            raise UserError(f"{SPEC} has format {found!r}; this version reads {FORMAT!r}.", "Make the store again.")
         if unknown := sorted(values.keys() - {one.name for one in dataclasses.fields(cls)}):
-            raise UserError(f"{SPEC} says {', '.join(unknown)}, which this version does not know.", "Use a newer one.")
+            raise UserError(f"{SPEC} has {', '.join(unknown)}, unknown to this version.", "Use a newer one.")
         return cls(**values)
 
     def differences(self, other: StoreSpec) -> list[str]:
@@ -152,12 +152,12 @@ def keys_digest(keys: Iterable[str]) -> str:
 
 
 def slot_folder(folder: Path, slot: int) -> Path:
-    """Where a slot lies."""
+    """The folder of a slot."""
     return folder / f"slot_{slot:05d}"
 
 
 def refuse_foreign(folder: Path, slots: int) -> None:
-    """A store owns its folder: a file that is not its own is an error, never silently mixed in.
+    """Refuse files in the folder of a store that do not belong to it.
 
     Raises:
         UserError: naming the first of them.

@@ -1,4 +1,4 @@
-"""What a store of reinforcements holds, in numbers: how sure the teacher was, how right, which views and partners."""
+"""Statistics of a store of reinforcements: entropy and agreement of the labels, kinds of views, partners."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vitlab.distill.sparse import densify
 from vitlab.distill.store_spec import BLOCK
 
 ROWS = 1 << 22
-"""Probabilities that are made dense at a time."""
+"""Probabilities densified at a time."""
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Statistics:
     agreement_mixed: float | None = None  # mixed views whose most probable class is the image's or the partner's
     shares: dict[str, float] = field(default_factory=dict)  # flip, erase, mixup, cutmix, both, unmixed
     ops: dict[str, float] = field(default_factory=dict)  # RandAugment's op to its share of all drawn ops
-    own_partner: float | None = None  # mixed views that an image is mixed with itself in
+    own_partner: float | None = None  # mixed views whose partner is the image itself
     partners: list[int] = field(default_factory=list)  # how often an image is a partner: least, median, most
 
     def __str__(self) -> str:
@@ -43,9 +43,9 @@ class Statistics:
             f"{self.mass:.6f}",
         ]
         if self.agreement is not None:
-            lines.append(f"teacher  {self.agreement:.2%} of the unmixed views called by the image's class")
+            lines.append(f"teacher  {self.agreement:.2%} of the unmixed views predicted as the image's class")
         if self.agreement_mixed is not None:
-            lines.append(f"         {self.agreement_mixed:.2%} of the mixed views by the image's or the partner's")
+            lines.append(f"         {self.agreement_mixed:.2%} of the mixed views as the image's or the partner's")
         lines.append("views    " + ", ".join(f"{name} {share:.2%}" for name, share in self.shares.items()))
         if self.ops:
             lines.append("ops      " + ", ".join(f"{name} {share:.2%}" for name, share in self.ops.items()))
@@ -62,13 +62,13 @@ def statistics(
     store: ReinforcedStore,
     labels: NDArray[np.int64] | None,
     samples: int | None = None,
-    tell: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Statistics:
-    """Read every record (of the first ``samples`` samples) once; no image is read.
+    """Read every record (of the first ``samples`` samples) once; images are not read.
 
     Args:
-        labels: of the images [N]; None: nothing is said about agreement.
-        tell: called with samples read and samples in all.
+        labels: of the images [N]; None: agreement is not computed.
+        progress: called with the samples read and their total.
     """
     spec, views = store.spec, store.views
     samples = min(samples or store.samples, store.samples)
@@ -108,8 +108,8 @@ def statistics(
                 for kind in (False, True):
                     right[kind][0] += int(good[mixed == kind].sum())
                     right[kind][1] += int((mixed == kind).sum())
-        if tell is not None:
-            tell(slot + 1, samples)
+        if progress is not None:
+            progress(slot + 1, samples)
     out.entropy, out.confidence, out.mass = (sums[name] / total for name in ("entropy", "confidence", "mass"))
     if labels is not None:
         out.agreement, out.agreement_mixed = (one / of if of else None for one, of in right.values())

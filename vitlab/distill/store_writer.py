@@ -1,7 +1,8 @@
-"""Writing one slot of a target store: by several processes at once, interrupted at any moment, sealed at the end.
+"""Writing one slot of a target store: from several processes at once, safe to kill at any moment, sealed at the end.
 
-Records go in place, so it does not matter who writes which image, or in what order. A record counts as written only
-when its bit is set in the bitmap of its writer, and bits are set only after the records are on the disk.
+Every record has a fixed offset, so the bytes do not depend on which process writes which image, or in what order. A
+record counts as written only when its bit is set in the bitmap of its writer, and bits are set only after the records
+are on the disk.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class SlotWriter:
     """Writes records of one slot. Use as a context manager; leaving it, also by an exception, flushes.
 
     Records go to the file whenever ``buffer`` of them are there, and are synced to the disk and marked as done every
-    ``interval`` seconds, which is the most that a kill can cost. (Syncing more often would write each page of a
+    ``interval`` seconds; a kill loses at most the work since then. (Syncing more often would write each page of a
     shuffled slot many times.)
 
     Raises:
@@ -60,12 +61,15 @@ class SlotWriter:
             os.close(self._bitmap)
             raise UserError(f"{folder} is being written by another process.", "Wait for it, or stop it.") from None
         self._records = os.open(folder / RECORDS, os.O_RDWR | os.O_CREAT, 0o644)
+        # Full length from the start (a sparse file): offsets are final, and writers need no agreement with each other.
         with written_to(folder / RECORDS, spec.slot_bytes):
             os.ftruncate(self._records, spec.slot_bytes)
             os.ftruncate(self._bitmap, bitmap_bytes(spec.images))
             os.fsync(self._records)
             os.fsync(self._bitmap)
         fsync_dir(folder)
+        # Three bitmaps: _done is on the disk, of this writer; _drained adds its records written since the last sync;
+        # _seen is the union over all writers at opening, plus this writer's buffer, to skip images stored already.
         self._done = np.frombuffer(os.pread(self._bitmap, bitmap_bytes(spec.images), 0), np.uint8).copy()
         self._drained = self._done.copy()
         self._seen = read_bitmaps(folder, spec.images)
@@ -95,6 +99,7 @@ class SlotWriter:
         for name, values in fields.items():
             records[name] = values
         new = np.flatnonzero(~read_bits(self._seen, indices))
+        # The first row of an image that the batch repeats, as padding does.
         new = new[np.unique(indices[new], return_index=True)[1]]
         set_bits(self._seen, indices[new])
         start = 0
@@ -111,10 +116,11 @@ class SlotWriter:
         return len(new)
 
     def flush(self) -> None:
-        """Put everything written so far on the disk, and only then mark it as done."""
+        """Sync everything written so far to the disk, and only then mark it as done."""
         self._drain()
         if not np.array_equal(self._done, self._drained):
             with written_to(self._folder):
+                # Records first: after a power loss a bit without its record would pass zeros off as a target.
                 os.fsync(self._records)
                 self._done[:] = self._drained
                 _pwrite(self._bitmap, self._done.data, 0)
@@ -122,9 +128,9 @@ class SlotWriter:
         self._last_flush = time.monotonic()
 
     def _drain(self) -> None:
-        """Hand the buffer over to the operating system, one write for each run of neighbours.
+        """Hand the buffer to the operating system, one write for each run of consecutive images.
 
-        Not a memory map: with one a full disk would kill the process instead of raising an error.
+        Not a memory map: a full disk would then kill the process (SIGBUS) instead of raising an error.
         """
         if not self._filled:
             return
@@ -140,7 +146,7 @@ class SlotWriter:
         self._filled = 0
 
     def close(self) -> None:
-        """Flush and let go of the files."""
+        """Flush and close the files."""
         try:
             self.flush()
         finally:
@@ -189,13 +195,13 @@ class SlotWriter:
         low, high = torch.aminmax(target.index)
         if low < 0 or high >= spec.classes:
             raise ValueError(f"class outside 0..{spec.classes - 1}: {int(low)}..{int(high)}")
-        low, high = torch.aminmax(target.prob)  # NaN spreads, and then fails the comparison
+        low, high = torch.aminmax(target.prob)  # NaN propagates, and then fails the comparison
         if not (low >= 0 and high <= 1.001):
             raise ValueError(f"probabilities are in [0, 1], got {float(low)}..{float(high)}")
 
 
 def seal(folder: Path, spec: StoreSpec) -> None:
-    """Finish a slot: checksums, then the marker, then away with the bitmaps. Twice is once.
+    """Finish a slot: write the checksums, then the marker, then delete the bitmaps. Idempotent.
 
     Raises:
         RuntimeError: if records are missing.
@@ -205,6 +211,8 @@ def seal(folder: Path, spec: StoreSpec) -> None:
         if missing:
             raise RuntimeError(f"{folder} lacks {missing} of {spec.images} records and cannot be sealed")
         crc = np.fromiter(checksums(folder, spec), "<u4").tobytes()
+        # The marker follows the checksums that it certifies and precedes the deletion of the bitmaps, until then the
+        # only list of complete records. After a kill between any two of these steps the next call completes them.
         atomic_write(folder / CRC, crc)
         write_json(folder / SEALED, {"records": spec.images, "block": BLOCK, "crc32": zlib.crc32(crc)})
     for path in folder.glob("done_*.bits"):
@@ -212,7 +220,7 @@ def seal(folder: Path, spec: StoreSpec) -> None:
 
 
 def is_sealed(folder: Path) -> bool:
-    """Whether the slot's marker stands."""
+    """Whether the slot's marker exists."""
     return (folder / SEALED).is_file()
 
 
@@ -234,11 +242,11 @@ def bitmap_bytes(images: int) -> int:
 
 
 def read_bitmaps(folder: Path, images: int) -> NDArray[np.uint8]:
-    """The union of what all writers have done, bit i of the whole for image i."""
+    """The union of the bitmaps of all writers: bit i for image i."""
     union = np.zeros(bitmap_bytes(images), np.uint8)
     for path in folder.glob("done_*.bits"):
         bits = np.fromfile(path, np.uint8)
-        if len(bits) not in (0, len(union)):  # 0: a writer was killed at its birth
+        if len(bits) not in (0, len(union)):  # 0: killed between creating the file and sizing it
             raise UserError(f"{path} has {len(bits)} bytes, expected {len(union)}.", "Delete the file and run again.")
         union[: len(bits)] |= bits
     return union

@@ -1,7 +1,7 @@
-"""Teachers behind one interface: called with a batch, they give its soft labels.
+"""Teachers behind one interface: called with a batch, they return its soft labels.
 
 They are plain objects, not modules: a teacher must never end up in a student's checkpoint, weight average or
-gradient buckets. Each member owns its normalisation and input size, so that a batch made for the student will do.
+gradient buckets. Each has its own normalisation and input size, and accepts batches normalised for the student.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ PRECISIONS = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.
 
 
 class Views(Protocol):
-    """What a teacher reads of a batch: image [B, 3, H, W], normalised for the student, and the stored targets."""
+    """The fields of a batch that a teacher reads: image [B, 3, H, W], normalised for the student, and its targets."""
 
     image: Tensor
     target: SparseTarget | None
 
 
 class Teacher(Protocol):
-    """A batch in; probabilities [B, C] float32, or the K largest of them, out. Never with a gradient."""
+    """Maps a batch to probabilities [B, C] float32, or to the K largest of them; without gradients."""
 
     def __call__(self, batch: Views) -> Tensor | SparseTarget: ...
 
@@ -42,11 +42,11 @@ class Teacher(Protocol):
 class OnlineTeacher:
     """A network that labels batches as they come: softmax(logits / temperature) in float32, eval mode, no gradient.
 
-    ``mean`` and ``std``: what the network was trained with; ``batch_mean`` and ``batch_std``: what the batch is
-    normalised with. Where they differ the image is brought from one to the other by one multiply-add; where they are
-    equal it is left bit for bit. ``size``: what the network wants, a side or (height, width); other views are resized
-    (antialiased ``interpolation``). ``precision`` of the forward pass: fp32, tf32 (fp32 whose products are rounded to
-    10 bits, on GPUs that can), bf16 or fp16; the softmax is always float32.
+    ``mean`` and ``std``: of the network's training; ``batch_mean`` and ``batch_std``: of the batch. Where they differ
+    the image is converted by one multiply-add; where they are equal it stays bit-identical. ``size``: input of the
+    network, a side or (height, width); other views are resized (antialiased ``interpolation``). ``precision`` of the
+    forward pass: fp32, tf32 (fp32 whose products are rounded to 10 bits, on GPUs that support it), bf16 or fp16; the
+    softmax is always float32.
     ``name``: for :meth:`describe`.
     """
 
@@ -75,6 +75,7 @@ class OnlineTeacher:
         self.interpolation = interpolation
         self._affine: tuple[Tensor, Tensor] | None = None
         if (tuple(mean), tuple(std)) != (tuple(batch_mean), tuple(batch_std)):
+            # (x s_batch + m_batch - m) / s as one scale and shift, composed in float64.
             own, theirs = (torch.tensor([m, s], dtype=torch.float64) for m, s in ((mean, std), (batch_mean, batch_std)))
             scale, shift = theirs[1] / own[1], (theirs[0] - own[0]) / own[1]
             self._affine = scale.float().reshape(-1, 1, 1), shift.float().reshape(-1, 1, 1)
@@ -82,19 +83,20 @@ class OnlineTeacher:
 
     def __call__(self, batch: Views) -> Tensor:
         """Probabilities [B, C] float32."""
-        self.model.eval()  # whoever else holds the network may have put it into training mode
+        self.model.eval()  # another holder of the network may have set training mode
         dtype = PRECISIONS[self.precision]
         with torch.no_grad():
             image = self.prepare(batch.image)
             kind = image.device.type
             autocast = torch.autocast(kind, dtype) if dtype is not None else torch.autocast(kind, enabled=False)
-            with autocast, _rounded(kind, self.precision == "tf32"):
+            with autocast, _allow_tf32(kind, self.precision == "tf32"):
                 logits = self.model(image)
+            # Outside autocast: half precision would lose the small probabilities.
             with torch.autocast(kind, enabled=False):
                 return (logits.float() / self.temperature).softmax(1)
 
     def prepare(self, image: Tensor) -> Tensor:
-        """The batch as this network wants it: its size, its normalisation."""
+        """``image`` resized and renormalised to the input of this network."""
         if tuple(image.shape[-2:]) != hw(self.size):
             antialias = self.interpolation in ("bilinear", "bicubic")
             image = F.interpolate(image, hw(self.size), mode=self.interpolation, antialias=antialias)
@@ -112,7 +114,7 @@ class OnlineTeacher:
 
     @property
     def networks(self) -> list[nn.Module]:
-        """The one network."""
+        """The network, as a list of one."""
         return [self.model]
 
     @property
@@ -123,7 +125,7 @@ class OnlineTeacher:
         return self._sha256
 
     def describe(self) -> dict[str, Any]:
-        """What decides the labels: goes into a store's description."""
+        """Everything that determines the labels; part of a store's description."""
         return {
             "name": self.name,
             "sha256": self.sha256,
@@ -134,8 +136,8 @@ class OnlineTeacher:
 
 
 @contextlib.contextmanager
-def _rounded(kind: str, allowed: bool) -> Iterator[None]:
-    """Whether products of float32 may be rounded (TF32); only a GPU asks."""
+def _allow_tf32(kind: str, allowed: bool) -> Iterator[None]:
+    """Whether products of float32 may be rounded (TF32); a setting of CUDA alone."""
     if kind != "cuda":
         yield
         return
@@ -201,7 +203,7 @@ class Ensemble:
 
 
 class StoredTeacher:
-    """Gives what the batch brought along from a TargetStore; no network anywhere. ``description``: the store's."""
+    """Returns the targets that the loader read from a TargetStore; no network. ``description``: the store's."""
 
     def __init__(self, description: dict[str, Any] | None = None) -> None:
         self._description = description or {}
@@ -217,7 +219,7 @@ class StoredTeacher:
         return batch.target
 
     def to(self, device: torch.device | str) -> StoredTeacher:
-        """Nothing to move: targets travel with their batch."""
+        """Returns itself: targets are moved with their batch."""
         return self
 
     def describe(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Pixels: what a Draw says, done to an image. Nothing random is decided here.
+"""Apply a Draw to the pixels of an image. Nothing random is drawn here.
 
 The order is that of both papers: crop, resize, (shift,) flips, ops or jitter, to tensor, normalise, erase, mix.
 Image operations run on PIL images, so that a view is bit-identical to that of the official TinyViT pipeline.
@@ -30,7 +30,7 @@ class View:
     (per RGB channel).
 
     ``interpolation`` (nearest, bilinear, bicubic) resizes the crop, with antialiasing, and moves pixels in the
-    geometric ops of timm's set; ``fill`` is the colour (0-255) that those leave behind, by default the mean's.
+    geometric ops of timm's set; ``fill`` is the colour (0-255) of the pixels that those uncover, by default the mean's.
     ``backend``: what torchvision's ops run on, PIL images or uint8 tensors; everything else is the same for both.
     """
 
@@ -98,6 +98,7 @@ class View:
 
         In a pair each member is the other's partner: call it twice, with the unmixed views.
         """
+        # Mixup first, then the box from the unmixed partner: with both, the box holds the partner alone.
         mixed = anchor.clone() if mix.ratio is None else anchor * mix.ratio + partner * (1 - mix.ratio)
         if mix.box is not None:
             r1, c1, r2, c2 = scale_box(mix.box, mix.grid, self.size)
@@ -123,6 +124,7 @@ class View:
             area.zero_()
         elif erase.mode in ("pixel", "rand"):
             shape = area.shape if erase.mode == "pixel" else (area.shape[0], 1, 1)
+            # Noise after normalisation, of the view's size: a seed gives other pixels at another resolution.
             noise = np.random.Generator(np.random.MT19937(erase.seed)).normal(size=tuple(shape))
             area.copy_(torch.from_numpy(noise))
         else:
@@ -130,12 +132,12 @@ class View:
 
 
 class EvalView:
-    """The view of evaluation: a test image as ``crop`` says.
+    """The view of evaluation: a test image, resized and cropped as ``crop`` specifies.
 
     ``center``: short side to int(size / crop_pct), then a centre crop; for a ``size`` of (height, width) the image is
     resized, keeping its ratio, until it just covers both divided by crop_pct, as in timm. ``squash``: both sides
     resized to ``size``, nothing is cut. ``auto``: squash where crop_pct is 1 or more, else center; this is the
-    official TinyViT's way (0.875 at 224 px, 1 at 384 and 512). timm's record of a model says which of the two its
+    official TinyViT's rule (0.875 at 224 px, 1 at 384 and 512). timm's record of a model states which of the two its
     numbers used.
     """
 
@@ -161,7 +163,7 @@ class EvalView:
         self.normalise = _Normalise(mean, std)
 
     def __str__(self) -> str:
-        """In words, for the report beside a number: two conventions differ by a tenth of a percent or more."""
+        """Description printed in the report beside a number: two conventions differ by a tenth of a percent or more."""
         if self.squash:
             return f"resized to {self.height} × {self.width}, nothing cut, {self.interpolation}"
         first = f"short side {int(self.height / self.crop_pct)}"
@@ -185,15 +187,15 @@ class EvalView:
         return image.crop((left, top, left + self.width, top + self.height))
 
     def box(self, width: int, height: int) -> ViewBox:
-        """Which part of a picture of ``width`` x ``height`` pixels the view shows."""
+        """The part of an image of ``width`` x ``height`` pixels that the view shows."""
         (wide, high), (left, top) = self._resized(width, height)
-        across, down = width / wide, height / high  # pixels of the picture for one of the view
+        across, down = width / wide, height / high  # image pixels per view pixel
         return ViewBox(
             left * across, top * down, (left + self.width) * across, (top + self.height) * down, self.height, self.width
         )
 
     def _resized(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """What a picture is resized to, (width, height), and where the view is cut from that, (left, top)."""
+        """Size of the resized image, (width, height), and corner of the crop in it, (left, top)."""
         if self.squash:
             return (self.width, self.height), (0, 0)
         if self.height == self.width:
@@ -209,9 +211,9 @@ class EvalView:
 
 @dataclass(frozen=True)
 class ViewBox:
-    """The part of a picture that a view shows, and the affine map between the two.
+    """The part of an image that a view shows, and the affine map between the two.
 
-    ``left`` .. ``bottom``: edges of the part, in pixels of the picture; its left upper corner is (0, 0), so the centre
+    ``left`` .. ``bottom``: edges of the part, in pixels of the image; its upper left corner is (0, 0), so the centre
     of its first pixel is (0.5, 0.5). ``height`` and ``width``: of the view, in its own pixels. Points are (x, y).
     """
 
@@ -223,12 +225,12 @@ class ViewBox:
     width: int
 
     def to_picture(self, x: float, y: float) -> tuple[float, float]:
-        """The place in the picture of a place in the view."""
+        """Image coordinates of a point of the view."""
         across, down = (self.right - self.left) / self.width, (self.bottom - self.top) / self.height
         return self.left + x * across, self.top + y * down
 
     def to_view(self, x: float, y: float) -> tuple[float, float]:
-        """The place in the view of a place in the picture; outside the view where it was cut away."""
+        """View coordinates of a point of the image; outside the view where it was cut away."""
         across, down = (self.right - self.left) / self.width, (self.bottom - self.top) / self.height
         return (x - self.left) / across, (y - self.top) / down
 
@@ -248,7 +250,7 @@ def scale_box(box: tuple[int, int, int, int], grid: Size, size: Size) -> tuple[i
 
 
 def mix_weight(mix: Mix, size: Size) -> float:
-    """The own share of a mixed view of ``size`` pixels: mixup ratio times the area outside the CutMix box."""
+    """The view's own share of a mixed view of ``size`` pixels: mixup ratio times the area outside the CutMix box."""
     weight = 1.0 if mix.ratio is None else mix.ratio
     if mix.box is not None:
         r1, c1, r2, c2 = scale_box(mix.box, mix.grid, size)

@@ -1,1 +1,1 @@
-"""From a configuration to a run: the plan, the stages in order, and the processes that share them."""
+"""Execution of a run: the plan, the stages in order, and the processes of all ranks."""

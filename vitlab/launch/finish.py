@@ -1,4 +1,4 @@
-"""How every run ends: its models are evaluated and measured, the result is exported, the report is written."""
+"""The last steps of every run: evaluation, benchmark, export of the result, report."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ from vitlab.training.interrupt import stop_if_requested
 
 
 def models_made(run: Run, stages: list[Stage]) -> list[Stage]:
-    """The stages that left a model."""
+    """The stages whose artifact is a model."""
     return [stage for stage in stages if (run.folder / stage.name / "model.json").exists()]
 
 
 def evaluate_models(run: Run, config: Config, stages: list[Stage]) -> None:
-    """Measure every model of a run, where that is not done; with several ranks each calls this, and rank 0 writes."""
+    """Evaluate every model of a run, unless that is done; all ranks call this, and rank 0 writes."""
     measured = models_made(run, stages)
     if not measured or run.is_done("evaluation"):
         return
-    found = evaluate.evaluate(select_models(run, config, measured))
+    evaluations = evaluate.evaluate(select_models(run, config, measured))
     if rank() == 0:
         write_splits(run.folder / "splits.csv", config.dataset, config.seed)
-        write_json(run.folder / "evaluation" / "comparisons.json", [asdict(one) for one in evaluate.compare(found)])
+        comparisons = [asdict(comparison) for comparison in evaluate.compare(evaluations)]
+        write_json(run.folder / "evaluation" / "comparisons.json", comparisons)
 
 
 def finish_run(run: Run, config: Config, stages: list[Stage], command: str) -> None:
-    """Evaluate, benchmark, export and report; each is skipped where an earlier session finished it."""
+    """Evaluate, benchmark, export and report; each is skipped if an earlier session finished it."""
     measured = models_made(run, stages)
     notes = [
         f"The {stage.title} was loaded, not trained here, and is not in the table."
@@ -48,20 +49,20 @@ def finish_run(run: Run, config: Config, stages: list[Stage], command: str) -> N
         if stage.makes == "model" and stage not in measured
     ]
     if not measured:
-        told = [f"{stage.makes:<12} {run.folder / stage.name}" for stage in stages]
-        run.finish({"table": "\n".join(told)})
-        print("\n" + "\n".join(told))
+        lines = [f"{stage.makes:<12} {run.folder / stage.name}" for stage in stages]
+        run.finish({"table": "\n".join(lines)})
+        print("\n" + "\n".join(lines))
         return
     primary = result_of(measured)
     evaluate_models(run, config, stages)
     subjects, task = select_models(run, config, measured), find_task(config.task)
     stop_if_requested()
-    probed = measure_robustness(subjects)
+    robustness = measure_robustness(subjects)
     if not run.is_done("benchmark"):
         run.mark_done("benchmark", {"costs": benchmark.costs(subjects)})
         stop_if_requested()
     if config.export.formats and not run.is_done("export"):
-        result = next(one for one in subjects if one.stage is primary)
+        result = next(subject for subject in subjects if subject.stage is primary)
         run.mark_done("export", export.export_subject(result, run.stage_folder("export")))
         stop_if_requested()
     method = find_method(config.method.name).__name__
@@ -72,11 +73,11 @@ def finish_run(run: Run, config: Config, stages: list[Stage], command: str) -> N
     write_card(run.folder, data, task)
     log_models(run, config, subjects, data.rows)
     table = compare(data.rows, task.columns, data.paper_rows, data.primary, data.dataset.synthetic).text()
-    told = [table, ""] + ([probed, ""] if probed else [])
-    told += [f"report   {paths.html}", f"model    {run.folder / primary.name}"]
-    told += [f"{one.format:<8} {run.folder / one.path}" for one in data.exports if one.format != "safetensors"]
+    lines = [table, ""] + ([robustness, ""] if robustness else [])
+    lines += [f"report   {paths.html}", f"model    {run.folder / primary.name}"]
+    lines += [f"{file.format:<8} {run.folder / file.path}" for file in data.exports if file.format != "safetensors"]
     for stage in stages:  # debug=overfit
         if (path := run.folder / stage.name / "overfit.json").exists():
-            told += ["", f"{stage.name}: {read_json(path)['verdict']}"]
-    run.finish({"table": "\n".join(told)})
-    print("\n" + "\n".join(told))
+            lines += ["", f"{stage.name}: {read_json(path)['verdict']}"]
+    run.finish({"table": "\n".join(lines)})
+    print("\n" + "\n".join(lines))

@@ -1,4 +1,4 @@
-"""What a command will do, in words, before anything heavy is imported; and whether its batches divide."""
+"""The plan that is printed before torch is imported, and the division of the batches over the devices."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from vitlab.stage import recipes_of
 
 
 def plan(run: Run, composed: Composed) -> str:
-    """What will happen, for people: the run and its state, what goes in, the stages and which of them are done."""
+    """The plan of a run as text: the run and its state, its choices, its stages and which of them are done."""
     config, choices = composed.config, composed.choices | {"model": composed.network}
     method = find_method(config.method.name)
     stages, reads = method.selected(config), method.reads(config)
-    said = {"new": "new", "continued": "continued where it stopped", "finished": "finished"}[run.state]
-    lines = [f"run      {run.folder}  ({said})"]
+    state = {"new": "new", "continued": "continued where it stopped", "finished": "finished"}[run.state]
+    lines = [f"run      {run.folder}  ({state})"]
     for group in PLAN_ORDER:
         choice = choices.get(group)
         if group in reads and choice not in (None, "none"):
             lines.append(f"{group:<8} {choice:<24} {_detail(group, config)}".rstrip())
-    lines += _scaling(config, reads, composed.usual)
+    lines += _scaling(config, reads, composed.defaults)
     width = max(len(stage.name) for stage in stages)
     for number, stage in enumerate(stages, 1):
-        state = "done" if run.is_done(stage.name) else method.length(stage, config)
-        told = f"{stage.title} · {state}" if state else stage.title
-        lines.append(f"{'stages' if number == 1 else '':<8} {number} {stage.name:<{width}}  {told}")
+        length = "done" if run.is_done(stage.name) else method.length(stage, config)
+        text = f"{stage.title} · {length}" if length else stage.title
+        lines.append(f"{'stages' if number == 1 else '':<8} {number} {stage.name:<{width}}  {text}")
     rest = "evaluate, benchmark, export, report"
     if config.only is not None:
         rest = f"stop; without only={config.only} the run goes on from there"
@@ -39,15 +39,15 @@ def plan(run: Run, composed: Composed) -> str:
     return "\n".join(lines)
 
 
-def _scaling(config: Config, reads: set[str], usual: Mapping[str, object]) -> list[str]:
-    """A word on every learning rate that was chosen for another batch; nothing is scaled by itself."""
+def _scaling(config: Config, reads: set[str], defaults: Mapping[str, object]) -> list[str]:
+    """A line for every recipe whose batch size was changed but not its lr; the lr is not scaled automatically."""
     lines = []
-    for key, one in recipes_of(config, reads).items():
-        before = usual.get(f"{key}.batch_size")
-        if isinstance(before, int) and f"{key}.lr" not in usual:
+    for key, recipe in recipes_of(config, reads).items():
+        default = defaults.get(f"{key}.batch_size")
+        if isinstance(default, int) and f"{key}.lr" not in defaults:
             lines.append(
-                f"{'':<8} {key}.batch_size {one.batch_size} instead of {before}; {key}.lr stays {one.lr:g} (in "
-                f"proportion {one.lr * one.batch_size / before:g})"
+                f"{'':<8} {key}.batch_size {recipe.batch_size} instead of {default}; {key}.lr stays {recipe.lr:g} "
+                f"(linear scaling gives {recipe.lr * recipe.batch_size / default:g})"
             )
     return lines
 
@@ -55,13 +55,17 @@ def _scaling(config: Config, reads: set[str], usual: Mapping[str, object]) -> li
 def _detail(group: str, config: Config) -> str:
     match group:
         case "dataset":
-            few = config.dataset.labels_per_class
-            where = f" in {config.dataset.root}" if config.dataset.root else ""
-            kept = 0.0 if config.dataset.name == "folder" else config.dataset.val_fraction
-            told = [f"{size_text(config.dataset.size)} px{where}", *([f"{few} labels per class"] if few else [])]
-            told += [f"fold {config.dataset.fold} of {config.dataset.folds} is tested"] if config.dataset.folds else []
-            told += [f"split as {config.dataset.split_file} has it"] if config.dataset.split_file else []
-            return ", ".join([*told, *([f"{100 * kept:g} % of train held out for validation"] if kept else [])])
+            dataset = config.dataset
+            parts = [f"{size_text(dataset.size)} px" + (f" in {dataset.root}" if dataset.root else "")]
+            if dataset.labels_per_class:
+                parts.append(f"{dataset.labels_per_class} labels per class")
+            if dataset.folds:
+                parts.append(f"test fold {dataset.fold} of {dataset.folds}")
+            if dataset.split_file:
+                parts.append(f"split of {dataset.split_file}")
+            if dataset.val_fraction and dataset.name != "folder":
+                parts.append(f"{100 * dataset.val_fraction:g} % of train held out for validation")
+            return ", ".join(parts)
         case "model":
             return config.model.name + (", pretrained" if config.model.pretrained else "")
         case "teacher":
@@ -70,49 +74,50 @@ def _detail(group: str, config: Config) -> str:
             return f"{config.recipe.duration}, {config.recipe.optimizer}, lr {config.recipe.lr:g}"
         case "hardware":
             trainer = config.trainer
-            number = known_process_count(config)
-            many = "all GPUs" if number is None else f"{number} device{'s' if number > 1 else ''}"
-            return f"{trainer.accelerator}, {many}, {trainer.precision}"
+            count = known_process_count(config)
+            devices = "all GPUs" if count is None else f"{count} device{'s' if count > 1 else ''}"
+            return f"{trainer.accelerator}, {devices}, {trainer.precision}"
         case _:
             return ""
 
 
 def check_division(config: Config, processes: int | None) -> None:
-    """Refuse a global batch that does not divide into equal parts, or into whole pairs where views are mixed.
+    """Refuse a global batch that does not divide into equal micro-batches, of even size with MixUp or CutMix.
 
     Args:
-        processes: of each machine; None: not known before torch is asked.
+        processes: per node; None: not known before torch is imported.
 
     Raises:
-        UserError: naming the key and the batches that would do.
+        UserError: naming the key and the batch sizes that are possible.
     """
     if processes is None:
         return
-    several = processes * config.trainer.num_nodes
+    world_size = processes * config.trainer.num_nodes
     for key, recipe in recipes_of(config, find_method(config.method.name).reads(config)).items():
         mixes = recipe.augmentation.mixup > 0 or recipe.augmentation.cutmix > 0
-        parts = several * recipe.accumulate
-        whole = 2 * parts if mixes else parts
-        if recipe.batch_size % whole:
+        parts = world_size * recipe.accumulate
+        divisor = 2 * parts if mixes else parts
+        if recipe.batch_size % divisor:
             pairs = " × pairs that are mixed" if mixes and not recipe.batch_size % parts else ""
             raise UserError(
-                f"{key}.batch_size={recipe.batch_size} does not divide into {several} device(s) × {key}.accumulate="
+                f"{key}.batch_size={recipe.batch_size} does not divide into {world_size} device(s) × {key}.accumulate="
                 f"{recipe.accumulate}{pairs}.",
-                f"Take a multiple of {whole}; lr is meant for the whole batch, so scale it likewise.",
+                f"Give a multiple of {divisor}; lr is that of the global batch, so scale it likewise.",
             )
 
 
 def batches(config: Config, processes: int) -> str:
-    """The lines of the plan that say how the batches of all recipes lie on the devices."""
+    """The lines of the plan on how the batches of all recipes are divided over the devices."""
     nodes = config.trainer.num_nodes
-    machines = f"{nodes} machines × " if nodes > 1 else ""
-    several, lines = nodes * processes, []
-    for key, one in recipes_of(config, find_method(config.method.name).reads(config)).items():
-        accumulated = f" × {one.accumulate} accumulated" if one.accumulate > 1 else ""
-        each = one.batch_size // (several * one.accumulate)
+    prefix = f"{nodes} nodes × " if nodes > 1 else ""
+    world_size, lines = nodes * processes, []
+    for key, recipe in recipes_of(config, find_method(config.method.name).reads(config)).items():
+        accumulated = f" × {recipe.accumulate} accumulated" if recipe.accumulate > 1 else ""
+        each = recipe.batch_size // (world_size * recipe.accumulate)
         lines.append(
-            f"{key}.batch_size {one.batch_size} = {several} × {each}{accumulated}, {key}.lr {one.lr:g} as it is"
+            f"{key}.batch_size {recipe.batch_size} = {world_size} × {each}{accumulated}, {key}.lr {recipe.lr:g} "
+            "(not scaled)"
         )
-    shared = ", weights shared out" if config.trainer.strategy == "fsdp" and several > 1 else ""
-    head = f"{'devices':<8} {machines}{processes} process{'es' if processes > 1 else ''}{shared}"
-    return "\n".join([head, *(f"{'':<8} {line}" for line in lines)])
+    sharded = ", sharded weights" if config.trainer.strategy == "fsdp" and world_size > 1 else ""
+    first = f"{'devices':<8} {prefix}{processes} process{'es' if processes > 1 else ''}{sharded}"
+    return "\n".join([first, *(f"{'':<8} {line}" for line in lines)])

@@ -1,8 +1,8 @@
-"""A run in several processes, one for each device of this machine: start them, pass signals on, tell how it ended.
+"""A run in several processes, one per device of this node: start them, forward signals, report how they ended.
 
 torch's elastic launcher starts ``python -m vitlab.launch.worker`` for every rank. This process holds the run's lock and
-talks to the user; a worker leaves how it ended as a small file (:class:`Outcome`) in a folder that both know. Several
-machines do so side by side (:mod:`vitlab.launch.rendezvous`).
+prints the messages; a worker writes its :class:`Outcome` as a small file into a temporary folder that both know. With
+several nodes, each does this for its own ranks (:mod:`vitlab.launch.rendezvous`).
 """
 
 from __future__ import annotations
@@ -26,14 +26,11 @@ from vitlab.run.run import Run
 from vitlab.signals import SignalListener
 
 LAUNCH = "launch.json"
-"""What the workers read, in the run's folder: the finished configuration and the command."""
-
-PATIENCE = 30
-"""Seconds that processes get to end once one of them has failed."""
+"""File in the run's folder that the workers read: the composed configuration and the command."""
 
 
 def known_process_count(config: Config) -> int | None:
-    """How many processes ``trainer.devices`` means, as far as that can be said without torch; None: all GPUs."""
+    """Number of processes that ``trainer.devices`` gives, without torch; None: one per GPU, not counted here."""
     devices = config.trainer.devices
     if devices == "auto":
         return 1 if config.trainer.accelerator in ("cpu", "mps") else None
@@ -41,28 +38,30 @@ def known_process_count(config: Config) -> int | None:
 
 
 def process_count(config: Config) -> int:
-    """How many processes ``trainer.devices`` means on this machine.
+    """Number of processes that ``trainer.devices`` gives on this node.
 
     Raises:
-        UserError: there are not so many devices.
+        UserError: this node has fewer devices, or not these.
     """
     import torch
 
     trainer = config.trainer
-    here = torch.cuda.device_count()
-    if trainer.accelerator == "gpu" and not here and not torch.backends.mps.is_available():
-        raise UserError("There is no GPU here that torch can use.", "Choose hardware=cpu, or hardware=auto.")
+    gpus = torch.cuda.device_count()
+    if trainer.accelerator == "gpu" and not gpus and not torch.backends.mps.is_available():
+        raise UserError("torch finds no GPU on this machine.", "Choose hardware=cpu, or hardware=auto.")
     if trainer.accelerator == "mps" and not torch.backends.mps.is_available():
-        raise UserError("hardware=mps: this is no Apple machine, or its torch has no MPS.", "Choose hardware=auto.")
+        raise UserError("hardware=mps: torch finds no MPS device on this machine.", "Choose hardware=auto.")
     known = known_process_count(config)
     if known is None:
-        return max(here, 1)
-    cuda = trainer.accelerator in ("auto", "gpu") and here > 0
+        return max(gpus, 1)
+    cuda = trainer.accelerator in ("auto", "gpu") and gpus > 0
     listed = trainer.devices if isinstance(trainer.devices, list) else range(known)
     if isinstance(trainer.devices, list) and not cuda:
-        raise UserError(f"trainer.devices={trainer.devices}: only GPUs have numbers.", "Give how many instead.")
-    if cuda and max(listed) >= here:
-        raise UserError(f"trainer.devices={trainer.devices}: this machine has {here} GPU(s).", "Give fewer, or auto.")
+        raise UserError(
+            f"trainer.devices={trainer.devices}: only GPUs have indices.", "Give the number of devices instead."
+        )
+    if cuda and max(listed) >= gpus:
+        raise UserError(f"trainer.devices={trainer.devices}: this machine has {gpus} GPU(s).", "Give fewer, or auto.")
     if known > 1 and not cuda and trainer.accelerator != "cpu" and torch.backends.mps.is_available():
         raise UserError(f"trainer.devices={known}: MPS is one device.", "Leave it at 1.")
     if trainer.sync_batchnorm and known > 1 and not cuda:
@@ -71,58 +70,59 @@ def process_count(config: Config) -> int:
 
 
 def run_distributed(
-    run: Run, config: Config, tree: dict[str, object], command: str, processes: int, here: NodeInfo | None = None
+    run: Run, config: Config, tree: dict[str, object], command: str, processes: int, node: NodeInfo | None = None
 ) -> int:
-    """The work of ``run`` in so many processes of each machine; the exit code (0, or 1 with the reason told).
+    """Run ``run`` in ``processes`` processes on each node; the exit code (0, or 1 after the cause is printed).
 
     Raises:
-        UserError: a process met a mistake that the user can mend.
+        UserError: raised by one of the processes.
         Interrupted: stopped by a signal, everything saved.
     """
     from vitlab.training.interrupt import SAVING
 
-    here = here or NodeInfo()
-    if here.is_main:
+    node = node or NodeInfo()
+    if node.is_main:
         write_json(run.folder / LAUNCH, {"command": command, "tree": tree})
-    talk = Rendezvous(here) if here.count > 1 else None
-    if talk is not None and here.is_main:
-        talk.hold(run.folder, tree)
+    rendezvous = Rendezvous(node) if node.count > 1 else None
+    if rendezvous is not None and node.is_main:
+        rendezvous.publish(run.folder, tree)
     with tempfile.TemporaryDirectory(prefix="vitlab-") as name:
         folder = Path(name)
-        launch = _Launch(run.folder, folder, processes, here)
-        ranks = range(here.number * processes, (here.number + 1) * processes)
+        launch = _Launch(run.folder, folder, processes, node)
+        ranks = range(node.rank * processes, (node.rank + 1) * processes)
         launch.start()
-        if talk is not None:
-            talk.start()
-        with SignalListener(SAVING) as heard:
-            passed = 0
-            waiting = set(ranks)
+        if rendezvous is not None:
+            rendezvous.start()
+        with SignalListener(SAVING) as received:
+            forwarded = 0
+            pending = set(ranks)
             while launch.is_alive():
                 launch.join(0.1)
-                lost = talk is not None and talk.trouble is not None
-                if lost and (run.folder / "finished.json").exists():
-                    break  # torch's launcher would wait for the lost one's for minutes, and there is nothing left to do
-                asked = 2 if lost else min(len(heard.times), 2)
-                if asked > passed:
-                    passed, waiting = asked, set(ranks)
-                if passed:
-                    _deliver(folder, waiting, signal.SIGTERM if passed == 1 else signal.SIGKILL)
+                peer_ended = rendezvous is not None and rendezvous.peer_outcome is not None
+                if peer_ended and (run.folder / "finished.json").exists():
+                    break  # torch's launcher would wait minutes for a node that is lost, and the run is finished
+                requests = 2 if peer_ended else min(len(received.times), 2)
+                if requests > forwarded:
+                    forwarded, pending = requests, set(ranks)
+                if forwarded:
+                    _send_signal(folder, pending, signal.SIGTERM if forwarded == 1 else signal.SIGKILL)
         outcomes = {rank: one for rank in ranks if (one := read_outcome(folder, rank))}
-        ending = _ending(launch, outcomes, processes * here.count, len(heard.times))
-        if talk is not None:
-            if ending is not None and ending.kind == "failure":  # perhaps no more than the echo of another machine's
-                ending = talk.reason(talk.silence + 5) or ending
-            ending = talk.trouble if talk.trouble is not None and ending is not None else ending
-            talk.end(ending)
-        return _told(ending)
+        outcome = _combine(launch, outcomes, processes * node.count, len(received.times))
+        if rendezvous is not None:
+            if outcome is not None and outcome.kind == "failure":  # may only follow from a failure on another node
+                outcome = rendezvous.wait_for_peer_outcome(rendezvous.heartbeat_timeout + 5) or outcome
+            if rendezvous.peer_outcome is not None and outcome is not None:
+                outcome = rendezvous.peer_outcome
+            rendezvous.close(outcome)
+        return _report(outcome)
 
 
 class _Launch(threading.Thread):
-    """torch's elastic agent. In a thread, where it leaves signals alone: its own way is to kill after 30 seconds."""
+    """torch's elastic agent, in a thread: there it installs no signal handlers (its own kill after 30 seconds)."""
 
-    def __init__(self, run: Path, folder: Path, processes: int, here: NodeInfo) -> None:
+    def __init__(self, run: Path, folder: Path, processes: int, node: NodeInfo) -> None:
         super().__init__(daemon=True)
-        self.run_folder, self.folder, self.processes, self.here = run, folder, processes, here
+        self.run_folder, self.folder, self.processes, self.node = run, folder, processes, node
         self.failed: dict[int, tuple[int, int]] = {}  # rank: exit code, time in seconds
         self.error: Exception | None = None
 
@@ -131,21 +131,21 @@ class _Launch(threading.Thread):
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-        alone = self.here.count == 1
+        single_node = self.node.count == 1
         config = LaunchConfig(
-            min_nodes=self.here.count,
-            max_nodes=self.here.count,
+            min_nodes=self.node.count,
+            max_nodes=self.node.count,
             nproc_per_node=self.processes,
-            run_id=uuid4().hex if alone else "vitlab",
-            rdzv_backend="c10d" if alone else "static",
-            rdzv_endpoint=f"{self.here.host}:{self.here.port}",
-            rdzv_configs={} if alone else {"rank": self.here.number, "timeout": RENDEZVOUS_TIMEOUT},
-            local_addr="127.0.0.1" if alone else None,
+            run_id=uuid4().hex if single_node else "vitlab",
+            rdzv_backend="c10d" if single_node else "static",
+            rdzv_endpoint=f"{self.node.host}:{self.node.port}",
+            rdzv_configs={} if single_node else {"rank": self.node.rank, "timeout": RENDEZVOUS_TIMEOUT},
+            local_addr="127.0.0.1" if single_node else None,
             max_restarts=0,  # a failed run is continued by its command, from what is on disk
             logs_specs=DefaultLogsSpecs(log_dir=str(self.folder / "logs")),
         )
         words = ["-m", "vitlab.launch.worker", str(self.run_folder), str(self.folder), str(os.getpid())]
-        logging.disable(logging.CRITICAL)  # the agent's log tells in twenty lines what _told tells in one
+        logging.disable(logging.CRITICAL)  # the agent logs twenty lines of what _report prints in one
         try:
             elastic_launch(config, sys.executable)(*words)
         except ChildFailedError as error:
@@ -156,12 +156,12 @@ class _Launch(threading.Thread):
             logging.disable(logging.NOTSET)
 
 
-def _deliver(folder: Path, waiting: set[int], number: int) -> None:
-    """Send a signal to those of the ranks in ``waiting`` that are ready to hear it, and strike them out."""
-    for rank in sorted(waiting):
+def _send_signal(folder: Path, pending: set[int], number: int) -> None:
+    """Send a signal to the ranks in ``pending`` whose handlers are installed, and remove these from the set."""
+    for rank in sorted(pending):
         path = folder / f"{rank}.pid"
         if path.exists():
-            waiting.discard(rank)
+            pending.discard(rank)
             try:
                 os.kill(int(path.read_text()), number)
             except ProcessLookupError:
@@ -169,47 +169,52 @@ def _deliver(folder: Path, waiting: set[int], number: int) -> None:
 
 
 def outcome_path(folder: Path, rank: int) -> Path:
-    """Where a worker leaves how it ended."""
+    """File of a worker's outcome."""
     return folder / f"{rank}.json"
 
 
 def write_outcome(folder: Path, rank: int, outcome: Outcome) -> None:
-    """A worker's last words."""
+    """Write a worker's outcome, stamped with the time."""
     outcome.time = time.time()
     write_json(outcome_path(folder, rank), asdict(outcome))
 
 
 def read_outcome(folder: Path, rank: int) -> Outcome | None:
-    """How ``rank`` ended; None if it finished or could not say."""
+    """The outcome of ``rank``; None if it finished, or was killed before it wrote one."""
     path = outcome_path(folder, rank)
     return Outcome(**read_json(path)) if path.exists() else None
 
 
-def _ending(launch: _Launch, outcomes: dict[int, Outcome], processes: int, asked: int) -> Outcome | None:
-    """From what the ranks of this machine left to how it ended here; None: well."""
+def _combine(launch: _Launch, outcomes: dict[int, Outcome], processes: int, requests: int) -> Outcome | None:
+    """The outcome of this node from those of its ranks; None: finished.
+
+    Args:
+        processes: on all nodes.
+        requests: number of signals received here.
+    """
     if launch.error is not None:
         raise RuntimeError("the processes could not be started") from launch.error
     mistakes = sorted((one for one in outcomes.values() if one.kind == "mistake"), key=lambda one: one.time)
     if mistakes:
         return mistakes[0]
-    if asked > 1:
+    if requests > 1:
         return Outcome("stopped", "Stopped at once; the same command continues from the last checkpoint.")
     failures = sorted((one.time, rank) for rank, one in outcomes.items() if one.kind == "failure")
     stopped = sorted(one.text for one in outcomes.values() if one.kind == "stopped")
-    if stopped and (asked or not (failures or launch.failed)):  # without being asked here: on another machine
+    if stopped and (requests or not (failures or launch.failed)):  # without a request here: on another node
         return Outcome("stopped", stopped[-1])
     if not launch.failed and not outcomes:
         return None
-    if asked and launch.failed and all(code == -signal.SIGTERM for code, _ in launch.failed.values()):
-        return Outcome("stopped", "Stopped before the work began; the same command starts it.")
+    if requests and launch.failed and all(code == -signal.SIGTERM for code, _ in launch.failed.values()):
+        return Outcome("stopped", "Stopped before the training began; the same command starts it.")
     first = min((when for _, when in launch.failed.values()), default=0)
     for rank, (code, when) in sorted(launch.failed.items()):
-        # A process that the launcher ended, because another had failed, ended after it or by SIGTERM.
+        # A process that the launcher ended because another one failed ended later, or by SIGTERM.
         if code < 0 and code != -signal.SIGTERM and rank not in outcomes and when <= first + 1:
             return Outcome(
                 "killed",
-                f"Process {rank + 1} of {processes} was ended by {signal.Signals(-code).name} from outside vitlab (out "
-                "of memory, or somebody's kill); the others were stopped. The same command continues from the last "
+                f"Process {rank + 1} of {processes} was killed by {signal.Signals(-code).name} from outside vitlab "
+                "(out of memory, or a kill command); the others were stopped. The same command continues from the last "
                 "checkpoint.",
             )
     if failures:
@@ -218,19 +223,23 @@ def _ending(launch: _Launch, outcomes: dict[int, Outcome], processes: int, asked
         return Outcome(
             "failure",
             f"{trace}\n\nProcess {rank + 1} of {processes} failed ({trace.splitlines()[-1]}); the others were stopped. "
-            "Once the cause is mended, the same command continues from the last checkpoint.",
+            "Once the cause is fixed, the same command continues from the last checkpoint.",
         )
     codes = ", ".join(f"{rank + 1}: {code}" for rank, (code, _) in sorted(launch.failed.items()))
-    return Outcome("failure", f"Processes ended without a word (exit codes {codes}); the same command continues.")
+    return Outcome("failure", f"Processes ended without a message (exit codes {codes}); the same command continues.")
 
 
-def _told(ending: Outcome | None) -> int:
-    """Tell the user; the exit code."""
-    if ending is None:
+def _report(outcome: Outcome | None) -> int:
+    """Raise or print ``outcome``; the exit code.
+
+    Raises:
+        UserError, Interrupted: the outcome of the processes.
+    """
+    if outcome is None:
         return 0
-    if ending.kind == "mistake":
-        raise UserError(ending.text, ending.cure)
-    if ending.kind == "stopped":
-        raise Interrupted(ending.text)
-    print(ending.text, file=sys.stderr)
+    if outcome.kind == "mistake":
+        raise UserError(outcome.text, outcome.cure)
+    if outcome.kind == "stopped":
+        raise Interrupted(outcome.text)
+    print(outcome.text, file=sys.stderr)
     return 1

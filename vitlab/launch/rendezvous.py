@@ -1,8 +1,8 @@
-"""Several machines: the same command on each of them, told apart by the environment as torchrun's are.
+"""Several nodes: the same command on each of them, distinguished by the environment variables of torchrun.
 
-``MASTER_ADDR``, ``MASTER_PORT``: where the first machine is heard; ``NODE_RANK``: which one this is, from 0 (or
-``PET_MASTER_ADDR`` and so on, as Kubernetes' operators set them). The first one holds the run; the others learn its
-folder from it, which must lie on a file system that all of them see. They say every second that they are alive.
+``MASTER_ADDR``, ``MASTER_PORT``: address of the store on the first node; ``NODE_RANK``: rank of this node, from 0 (or
+``PET_MASTER_ADDR`` and so on, as Kubernetes operators set them). The first node holds the run's lock and publishes the
+run's folder, which must be on a file system that all nodes share. Every node sends a heartbeat each second.
 """
 
 from __future__ import annotations
@@ -19,188 +19,210 @@ from typing import TYPE_CHECKING, Any
 
 from vitlab.config import Config
 from vitlab.errors import UserError
-from vitlab.run.run import differences
+from vitlab.run.identity import differences
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
 
 RENDEZVOUS_TIMEOUT = 900
-"""Seconds that machines wait for each other at the start."""
+"""Seconds that the nodes wait for each other at the start."""
 
 HEARTBEAT_TIMEOUT = 60.0
-"""Seconds without a word after which a machine is taken for lost; VITLAB_NODE_SILENCE gives others."""
+"""Seconds without a heartbeat after which a node counts as lost; VITLAB_NODE_SILENCE overrides it."""
 
 
 @dataclass(frozen=True)
 class NodeInfo:
-    """Which machine this is among how many, and where they meet."""
+    """Rank of this node, number of nodes, and the address of the store."""
 
-    number: int = 0
+    rank: int = 0
     count: int = 1
     host: str = "127.0.0.1"
     port: int = 0
 
     @property
     def is_main(self) -> bool:
-        """Whether the run is held here."""
-        return self.number == 0
+        """Whether this node holds the run's lock."""
+        return self.rank == 0
 
-    def told(self, number: int) -> str:
-        """A machine as people are told of it."""
-        return f"Node {number + 1} of {self.count}"
+    def describe(self, rank: int | None = None) -> str:
+        """``Node 2 of 4``, for messages; this node unless ``rank`` is given."""
+        return f"Node {(self.rank if rank is None else rank) + 1} of {self.count}"
 
 
 @dataclass
 class Outcome:
-    """How a worker, or a whole machine, ended."""
+    """How a worker process, or all processes of a node, ended."""
 
-    kind: str  # "mistake" (the user's), "stopped" (asked to), "failure" (ours), "killed" (from outside)
-    text: str  # the paragraph, or the stack trace
+    kind: str  # "mistake" (UserError), "stopped" (by request), "failure" (an exception), "killed" (by a signal)
+    text: str  # the message, or the stack trace
     cure: str = ""
     time: float = 0.0
 
 
 def node_info(config: Config, environment: Mapping[str, str] = os.environ) -> NodeInfo:
-    """Where this machine stands.
+    """Read the rank of this node and the address of the store from the environment.
 
     Raises:
-        UserError: ``trainer.num_nodes`` asks for several, and the environment does not say which one this is.
+        UserError: ``trainer.num_nodes`` is above 1, and a variable is missing or invalid.
     """
     count = config.trainer.num_nodes
     if count == 1:
         return NodeInfo()
-    found = {}
+    values = {}
     for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK"):
         value = environment.get(name) or environment.get(f"PET_{name}")
         if not value or (name != "MASTER_ADDR" and not value.isdecimal()):
             raise UserError(
-                f"trainer.num_nodes={count}: the environment has {'no' if not value else 'a strange'} {name}.",
-                "Give the same command on every machine, with MASTER_ADDR and MASTER_PORT of the first one and "
+                f"trainer.num_nodes={count}: the environment has {'no' if not value else 'an invalid'} {name}.",
+                "Give the same command on every node, with MASTER_ADDR and MASTER_PORT of the first one and "
                 f"NODE_RANK=0 to {count - 1}; or have hardware=slurm start them.",
             )
-        found[name] = value
-    number = int(found["NODE_RANK"])
-    if number >= count:
-        raise UserError(f"NODE_RANK={number} is none of the {count} machines of trainer.num_nodes.", "Count from 0.")
-    return NodeInfo(number, count, found["MASTER_ADDR"], int(found["MASTER_PORT"]))
+        values[name] = value
+    rank = int(values["NODE_RANK"])
+    if rank >= count:
+        raise UserError(f"NODE_RANK={rank} is out of range for trainer.num_nodes={count}.", "Count from 0.")
+    return NodeInfo(rank, count, values["MASTER_ADDR"], int(values["MASTER_PORT"]))
 
 
 class Rendezvous(threading.Thread):
-    """This machine's word to the others, over the store that torch's launcher keeps on the first one."""
+    """Exchange of the run's folder, heartbeats and outcomes between the nodes, over the store of torch's launcher.
 
-    def __init__(self, here: NodeInfo) -> None:
+    The thread sends this node's heartbeat and checks those of the other nodes until :meth:`close`.
+
+    Attributes:
+        peer_outcome: why another node ended early or counts as lost; None while all of them run.
+        heartbeat_timeout: seconds without a heartbeat after which a node counts as lost.
+    """
+
+    def __init__(self, node: NodeInfo) -> None:
         super().__init__(daemon=True)
-        self.here = here
-        self.trouble: Outcome | None = None  # why the others cannot go on
-        self.silence = float(os.environ.get("VITLAB_NODE_SILENCE", HEARTBEAT_TIMEOUT))
+        self.node = node
+        self.peer_outcome: Outcome | None = None
+        self.heartbeat_timeout = float(os.environ.get("VITLAB_NODE_SILENCE", HEARTBEAT_TIMEOUT))
         self._folder: str | None = None
         self._tree: dict[str, Any] = {}
-        self._over = threading.Event()
-        self._connected: TCPStore | None = None
+        self._closed = threading.Event()
+        self._store: TCPStore | None = None
 
-    def hold(self, folder: Path, tree: Mapping[str, Any]) -> None:
-        """On the first machine: what to tell the others when they come."""
+    def publish(self, folder: Path, tree: Mapping[str, Any]) -> None:
+        """On the first node: the run's folder and configuration, stored for the other nodes once the thread runs."""
         self._folder, self._tree = str(folder.absolute()), dict(tree)
 
-    def meet(self, tree: Mapping[str, Any]) -> Path:
-        """On the others: wait for the first one; the run's folder.
+    def wait_for_main(self, tree: Mapping[str, Any]) -> Path:
+        """On the other nodes: wait for the first one, and return the run's folder.
 
         Raises:
-            UserError: nobody came, the commands differ, or the folder cannot be seen from here.
+            UserError: the first node cannot be reached, the commands differ, or the folder does not exist here.
         """
         deadline = time.monotonic() + RENDEZVOUS_TIMEOUT
         while True:
             try:
-                said = json.loads(self._store(5.0).get("run"))
+                published = json.loads(self._connect(5.0).get("run"))
                 break
             except Exception as error:
                 if time.monotonic() > deadline:
                     raise UserError(
-                        f"The first machine was not heard at {self.here.host}:{self.here.port} for "
+                        f"The first node could not be reached at {self.node.host}:{self.node.port} within "
                         f"{RENDEZVOUS_TIMEOUT} seconds.",
-                        "Start the same command there with NODE_RANK=0, and see that the port can be reached.",
+                        "Start the same command there with NODE_RANK=0, and check that the port is open.",
                     ) from error
                 time.sleep(0.5)
-        if unlike := differences(said["tree"], tree):
-            key, (theirs, mine) = next(iter(unlike.items()))
+        if changed := differences(published["tree"], tree):
+            key, (theirs, ours) = next(iter(changed.items()))
             raise UserError(
-                f"The first machine was given another command ({key}: {theirs} there, {mine} here).",
-                "Give the same one everywhere.",
+                f"The command on the first node differs from this one ({key}: {theirs} there, {ours} here).",
+                "Give the same command on every node.",
             )
-        folder = Path(said["folder"])
+        folder = Path(published["folder"])
         if not (folder / "run.json").exists():
             raise UserError(
-                f"The run's folder {folder} cannot be seen from {self.here.told(self.here.number).lower()}.",
-                "Choose output= on a file system that all machines share.",
+                f"The run's folder {folder} does not exist on {self.node.describe().lower()}.",
+                "Choose output= on a file system that all nodes share.",
             )
         return folder
 
     def run(self) -> None:
-        """Say that we are alive and listen whether the others are, until :meth:`end`."""
-        heard: dict[int, tuple[bytes, float]] = {}
+        """Send heartbeats and check those of the other nodes, until :meth:`close`."""
+        last: dict[int, tuple[bytes, float]] = {}
         try:
-            self._connected = store = self._store(RENDEZVOUS_TIMEOUT)
+            self._store = store = self._connect(RENDEZVOUS_TIMEOUT)
             if self._folder is not None:
                 store.set("run", json.dumps({"folder": self._folder, "tree": self._tree}))
         except Exception:
-            return  # torch's launcher, which waits for the same store, tells it
+            return  # torch's launcher connects to the same store, and reports the failure
         beats = 0
-        while not self._over.wait(min(1.0, self.silence / 10)):
+        while not self._closed.wait(self._interval):
             beats += 1
             try:
-                store.set(f"beat {self.here.number}", str(beats))
-                self._listen(store, heard)
+                store.set(f"heartbeat {self.node.rank}", str(beats))
+                self._check_peers(store, last)
             except Exception:
-                if not self._over.is_set():
-                    self.trouble = self.trouble or self._lost(0)
+                if not self._closed.is_set():
+                    self.peer_outcome = self.peer_outcome or self._lost(0)
                 return
 
-    def _listen(self, store: TCPStore, heard: dict[int, tuple[bytes, float]]) -> None:
-        now = time.monotonic()
-        if self.trouble is None and store.check(["end"]):
-            said = json.loads(store.get("end"))
-            if said.pop("node") != self.here.number:
-                self.trouble = Outcome(**said)
-        for number in set(range(self.here.count)) - {self.here.number}:
-            if not store.check([f"beat {number}"]):
-                continue  # torch's launcher waits for those who have not come yet
-            beat = store.get(f"beat {number}")
-            if number not in heard or heard[number][0] != beat:
-                heard[number] = beat, now
-            elif self.trouble is None and now - heard[number][1] > self.silence and not store.check([f"bye {number}"]):
-                self.trouble = self._lost(number)
+    def _check_peers(self, store: TCPStore, last: dict[int, tuple[bytes, float]]) -> None:
+        """Set :attr:`peer_outcome` from the outcome in the store, or from a heartbeat that is overdue.
 
-    def _lost(self, number: int) -> Outcome:
+        Args:
+            last: by rank, the last heartbeat and when it was seen first; updated.
+        """
+        now = time.monotonic()
+        if self.peer_outcome is None and store.check(["outcome"]):
+            record = json.loads(store.get("outcome"))
+            if record.pop("node") != self.node.rank:
+                self.peer_outcome = Outcome(**record)
+        for rank in set(range(self.node.count)) - {self.node.rank}:
+            if not store.check([f"heartbeat {rank}"]):
+                continue  # not connected yet: torch's launcher has its own time limit for that
+            beat = store.get(f"heartbeat {rank}")
+            if rank not in last or last[rank][0] != beat:
+                last[rank] = beat, now
+            elif (
+                self.peer_outcome is None
+                and now - last[rank][1] > self.heartbeat_timeout
+                and not store.check([f"closed {rank}"])
+            ):
+                self.peer_outcome = self._lost(rank)
+
+    def _lost(self, rank: int) -> Outcome:
         return Outcome(
             "killed",
-            f"{self.here.told(number)} is not heard of any more; the others were stopped. When it is back, the same "
-            "command on every machine continues from the last checkpoint.",
+            f"{self.node.describe(rank)} stopped responding; the others were stopped. When it is back, the same "
+            "command on every node continues from the last checkpoint.",
         )
 
-    def reason(self, patience: float) -> Outcome | None:
-        """Why another machine ended, if it is heard in so many seconds."""
-        deadline = time.monotonic() + patience
-        while self.trouble is None and time.monotonic() < deadline and self.is_alive():
+    def wait_for_peer_outcome(self, seconds: float) -> Outcome | None:
+        """Wait at most ``seconds`` for the outcome of another node; None if there is none by then."""
+        deadline = time.monotonic() + seconds
+        while self.peer_outcome is None and time.monotonic() < deadline and self.is_alive():
             time.sleep(0.1)
-        return self.trouble
+        return self.peer_outcome
 
-    def end(self, outcome: Outcome | None) -> None:
-        """Tell the others how it ended here (None: well), and be silent from now on."""
-        self._over.set()
+    def close(self, outcome: Outcome | None) -> None:
+        """Store this node's outcome for the other nodes (None: finished), and stop the heartbeat."""
+        self._closed.set()
         self.join(5)
         try:
-            store = self._connected
+            store = self._store
             if store is None:
                 return
-            store.set(f"bye {self.here.number}", "1")
-            if outcome is not None and self.trouble is None:
-                said = {"node": self.here.number, **asdict(outcome)}
-                store.compare_set("end", "", json.dumps(said))
-                time.sleep(3 * min(1.0, self.silence / 10) if self.here.is_main else 0)  # the store ends with us
+            store.set(f"closed {self.node.rank}", "1")
+            if outcome is not None and self.peer_outcome is None:
+                record = {"node": self.node.rank, **asdict(outcome)}
+                store.compare_set("outcome", "", json.dumps(record))
+                # The store ends with the first node's process: the others need time to read it.
+                time.sleep(3 * self._interval if self.node.is_main else 0)
         except Exception:
-            return  # nobody is left to hear it
+            return  # the store is gone
 
-    def _store(self, seconds: float) -> TCPStore:
+    @property
+    def _interval(self) -> float:
+        """Seconds between two heartbeats."""
+        return min(1.0, self.heartbeat_timeout / 10)
+
+    def _connect(self, seconds: float) -> TCPStore:
         from torch.distributed import TCPStore
 
-        return TCPStore(self.here.host, self.here.port, None, False, timedelta(seconds=seconds), wait_for_workers=False)
+        return TCPStore(self.node.host, self.node.port, None, False, timedelta(seconds=seconds), wait_for_workers=False)

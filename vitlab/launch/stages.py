@@ -30,8 +30,8 @@ def run_method(run: Run, config: Config, command: str) -> None:
     """Run the method's stages in ``run``'s folder, skipping what is done, then measure, export and report.
 
     Raises:
-        Interrupted: somebody asked to stop; what was done is saved.
-        UserError: whatever the user can mend.
+        Interrupted: a stop was requested; everything done is saved.
+        UserError: a mistake that the user can fix.
     """
     install_signal_handlers()
     configure_torch(config)
@@ -40,7 +40,7 @@ def run_method(run: Run, config: Config, command: str) -> None:
 
 
 def run_method_on_rank(run: Run, config: Config, command: str) -> None:
-    """The same in one of several processes: stages and evaluation on all ranks, what follows on rank 0.
+    """The same in one of several processes: stages and evaluation on all ranks, export and report on rank 0.
 
     torch's launcher sets RANK, WORLD_SIZE, MASTER_ADDR and so on.
 
@@ -50,8 +50,8 @@ def run_method_on_rank(run: Run, config: Config, command: str) -> None:
     device = device_of(config)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # One process may work alone for hours (a design, a file to write) while the others wait for it; the launcher, not
-    # a time limit, notices a dead one.
+    # Rank 0 may run alone for hours (a design, a file to write) while the others wait in a barrier; a dead process is
+    # detected by the launcher, not by this timeout.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=30))
     configure_torch(config)
     stages = run_stages(run, config)
@@ -76,9 +76,9 @@ def run_stages(run: Run, config: Config) -> list[Stage]:
     """The selected stages of the method in order, skipping what is done; all ranks run them together."""
     method = find_method(config.method.name)(config)
     stages = method.selected(config)
-    ahead = [stage for stage in stages if not run.is_done(stage.name)]
-    preflight(config, set().union(*(stage.reads for stage in ahead)))
-    if ahead:
+    open_stages = [stage for stage in stages if not run.is_done(stage.name)]
+    preflight(config, set().union(*(stage.reads for stage in open_stages)))
+    if open_stages:
         method.check_data()
     is_main = rank() == 0
     recorder = run.recorder() if is_main else None
@@ -86,7 +86,7 @@ def run_stages(run: Run, config: Config) -> list[Stage]:
     for number, stage in enumerate(stages, 1):
         if run.is_done(stage.name):
             continue
-        barrier()  # everybody has seen that it is not done
+        barrier()  # all ranks have read that it is not done
         if is_main:
             print_line(f"\n[{number}/{len(stages)}] {stage.name}: {stage.title}")
         run.stage_folder(stage.name)
@@ -96,7 +96,7 @@ def run_stages(run: Run, config: Config) -> list[Stage]:
         barrier()
         if is_main:
             run.mark_done(stage.name, record)
-            # Only now: it is what a killed stage goes on from.
+            # Only now: a stage killed before this point resumes from it.
             (run.folder / stage.name / CHECKPOINT).unlink(missing_ok=True)
             print_line(f"{stage.name} done in {format_duration(_seconds(record))}")
         barrier()
@@ -106,7 +106,11 @@ def run_stages(run: Run, config: Config) -> list[Stage]:
 
 
 def run_stage(method: Method, stage: Stage, context: Context) -> dict[str, object]:
-    """Run one stage; running out of GPU memory is answered with the cure."""
+    """Run one stage; the record it returns.
+
+    Raises:
+        UserError: out of GPU memory, with the cure.
+    """
     try:
         record: dict[str, object] = getattr(method, stage.name)(context)
         return record
@@ -118,14 +122,13 @@ def run_stage(method: Method, stage: Stage, context: Context) -> dict[str, objec
 
 
 def rehearse(folder: Path, config: Config) -> str:
-    """mode=check: a batch or three of every stage in ``folder``; a table of sizes and how long the whole will take.
+    """mode=check: a few batches of every stage in ``folder``; a table of sizes and estimated times of the full run.
 
-    The stages run on few images, so that a store is sealed and the next stage can read it; sizes and times are those
-    of the whole.
+    The stages run on a small subset, so that a store is complete and the next stage can read it.
     """
     devices = config.trainer.devices
-    alone = [devices[0]] if isinstance(devices, list) else 1
-    config = replace(config, trainer=replace(config.trainer, devices=alone))
+    device = [devices[0]] if isinstance(devices, list) else 1
+    config = replace(config, trainer=replace(config.trainer, devices=device))
     configure_torch(config)
     preflight(config, find_method(config.method.name).reads(config))
     find_method(config.method.name)(config).check_data()
@@ -145,7 +148,7 @@ def rehearse(folder: Path, config: Config) -> str:
         rows.append(("corrupted", estimate(config)))
     total = sum(_seconds(record) for _, record in rows)
     where = "this machine" if devices == 1 else "one device of this machine"
-    lines = ["", f"A few batches of every stage ran. On {where} the whole takes about"]
+    lines = ["", f"A few batches of every stage ran. On {where} the full run takes about"]
     lines += [f"  {name:<10} {format_duration(_seconds(record)):>14}   {_sizes(record)}" for name, record in rows]
     lines.append(
         f"  {'together':<10} {format_duration(total):>14}   and a little for evaluation, exports and the report"
@@ -155,7 +158,7 @@ def rehearse(folder: Path, config: Config) -> str:
 
 def shrink_for_rehearsal(config: Config) -> Config:
     """``config`` with just enough images for two steps of its largest batch, and one stored view of each; all images
-    where the stored views are given, as they belong to these."""
+    where ``method.store`` is given, since its views are of these images."""
     recipes = recipes_of(config, find_method(config.method.name).reads(config))
     batch = max((recipe.batch_size for recipe in recipes.values()), default=1)
     images: int | None = min(2 * batch, config.debug.max_images or 2 * batch)
@@ -169,5 +172,5 @@ def _seconds(record: dict[str, object]) -> float:
 
 
 def _sizes(record: dict[str, Any]) -> str:
-    """The counts of a stage's record in words: 259,000 params, 420 steps."""
+    """The counts of a stage's record as text: 259,000 params, 420 steps."""
     return ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in record.items() if isinstance(value, int))

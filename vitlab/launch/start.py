@@ -1,6 +1,6 @@
-"""From a checked configuration to a run: find it, say what will happen, hand over to a process with torch.
+"""Dispatch of a checked configuration: a mode, the queue, or a run in this or several processes.
 
-Nothing here imports torch before the plan is on the screen.
+Nothing here imports torch before the plan is printed.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ from vitlab.run.run import Run
 
 
 def start(composed: Composed) -> int:
-    """Do what ``mode=`` says; the exit code.
+    """Run what ``mode=`` selects; the exit code.
 
     Raises:
-        UserError: whatever the user can mend.
+        UserError: a mistake that the user can fix.
         Interrupted: stopped by Ctrl-C or SIGTERM, everything saved.
     """
     config = composed.config
     if (mode := find_mode(config.mode, config.method.name)) is not None:
-        if mode.one_device and (several := known_process_count(config)) != 1:
-            given = "all GPUs" if several is None else f"{several} devices"
+        if mode.one_device and (count := known_process_count(config)) != 1:
+            given = "all GPUs" if count is None else f"{count} devices"
             print(f"devices  one, not {given}: mode={config.mode} runs in one process", file=sys.stderr)
         answer: Callable[[Composed], int] = importlib.import_module(mode.module).answer
         try:
             return answer(composed)
-        except KeyboardInterrupt:  # what continues instead, such as mode=contract, listens for it
-            raise Interrupted(
-                "Interrupted; every file that was written is whole. The same command starts again."
-            ) from None
+        except KeyboardInterrupt:  # a mode that can continue, such as mode=contract, handles the signal itself
+            raise Interrupted("Interrupted; no file is left half-written. The same command starts again.") from None
     method = find_method(config.method.name)
     method.check(config)
     method.selected(config)
     if any(word.startswith(("sweep.", "sweep=")) for word in composed.overrides):
-        raise UserError("sweep and its keys belong to several runs.", "Put -m first, and give a key several values.")
+        raise UserError(
+            "sweep and its keys apply to several runs only.", "Put -m first, and give a key several values."
+        )
     command = shlex.join(["python", "-m", "vitlab", *composed.overrides])
     run = find_run(composed)
     if config.mode == "check":
@@ -58,68 +58,68 @@ def start(composed: Composed) -> int:
     if run.state == "finished":
         print(plan(run, composed))
         print(run.read_finished()["table"])
-        print(f"\nThis run is finished: {run.folder}. fresh=true starts it once more.")
+        print(f"\nThis run is finished: {run.folder}. fresh=true starts another one beside it.")
         return 0
     check_division(config, known_process_count(config))
     if is_queued(config):
         print(plan(run, composed), flush=True)
         return submit(run, config, composed.overrides, command)
-    here = node_info(config)
-    if here.count > 1:  # read when torch is loaded: meeting takes many tries, each of which it would tell
+    node = node_info(config)
+    if node.count > 1:  # set before torch is imported: it logs every failed attempt to connect to the first node
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
-    if here.is_main:
+    if node.is_main:
         return run_as_leader(run, composed, command)
-    return join_leader(here, config, composed.tree, command)
+    return join_leader(node, config, composed.tree, command)
 
 
 def run_as_leader(run: Run, composed: Composed, command: str) -> int:
-    """Hold the run and do its work; the exit code. A start that fails leaves no run behind."""
+    """Lock the run and execute it; the exit code. A start that fails leaves no run folder."""
     config = composed.config
     run.lock(command)
-    begun = False
+    started = False
     try:
         print(plan(run, composed), flush=True)
         run.note_environment(environment(command))
         audit_data(run, config)
         code = run_local_or_distributed(run, config, composed.tree, command)
-        begun = True
+        started = True
         return code
     except (Interrupted, KeyboardInterrupt):
-        begun = True
+        started = True
         raise
     finally:
-        if not begun:
-            run.forget_if_empty()
+        if not started:
+            run.remove_if_empty()
         run.release()
 
 
-def join_leader(here: NodeInfo, config: Config, tree: dict[str, object], command: str) -> int:
-    """Another machine than the first: do its share of the run that the first one holds; the exit code."""
+def join_leader(node: NodeInfo, config: Config, tree: dict[str, object], command: str) -> int:
+    """On a node other than the first: run its ranks of the run that the first node has locked; the exit code."""
     from vitlab.launch.processes import process_count, run_distributed
 
     processes = process_count(config)
-    print(f"{here.told(here.number)} waits for the first one at {here.host}:{here.port}", file=sys.stderr, flush=True)
-    run = Run.at(Rendezvous(here).meet(tree))
-    return run_distributed(run, config, tree, command, processes, here)
+    print(f"{node.describe()} waits for the first one at {node.host}:{node.port}", file=sys.stderr, flush=True)
+    run = Run.at(Rendezvous(node).wait_for_main(tree))
+    return run_distributed(run, config, tree, command, processes, node)
 
 
 def run_local_or_distributed(run: Run, config: Config, tree: dict[str, object], command: str) -> int:
-    """The work itself: here on one device, in a process for each of several; the exit code."""
+    """Execute the run in this process on one device, else in one process per device; the exit code."""
     from vitlab.launch.processes import process_count, run_distributed
 
-    here = node_info(config)
-    if (processes := process_count(config)) * here.count == 1:
+    node = node_info(config)
+    if (processes := process_count(config)) * node.count == 1:
         from vitlab.launch.stages import run_method
 
         run_method(run, config, command)
         return 0
     check_division(config, processes)
     print(batches(config, processes), flush=True)
-    return run_distributed(run, config, tree, command, processes, here)
+    return run_distributed(run, config, tree, command, processes, node)
 
 
 def find_run(composed: Composed) -> Run:
-    """The run that a command means; nothing is written.
+    """The run that a command starts or continues; nothing is written.
 
     Raises:
         UserError: as :meth:`Run.open`.
@@ -132,11 +132,11 @@ def find_run(composed: Composed) -> Run:
 
 
 def check(run: Run, config: Config, composed: Composed) -> int:
-    """mode=check: the plan, a look at a folder of the user's own, then one batch of every stage in a folder that is
-    thrown away, sizes and estimates.
+    """mode=check: the plan, an audit with dataset=folder, then one batch of every stage in a temporary folder, with
+    sizes and estimated times.
 
     Raises:
-        UserError: the data cannot be trained on.
+        UserError: the audit found errors in the data.
     """
     print(plan(run, composed), flush=True)
     check_division(config, known_process_count(config))
@@ -152,10 +152,10 @@ def check(run: Run, config: Config, composed: Composed) -> int:
 
 
 def audit_data(run: Run, config: Config) -> None:
-    """A folder of the user's own is audited before it is trained on.
+    """Audit the images of dataset=folder before the training.
 
     Raises:
-        UserError: the data cannot be trained on.
+        UserError: the audit found errors in the data.
     """
     if audits_data(config):
         from vitlab.modes.audit import before_training
@@ -164,10 +164,10 @@ def audit_data(run: Run, config: Config) -> None:
 
 
 def audits_data(config: Config) -> bool:
-    """Whether the data are a folder of the user's own that some stage reads."""
+    """Whether dataset=folder is audited before the training: some stage reads it, and audit.before_training is on."""
     folder = config.dataset.name == "folder" and config.audit.before_training
     return folder and "dataset" in find_method(config.method.name).reads(config)
 
 
 if __name__ == "__main__":
-    sys.exit("vitlab.launch.start is not a command; type python -m vitlab --help")
+    sys.exit("vitlab.launch.start is not a command; see python -m vitlab --help")

@@ -1,8 +1,6 @@
-"""``python -m vitlab.launch.worker RUN FOLDER PARENT``: one of several processes of a run.
+"""``python -m vitlab.launch.worker RUN FOLDER PARENT``: one rank of a run in several processes.
 
-Started by :mod:`vitlab.launch.processes`.
-
-It reads the finished configuration from the run's folder and never sees Hydra.
+Started by :mod:`vitlab.launch.processes`. It reads the composed configuration from the run's folder, without Hydra.
 """
 
 from __future__ import annotations
@@ -24,12 +22,18 @@ from vitlab.run.run import Run
 
 
 def main(run_folder: str, folder: str, parent: str) -> int:
-    """Do this process's share; the exit code tells the launcher whether to end the others."""
+    """Run the method on this rank; a non-zero exit code makes the launcher end the other ranks.
+
+    Args:
+        run_folder: of the run.
+        folder: for this rank's process id and :class:`Outcome`.
+        parent: id of the process that holds the run's lock.
+    """
     from vitlab.training.interrupt import install_signal_handlers, stop_requested
 
-    rank, talk = int(os.environ["RANK"]), Path(folder)
+    rank, outcomes = int(os.environ["RANK"]), Path(folder)
     install_signal_handlers(quiet=True)
-    (talk / f"{rank}.pid").write_text(str(os.getpid()))
+    (outcomes / f"{rank}.pid").write_text(str(os.getpid()))
     threading.Thread(target=_exit_with_parent, args=(int(parent),), daemon=True).start()
     launch = read_json(Path(run_folder) / LAUNCH)
     try:
@@ -37,26 +41,24 @@ def main(run_folder: str, folder: str, parent: str) -> int:
 
         run_method_on_rank(Run.at(Path(run_folder)), apply_debug(from_tree(launch["tree"])), launch["command"])
     except UserError as error:
-        write_outcome(talk, rank, Outcome("mistake", error.what, error.cure))
+        write_outcome(outcomes, rank, Outcome("mistake", error.what, error.cure))
         return 2
     except (Interrupted, KeyboardInterrupt) as error:
-        write_outcome(talk, rank, Outcome("stopped", str(error)))
+        write_outcome(outcomes, rank, Outcome("stopped", str(error)))
     except Exception as error:
         if (full := full_disk(error)) is not None:
-            write_outcome(talk, rank, Outcome("mistake", full.what, full.cure))
+            write_outcome(outcomes, rank, Outcome("mistake", full.what, full.cure))
             return 2
-        if (
-            stop_requested() and rank
-        ):  # the leading process stopped first, and whoever waited for it hears that as an error
-            write_outcome(talk, rank, Outcome("stopped", ""))
+        if stop_requested() and rank:  # rank 0 stopped first, and a collective that waited for it raised
+            write_outcome(outcomes, rank, Outcome("stopped", ""))
             return 0
-        write_outcome(talk, rank, Outcome("failure", traceback.format_exc()))
+        write_outcome(outcomes, rank, Outcome("failure", traceback.format_exc()))
         return 1
     return 0
 
 
 def _exit_with_parent(parent: int) -> None:
-    """End with the process that holds the run's lock: another start must not meet us at work."""
+    """Exit when the process that holds the run's lock ends: the lock is free then, and another start may write here."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
@@ -66,4 +68,4 @@ if __name__ == "__main__":
     code = main(*sys.argv[1:4])
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # threads of a torn process group must not hold us up
+    os._exit(code)  # without joining threads of a broken process group

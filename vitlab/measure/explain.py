@@ -4,8 +4,8 @@ A map is [B, h, w], on the grid of the layer it was read from, never negative; :
 the view. Attention rollout is in :mod:`vitlab.measure.rollout`, the test that a map says anything about the weights in
 :mod:`vitlab.measure.model_randomization`.
 
-Written here rather than taken from the grad-cam package: that one asks the user for the layer and for a reshaping
-function of each transformer, and brings OpenCV; timm says of its own networks which layout they have.
+Written here rather than taken from the grad-cam package: that one needs from the user the layer and for a reshaping
+function for each transformer, and brings OpenCV; timm records the layout of its own networks.
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ def grad_cam(model: nn.Module, image: Tensor, target: Tensor, layer: str | None 
     Raises:
         UserError: no such layer, or one whose output is no grid of places.
     """
+    if layer is None and not callable(getattr(model, "forward_features", None)):
+        raise UserError(
+            f"Grad-CAM: {type(model).__name__} has no forward_features, which is read by default.", _LAYER_CURE
+        )
     name = layer if layer is not None else usual_layer(model, image)
     with _frozen(model), torch.enable_grad():
         if name is None:
@@ -174,7 +178,7 @@ def token_grid(model: nn.Module, tokens: int) -> tuple[int, int, int]:
     """(prefix tokens, height, width) of ``tokens`` tokens in a row.
 
     Raises:
-        UserError: they are no grid that can be told.
+        UserError: they form no grid that can be determined.
     """
     prefix = int(getattr(model, "num_prefix_tokens", 0))
     grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)

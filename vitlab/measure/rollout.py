@@ -47,7 +47,7 @@ class Attention:
 def attention_rollout(model: nn.Module, image: Tensor) -> Tensor:
     """How much of the answer's token came from each patch, by the attention alone: [B, h, w], each summing to 1.
 
-    A class token is asked where there is one (and the distillation token with it, as their answers are averaged), else
+    A class token is read where there is one (and the distillation token with it, as their answers are averaged), else
     the mean of the patches. What convolutions between the layers move (hybrids' stems, TinyViT) is not followed.
 
     Args:
@@ -178,8 +178,8 @@ def _roll_tokens(model: nn.Module, weights: list[Tensor]) -> Tensor:
     prefix, height, width = token_grid(model, tokens)
     row = weights[-1].new_zeros(batch, tokens)
     if prefix and getattr(model, "global_pool", "token") in ("token", ""):
-        asked = 2 if getattr(model, "dist_token", None) is not None else 1
-        row[:, :asked] = 1 / asked
+        read = 2 if getattr(model, "dist_token", None) is not None else 1
+        row[:, :read] = 1 / read
     else:
         row[:, prefix:] = 1 / (tokens - prefix)
     for weight in reversed(weights):
@@ -216,5 +216,5 @@ def _through_windows(row: Tensor, layer: Attention) -> Tensor:
     tall, wide = padded.shape[1] // rows, padded.shape[2] // columns
     windows = padded.reshape(batch, tall, rows, wide, columns).transpose(2, 3).reshape(-1, 1, rows * columns)
     moved = (windows @ layer.weight).reshape(batch, tall, wide, rows, columns).transpose(2, 3)
-    whole = moved.reshape(batch, tall * rows, wide * columns)[:, :height, :width]
-    return torch.roll(whole, (down, right), (1, 2))
+    merged = moved.reshape(batch, tall * rows, wide * columns)[:, :height, :width]
+    return torch.roll(merged, (down, right), (1, 2))

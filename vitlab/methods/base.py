@@ -1,4 +1,4 @@
-"""What a method is: a class whose decorated functions are the stages, told in the order in which they are written.
+"""What a method is: a class whose decorated functions are the stages, run in the order of their definition.
 
 Everything here is light: the command line reads the stages of a method to print a plan without importing torch.
 A ``method.py`` therefore imports torch, and whatever imports torch, inside its stages.
@@ -20,10 +20,10 @@ __all__ = ["Context", "Method", "Stage", "find_method", "method_names", "recipe_
 
 
 class Method:
-    """A paper. Subclasses add ``Options`` and stages; methods never inherit each other."""
+    """A method of a paper. Subclasses add ``Options`` and stages; no method inherits another."""
 
     Options: ClassVar[type]
-    """Dataclass of the keys under ``method.``; their values stand in ``conf/method/<name>.yaml``."""
+    """Dataclass of the keys under ``method.``; their values are in ``conf/method/<name>.yaml``."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -34,14 +34,14 @@ class Method:
         """The stages that run under ``config``, in order.
 
         Raises:
-            RuntimeError: if a stage needs one that is not told before it.
+            RuntimeError: if a stage needs one that is not defined before it.
         """
         every = [f.__stage__ for f in vars(cls).values() if hasattr(f, "__stage__")]
-        told: set[str] = set()
+        defined: set[str] = set()
         for one in every:
-            if missing := set(one.needs) - told:
-                raise RuntimeError(f"{cls.__name__}.{one.name} needs {sorted(missing)}, not told before it")
-            told.add(one.name)
+            if missing := set(one.needs) - defined:
+                raise RuntimeError(f"{cls.__name__}.{one.name} needs {sorted(missing)}, not defined before it")
+            defined.add(one.name)
         return [one for one in every if one.runs(config)]
 
     @classmethod
@@ -71,14 +71,14 @@ class Method:
 
     @classmethod
     def length(cls, stage: Stage, config: Config) -> str:
-        """How long ``stage`` is, in the words of the configuration, for the plan; "" where there is nothing to say.
+        """Length of ``stage`` in units of the configuration, for the plan; "" for a stage without a recipe.
 
         Override for stages whose length is not that of ``config.recipe``.
         """
         return recipe_length(config.recipe, config) if "recipe" in stage.reads else ""
 
     def check_data(self) -> None:
-        """Refuse now what would stop a later stage; called before the first, with torch and the data at hand.
+        """Refuse data and options on which a later stage would fail; called before the first, with torch available.
 
         Raises:
             UserError: naming the key.
@@ -86,7 +86,7 @@ class Method:
 
     @classmethod
     def reads(cls, config: Config) -> set[str]:
-        """Config groups that some stage reads."""
+        """Config groups that at least one stage reads."""
         return set(ALWAYS_READ).union(*(one.reads for one in cls.stages(config)))
 
 
@@ -97,7 +97,7 @@ def recipe_length(recipe: RecipeConfig, config: Config) -> str:
 
 
 def method_names() -> list[str]:
-    """The methods that there are: the folders beside this file that hold a ``method.py``."""
+    """Names of all methods: the folders beside this file with a ``method.py``."""
     return sorted(path.parent.name for path in Path(__file__).parent.glob("*/method.py"))
 
 

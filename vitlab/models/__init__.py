@@ -4,7 +4,7 @@
 network is one file here and no list. It costs what importing timm costs; code that must answer without torch imports
 nothing from here.
 
-What vitlab asks of a network beyond timm's own conventions, each of them optional:
+What vitlab reads from a network beyond timm's own conventions, each of them optional:
 
 ``new_parameters() -> Iterable[str]``
     Names in its state dict that the weights it starts from cannot have; they keep their initialisation where a
@@ -16,7 +16,7 @@ What vitlab asks of a network beyond timm's own conventions, each of them option
 ``adapt_state_dict(state) -> state``
     The weights of another code base under this network's names and shapes.
 ``layer_levels() -> dict[str, int]``
-    Level of each parameter for layer-wise learning rates, where timm's ``group_matcher`` cannot say it.
+    Level of each parameter for layer-wise learning rates, where timm's ``group_matcher`` cannot express it.
 ``extra_macs(size) -> Mapping[str, int]``
     Further counts of multiply-adds of one image, e.g. a paper's own; shown beside the measured one.
 ``attention_maps(image) -> dict[str, Tensor]``

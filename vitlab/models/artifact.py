@@ -26,12 +26,12 @@ FORMAT = 1
 """Version of ``model.json``; raised when an older reader could misunderstand a newer file."""
 
 REMOVED: dict[str, Any] = {"surgeries": []}
-"""Keys that former versions wrote: each with the value under which it says nothing and is left out when read."""
+"""Keys that former versions wrote: each with its neutral value, with which it is left out when read."""
 
 
 @dataclass
 class ModelMeta:
-    """What ``model.json`` says: how to rebuild the network, what it sees, what its logits mean, where it came from."""
+    """The content of ``model.json``: how to rebuild the network, its input, the meaning of its logits, its origin."""
 
     name: str  # timm's name of the architecture
     args: dict[str, Any]  # arguments of timm.create_model, without num_classes
@@ -65,7 +65,7 @@ def save_model(folder: Path, model: nn.Module, meta: ModelMeta, state: dict[str,
     """Write ``model``'s weights and ``meta`` into ``folder``; an artifact already there is replaced.
 
     Args:
-        state: the weights, where ``model`` itself holds only a share of them; None: ask it.
+        state: the weights, where ``model`` itself holds only a share of them; None: its state dict.
 
     Returns:
         ``meta`` with the hash of the weights filled in.
@@ -135,7 +135,7 @@ def load_model(folder: str | Path) -> nn.Module:
     of the network that was saved, bit for bit on the same machine.
 
     Raises:
-        UserError: files missing, not belonging together, or of an architecture this installation does not know.
+        UserError: files missing, not belonging together, or of an architecture that is not registered here.
     """
     folder = Path(folder).expanduser()
     meta = read_meta(folder)
@@ -155,7 +155,7 @@ def rebuild(meta: ModelMeta, state: dict[str, Tensor]) -> nn.Module:
     """The network that ``meta`` describes with the weights ``state``: on the CPU, in eval mode, with ``.meta``.
 
     Raises:
-        UserError: an architecture that this installation does not know.
+        UserError: an architecture that is not registered with timm here.
     """
     if not timm.is_model(meta.name.partition(".")[0]):
         raise UserError(f"timm {timm.__version__} has no model '{meta.name}' (model.json).", "Update timm.")

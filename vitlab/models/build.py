@@ -1,7 +1,7 @@
 """Any timm model as vitlab builds it: from scratch, with timm's weights, or from a file.
 
-Nothing here knows a method. Names are timm's, arguments are those of ``timm.create_model``; vitlab adds the input
-size where a network must know it, loads checkpoints strictly, and answers mistakes in one paragraph. What a network
+No method is known here. Names are timm's, arguments are those of ``timm.create_model``; vitlab adds the input
+size where a network is built for one, loads checkpoints strictly, and reports mistakes in one paragraph. What a network
 may define for that is listed in :mod:`vitlab.models`.
 """
 
@@ -59,7 +59,7 @@ def build_model(
     """Build the network of ``cfg`` with ``num_classes`` logits for images of ``size`` pixels.
 
     Weights come from ``cfg.checkpoint`` if given, else from timm's hub if ``cfg.pretrained``, else from timm's
-    initialisation. A head for other classes is set to zero, and the log says so; one of ImageNet-22k is cut down to
+    initialisation. A head for other classes is set to zero and logged; one of ImageNet-22k is cut down to
     ``classes`` where these are among its own.
 
     Args:
@@ -69,7 +69,7 @@ def build_model(
             for one size. None: timm's own size for it.
         classes: names in the order of the logits. Given, the head of a vitlab model folder is kept only if its
             classes are the same; not given, only their number is compared.
-        pretrained: False builds the bare network whatever ``cfg`` says of weights (to count or to resume it).
+        pretrained: False builds the bare network whatever weights ``cfg`` names (to count or to resume it).
 
     Raises:
         UserError: unknown name or argument, a size the network refuses, weights that are missing or do not fit.
@@ -130,7 +130,7 @@ def build_backbone(cfg: ModelConfig, size: Size | None, indices: int | Sequence[
     Args:
         size: that it is built for; images of another size need a network that takes them (CNNs do, timm's ViTs with
             ``model.args.dynamic_img_size=true``).
-        indices: the stages or blocks whose output is wanted, or how many from the end; None: all of them.
+        indices: the stages or blocks whose output is returned, or how many from the end; None: all of them.
 
     Returns:
         timm's wrapper: [B, 3, H, W] to a list of feature maps [B, C, h, w], from the first stage to the last;
@@ -161,9 +161,9 @@ def architecture(cfg: ModelConfig, size: Size | None) -> tuple[str, dict[str, An
     """
     _check_name(cfg.name)
     try:
-        asked = {} if size is None else {"img_size": hw(size)}
+        requested = {} if size is None else {"img_size": hw(size)}
         args = {key: value for key, value in cfg.args.items() if key not in LOADING}
-        resolved = resolve_model_input_args(cfg.name, asked, **args)
+        resolved = resolve_model_input_args(cfg.name, requested, **args)
     except (OSError, KeyError, RuntimeError) as error:
         raise UserError(f"The description of model '{cfg.name}' could not be read: {error}", _HUB_CURE) from error
     except ValueError as error:
@@ -230,7 +230,7 @@ def pretrained_source(name: str) -> str:
 
 
 LOADING = {"absent_class": ABSENT, "table_resize": RESIZES}
-"""Keys of ``model.args`` that say how weights are loaded, with their values, the default first; timm does not see them.
+"""Keys of ``model.args`` for the loading of weights, with their values, the default first; timm does not get them.
 ``absent_class``: what a class that an ImageNet-22k head lacks gets, the mean of the others or zero. ``table_resize``:
 how TinyViT's bias tables take another window, as the official code does or as timm does (antialiased)."""
 

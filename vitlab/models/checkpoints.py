@@ -167,7 +167,7 @@ def load_weights(
     Only the head may differ, and what the network adds be absent (``new``). Where the head's tensors are absent or of
     another shape (another number of classes), or where ``keep_head`` is false (other classes of the same number), the
     whole head is set to zero and reported. A head of ImageNet-22k is first cut down to the model's classes, where
-    ``rows`` says which those are.
+    ``rows`` names their places.
 
     Args:
         rows: place of each of the model's classes in ImageNet-22k (:func:`vitlab.models.imagenet22k.class_map`).
@@ -289,7 +289,7 @@ def _differences(
 
 def _timm_filter(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
     """The state as timm's ``checkpoint_filter_fn`` for this architecture rewrites it (original authors' names,
-    position tables of another size), or None where there is no such function or it does not know the file."""
+    position tables of another size), or None where there is no such function or it cannot read the file."""
     modules = (sys.modules[one.__module__] for one in type(model).__mro__ if issubclass(one, nn.Module))
     function = next((found for one in modules if (found := getattr(one, "checkpoint_filter_fn", None))), None)
     if function is None:

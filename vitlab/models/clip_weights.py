@@ -22,7 +22,7 @@ def has_classifier(state: dict[str, Tensor]) -> bool:
 def folded(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """``state`` with the classifier [C, embedding] multiplied into the projection, which becomes [width, C].
 
-    The tower keeps its names, which timm knows; the classifier's bias is left under ``head.bias``.
+    The tower keeps its names, which timm reads; the classifier's bias is left under ``head.bias``.
     """
     product = state["head.weight"].double() @ state[PROJECTION].double().T
     rest = {name: value for name, value in state.items() if name != "head.weight"}

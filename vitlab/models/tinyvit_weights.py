@@ -1,6 +1,6 @@
 """TinyViT's official checkpoints: their names for timm's network and back, and bias tables of another window.
 
-timm's network computes what the official one does; only names differ. (timm's own filter does not know them.)
+timm's network computes what the official one does; only names differ. (timm's own filter does not read them.)
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def resize_table(table: Tensor, side: int, resize: str = "official") -> Tensor:
 
 
 def adapt(model: nn.Module, state: dict[str, Tensor], resize: str = "official") -> dict[str, Tensor]:
-    """``state`` as a TinyViT ``model`` wants it: timm's names, bias tables of the model's windows."""
+    """``state`` as a TinyViT ``model`` takes it: timm's names, bias tables of the model's windows."""
     if is_official(state):
         state = to_timm(state)
     own = dict(model.named_parameters())

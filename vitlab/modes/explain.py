@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitlab.config import ExplainConfig
 from vitlab.config.composed import Composed
 from vitlab.errors import UserError, nearest
 from vitlab.files import atomic_write, write_json
@@ -96,7 +97,7 @@ def answer(composed: Composed) -> int:
 
 
 def _from_files(subject: SelectedModel, paths: list[str]) -> tuple[list[Seen], int]:
-    """The named pictures, and how many of them could not be read (each is told)."""
+    """The named pictures, and how many of them could not be read (each is reported)."""
     view, seen, bad = view_of(subject.meta), [], 0
     for path, image in read_all(paths, subject.config.hardware.workers or subject.config.hardware.threads):
         if isinstance(image, UserError):
@@ -129,7 +130,7 @@ def _seen(name: str, image: Image.Image, view: EvalView, labels: list[str] | Non
 
 
 def _ask(network: nn.Module, subject: SelectedModel, images: list[Seen]) -> None:
-    """Fill in what the network says, calibrated as in mode=predict, and the class that is to be explained."""
+    """Fill in the predictions, calibrated as in mode=predict, and the class that is to be explained."""
     import torch
 
     classes, fitted = subject.meta.classes, fitted_of(subject)
@@ -154,7 +155,7 @@ def _ask(network: nn.Module, subject: SelectedModel, images: list[Seen]) -> None
             if name not in classes:
                 near = nearest(name, classes)
                 raise UserError(
-                    f"explain.target={name}: the model knows no such class.",
+                    f"explain.target={name}: the model has no such class.",
                     f"Did you mean {near}?" if near else "It is predicted, label, or the name of a class.",
                 )
             one.target = classes.index(name)
@@ -166,7 +167,7 @@ def _ask(network: nn.Module, subject: SelectedModel, images: list[Seen]) -> None
 def _methods(
     network: nn.Module, subject: SelectedModel, images: list[Seen]
 ) -> tuple[dict[str, Callable[..., Tensor]], list[str]]:
-    """The maps that were asked for and that this network allows, and a line for each that it does not.
+    """The requested maps that this network allows, and a line for each that it does not.
 
     Raises:
         UserError: it allows none of them.
@@ -191,7 +192,10 @@ def _methods(
     known: dict[str, Callable[..., Tensor]] = {"gradcam": cam, "rollout": rollout}
     known |= {name: declared(name) for name in network_maps(network, first)}
     allowed, notes = {}, []
-    for name in dict.fromkeys(subject.config.explain.methods):
+    requested = subject.config.explain.methods
+    if requested == ExplainConfig().methods:  # nothing was chosen: what the network declares is shown too
+        requested = list(known)
+    for name in dict.fromkeys(requested):
         if name not in known:
             near = nearest(name, known)
             raise UserError(
@@ -202,7 +206,7 @@ def _methods(
             known[name](network, first, torch.tensor([images[0].target], device=subject.device))
             allowed[name] = known[name]
         except UserError as error:
-            if len(subject.config.explain.methods) == 1 or (name == "gradcam" and layer is not None):
+            if len(requested) == 1 or (name == "gradcam" and layer is not None):
                 raise
             notes.append(error.what)
     if not allowed:
@@ -242,8 +246,8 @@ def _check(
     from vitlab.measure.model_randomization import sanity_check
     from vitlab.report import saliency_figures, style
 
-    few = images[:CHECKED]
-    image, target = _stack(few, subject.device)
+    checked = images[:CHECKED]
+    image, target = _stack(checked, subject.device)
     side = (int(image.shape[2]), int(image.shape[3]))
     checks = {}
     for name, method in methods.items():
@@ -256,7 +260,9 @@ def _check(
         ]
         title = f"{_named(name)} as the weights are made random, from the head down"
         with style.themed(style.LIGHT):
-            drawing = saliency_figures.sanity_sheet([_pixels(subject, one) for one in few], steps, style.LIGHT, title)
+            drawing = saliency_figures.sanity_sheet(
+                [_pixels(subject, one) for one in checked], steps, style.LIGHT, title
+            )
             if subject.on_data and subject.data.synthetic:
                 style.mark_synthetic(drawing, style.LIGHT)
             atomic_write(folder / f"sanity-{name}.png", style.png(drawing))
@@ -283,9 +289,9 @@ def _draw(subject: SelectedModel, images: list[Seen], found: dict[str, Tensor], 
     shown = []
     for position, one in enumerate(images):
         explained = subject.meta.classes[one.target]
-        told = [f"probability {100 * one.probability:.1f} %"]
-        told += [f"label {clip(names.get(one.label, one.label), 20)}"] if one.label is not None else []
-        told += (
+        lines = [f"probability {100 * one.probability:.1f} %"]
+        lines += [f"label {clip(names.get(one.label, one.label), 20)}"] if one.label is not None else []
+        lines += (
             [f"Grad-CAM for {clip(names[explained], 14)}"] if explained != one.predicted and "gradcam" in found else []
         )
         shown.append(
@@ -293,7 +299,9 @@ def _draw(subject: SelectedModel, images: list[Seen], found: dict[str, Tensor], 
                 _pixels(subject, one),
                 {_title(name): heat[position].numpy() for name, heat in found.items()},
                 names[one.predicted],
-                "\n".join([*told, f"test image {one.name}" if one.name.isdecimal() else clip(Path(one.name).name, 24)]),
+                "\n".join(
+                    [*lines, f"test image {one.name}" if one.name.isdecimal() else clip(Path(one.name).name, 24)]
+                ),
                 one.wrong,
             )
         )

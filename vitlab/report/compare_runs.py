@@ -16,6 +16,7 @@ from vitlab.measure.bootstrap import Comparison
 from vitlab.report.compare import percent
 from vitlab.report.data import Curve, ModelRow, ReportData, StageRow
 from vitlab.report.task import ReportTask
+from vitlab.run.identity import leaves
 
 
 def side_by_side(
@@ -126,7 +127,7 @@ def differences(configs: Sequence[str], names: Sequence[str]) -> str:
     """The keys in which the configurations (YAML) differ, with every run's value, as YAML."""
     import yaml
 
-    flat = [_leaves(yaml.safe_load(text)) for text in configs]
+    flat = [_values(yaml.safe_load(text)) for text in configs]
     keys = dict.fromkeys(key for one in flat for key in one)
     lines = []
     for key in keys:
@@ -137,11 +138,6 @@ def differences(configs: Sequence[str], names: Sequence[str]) -> str:
     return "\n".join(["# what differs", *lines]) if lines else "# the configurations are the same\n"
 
 
-def _leaves(tree: Mapping[str, Any], at: str = "") -> dict[str, str]:
-    found: dict[str, str] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            found.update(_leaves(value, f"{at}{key}."))
-        else:
-            found[f"{at}{key}"] = json.dumps(value, ensure_ascii=False)
-    return found
+def _values(tree: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted key → value as JSON."""
+    return {key: json.dumps(value, ensure_ascii=False) for key, value in leaves(tree).items()}

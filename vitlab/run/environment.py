@@ -1,4 +1,4 @@
-"""What a run was made with: versions, commit, machine, command. No package is imported to learn its version."""
+"""Environment of a run: versions, commit, machine, command. No package is imported to read its version."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def environment(command: str) -> dict[str, object]:
 
     Keys: ``time``, ``command``, ``python``, ``platform``, ``cpu`` (its name), ``cores`` (those this process may
     use), ``ram_bytes``, ``vitlab`` (its version), ``packages`` (name → version, of those installed) and ``git``
-    (``commit`` and ``dirty`` of the clone that vitlab runs from; null for an installed wheel). Devices are added
-    by whoever imports torch.
+    (``commit`` and ``dirty`` of the clone that vitlab runs from; null for an installed wheel). Devices are not
+    part of it, since torch is not imported here.
     """
     return {
         "time": now(),
@@ -57,8 +57,8 @@ def environment(command: str) -> dict[str, object]:
 
 
 def git_state(clone: Path) -> dict[str, object] | None:
-    """Commit of ``clone`` and whether tracked files differ from it; None when it is no clone or git cannot tell."""
-    if not (clone / ".git").exists():  # site-packages inside somebody's repository is not ours to name
+    """Commit of ``clone`` and whether tracked files differ from it; None if it is no clone or git fails."""
+    if not (clone / ".git").exists():  # site-packages inside another repository: its commit is not vitlab's
         return None
     commit = _output("git", "-C", str(clone), "rev-parse", "HEAD")
     changes = _output("git", "-C", str(clone), "status", "--porcelain", "--untracked-files=no")
@@ -85,7 +85,7 @@ def _cpu() -> str:
 
 
 def _output(*command: str) -> str | None:
-    """What ``command`` prints, or None when it fails, is missing or takes too long."""
+    """The output of ``command``; None if it fails, is not installed or takes longer than 10 s."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: one JSON object a line, the record that plots, tables and loggers are copies of."""
+"""``metrics.jsonl``: one JSON object per line, the record from which plots, tables and loggers are made."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Value = float | int | str | bool | None
 Row = dict[str, Value]
 
 PROGRESS_ONLY = ("stage", "step", "time")
-"""What every row has, and is no measurement."""
+"""Keys of every row that are not measurements."""
 
 _SPELT = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class Recorder:
-    """Appends rows to one file; whatever happens in between, the file holds whole rows only.
+    """Appends rows to one file; after a crash at any point, readers see complete rows only.
 
-    A row is ``{"stage", "step", "time", name: value, ...}``. ``step`` counts what the stage counts (optimiser
-    steps, stored images) and a row says how things stood *after* it, so that whoever continues a stage from a
-    checkpoint of step s first calls ``rewind(stage, s)``: rows of later steps are going to be written again.
+    A row is ``{"stage", "step", "time", name: value, ...}``. ``step`` is the stage's own counter (optimiser
+    steps, stored images), and a row describes the state *after* it. A stage that resumes from a checkpoint of step s
+    first calls ``rewind(stage, s)``: rows of later steps are written again.
 
-    Only one process writes (the one that holds the run's lock, rank 0).
+    Only one process writes (rank 0, under the run's lock).
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,21 +36,21 @@ class Recorder:
         path.parent.mkdir(parents=True, exist_ok=True)
         drop_half_line(path)
         self._file = open(path, "ab")  # noqa: SIM115  (kept open for the life of the run)
-        self._there: set[str] = set()
+        self._replayed: set[str] = set()
         self.listeners: list[Callable[[Row], None]] = []
-        """Called with every row that is written: the loggers that copy the record."""
+        """Called with every row that is written: the loggers."""
 
     def write(self, *, stage: str, step: int, **values: Value) -> None:
-        """Append a row and hand it to the operating system (it outlives this process, if not a power cut).
+        """Append a row and flush it to the operating system (it survives this process, but not a power failure).
 
-        NaN and infinities become the strings "NaN", "Infinity", "-Infinity", which every JSON reader takes.
+        NaN and infinities become the strings "NaN", "Infinity", "-Infinity", which every JSON parser accepts.
 
         Raises:
-            TypeError: if a value is not a number, text, bool or None (a tensor must be made a float by its owner).
+            TypeError: if a value is not a number, text, bool or None (convert a tensor to a float first).
         """
         row: Row = {"stage": stage, "step": step, **{name: _plain(name, value) for name, value in values.items()}}
-        if self._there and _content(row) in self._there:
-            return  # seen again because the step of the checkpoint itself was replayed
+        if self._replayed and _content(row) in self._replayed:
+            return  # the step of the checkpoint itself was run again
         line = json.dumps({"stage": stage, "step": step, "time": round(time.time(), 3), **row}, allow_nan=False)
         with written_to(self.path, len(line) + 1):
             self._file.write(line.encode() + b"\n")
@@ -59,26 +59,26 @@ class Recorder:
             listener(row)
 
     def sync(self) -> None:
-        """Make every row survive a power cut; called before a checkpoint that relies on them is written."""
+        """fsync the file; called before a checkpoint is written that relies on its rows."""
         with written_to(self.path):
             os.fsync(self._file.fileno())
 
     def rewind(self, stage: str, step: int) -> int:
-        """Drop the rows of ``stage`` after ``step``, and return how many; other stages are untouched.
+        """Remove the rows of ``stage`` after ``step``; the number removed. Other stages are not changed.
 
-        Rows of ``step`` itself stay, and writing one of them once more with the same values adds nothing.
-        ``rewind(stage, -1)`` forgets the stage.
+        Rows of ``step`` itself stay, and writing one of them again with the same values adds nothing.
+        ``rewind(stage, -1)`` removes all rows of the stage.
         """
         lines = self.path.read_bytes().splitlines(keepends=True)
         kept: list[bytes] = []
-        self._there = set()
+        self._replayed = set()
         for line in lines:
             row = json.loads(line)
             if row["stage"] == stage:
                 if row["step"] > step:
                     continue
                 if row["step"] == step:
-                    self._there.add(_content(row))
+                    self._replayed.add(_content(row))
             kept.append(line)
         if len(kept) < len(lines):
             self._file.close()
@@ -91,30 +91,30 @@ class Recorder:
         return read_rows(self.path)
 
     def close(self) -> None:
-        """Close the file; nothing can be written afterwards."""
+        """Close the file."""
         self._file.close()
 
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a ``metrics.jsonl`` with NaN and infinities as floats again; [] when there is no file.
 
-    A half-written last line (a run that is being written, or was killed) is left out; the file is not changed.
+    An incomplete last line (the run is being written, or was killed) is left out; the file is not changed.
     """
     if not path.exists():
         return []
     text = path.read_bytes()
-    whole = text[: text.rfind(b"\n") + 1]
+    complete = text[: text.rfind(b"\n") + 1]
     return [
         {
             name: _SPELT.get(value, value) if isinstance(value, str) else value
             for name, value in json.loads(line).items()
         }
-        for line in whole.splitlines()
+        for line in complete.splitlines()
     ]
 
 
 def numbers(row: Row) -> dict[str, float]:
-    """What of a row can be drawn: its finite numbers, without the bookkeeping."""
+    """The finite numbers of a row, without :data:`PROGRESS_ONLY`."""
     return {
         name: float(value)
         for name, value in row.items()
@@ -126,7 +126,7 @@ def numbers(row: Row) -> dict[str, float]:
 
 
 def append_line(path: Path, record: Mapping[str, object]) -> None:
-    """Append ``record`` to a ``.jsonl`` file as one line, on disk before this returns."""
+    """Append ``record`` to a ``.jsonl`` file as one line, with fsync."""
     line = json.dumps(dict(record)).encode() + b"\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     drop_half_line(path)
@@ -137,14 +137,14 @@ def append_line(path: Path, record: Mapping[str, object]) -> None:
 
 
 def drop_half_line(path: Path) -> None:
-    """Cut what a killed writer left after the last newline."""
+    """Truncate an incomplete last line, which a killed process left."""
     if not path.exists():
         return
     with open(path, "r+b") as file:
         text = file.read()
-        whole = text.rfind(b"\n") + 1
-        if whole < len(text):
-            file.truncate(whole)
+        end = text.rfind(b"\n") + 1
+        if end < len(text):
+            file.truncate(end)
             os.fsync(file.fileno())
 
 
@@ -154,12 +154,12 @@ def _plain(name: str, value: Value) -> Value:
             return "NaN"
         if math.isinf(value):
             return "Infinity" if value > 0 else "-Infinity"
-        return float(value)  # subclasses of float (numpy.float64) print under other names
+        return float(value)  # json prints subclasses of float (numpy.float64) differently
     if value is None or isinstance(value, (int, str)):
         return value
     raise TypeError(f"metric '{name}' is a {type(value).__name__}; give a number, text, bool or None")
 
 
 def _content(row: Row) -> str:
-    """A row without its time, comparable."""
+    """A row without its time, as text to compare."""
     return json.dumps({name: value for name, value in row.items() if name != "time"}, sort_keys=True)

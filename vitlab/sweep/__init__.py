@@ -1,1 +1,1 @@
-"""Several runs of one command: grids, searches, their table."""
+"""Several runs of one command: grids, searches, the comparison of the runs."""

@@ -1,9 +1,9 @@
 """Cross-validation: the runs of all folds, their out-of-fold predictions pooled into one measurement.
 
-Every image is tested in one fold, by a model that was not trained on it. The pooled numbers are those of all images
-together, with a bootstrap interval over images (over groups where there are groups); beside them stand the mean and
-standard deviation over folds, which show how much the result varies with training and test images. The folds' training
-sets overlap, so neither is the spread of independent repetitions.
+Every image is tested in one fold, by a model that was not trained on it. The pooled metrics are those of all images
+together, with a bootstrap interval over images (over groups if there are groups). The mean and standard deviation over
+folds show how much the result varies with training and test images; the training sets of the folds overlap, so the
+folds are not independent repetitions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FOLD = "dataset.fold"
 
 @dataclass
 class Pooled:
-    """Runs that differ in nothing but the fold."""
+    """Metrics of runs that differ only in the fold."""
 
     values: dict[str, str]  # the other swept keys
     folds: int
@@ -39,18 +39,18 @@ class Pooled:
     spread: dict[str, float] | None = None  # their sample standard deviation
 
 
-def pooled(finished: Iterable[tuple[dict[str, str], Path]]) -> list[Pooled]:
-    """One entry for each setting of the other swept keys, in their order; [] where no fold is swept.
+def pool_folds(finished: Iterable[tuple[dict[str, str], Path]]) -> list[Pooled]:
+    """One entry per setting of the other swept keys, in their order; [] if no fold is swept.
 
     Args:
         finished: the swept keys with their values, and the folder, of every finished run.
     """
-    together: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    by_values: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for values, folder in finished:
         if FOLD in values:
             key = tuple((name, value) for name, value in values.items() if name != FOLD)
-            together.setdefault(key, []).append(Run.at(folder))
-    return [_pool(dict(key), runs) for key, runs in together.items()]
+            by_values.setdefault(key, []).append(Run.at(folder))
+    return [_pool(dict(key), runs) for key, runs in by_values.items()]
 
 
 def _pool(values: dict[str, str], runs: Sequence[Run]) -> Pooled:
@@ -62,21 +62,21 @@ def _pool(values: dict[str, str], runs: Sequence[Run]) -> Pooled:
     dataset, spec = _part(runs[0], "dataset"), _part(runs[0], "evaluation")
     count = int(dataset["folds"])
     by_fold = {int(_part(run, "dataset")["fold"]): run for run in runs}
-    found = Pooled(values, count)
+    pooled = Pooled(values, count)
     if missing := [str(fold) for fold in range(count) if fold not in by_fold]:
-        found.reason = f"fold {', '.join(missing)} of {count} is missing"
-        return found
-    if old := [fold for fold in range(count) if not _keyed(by_fold[fold])]:
-        found.reason = (
-            f"the predictions of fold {old[0]} do not name their images: mode=evaluate run={by_fold[old[0]].folder}"
+        pooled.reason = f"fold {', '.join(missing)} of {count} is missing"
+        return pooled
+    if unnamed := [fold for fold in range(count) if not _keyed(by_fold[fold])]:
+        pooled.reason = (
+            f"the predictions of fold {unnamed[0]} have no image keys: mode=evaluate run={by_fold[unnamed[0]].folder}"
         )
-        return found
+        return pooled
     parts = [_predictions(by_fold[fold]) for fold in range(count)]
     classes = parts[0].classes
     keys = np.concatenate([one.key for one in parts])
     if any(one.classes != classes for one in parts) or len(np.unique(keys)) < len(keys):
-        found.reason = "the folds differ in their classes or share test images, so they are not of one data set"
-        return found
+        pooled.reason = "the folds differ in their classes or share test images, so they are not of one data set"
+        return pooled
     groups = np.concatenate([one.group for one in parts]) if all(one.group is not None for one in parts) else None
     together = Answers(
         np.concatenate([one.logits for one in parts]),
@@ -85,20 +85,20 @@ def _pool(values: dict[str, str], runs: Sequence[Run]) -> Pooled:
         None if groups is None else groups.tolist(),
     )
     task, bins = task_of(runs[0]), int(spec["bins"])
-    found.images, found.groups = len(keys), None if groups is None else len(np.unique(groups))
+    pooled.images, pooled.groups = len(keys), None if groups is None else len(np.unique(groups))
     record = task.measure(together, None, classes, EvaluationConfig(bins=bins, resamples=int(spec["resamples"])))
-    found.metrics, found.intervals = record.metrics(), record.intervals or None
+    pooled.metrics, pooled.intervals = record.metrics(), record.intervals or None
     alone = EvaluationConfig(bins=bins, resamples=0)
     own = [task.measure(Answers(one.logits, one.label, np.arange(len(one.key))), None, classes, alone) for one in parts]
     rows = [one.metrics() for one in own]
-    found.mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-    found.spread = {name: float(np.std([row[name] for row in rows], ddof=1)) for name in rows[0]}
-    return found
+    pooled.mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    pooled.spread = {name: float(np.std([row[name] for row in rows], ddof=1)) for name in rows[0]}
+    return pooled
 
 
 @dataclass
 class _Predictions:
-    """What a run's result answered to its test images."""
+    """Outputs of a run's result for its test images."""
 
     logits: NDArray[np.float32]  # [N, C]
     label: NDArray[Any]  # [N], or rows [N, K]
@@ -108,7 +108,7 @@ class _Predictions:
 
 
 def _keyed(run: Run) -> bool:
-    """Whether the predictions name their images; those of earlier versions do not."""
+    """Whether the predictions have the keys of their images; those of earlier versions have not."""
     import numpy as np
 
     with np.load(
@@ -140,13 +140,13 @@ def task_of(run: Run) -> Task:
     return find_task(str(stored["name"]) if isinstance(stored, dict) else "classification")
 
 
-def fold_table(found: Sequence[Pooled], task: Task) -> tuple[list[list[str]], list[str]]:
-    """Rows, the first one the heading, and sentences on what they are and on what is missing."""
+def fold_table(entries: Sequence[Pooled], task: Task) -> tuple[list[list[str]], list[str]]:
+    """Rows of a table, headings first, and sentences that explain it and name what is missing."""
     heading = ["Metric", "Folds", "Images", "Pooled", "95 %", "Mean ± sd over folds"]
     columns = [(one.key, one.title, one.unit, one.digits) for one in task.metrics if one.key in task.pooled]
-    rows = [[*(found[0].values if found else {}), *heading]]
+    rows = [[*(entries[0].values if entries else {}), *heading]]
     lines = []
-    for one in found:
+    for one in entries:
         name = " ".join(f"{key}={value}" for key, value in one.values.items())
         if one.metrics is None or one.mean is None or one.spread is None:
             lines.append(f"{name + ': ' if name else ''}nothing is pooled, {one.reason}.")
@@ -161,11 +161,11 @@ def fold_table(found: Sequence[Pooled], task: Task) -> tuple[list[list[str]], li
                     f"{unit * one.mean[key]:.{digits}f} ± {unit * one.spread[key]:.{digits}f}",
                 ]
             )
-    measured = [one for one in found if one.metrics is not None]
+    measured = [one for one in entries if one.metrics is not None]
     if measured:
         drawn = "images" if measured[0].groups is None else f"{measured[0].groups:,} groups"
         lines.append(
             "Pooled: every image once, by the model that was not trained on it; 95 % interval of a bootstrap over "
-            f"{drawn}. The folds' training sets overlap: ± over folds is no error of independent repetitions."
+            f"{drawn}. The folds' training sets overlap: ± over folds is not the error of independent repetitions."
         )
     return rows, lines

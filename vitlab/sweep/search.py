@@ -1,14 +1,14 @@
-"""``-m sweep=optuna``: trials drawn by Optuna instead of all combinations, bad ones ended early, all of it in SQLite.
+"""``-m sweep=optuna``: trials sampled by Optuna instead of all combinations, pruned early, stored in SQLite.
 
     python -m vitlab -m sweep=optuna 'recipe.lr=tag(log,interval(1e-4,1e-2))' recipe.optimizer=adamw,lamb
     python -m vitlab -m sweep=optuna ... sweep.maximize=[val_top1] sweep.minimize=[latency_ms_1] sweep.prune=null
 
-The space is written with Hydra's own words: ``a,b`` and ``choice(a,b)`` are categories, ``range(8,65,8)`` a ladder,
-``interval(a,b)`` a range (of whole numbers where the key takes those), ``tag(log,...)`` its logarithm. Each end is
-composed, so a space that the configuration does not allow is refused before anything runs.
+The space is written in Hydra's syntax: ``a,b`` and ``choice(a,b)`` are categories, ``range(8,65,8)`` integers with a
+step, ``interval(a,b)`` a range (of integers if the key takes integers), ``tag(log,...)`` a logarithmic range. Both ends
+are composed, so a space with invalid values is refused before anything runs.
 
-The study lies in ``OUTPUT/sweeps/NAME/study.db``. A trial is drawn by a sampler seeded by (seed, trial), so a search
-that was stopped draws what it would have drawn; a trial that was running is continued under its number.
+The study is stored in ``OUTPUT/sweeps/NAME/study.db``. Each trial is drawn by a sampler seeded by (seed, trial), so a
+search that was stopped continues with the same trials; a trial that was running is continued under its number.
 """
 
 from __future__ import annotations
@@ -31,60 +31,60 @@ from vitlab.errors import Interrupted, UserError
 from vitlab.launch.start import find_run
 from vitlab.methods.base import find_method
 from vitlab.modes.find_runs import result_of
+from vitlab.run.folder_lock import locked
 from vitlab.run.recorder import Row, read_rows
-from vitlab.run.run import locked
-from vitlab.sweep.jobs import PassSignalsOn, print_line, run_jobs
+from vitlab.sweep.jobs import SignalForwarder, print_line, run_jobs
 from vitlab.sweep.table import Job, results, write_comparison
-from vitlab.sweep.words import example, folder_of, is_of_sweep, values_of
+from vitlab.sweep.words import LOCKED_CURE, example, is_sweep_key, sweep_folder, values_of
 from vitlab.tasks.base import find_task
 
 if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
 
-STANDING = ("sweep.jobs", "sweep.trials", "sweep.name")
-"""Words that may differ when a search continues."""
+CHANGEABLE = ("sweep.jobs", "sweep.trials", "sweep.name")
+"""Keys that may differ when a search continues."""
 
 
 def search(plain: list[str], swept: list[Override], first: Composed, command: str) -> int:
-    """Draw and run trials until there are ``sweep.trials``; 0 if all of them finished or were pruned, else 1.
+    """Run trials until there are ``sweep.trials``; 0 if all of them finished or were pruned, else 1.
 
     Raises:
-        UserError: the space or the metric does not fit; another search stands in the folder.
+        UserError: an invalid space or metric; the folder contains another search.
         Interrupted: Ctrl-C or SIGTERM; the running jobs have saved and stopped.
     """
     spec = first.config.sweep
-    mine = [word for word in plain if not is_of_sweep(word)]
+    common = [word for word in plain if not is_sweep_key(word)]
     space = {one.get_key_element(): distribution(one, first) for one in swept}
-    for one in swept:
-        others = [example(other) for other in swept if other is not one]
-        for value in values_of(one):
-            load([*mine, *others, f"{one.get_key_element()}={value}"])
-    kept = [word for word in plain if not word.startswith(STANDING)] + [str(one.input_line) for one in swept]
-    what = json.dumps(sorted(kept))
-    name = spec.name or "search-" + hashlib.sha256(what.encode()).hexdigest()[:8]
-    folder = folder_of(first, name)
-    with locked(folder, "Wait for it, stop it, or give this one a name: sweep.name=NAME."), PassSignalsOn() as asked:
-        print(f"search   {folder}  ({spec.trials} trials, {spec.jobs} at once)", flush=True)
-        queue = Search(folder, mine, space, first, what)
-        run_jobs(queue, folder, spec.jobs, asked)
+    for override in swept:
+        others = [example(other) for other in swept if other is not override]
+        for value in values_of(override):
+            load([*common, *others, f"{override.get_key_element()}={value}"])
+    kept = [word for word in plain if not word.startswith(CHANGEABLE)] + [str(one.input_line) for one in swept]
+    definition = json.dumps(sorted(kept))
+    name = spec.name or "search-" + hashlib.sha256(definition.encode()).hexdigest()[:8]
+    folder = sweep_folder(first, name)
+    with locked(folder, LOCKED_CURE), SignalForwarder() as signals:
+        print(f"search   {folder}  ({spec.trials} trials, {spec.jobs} in parallel)", flush=True)
+        queue = Search(folder, common, space, first, definition)
+        run_jobs(queue, folder, spec.jobs, signals)
         from vitlab.sweep.report import write_search_report
 
-        about, told = write_search_report(queue.study, folder, queue.jobs)
+        about, summary = write_search_report(queue.study, folder, queue.jobs)
         table = write_comparison(folder, queue.jobs, command, about=about, show=queue.names)
-    print(f"\n{table}\n\n{told}\n\ncompared {folder / 'comparison.md'}")
+    print(f"\n{table}\n\n{summary}\n\ncompared {folder / 'comparison.md'}")
     if queue.mistake is not None:
         raise queue.mistake
-    if asked.times:
-        raise Interrupted("Stopped; what was done is saved. The same command continues.")
+    if signals.times:
+        raise Interrupted("Stopped; finished work is saved. The same command continues.")
     return 0 if all(job.state in ("finished", "pruned") for job in queue.jobs) else 1
 
 
 def distribution(swept: Override, first: Composed) -> BaseDistribution:
-    """What Optuna draws for a swept key.
+    """Optuna's distribution for a swept key.
 
     Raises:
-        UserError: a range that is empty, or an interval of a key that takes no numbers.
+        UserError: the range is empty, or the logarithm of its lower end is not defined.
     """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -93,12 +93,12 @@ def distribution(swept: Override, first: Composed) -> BaseDistribution:
     if isinstance(value, IntervalSweep):
         assert value.start is not None and value.end is not None
         field = find(key, fields(find_method(first.config.method.name).Options))
-        # By the key, or by Hydra's cast: int(interval(1,5)).
-        whole = (field is not None and field.kind == "a whole number") or isinstance(value.start, int)
+        # By the type of the key, or by Hydra's cast: int(interval(1,5)).
+        integers = (field is not None and field.kind == "a whole number") or isinstance(value.start, int)
         log = "log" in value.tags
         if not value.start < value.end or (log and value.start <= 0):
-            raise UserError(f"{line}: an empty range.", "Write interval(LOW,HIGH), both above 0 where log is asked.")
-        if whole:
+            raise UserError(f"{line}: an empty range.", "Write interval(LOW,HIGH), both above 0 for log.")
+        if integers:
             return IntDistribution(round(value.start), round(value.end), log=log)
         return FloatDistribution(float(value.start), float(value.end), log=log)
     texts = values_of(swept)
@@ -108,21 +108,21 @@ def distribution(swept: Override, first: Composed) -> BaseDistribution:
 
 
 class Search:
-    """Trials of a study as jobs; those of earlier sessions stand in ``jobs`` first.
+    """Trials of a study as jobs; ``jobs`` starts with those of earlier sessions.
 
     Args:
         folder: of the sweep.
-        words: what every job has in common.
-        space: swept keys and what is drawn for them.
-        first: an example of a job, composed with the sweep's own words.
-        what: the search in one text; a folder holds one search.
+        words: overrides of every job.
+        space: distribution of every swept key.
+        first: a job, composed with the keys of the sweep.
+        definition: of the search, as text; a folder contains one search.
 
     Raises:
-        UserError: the folder holds another search.
+        UserError: the folder contains another search.
     """
 
     def __init__(
-        self, folder: Path, words: list[str], space: dict[str, BaseDistribution], first: Composed, what: str
+        self, folder: Path, words: list[str], space: dict[str, BaseDistribution], first: Composed, definition: str
     ) -> None:
         import optuna
         from optuna.study import StudyDirection
@@ -143,27 +143,27 @@ class Search:
             pruner=self._pruner(),
             load_if_exists=True,
         )
-        if self.study.user_attrs.get("what", what) != what:
+        if self.study.user_attrs.get("what", definition) != definition:
             raise UserError(
-                f"{folder} holds another search: {shlex.join(json.loads(self.study.user_attrs['what']))}.",
-                "Give this one another sweep.name.",
+                f"{folder} contains another search: {shlex.join(json.loads(self.study.user_attrs['what']))}.",
+                "Give another sweep.name.",
             )
-        self.study.set_user_attr("what", what)
+        self.study.set_user_attr("what", definition)
         self.study.set_metric_names(self.names)
         self.total = self.spec.trials
         self.mistake: UserError | None = None
         self.jobs: list[Job] = []
-        self.trials: dict[int, optuna.trial.Trial] = {}  # at work, by number
-        self.twins: dict[Path, list[tuple[optuna.trial.Trial, Job]]] = {}  # wait for a trial of the same run
-        self.seen: dict[int, int] = {}  # trial: the step that was reported last
+        self.trials: dict[int, optuna.trial.Trial] = {}  # running, by number
+        self.duplicates: dict[Path, list[tuple[optuna.trial.Trial, Job]]] = {}  # wait for a trial of the same run
+        self.reported: dict[int, int] = {}  # trial: the step that was reported last
         self.continued: list[optuna.trial.FrozenTrial] = []
-        self.drawn = 0  # trials that count: settled ones of earlier sessions, and whatever this session draws
-        for one in self.study.get_trials(deepcopy=False):
-            if one.state.is_finished():
-                self.jobs.append(_told(one, self.names))
-                self.drawn += one.state.name != "FAIL"
+        self.drawn = 0  # trials that count towards sweep.trials: all but the failed ones of earlier sessions
+        for trial in self.study.get_trials(deepcopy=False):
+            if trial.state.is_finished():
+                self.jobs.append(_finished_job(trial, self.names))
+                self.drawn += trial.state.name != "FAIL"
             else:
-                self.continued.append(one)
+                self.continued.append(trial)
                 self.drawn += 1
 
     def _pruner(self) -> optuna.pruners.BasePruner:
@@ -172,19 +172,19 @@ class Search:
         if self.spec.prune is None:
             return NopPruner()
         name = self.names[0]
-        watched = f"val_{name}" if name in self.task.validated else name
-        if watched == self.names[0] and not watched.startswith(("val_", "train_", "loss")):
+        metric = f"val_{name}" if name in self.task.validated else name
+        if metric == name and not metric.startswith(("val_", "train_", "loss")):
             raise UserError(
-                f"sweep.prune={self.spec.prune}: nothing tells early how {self.names[0]} will be.",
+                f"sweep.prune={self.spec.prune}: {self.names[0]} has no values before the end of a run.",
                 "Give sweep.prune=null, or a metric of the record, such as val_top1, val_nll or loss.",
             )
-        self.watched = watched
+        self.metric = metric
         if self.spec.prune == "halving":
             return SuccessiveHalvingPruner()
         return MedianPruner(n_startup_trials=self.spec.startup)
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        """A sampler whose random numbers follow from (seed, trial)."""
+        """A sampler seeded by (seed, trial)."""
         from optuna.samplers import NSGAIISampler, RandomSampler, TPESampler
 
         digest = hashlib.sha256(f"{self.seed} {number}".encode()).digest()
@@ -204,43 +204,43 @@ class Search:
             if self.continued:
                 frozen = self.continued.pop(0)
                 trial = optuna.trial.Trial(self.study, frozen._trial_id)
-                self.seen[frozen.number + 1] = max(frozen.intermediate_values, default=-1)
+                self.reported[frozen.number + 1] = max(frozen.intermediate_values, default=-1)
             elif self.drawn < self.spec.trials:
                 self.drawn += 1
                 self.study.sampler = self._sampler(len(self.study.get_trials(deepcopy=False)))
                 trial = self.study.ask(self.space)
             else:
                 return None
-            found = self._job(trial)
-            if found is not None:
-                return found
+            job = self._job(trial)
+            if job is not None:
+                return job
         return None
 
-    def look(self, job: Job) -> bool:
-        """Report what the record says since, and ask whether that is bad enough to stop."""
+    def should_prune(self, job: Job) -> bool:
+        """Report the validations since the last call to the pruner, and return its decision."""
         if self.spec.prune is None:
             return False
-        trial, bad = self.trials[job.number], False
+        trial, prune = self.trials[job.number], False
         for row in self._rows(job):
-            step, value = row["step"], row.get(self.watched)
-            if not isinstance(value, float) or not isinstance(step, int) or step <= self.seen.get(job.number, -1):
+            step, value = row["step"], row.get(self.metric)
+            if not isinstance(value, float) or not isinstance(step, int) or step <= self.reported.get(job.number, -1):
                 continue
-            self.seen[job.number] = step
+            self.reported[job.number] = step
             trial.report(value, step)
-            bad = bad or trial.should_prune()
-        return bad
+            prune = prune or trial.should_prune()
+        return prune
 
-    def ended(self, job: Job) -> None:
+    def on_end(self, job: Job) -> None:
         trial = self.trials.pop(job.number)
-        self._settle(trial, job)
-        for twin, other in self.twins.pop(job.run, []):
+        self._record(trial, job)
+        for duplicate, other in self.duplicates.pop(job.run, []):
             other.state, other.reason = job.state, f"the same run as {job.number}"
-            self._settle(twin, other)
+            self._record(duplicate, other)
 
     # -- one trial ---------------------------------------------------------------------------------------------------
 
     def _job(self, trial: optuna.trial.Trial) -> tuple[Job, Composed] | None:
-        """The job of a trial; None where none is needed: its run is known, or cannot be."""
+        """The job of a trial; None if it is not started: its run exists already, or its values are invalid."""
         drawn = {key: _text(trial.params[key]) for key in self.space}
         shown = {key: f"{v:.4g}" if isinstance(v, float) else str(v) for key, v in trial.params.items()}
         job = Job(trial.number + 1, [*self.words, *(f"{k}={v}" for k, v in drawn.items())], shown, Path())
@@ -252,24 +252,24 @@ class Search:
         except UserError as error:
             job.state, job.reason = "failed", str(error)
             print_line(job, self.total, f"failed {job.reason}")
-            self._settle(trial, job)
+            self._record(trial, job)
             return None
         self.stage = result_of(find_method(composed.config.method.name).stages(composed.config)).name
         same = next((one for one in self.jobs if one is not job and one.run == job.run), None)
         if same is not None and same.state == "waiting":
-            self.twins.setdefault(job.run, []).append((trial, job))
+            self.duplicates.setdefault(job.run, []).append((trial, job))
             return None
         if find_run(composed).state == "finished" or (same is not None and same.state == "pruned"):
             job.state = "finished" if same is None else same.state
             job.reason = "" if same is None else f"the same run as {same.number}"
             print_line(job, self.total, f"{job.state} before")
-            self._settle(trial, job)
+            self._record(trial, job)
             return None
         self.trials[job.number] = trial
         return job, composed
 
-    def _settle(self, trial: optuna.trial.Trial, job: Job) -> None:
-        """Tell the study how a trial ended; one that was stopped stays open and is continued."""
+    def _record(self, trial: optuna.trial.Trial, job: Job) -> None:
+        """Record the result of a trial in the study; a stopped trial stays open and is continued."""
         from optuna.trial import TrialState
 
         if job.state == "stopped":
@@ -280,7 +280,7 @@ class Search:
             missing = next(name for name in self.names if name not in known)
             job.state, job.reason = "failed", f"it has no {missing}"
             self.mistake = UserError(
-                f"{job.run} says nothing of {missing}.", f"A search is for one of: {', '.join(sorted(known))}."
+                f"{job.run} has no metric {missing}.", f"Its metrics are: {', '.join(sorted(known))}."
             )
         for key, value in (("words", job.words), ("run", str(job.run)), ("state", job.state), ("reason", job.reason)):
             trial.set_user_attr(key, value)
@@ -290,7 +290,7 @@ class Search:
             self.study.tell(trial, state=TrialState.PRUNED if job.state == "pruned" else TrialState.FAIL)
 
     def _rows(self, job: Job) -> list[Row]:
-        """What the record of a job's run says of the stage whose model is the result."""
+        """Rows of the record of a job's run, of the stage whose model is the result."""
         return [row for row in read_rows(job.run / "metrics.jsonl") if row["stage"] == self.stage]
 
     def _last(self, job: Job) -> dict[str, float]:
@@ -300,8 +300,8 @@ class Search:
         return last
 
 
-def _told(trial: optuna.trial.FrozenTrial, names: Sequence[str]) -> Job:
-    """A settled trial of an earlier session as a job."""
+def _finished_job(trial: optuna.trial.FrozenTrial, names: Sequence[str]) -> Job:
+    """A finished trial of an earlier session as a job."""
     attrs = trial.user_attrs
     values = {key: f"{v:.4g}" if isinstance(v, float) else str(v) for key, v in trial.params.items()}
     job = Job(trial.number + 1, list(attrs["words"]), values, Path(attrs["run"]), attrs["state"], attrs["reason"])
@@ -311,5 +311,5 @@ def _told(trial: optuna.trial.FrozenTrial, names: Sequence[str]) -> Job:
 
 
 def _text(value: object) -> str:
-    """A drawn value as it is typed."""
+    """A drawn value as text for an override."""
     return repr(value) if isinstance(value, float) else str(value)

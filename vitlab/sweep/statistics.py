@@ -1,4 +1,4 @@
-"""Every model of the runs of a sweep, mean and spread over seeds, and which of them wins."""
+"""Mean and standard deviation over seeds of every model of a sweep, and paired comparisons of the models."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from vitlab.tasks.base import Task
 
 
 def over_seeds(reports: Sequence[Mapping[str, Any]], task: Task) -> tuple[list[list[str]], list[str]]:
-    """The models of runs that differ in nothing but the seed.
+    """Table and comparisons of the models of runs that differ only in the seed.
 
     Args:
         reports: ``report.json`` of each run.
         task: of the models.
 
     Returns:
-        Rows of a table, the first one its heading, and a sentence for each model beside the result; nothing where
-        there are fewer than two runs or models.
+        Rows of a table, headings first, and a sentence that compares the result with each other model; empty with
+        fewer than two runs or models.
     """
     key = task.headline.key
     rows = [{row["name"]: row for row in report["rows"] if key in row["metrics"]} for report in reports]
@@ -52,18 +52,23 @@ def over_seeds(reports: Sequence[Mapping[str, Any]], task: Task) -> tuple[list[l
 
 
 def verdict(name: str, other: str, own: Sequence[float], others: Sequence[float], headline: Headline) -> str:
-    """Whether ``name`` is better than ``other``: the paired differences over seeds and Student's 95 % interval of
-    their mean; a difference whose interval holds 0 is no difference that was shown.
+    """Whether ``name`` is better than ``other``, as a sentence: the mean of the paired differences over seeds with
+    Student's 95 % confidence interval. If the interval contains 0, no difference is claimed.
+
+    Args:
+        own: metric of ``name`` in [0, 1], one value per seed.
+        others: metric of ``other``, the same seeds.
+        headline: the metric.
     """
     from scipy.stats import t
 
-    found = [100 * (a - b) for a, b in zip(own, others, strict=True)]
-    mean, count = statistics.fmean(found), len(found)
-    reach = float(t.ppf(0.975, count - 1)) * statistics.stdev(found) / count**0.5
-    ends = f"95 % interval {mean - reach:+.2f} to {mean + reach:+.2f}"
+    differences = [100 * (a - b) for a, b in zip(own, others, strict=True)]
+    mean, count = statistics.fmean(differences), len(differences)
+    half_width = float(t.ppf(0.975, count - 1)) * statistics.stdev(differences) / count**0.5
+    ends = f"95 % interval {mean - half_width:+.2f} to {mean + half_width:+.2f}"
     numbers = f"{mean:+.2f} points of {headline.name} over {count} seeds ({ends})"
-    if mean - reach > 0:
+    if mean - half_width > 0:
         return f"{name} is better than {other}: {numbers}."
-    if mean + reach < 0:
+    if mean + half_width < 0:
         return f"{name} is worse than {other}: {numbers}."
-    return f"{name} does not win against {other}, nor lose: {numbers}; that may be chance."
+    return f"No significant difference between {name} and {other}: {numbers}."

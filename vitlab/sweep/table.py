@@ -1,4 +1,4 @@
-"""What a sweep found: the runs side by side, and where a seed was varied, their mean and spread."""
+"""Comparison of the runs of a sweep: a table, and mean and standard deviation over seeds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from vitlab.files import atomic_write, read_json, write_json
 from vitlab.report.data import CLASSIFICATION
 from vitlab.report.pieces import Headline, Shown
-from vitlab.sweep.folds import fold_table, pooled
+from vitlab.sweep.folds import fold_table, pool_folds
 from vitlab.sweep.statistics import over_seeds
 from vitlab.tasks.base import Task, find_task
 
@@ -22,7 +22,7 @@ COST = (
     Shown("params", "Params", lambda value: f"{value:,.0f}"),
     Shown("macs", "MACs", lambda value: f"{value:,.0f}"),
 )
-"""What the tables show beside the task's metrics; the CSV and JSON files hold everything that was measured."""
+"""Columns of the tables besides the task's metrics; the CSV and JSON files contain all metrics."""
 
 
 @dataclass
@@ -30,18 +30,18 @@ class Job:
     """One run of the sweep."""
 
     number: int  # from 1
-    words: list[str]  # its own command line
+    words: list[str]  # its overrides
     values: dict[str, str]  # the swept keys
     run: Path
     state: str = "waiting"  # waiting | finished | pruned | stopped | failed
     reason: str = ""
     seconds: float | None = None  # of this session
-    extra: dict[str, float] = field(default_factory=dict)  # what a search was for
+    extra: dict[str, float] = field(default_factory=dict)  # metrics of a search
 
 
 @dataclass
 class Group:
-    """Jobs that differ in nothing but the seed."""
+    """Jobs that differ only in the seed."""
 
     values: dict[str, str]
     runs: int
@@ -58,7 +58,7 @@ def task_of(jobs: Sequence[Job]) -> Task:
 
 
 def results(job: Job) -> dict[str, float]:
-    """What the method's result measured in a finished run, and what its paper says of it; {} where there is none."""
+    """Metrics and costs of the result of a finished run, with the paper's top-1; {} if there is none."""
     path = job.run / "report.json"
     if job.state != "finished" or not path.exists():
         return {}
@@ -67,27 +67,27 @@ def results(job: Job) -> dict[str, float]:
     if row is None:
         return {}
     headline = find_task(str(data.get("task", CLASSIFICATION))).headline.key
-    found = {**row["metrics"], **{name: row["cost"].get(name) for name in ("params", "macs", "bytes")}}
-    found |= {f"latency_ms_{one['batch']}": one["median_ms"] for one in row["cost"].get("latency", [])}
+    values = {**row["metrics"], **{name: row["cost"].get(name) for name in ("params", "macs", "bytes")}}
+    values |= {f"latency_ms_{one['batch']}": one["median_ms"] for one in row["cost"].get("latency", [])}
     for published in data.get("paper_rows", []):
-        found |= {f"paper_{name}": value for name, value in published["metrics"].items() if name == headline}
+        values |= {f"paper_{name}": value for name, value in published["metrics"].items() if name == headline}
     return {
         name: float(value)
-        for name, value in found.items()
+        for name, value in values.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     }
 
 
-def grouped(jobs: Sequence[Job]) -> list[Group]:
-    """Finished jobs, those of all seeds taken together, in the order of the grid."""
-    together: dict[tuple[tuple[str, str], ...], list[dict[str, float]]] = {}
+def group_by_seed(jobs: Sequence[Job]) -> list[Group]:
+    """Finished jobs, grouped over the seeds, in the order of the grid."""
+    by_values: dict[tuple[tuple[str, str], ...], list[dict[str, float]]] = {}
     for job in jobs:
-        if found := results(job):
+        if values := results(job):
             key = tuple((name, value) for name, value in job.values.items() if name != "seed")
-            together.setdefault(key, []).append(found)
+            by_values.setdefault(key, []).append(values)
     headline = task_of(jobs).headline.key
     groups = []
-    for key, rows in together.items():
+    for key, rows in by_values.items():
         names = [name for name in rows[0] if all(name in row for row in rows)]
         mean = {name: statistics.fmean(row[name] for row in rows) for name in names}
         several = len(rows) > 1
@@ -99,26 +99,26 @@ def grouped(jobs: Sequence[Job]) -> list[Group]:
 def write_comparison(
     folder: Path, jobs: Sequence[Job], command: str, *, about: str = "", show: Sequence[str] = ()
 ) -> str:
-    """Write ``comparison.md``, ``.csv``, ``.json`` and ``.png`` into ``folder``; the table for the prompt.
+    """Write ``comparison.md``, ``.csv``, ``.json`` and ``.png`` into ``folder``; the table for the terminal.
 
     Args:
-        about: of a search, what it found, as Markdown with its own pictures; the runs are then no groups.
-        show: names of results that stand in the tables before the usual ones.
+        about: report of a search, as Markdown with its plots; its runs are not grouped.
+        show: names of metrics that the tables show before the others.
     """
     from vitlab.report.text_tables import text_table
 
-    found = [results(job) | job.extra for job in jobs]
-    groups = [] if about else grouped(jobs)
+    metrics = [results(job) | job.extra for job in jobs]
+    groups = [] if about else group_by_seed(jobs)
     task = task_of(jobs)
-    rows = [_row(job, one) for job, one in zip(jobs, found, strict=True)]
-    usual = [*task.metrics, *COST]
-    known = {column.key: column for column in usual}
+    rows = [_row(job, one) for job, one in zip(jobs, metrics, strict=True)]
+    columns = [*task.metrics, *COST]
+    known = {column.key: column for column in columns}
     first = [known.get(name, Shown(name, name, lambda value: f"{value:.4g}")) for name in show]
-    shown = [*first, *(column for column in usual if column.key not in show)]
-    shown = [column for column in shown if any(column.key in one for one in found)]
+    shown = [*first, *(column for column in columns if column.key not in show)]
+    shown = [column for column in shown if any(column.key in one for one in metrics)]
     keys = list(jobs[0].values) if jobs else []
     table = [[*keys, "State", *(column.title for column in shown)]]
-    for job, one in zip(jobs, found, strict=True):
+    for job, one in zip(jobs, metrics, strict=True):
         cells = [column.text(one[column.key]) if column.key in one else "–" for column in shown]
         table.append([*job.values.values(), job.state, *cells])
     seeds = [[*(key for key in keys if key != "seed"), "Runs", *(column.title for column in shown)]]
@@ -131,14 +131,14 @@ def write_comparison(
             for column in shown
         ]
         seeds.append([*group.values.values(), str(group.runs), *cells])
-    many = "seed" in keys and any(group.runs > 1 for group in groups)
+    seeded = "seed" in keys and any(group.runs > 1 for group in groups)
     parts = [f"# {folder.name}", f"`{command}`", *([about] if about else []), _markdown(table)]
-    if many:
+    if seeded:
         parts += ["Mean ± standard deviation over seeds:", _markdown(seeds)]
-    models, sentences = over_seeds(_same_but_seed(jobs), task) if many else ([], [])
+    models, sentences = over_seeds(_same_but_seed(jobs), task) if seeded else ([], [])
     if models:
         parts += ["Every model, mean ± standard deviation over seeds:", _markdown(models), "\n".join(sentences)]
-    folds = pooled((job.values, job.run) for job in jobs if job.state == "finished")
+    folds = pool_folds((job.values, job.run) for job in jobs if job.state == "finished")
     fold_rows, fold_lines = fold_table(folds, task)
     if folds:
         parts += ["Cross-validation, out-of-fold predictions pooled:"]
@@ -149,29 +149,29 @@ def write_comparison(
             "\n".join(f"- Run {job.number} failed: {job.reason} (logs/{job.number:03d}.err)" for job in failed)
         )
     if groups and any(group.points for group in groups):
-        atomic_write(folder / "comparison.png", _picture(groups, task.headline))
+        atomic_write(folder / "comparison.png", _plot(groups, task.headline))
         parts.append(f"![{task.headline.name} of every run](comparison.png)")
     atomic_write(folder / "comparison.md", "\n\n".join(parts) + "\n")
-    summary = {"command": command, "runs": rows, "groups": [asdict(one) for one in groups]}
-    write_json(folder / "comparison.json", summary | ({"folds": [asdict(one) for one in folds]} if folds else {}))
+    record = {"command": command, "runs": rows, "groups": [asdict(one) for one in groups]}
+    write_json(folder / "comparison.json", record | ({"folds": [asdict(one) for one in folds]} if folds else {}))
     _write_csv(folder / "comparison.csv", rows)
-    told = text_table(table) + ("\n\nMean ± standard deviation over seeds\n" + text_table(seeds) if many else "")
-    told += f"\n\nEvery model, over seeds\n{text_table(models)}\n" + "\n".join(sentences) if models else ""
+    summary = text_table(table) + ("\n\nMean ± standard deviation over seeds\n" + text_table(seeds) if seeded else "")
+    summary += f"\n\nEvery model, over seeds\n{text_table(models)}\n" + "\n".join(sentences) if models else ""
     if folds:
         shown_rows = f"\n{text_table(fold_rows)}" if len(fold_rows) > 1 else ""
-        told += "\n\nCross-validation, out-of-fold predictions pooled" + shown_rows + "\n" + "\n".join(fold_lines)
-    told += "".join(f"\nrun {job.number} failed: {job.reason}" for job in failed)
-    return told
+        summary += "\n\nCross-validation, out-of-fold predictions pooled" + shown_rows + "\n" + "\n".join(fold_lines)
+    summary += "".join(f"\nrun {job.number} failed: {job.reason}" for job in failed)
+    return summary
 
 
 def _same_but_seed(jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """The reports of finished jobs, where nothing but the seed was swept; else none."""
+    """The reports of finished jobs if only the seed was swept; else none."""
     if any(set(job.values) != {"seed"} for job in jobs):
         return []
     return [read_json(job.run / "report.json") for job in jobs if results(job)]
 
 
-def _row(job: Job, found: dict[str, float]) -> dict[str, Any]:
+def _row(job: Job, metrics: dict[str, float]) -> dict[str, Any]:
     return {
         "number": job.number,
         "values": job.values,
@@ -179,7 +179,7 @@ def _row(job: Job, found: dict[str, float]) -> dict[str, Any]:
         "reason": job.reason,
         "run": str(job.run),
         "words": job.words,
-        "results": found,
+        "results": metrics,
     }
 
 
@@ -198,8 +198,8 @@ def _markdown(table: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + " --- |" * len(table[0]), *lines[1:]])
 
 
-def _picture(groups: Sequence[Group], headline: Headline) -> bytes:
-    """The headline metric of every run as a dot, of every group the mean and one standard deviation to both sides."""
+def _plot(groups: Sequence[Group], headline: Headline) -> bytes:
+    """Plot of the headline metric of every run, and of the mean ± standard deviation of every group, as PNG."""
     from vitlab.report.compare import capitalised
     from vitlab.report.style import LIGHT, figure, png, themed
 

@@ -1,4 +1,4 @@
-"""The words of a sweep at the prompt: which keys have several values, and what these are."""
+"""Overrides of a sweep on the command line: the keys with several values, and these values."""
 
 from __future__ import annotations
 
@@ -14,38 +14,41 @@ from vitlab.compose.load import load
 from vitlab.config.composed import Composed
 from vitlab.errors import UserError
 
+LOCKED_CURE = "Wait for it, stop it, or give this one a name: sweep.name=NAME."
+"""Cure if another process runs the same sweep."""
 
-def read(words: Sequence[str]) -> tuple[list[str], list[Override], Composed]:
-    """The words for every job, the swept ones (those of ``sweep.over`` among them), and one example, composed.
+
+def read_sweep(words: Sequence[str]) -> tuple[list[str], list[Override], Composed]:
+    """Overrides with one value, those with several (with ``sweep.over``), and the first job, composed.
 
     Raises:
-        UserError: nothing is to be swept, a key is given twice, or the example is mistaken.
+        UserError: no key has several values, a key is given twice, or a mistake in the first job.
     """
     plain, swept = _split_words(words)
     if not any(word.startswith(("sweep=", "sweep.sampler=", "experiment=")) for word in words):
         refuse_ranges(swept)
     first = load([*plain, *(example(one) for one in swept)])
     typed = {one.get_key_element() for one in swept} | {word.partition("=")[0] for word in plain}
-    stray, over = _split_words(first.config.sweep.over)
-    if stray:
-        raise UserError(f"sweep.over: {stray[0]} has one value.", "Give several: KEY=a,b or KEY=interval(a,b).")
-    swept += [one for one in over if one.get_key_element() not in typed]  # the prompt is stronger
+    single, over = _split_words(first.config.sweep.over)
+    if single:
+        raise UserError(f"sweep.over: {single[0]} has one value.", "Give several: KEY=a,b or KEY=interval(a,b).")
+    swept += [one for one in over if one.get_key_element() not in typed]  # the command line takes precedence
     if not swept:
         raise UserError("-m: no key has several values.", "Give some, for instance -m seed=0,1,2, or leave -m out.")
     if first.config.mode != "train" or first.config.fresh:
-        raise UserError("-m is for trainings that the same command continues.", "Leave out mode= and fresh=true.")
+        raise UserError("-m applies to trainings that the same command continues.", "Leave out mode= and fresh=true.")
     return plain, swept, first
 
 
 def _split_words(words: Sequence[str]) -> tuple[list[str], list[Override]]:
-    """Words with one value, and words with several."""
+    """Overrides with one value, and overrides with several."""
     plain: list[str] = []
     swept: list[Override] = []
     for word in words:
         try:
             parsed = OverridesParser.create().parse_override(word)
         except HydraException:
-            plain.append(word)  # load explains what is wrong with it, or takes it as text
+            plain.append(word)  # load() reports what is wrong with it, or reads it as text
             continue
         if not parsed.is_sweep_override():
             plain.append(word)
@@ -57,21 +60,26 @@ def _split_words(words: Sequence[str]) -> tuple[list[str], list[Override]]:
 
 
 def refuse_ranges(swept: Sequence[Override]) -> None:
+    """Refuse intervals, which a grid cannot enumerate.
+
+    Raises:
+        UserError: naming the override.
+    """
     for one in swept:
         if not one.is_discrete_sweep():
             raise UserError(
-                f"{one.input_line}: a grid takes values one by one.",
-                "Write a,b,c, choice(a,b) or range(1,4); or search in it: sweep=optuna.",
+                f"{one.input_line}: a grid takes single values, not an interval.",
+                "Write a,b,c, choice(a,b) or range(1,4); or search the interval: sweep=optuna.",
             )
 
 
 def example(swept: Override) -> str:
-    """The word that gives a swept key its first value."""
+    """The override that gives a swept key its first value."""
     return f"{swept.get_key_element()}={values_of(swept)[0]}"
 
 
 def values_of(swept: Override) -> list[str]:
-    """The values of a swept key as typed one by one; of an interval both ends.
+    """The values of a swept key as text; of an interval its two ends.
 
     Raises:
         UserError: a glob over the choices of a group.
@@ -83,17 +91,17 @@ def values_of(swept: Override) -> list[str]:
     try:
         (row,) = zip(*BasicSweeper.split_arguments([swept], None)[0], strict=True)
     except HydraException as error:
-        raise UserError(f"{swept.input_line}: {error}.", "Write the values one by one.") from None
+        raise UserError(f"{swept.input_line}: {error}.", "Give each value.") from None
     return [word.partition("=")[2] for word in row]
 
 
-def is_of_sweep(word: str) -> bool:
-    """Whether a word is about the sweep itself, not about its jobs."""
+def is_sweep_key(word: str) -> bool:
+    """Whether an override belongs to the sweep, not to its jobs."""
     return word.startswith(("sweep.", "sweep="))
 
 
-def folder_of(first: Composed, name: str) -> Path:
-    """``OUTPUT/sweeps/NAME``, made if need be."""
+def sweep_folder(first: Composed, name: str) -> Path:
+    """``OUTPUT/sweeps/NAME``, created if it does not exist."""
     folder = Path(first.config.output) / "sweeps" / name
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     return folder

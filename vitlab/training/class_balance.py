@@ -33,9 +33,8 @@ def balanced(objective: AnyObjective, balance: str, source: Source) -> AnyObject
     if getattr(objective, "func", objective) is not label_cross_entropy:
         name = getattr(objective, "func", objective)
         raise UserError(
-            f"recipe.balance={balance} is for training on labels; the objective "
-            f"{getattr(name, '__name__', type(name).__name__)} learns from a teacher's output, whose classes have no "
-            "counts.",
+            f"recipe.balance={balance} is for training on labels, one an image; the objective "
+            f"{getattr(name, '__name__', type(name).__name__)} takes no class frequencies.",
             "Choose recipe.balance=none.",
         )
     counts = np.bincount(labels_of(source), minlength=len(source.classes))

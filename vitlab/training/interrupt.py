@@ -9,7 +9,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from vitlab.errors import Interrupted
-from vitlab.signals import SAME
+from vitlab.signals import DUPLICATE_SECONDS
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,7 @@ def reinstall_signal_handlers() -> None:
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     if _requests:
-        if time.monotonic() - _requests[0] < SAME:
+        if time.monotonic() - _requests[0] < DUPLICATE_SECONDS:
             return
         signal.signal(number, signal.SIG_DFL)
         raise KeyboardInterrupt

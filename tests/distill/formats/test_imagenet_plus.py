@@ -118,10 +118,10 @@ def test_magnitudes_outside_the_table_come_back(tmp_path: Path) -> None:
     assert pack(tmp_path / "set", tmp_path / "packed", KEYS, CLASSES, "data").views == packed.views
 
 
-def test_an_interrupted_conversion_goes_on(tmp_path: Path) -> None:
+def test_an_interrupted_conversion_continues(tmp_path: Path) -> None:
     released(tmp_path / "set", "rrc")
 
-    def stop(done: int, whole: int) -> None:
+    def stop(done: int, total: int) -> None:
         if done == 3:
             raise KeyboardInterrupt
 
@@ -153,7 +153,7 @@ def test_the_lists_of_the_paper() -> None:
     assert drawn.mix.draw.erase == Erase(10, 20, 100, 90, "black") and every.params(drawn) == params
 
 
-def test_lists_and_dictionaries_say_the_same() -> None:
+def test_lists_and_dictionaries_give_equal_draws() -> None:
     pipeline = Pipeline(config("randaug_mixing", 1), "")
     mixed = {
         "uint8": ((), ()),
@@ -228,7 +228,7 @@ def test_both_names_of_numpys_numbers(tmp_path: Path) -> None:
         assert load(archive(tmp_path / "x", content)) == (-3, 0.25)
 
 
-def test_broken_sets_are_answered(tmp_path: Path) -> None:
+def test_broken_sets_are_refused(tmp_path: Path) -> None:
     released(tmp_path / "set", "rrc")
     with pytest.raises(UserError, match="6 images, the data set has 7"):
         open_reinforcements([tmp_path / "set"], 7, CLASSES)
@@ -236,7 +236,7 @@ def test_broken_sets_are_answered(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not the reinforcement of image 3"):
         ImagenetPlus([tmp_path / "set"], CLASSES).read([0], [3])
     (tmp_path / "set" / f"4{SUFFIX}").write_bytes(b"PK\x03\x04 cut short")
-    with pytest.raises(UserError, match="not a whole one"):
+    with pytest.raises(UserError, match="an incomplete one"):
         ImagenetPlus([tmp_path / "set"], CLASSES).read([0], [4])
     (tmp_path / "set" / f"4{SUFFIX}").unlink()
     with pytest.raises(UserError, match=f"lacks 4{SUFFIX}"):

@@ -41,13 +41,13 @@ def write_tree(
     """What ``world`` official processes would write; the record of each image and epoch that must be read."""
     wanted = []
     for epoch in range(epochs):
-        whole = records(np.arange(N) * 10 + epoch, epoch)
-        parts, right = {}, whole.copy()
+        full = records(np.arange(N) * 10 + epoch, epoch)
+        parts, right = {}, full.copy()
         seen: dict[int, int] = {}
         for rank in range(world):
             sampler = EpochSampler(N, 2 * world, rank=rank, world=world, paired=paired, padded=True)
             index, _ = sampler.order(epoch)
-            mine = whole[index].copy()
+            mine = full[index].copy()
             mine["seed"] += rank * 100_000  # another process draws another seed for the same image
             for row, image in enumerate(index.tolist()):
                 if image not in seen:
@@ -57,7 +57,7 @@ def write_tree(
             parts[rank] = keys, mine
         if paired:  # the pair of an image is row t of two; row t is rank t mod world's
             order = torch.randperm(N, generator=torch.Generator().manual_seed(epoch)).numpy()
-            right["seed"][order] = whole["seed"][order] + np.arange(N) // 2 % world * 100_000
+            right["seed"][order] = full["seed"][order] + np.arange(N) // 2 % world * 100_000
         write_epoch(folder, epoch, K, parts)
         wanted.append(right)
     return wanted
@@ -155,7 +155,7 @@ def test_to_our_store_and_back(tmp_path: Path, world: int, named: bool) -> None:
 def test_an_interrupted_import_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = write_tree(tmp_path / "v0", 3)
 
-    def stop(done: int, whole: int) -> None:
+    def stop(done: int, total: int) -> None:
         if done > N:
             raise KeyboardInterrupt
 
@@ -183,7 +183,7 @@ def test_an_image_more_or_less(tmp_path: Path) -> None:
         V0Store(tmp_path / "named", ["a/cat.png", "b/cat.png"], C)
 
 
-def test_a_changed_tree_is_looked_at_anew(tmp_path: Path) -> None:
+def test_a_changed_tree_is_indexed_again(tmp_path: Path) -> None:
     write_tree(tmp_path, 3)
     V0Store(tmp_path, KEYS, C)
     path = tmp_path / f"logits_top{K}_epoch0" / "rank1-keys.txt"
@@ -217,47 +217,47 @@ def damage(folder: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("how", "message"),
     [
         ("truncated", r"rank1-values.bin has \d+ bytes; 13 keys of K=3 need 208"),
         ("other K", r"need 260"),
-        ("duplicate", r"rank1-keys.txt: '\d+' stands there twice"),
-        ("half", r"has a rank1-keys.txt but not its other half"),
+        ("duplicate", r"rank1-keys.txt: '\d+' is listed twice"),
+        ("half", r"has a rank1-keys.txt but no rank1-values.bin"),
         ("gap", r"has no epoch 1 \(there are 2, up to 7\)"),
         ("foreign file", r"notes.txt does not belong"),
         ("foreign folder", r"old does not belong"),
         ("empty", r"holds no rank\*-keys.txt"),
     ],
 )
-def test_what_is_broken_is_named(tmp_path: Path, how: str, said: str) -> None:
+def test_errors_name_the_broken_file(tmp_path: Path, how: str, message: str) -> None:
     write_tree(tmp_path, 3)
     damage(tmp_path, how)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         V0Store(tmp_path, KEYS, C).positions(1)
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "said"),
+    ("column", "value", "message"),
     [
         ("seed", -1, "a seed is negative"),
-        ("index", [1, 1, 2], "a class stands twice in a row"),
+        ("index", [1, 1, 2], "a class is twice in a row"),
         ("index", [1, 2, C], f"a class is outside 0..{C - 1}"),
         ("prob", [0.25, 0.5, 0.0], "not in descending order"),
         ("prob", [np.nan, 0.5, 0.0], r"outside \[0, 1\]"),
         ("prob", [0.75, 0.5, 0.0], "more than one"),
     ],
 )
-def test_records_that_no_teacher_wrote(tmp_path: Path, column: str, value: object, said: str) -> None:
+def test_invalid_records_are_refused(tmp_path: Path, column: str, value: object, message: str) -> None:
     found = records(np.arange(N))
     found[column][7] = value
     write_epoch(tmp_path / "v0", 0, K, {0: (list(map(str, range(N))), found)})
     (problem,) = V0Store(tmp_path / "v0", KEYS, C).verify()
     assert problem.startswith(f"logits_top{K}_epoch0/rank0")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         import_v0(tmp_path / "v0", tmp_path / "ours", KEYS, C, AUG, "data")
 
 
-def test_what_the_format_cannot_hold(tmp_path: Path) -> None:
+def test_limits_of_the_format(tmp_path: Path) -> None:
     write_tree(tmp_path / "v0", 1)
     with pytest.raises(UserError, match="at most 32768 classes"):
         V0Store(tmp_path / "v0", KEYS, 40_000)
@@ -270,7 +270,7 @@ def test_what_the_format_cannot_hold(tmp_path: Path) -> None:
         V0Store(tmp_path / "v0", KEYS, C).gather(np.array([2]), np.array([0]))
 
 
-def test_a_tree_that_may_only_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = write_tree(tmp_path, 3)
 
     def refuse(*_: object) -> None:

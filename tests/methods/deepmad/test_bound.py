@@ -1,4 +1,4 @@
-"""The bound is one: above the best of everything that was enumerated, and it tightens."""
+"""The bound is valid: above the best of all enumerated structures, and it tightens."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import pytest
 from numpy.typing import NDArray
 
 from vitlab.methods.deepmad import anneal
-from vitlab.methods.deepmad.bound import Relaxation, certify
+from vitlab.methods.deepmad.bound import certify, split, tightest
 from vitlab.methods.deepmad.evaluate import Scoring, depth_penalty
 from vitlab.methods.deepmad.population import Population
 from vitlab.methods.deepmad.problem import Budget, Problem, depthwise_space, resnet_space
+from vitlab.methods.deepmad.relaxation import Relaxation
 
 TINY = Problem(
     replace(resnet_space((1, 2), stem_max=16), out_max=48, first_depth=2, depth_max=4),
@@ -38,7 +39,7 @@ def everything(problem: Problem) -> tuple[NDArray[np.float64], NDArray[np.int32]
 
 
 def best_of_all(problem: Problem) -> float:
-    """The best solution of a tiny problem, by looking at every structure."""
+    """The best solution of a tiny problem, by enumeration."""
     return float(everything(problem)[0].max())
 
 
@@ -51,7 +52,7 @@ def test_bound_holds_and_closes(mode: str, beta: float, classes: int | None) -> 
     design = anneal.design(problem, anneal.AnnealSettings(chains=256, steps=200), 0)
     assert design.score == pytest.approx(best, rel=1e-9)
     relaxation = Relaxation(problem)
-    root, _ = relaxation.bound(relaxation.root((1.0, 1.0), best), best)
+    root, _ = tightest(relaxation, relaxation.root((1.0, 1.0), best), best)
     assert root >= best
     certify(problem, design, 1.0)
     assert design.bound is not None
@@ -64,23 +65,23 @@ def test_any_multipliers_give_a_bound() -> None:
     best, rng = best_of_all(TINY), np.random.default_rng(0)
     relaxation = Relaxation(TINY)
     root = relaxation.root((2.0, 3.0), best)
-    knowing = Relaxation(TINY, best * (1 - 1e-9))
+    bounded = Relaxation(TINY, best * (1 - 1e-9))
     tighter = 0
     for _ in range(30):
         prices = np.abs(rng.normal(size=5)) * best
         prices[3:] = rng.normal(size=2) * 20
         centre = rng.uniform(1, 4, 2)
-        value, _, _ = relaxation._evaluate(root, prices, centre)
+        value, _, _ = relaxation.evaluate(root, prices, centre)
         assert value >= best
         # Knowing that a score is reached tightens the bound of what is better.
-        tight, _, _ = knowing._evaluate(root, prices, centre)
+        tight, _, _ = bounded.evaluate(root, prices, centre)
         assert best <= tight <= value
         tighter += tight < value
     assert tighter > 0
 
 
 @pytest.mark.parametrize("classes", [None, 10])
-def test_what_the_bound_counts_is_what_structures_cost(classes: int | None) -> None:
+def test_costs_of_the_relaxation_are_those_of_structures(classes: int | None) -> None:
     """At all multipliers the slope, from the counts of a real structure, supports the bound, from formulas."""
     problem, rng = replace(TINY, classes=classes), np.random.default_rng(1)
     relaxation = Relaxation(problem)
@@ -88,20 +89,20 @@ def test_what_the_bound_counts_is_what_structures_cost(classes: int | None) -> N
     root = relaxation.root((2.0, 2.0), best)
     scale = best * np.array([1.0, 1.0, 1.0, 0.05, 0.05])
     points = [scale * np.append(rng.uniform(0, 2, 3), rng.normal(size=2)) for _ in range(30)]
-    found = [relaxation._evaluate(root, point, centre)[:2] for point in points]
+    found = [relaxation.evaluate(root, point, centre)[:2] for point in points]
     for (value, slope), at in zip(found, points, strict=True):
         for (other, _), there in zip(found, points, strict=True):
             assert other >= value + float(slope @ (there - at)) - 1e-6 * abs(value)
 
 
-def test_what_is_cut_off_is_not_better() -> None:
+def test_trimmed_structures_are_not_better() -> None:
     """The intervals shrink, and every structure that scores more than ``beat`` stays inside them."""
     scores, genes = everything(TINY)
     best = float(scores.max())
     beat = float(np.sort(scores)[-40])
     better = genes[:, scores > beat]
     relaxation = Relaxation(TINY, beat)
-    bound, root = relaxation.bound(relaxation.root((1.0, 1.0), best), best)
+    bound, root = tightest(relaxation, relaxation.root((1.0, 1.0), best), best)
     assert bound >= best
     trimmed = relaxation.trim(root)
     assert trimmed is not None
@@ -111,10 +112,10 @@ def test_what_is_cut_off_is_not_better() -> None:
     for (low, high), depths in zip(trimmed.depths, better[-2:], strict=True):
         assert low <= depths.min() and depths.max() <= high
     # Of a part with nothing better in it nothing is left, or the bound says so.
-    parts = relaxation.split(trimmed)
+    parts = split(relaxation, trimmed)
     assert len(parts) == 2
     for part in parts:
-        found, part = relaxation.bound(part, beat)
+        found, part = tightest(relaxation, part, beat)
         inside = np.ones(better.shape[1], bool)
         for (low, high), row in zip((*part.outs, *part.depths), (*better[1:3], *better[-2:]), strict=True):
             inside &= (low <= row) & (row <= high)

@@ -1,4 +1,4 @@
-"""The designers: solutions only, the same ones for the same seed, resumable, honest about what they cannot do."""
+"""The designers: solutions only, the same ones for the same seed, resumable, with errors for impossible problems."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_same_seed_same_design(designer: Designer) -> None:
 
 
 class Ticks:
-    """A clock on which every look takes a second, and which interrupts after ``last`` of them."""
+    """A clock that advances a second at every reading, and interrupts after ``last`` of them."""
 
     def __init__(self, last: float = float("inf")) -> None:
         self.now, self.last = 0.0, last
@@ -88,18 +88,18 @@ class Ticks:
 
 @pytest.mark.parametrize("designer", [by_anneal, by_evolution], ids=["anneal", "evolution"])
 def test_interrupted_and_resumed_is_uninterrupted(designer: Designer, tmp_path: Path) -> None:
-    whole = designer(SMALL, 1)
+    full = designer(SMALL, 1)
     for last in (18, 30):  # killed twice, with a half-written line the second time
         with pytest.raises(Interrupted):
             designer(SMALL, 1, folder=tmp_path, clock=Ticks(last))
         with open(tmp_path / JOURNAL, "a") as file:
             file.write('{"seconds": 1')
     resumed = designer(SMALL, 1, folder=tmp_path)
-    assert resumed.structure == whole.structure
-    assert resumed.evaluations == whole.evaluations
-    assert [(p.evaluations, p.score) for p in resumed.trace] == [(p.evaluations, p.score) for p in whole.trace]
+    assert resumed.structure == full.structure
+    assert resumed.evaluations == full.evaluations
+    assert [(p.evaluations, p.score) for p in resumed.trace] == [(p.evaluations, p.score) for p in full.trace]
     lines = (tmp_path / JOURNAL).read_text().splitlines()
-    assert [json.loads(line)["score"] for line in lines[1:]] == [p.score for p in whole.trace]
+    assert [json.loads(line)["score"] for line in lines[1:]] == [p.score for p in full.trace]
 
 
 def test_milp_resumes_after_its_rounds(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_milp_resumes_after_its_rounds(tmp_path: Path) -> None:
     assert again.evaluations == first.evaluations  # no round is done twice
 
 
-def test_a_journal_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_the_journal_of_another_search_is_refused(tmp_path: Path) -> None:
     by_anneal(SMALL, 1, folder=tmp_path)
     with pytest.raises(UserError, match="seed was 1, is 2"):
         by_anneal(SMALL, 2, folder=tmp_path)
@@ -148,7 +148,7 @@ def test_a_start_beyond_the_budget_is_refused() -> None:
         evolution.design(SMALL, evolution.EvolutionSettings(10), 0, start)
 
 
-def test_impossible_budgets_are_told() -> None:
+def test_impossible_budgets_are_refused() -> None:
     with pytest.raises(UserError, match=r"method.budget.params is 1,000, and the smallest network .* needs"):
         by_anneal(replace(SMALL, budget=Budget(1000, None, 0.3)), 0)
     with pytest.raises(UserError, match="found no network within the budgets"):
@@ -169,19 +169,19 @@ def test_violations_are_named() -> None:
     space = problem.space
     good: list[tuple[int, int, int, int]] = [(32, 8, 3, 1), (48, 8, 3, 1), (48, 8, 3, 1), (64, 8, 3, 1), (64, 16, 3, 1)]
 
-    def told(number: int, *block: Any) -> str:
+    def message(number: int, *block: Any) -> str:
         blocks = list(good)
         blocks[number] = block
         return "; ".join(problem.violations(space.build(16, blocks)))
 
     assert problem.violations(space.build(16, good)) == []
-    assert "superblock 5 has fewer channels (56) than its input (64)" in told(4, 56, 16, 3, 1)
-    assert "multiples of 8" in told(1, 44, 8, 3, 1)
-    assert "128 > 4 times 16" in told(0, 128, 16, 3, 1)
-    assert "bottleneck of 8 for 200" in told(4, 200, 8, 3, 1)
-    assert "kernel 7" in told(2, 48, 8, 7, 1)
-    assert "4 > 3 units" in told(0, 32, 8, 3, 4)
-    assert "parameters of 300,000" in told(4, 256, 128, 3, 9)
+    assert "superblock 5 has fewer channels (56) than its input (64)" in message(4, 56, 16, 3, 1)
+    assert "multiples of 8" in message(1, 44, 8, 3, 1)
+    assert "128 > 4 times 16" in message(0, 128, 16, 3, 1)
+    assert "bottleneck of 8 for 200" in message(4, 200, 8, 3, 1)
+    assert "kernel 7" in message(2, 48, 8, 7, 1)
+    assert "4 > 3 units" in message(0, 32, 8, 3, 4)
+    assert "parameters of 300,000" in message(4, 256, 128, 3, 9)
     assert "stem has 40" in "; ".join(space.violations(space.build(40, good), 32))
 
 
@@ -270,7 +270,7 @@ def test_penalty_planes_support_it() -> None:
             assert plane <= depth_penalty(other.tolist(), 10.0, variance) + 1e-9
 
 
-def test_nothing_is_believed_unseen() -> None:
+def test_designs_are_verified_by_building() -> None:
     search = Search(SMALL, "test", {})
     assert not search.offer(SMALL.space.build(32, [(128, 64, 3, 3)] * 5))
     with pytest.raises(UserError, match="found no network"):

@@ -1,4 +1,4 @@
-"""The method from the prompt's side: options, what is refused, the stages of a design without data."""
+"""The method from the command line: options, refusals, the stages of a design without data."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def config(*words: str) -> Config:
     return load(list(merged.values())).config
 
 
-def tell(config: Config, folder: Path) -> dict[str, dict[str, Any]]:
+def run_stages(config: Config, folder: Path) -> dict[str, dict[str, Any]]:
     """Run every stage of a design; the records."""
     method = find_method("deepmad")(config)
     stages = method.stages(config)
@@ -63,15 +63,15 @@ def test_stages() -> None:
 
 
 @pytest.mark.parametrize("space", ["resnet", "se"])
-def test_a_design_from_the_prompt(space: str, tmp_path: Path) -> None:
+def test_a_design_from_the_command_line(space: str, tmp_path: Path) -> None:
     more = ("method.space=se", "method.tail=64", "method.budget.rho=1.5", "method.strides=[1,2,2]")
     beside = ("method.beside.a.name=resnet10t", "method.other.name=resnet18")
-    asked = config("method.sweep=[0.9,1.2]", "method.certify=200ms", *beside, *(more if space == "se" else ()))
-    records = tell(asked, tmp_path)
+    composed = config("method.sweep=[0.9,1.2]", "method.certify=200ms", *beside, *(more if space == "se" else ()))
+    records = run_stages(composed, tmp_path)
     solved = tmp_path / "solve"
     structure = Structure.load(solved / "structure.json")
     assert load_design(solved / "design.json").structure == structure
-    problem = problem_of(asked.method, 32)
+    problem = problem_of(composed.method, 32)
     assert problem.violations(structure) == []
     assert records["solve"]["params"] <= 100_000
     # Built with the paper's 1000 classes, where nobody says how many there are.
@@ -88,19 +88,19 @@ def test_a_design_from_the_prompt(space: str, tmp_path: Path) -> None:
     assert "designed x1.2" in table and "| resnet18" in table and "not an accuracy" in table
     assert points[0]["score"] < points[1]["score"]
     assert (tmp_path / "sweep" / "sweep.png").exists()
-    told = " ".join(records["solve"]["notes"])
-    assert "it is no measured accuracy" in told
+    notes = " ".join(records["solve"]["notes"])
+    assert "it is no measured accuracy" in notes
     if space == "resnet":
         assert records["solve"]["bound"] >= records["solve"]["score"]
-        assert "It is proven that no network" in told
+        assert "It is proven that no network" in notes
     else:
         assert records["solve"]["bound"] is None
-        assert "no upper bound of the score is known for depthwise spaces" in told
-    # A structure from a file is taken instead, and told where it lies outside the programme.
+        assert "no upper bound of the score is known for depthwise spaces" in notes
+    # A structure from a file is taken instead; notes name the constraints that it violates.
     given = config(
         f"method.structure={solved / 'structure.json'}", "method.budget.params=0.05M", *more[: 4 * (space == "se")]
     )
-    record = tell(given, tmp_path)["solve"]
+    record = run_stages(given, tmp_path)["solve"]
     assert any("parameters of 50,000" in note for note in record["notes"])
 
 
@@ -120,7 +120,7 @@ assert not {"torch", "timm", "lightning"} & set(sys.modules)
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["method.solver=aneal"], "Did you mean anneal"),
         (["method.space=resnext"], "resnet"),
@@ -141,13 +141,13 @@ assert not {"torch", "timm", "lightning"} & set(sys.modules)
         (["method.count_head=true"], "method.classes"),
     ],
 )
-def test_mistakes(words: list[str], told: str | None) -> None:
-    asked = config(*words)
-    with pytest.raises(UserError, match=told):
-        find_method("deepmad").check(asked)
+def test_mistakes(words: list[str], message: str | None) -> None:
+    composed = config(*words)
+    with pytest.raises(UserError, match=message):
+        find_method("deepmad").check(composed)
 
 
-def test_strides_leave_something_to_see() -> None:
+def test_strides_leave_a_last_side_of_four() -> None:
     assert {size: strides_for(size) for size in (32, 64, 128, 224, 288)} == {
         32: (1, 2, 1, 1, 2),
         64: (1, 2, 2, 1, 2),
@@ -157,7 +157,7 @@ def test_strides_leave_something_to_see() -> None:
     }
 
 
-def test_the_head_is_counted_when_asked() -> None:
+def test_the_head_is_counted_with_count_head() -> None:
     options: DeepMADOptions = config("method.classes=100").method
     plain = problem_of(options, 32)
     counted = problem_of(replace(options, count_head=True), 32)

@@ -51,8 +51,8 @@ def test_agrees_with_the_scalar_form(name: str, mode: str, penalty: str, classes
 def test_chunks_change_nothing() -> None:
     population = Population(problem(SPACES["resnet"]))
     genes = Moves(population).start(np.random.default_rng(0), 5000)
-    whole, part = population.evaluate(genes), population.evaluate(genes[:, 4990:])
-    assert np.array_equal(whole.score[4990:], part.score)
+    full, part = population.evaluate(genes), population.evaluate(genes[:, 4990:])
+    assert np.array_equal(full.score[4990:], part.score)
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -69,7 +69,7 @@ def test_moves_stay_in_the_space(name: str) -> None:
             assert not posed.space.violations(population.decode(genes, column), 224)
 
 
-def test_what_cannot_be_scored() -> None:
+def test_invalid_scorings_are_refused() -> None:
     structure = SPACES["resnet"].build(32, [(64, 16, 3, 1)] * 5)
     with pytest.raises(ValueError, match="multiple of 32"):
         evaluate(structure, 220, Scoring((1.0,) * 5, 0.0))
@@ -79,8 +79,8 @@ def test_what_cannot_be_scored() -> None:
         Scoring((1.0,), 0.0, "right")
 
 
-def test_a_small_side_counts_whole_numbers() -> None:
-    """FLOPs are whole numbers at every allowed side, also where only one pixel is left."""
+def test_flops_at_a_small_side_are_integers() -> None:
+    """FLOPs are integers at every allowed side, also where only one pixel is left."""
     structure = SPACES["resnet"].build(8, [(8, 8, 1, 1)] * 5)
     found = evaluate(structure, 32, Scoring((1.0,) * 5, 0.0))
     assert isinstance(found.flops, int)

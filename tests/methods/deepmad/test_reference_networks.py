@@ -41,12 +41,12 @@ def test_effectiveness_of_known_networks(name: str, layers: int, rho: float, end
     assert [(stage.channels, stage.side) for stage in found.stages] == ends
 
 
-def test_what_has_no_score_says_why() -> None:
+def test_a_network_without_a_score_has_a_reason() -> None:
     args = {"embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 8}
-    told = handmade_point("a ViT", ModelConfig("vit_tiny_patch16_224", args=args), 32, SCORING)
-    assert told["score"] is None
-    assert "neither convolution nor batch norm" in told["why"]
-    assert told["params"] > 0
+    point = handmade_point("a ViT", ModelConfig("vit_tiny_patch16_224", args=args), 32, SCORING)
+    assert point["score"] is None
+    assert "neither convolution nor batch norm" in point["why"]
+    assert point["params"] > 0
     small = timm.create_model("resnet10t", num_classes=0)
     assert len(evaluate_network(small, 32, SCORING).terms) == 5
     with pytest.raises(ValueError, match="different weights"):

@@ -33,7 +33,7 @@ def test_official_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "told"),
+    ("before", "after", "message"),
     [
         ("'in': 96", "'in': 95", "takes 95 channels and gets 96"),
         ("'btn'", "'bottle'", "bottle"),
@@ -43,8 +43,8 @@ def test_official_text() -> None:
         ("]],", "], [1]],", "2 structures"),
     ],
 )
-def test_official_text_is_checked_and_never_run(before: str, after: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_official_text_is_checked_and_never_run(before: str, after: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         parse_official(R18_TEXT.replace(before, after, 1))
 
 
@@ -69,23 +69,23 @@ def test_round_trips(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("unit", "change", "told"),
+    ("unit", "change", "message"),
     [
         (1, {"block": "K1KXK2"}, "Did you mean K1KXK1"),
         (1, {"bottlneck": 8}, "key 'bottlneck'"),
         (1, {"depth": None}, "depth of unit 1 of the structure is missing"),
-        (1, {"depth": True}, "whole number"),
-        (1, {"out": 32.0}, "whole number"),
-        (1, {"out": 0}, "whole number"),
+        (1, {"depth": True}, "an integer"),
+        (1, {"out": 32.0}, "an integer"),
+        (1, {"out": 0}, "an integer"),
         (0, {"kernel": 4}, "odd"),
         (0, {"stride": 3}, "1 or 2"),
         (0, {"depth": 1}, "key 'depth'"),
     ],
 )
-def test_mistakes_are_named(unit: int, change: dict[str, object], told: str) -> None:
+def test_mistakes_are_named(unit: int, change: dict[str, object], message: str) -> None:
     units = SMALL.to_list()
     units[unit].update(change)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         Structure.from_list(units)
 
 

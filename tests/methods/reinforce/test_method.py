@@ -22,7 +22,7 @@ SHORT = {
 }
 
 
-def tell(output: Path, **changes: str) -> int:
+def run_command(output: Path, **changes: str) -> int:
     """A short story with these keys (a dot is written __); its exit code."""
     words = SHORT | {name.replace("__", "."): value for name, value in changes.items()} | {"output": str(output)}
     return main([f"{name}={value}" for name, value in words.items()])
@@ -38,7 +38,7 @@ def stored(run: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("reinforce")
-    assert tell(output, method__views__variant="randaug_mixing") == 0
+    assert run_command(output, method__views__variant="randaug_mixing") == 0
     return the_run(output)
 
 
@@ -46,7 +46,7 @@ def test_batches_and_workers_do_not_decide_the_bytes(run: Path, tmp_path: Path) 
     """Labelled by the same teacher, which is not trained again; the student's steps are one."""
     other = {"recipe__batch_size": "8", "evaluation__batch_size": "5", "hardware__workers": "2"}
     other |= {"teacher__train": "false", "teacher__members.0.checkpoint": str(run / "teacher"), "debug__max_steps": "1"}
-    assert tell(tmp_path, method__views__variant="randaug_mixing", **other) == 0
+    assert run_command(tmp_path, method__views__variant="randaug_mixing", **other) == 0
     assert stored(the_run(tmp_path)) == stored(run)
 
 
@@ -61,8 +61,8 @@ def test_the_store_is_sound_and_says_what_it_is(run: Path) -> None:
 def test_stored_reinforcements_train_another_student(run: Path, tmp_path: Path) -> None:
     """No teacher is made, none is needed."""
     store = str(run / "reinforce" / "targets")
-    assert tell(tmp_path, method__store=store, mode="check") == 0
-    assert tell(tmp_path, method__store=store, method__p="1", method__sampling="cycle") == 0
+    assert run_command(tmp_path, method__store=store, mode="check") == 0
+    assert run_command(tmp_path, method__store=store, method__p="1", method__sampling="cycle") == 0
     assert sorted(path.parent.name for path in the_run(tmp_path).glob("*/model.json")) == ["train"]
 
 
@@ -80,7 +80,7 @@ def test_stored_reinforcements_train_another_student(run: Path, tmp_path: Path) 
     ],
 )
 def test_contradictions_are_answered(word: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tell(tmp_path, **dict(one.replace(".", "__").split("=") for one in word.split())) == 2
+    assert run_command(tmp_path, **dict(one.replace(".", "__").split("=") for one in word.split())) == 2
     assert told in capsys.readouterr().err
     assert not list(tmp_path.glob("*/*/run.json"))
 
@@ -90,7 +90,7 @@ def test_every_variant_runs_also_with_two_classes(variant: str, tmp_path: Path) 
     """K is clipped to the number of classes; the fifth variant is that of the other tests."""
     binary = {"dataset": "fake", "dataset__num_classes": "2", "dataset__size": "32", "recipe": "digits"}
     binary |= {"model": "tiny_vit_digits", "teacher": "digits", "method__samples": "1" if variant == "center" else "50"}
-    assert tell(tmp_path, method__views__variant=variant, method__sampling="cycle", **binary) == 0
+    assert run_command(tmp_path, method__views__variant=variant, method__sampling="cycle", **binary) == 0
     store = TargetStore.open(the_run(tmp_path) / "reinforce" / "targets")
     assert (store.spec.k, store.spec.classes, store.spec.slots) == (2, 2, 1 if variant == "center" else 3)
     assert store.verify() == []
@@ -118,7 +118,7 @@ def test_the_teacher_says_again_what_is_stored(run: Path, tmp_path: Path, capsys
 
 
 def test_tensor_views_are_replayed_as_tensor_views(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tell(tmp_path, method__backend="tensor", method__precision="tf32") == 0
+    assert run_command(tmp_path, method__backend="tensor", method__precision="tf32") == 0
     made = the_run(tmp_path)
     assert TargetStore.open(made / "reinforce" / "targets").spec.teacher["backend"] == "tensor"
     assert main(["mode=verify", f"run={made}", "method=reinforce", "method.recheck=60", "hardware=cpu"]) == 0
@@ -138,7 +138,7 @@ def test_reinforced_training_takes_the_steps_of_plain_training_and_no_teacher(
     monkeypatch.setattr(OnlineTeacher, "__init__", never)
     store = str(run / "reinforce" / "targets")
     words = {"method__store": store, "method__erm": "true", "debug__max_steps": "null", "recipe__duration": "2ep"}
-    assert tell(tmp_path, **words) == 0
+    assert run_command(tmp_path, **words) == 0
     plain, reinforced = (
         json.loads((the_run(tmp_path) / stage / "done.json").read_text()) for stage in ("erm", "train")
     )
@@ -148,15 +148,15 @@ def test_reinforced_training_takes_the_steps_of_plain_training_and_no_teacher(
 def test_a_store_of_the_other_kind_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from dataclasses import replace
 
-    assert tell(tmp_path / "out", method__store=str(run), method__erm="true") == 2
+    assert run_command(tmp_path / "out", method__store=str(run), method__erm="true") == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "That is a run; give its reinforced data" in said and "reinforce/targets" in said
     store = TargetStore.open(run / "reinforce" / "targets")
     spec = replace(store.spec, protocol="tinyvit-1", fields=(), slots=1)
     TargetStore.create(tmp_path / "labels", spec, list(store.keys()))
-    assert tell(tmp_path / "out", method__store=str(tmp_path / "labels"), method__erm="true") == 2
+    assert run_command(tmp_path / "out", method__store=str(tmp_path / "labels"), method__erm="true") == 2
     assert "method=tinyvit" in capsys.readouterr().err
     other = {"debug__max_images": "79", "method__store": str(run / "reinforce" / "targets"), "method__erm": "true"}
-    assert tell(tmp_path / "out", **other) == 2
+    assert run_command(tmp_path / "out", **other) == 2
     assert "another data set" in capsys.readouterr().err
     assert not list((tmp_path / "out").rglob("model.safetensors")), "something was trained first"

@@ -148,7 +148,7 @@ def test_other_families_are_counted(name: str, args: Args, moves: list[str]) -> 
 
 
 def test_unknown_families_are_named() -> None:
-    with pytest.raises(UserError, match="It knows TinyVit, VisionTransformer, ConvNeXt, ResNet"):
+    with pytest.raises(UserError, match="Supported are TinyVit, VisionTransformer, ConvNeXt, ResNet"):
         family_of("mobilenetv4_conv_small", {}, 224, 10)
 
 

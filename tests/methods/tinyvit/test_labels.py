@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.contract.story import tell, the_run
+from tests.contract.story import run_command, the_run
 from vitlab.config import AugmentationConfig, DatasetConfig
 from vitlab.data.datamodule import VisionData
 from vitlab.data.loader import LoaderOptions
@@ -80,7 +80,7 @@ def test_stored_is_online_to_rounding(tmp_path: Path, mixup: float) -> None:
     )  # fmt: skip
     runs = []
     for name, online in (("stored", "false"), ("online", "true")):
-        assert tell(tmp_path / name, *words, f"method.online={online}") == 0
+        assert run_command(tmp_path / name, *words, f"method.online={online}") == 0
         runs.append(the_run(tmp_path / name))
     stored, online_run = (
         [row for row in read_rows(run / "metrics.jsonl") if row["stage"] == "pretrain" and "loss" in row]

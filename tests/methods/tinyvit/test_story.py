@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tests.contract.story import assert_same, at, tell, tell_and_kill, the_run
+from tests.contract.story import assert_same, at, run_and_kill, run_command, the_run
 from tests.modes.conftest import ask
 from vitlab.compose.load import load
 from vitlab.distill.store import TargetStore
@@ -46,21 +46,21 @@ def test_store_crash_resume_verify_pretrain_finetune_evaluate(
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     writes = itertools.count()
     with at(SlotWriter, "flush", lambda writer: next(writes) == 1, signal.SIGKILL):
-        tell_and_kill(killed, *SMOKE)
+        run_and_kill(killed, *SMOKE)
     run = the_run(killed)
     assert ask(killed, "mode=verify", f"run={run}") == 1
     assert "not sealed" in capsys.readouterr().out
 
     finetuning = lambda learner: bool(learner.frozen) and learner.step == 6  # noqa: E731
     with at(Learner, "after_step", finetuning, signal.SIGKILL):
-        tell_and_kill(killed, *SMOKE)
+        run_and_kill(killed, *SMOKE)
     assert (run / "pretrain" / "done.json").exists() and not (run / "finetune" / "done.json").exists()
     assert ask(killed, "mode=verify", f"run={run}", "method.recheck=20") == 0
     said = capsys.readouterr().out
     assert "K=3 of 10 classes" in said and said.endswith("sound\n")
 
-    assert tell(killed, *SMOKE) == 0
-    assert tell(whole, *SMOKE) == 0
+    assert run_command(killed, *SMOKE) == 0
+    assert run_command(whole, *SMOKE) == 0
     assert_same(run, the_run(whole))
     capsys.readouterr()
     assert ask(killed, "mode=evaluate", f"run={run}") == 0
@@ -70,13 +70,13 @@ def test_store_crash_resume_verify_pretrain_finetune_evaluate(
 def test_several_runs_fill_one_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A run labels the second view of every image and stops; another labels the rest and trains from both."""
     words = (*SMOKE, f"method.store_to={tmp_path / 'shared'}", "method.finetune=null")
-    assert tell(tmp_path / "part", *words, "method.store_views=[1,3]") == 2
+    assert run_command(tmp_path / "part", *words, "method.store_views=[1,3]") == 2
     assert "2 views of every image" in capsys.readouterr().err.replace("\n", " ")
-    assert tell(tmp_path / "part", *words, "method.store_views=[1,2]", "fresh=true") == 0
+    assert run_command(tmp_path / "part", *words, "method.store_views=[1,2]", "fresh=true") == 0
     part = max((tmp_path / "part").glob("*/*/finished.json")).parent
     assert not (part / "pretrain").exists()
     assert [TargetStore.open(tmp_path / "shared", allow_partial=True).count(slot) for slot in (0, 1)] == [0, 80]
-    assert tell(tmp_path / "rest", *words) == 0
+    assert run_command(tmp_path / "rest", *words) == 0
     rest = the_run(tmp_path / "rest")
     assert (rest / "pretrain" / "model.json").exists() and not (rest / "store" / "targets").exists()
     capsys.readouterr()

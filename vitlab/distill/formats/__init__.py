@@ -1,4 +1,4 @@
-"""Stores in the papers' own file formats, and the one way to open any of them."""
+"""Stores in the papers' own file formats, and the functions that open a store of any format."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from vitlab.errors import UserError
 def open_targets(
     folder: Path, keys: Sequence[str], classes: int, paired: bool = False, expect: Mapping[str, Any] | None = None
 ) -> TargetStore | V0Store:
-    """The targets in ``folder``, ours or TinyViT's official store; both answer ``gather`` and have a ``spec``.
+    """The targets in ``folder``, ours or TinyViT's official store; both have ``gather`` and ``spec``.
 
     Args:
         keys: of the images, in index order.
         classes: of the teacher.
         paired: views were mixed in pairs.
-        expect: what ours must have been made for (:meth:`TargetStore.open`); the official store does not say it.
+        expect: required fields of our store's spec (:meth:`TargetStore.open`); the official store records none.
 
     Raises:
-        UserError: nothing of the kind is there, or it is of other images.
+        UserError: no such store, or one of other images.
     """
     if is_v0(folder):
         return V0Store(folder, keys, classes, paired)
@@ -39,26 +39,26 @@ def open_reinforcements(
 
     Args:
         images, classes: of the data set that they are read for.
-        expect: what ours must have been made for (:meth:`TargetStore.open`); released ones do not say it.
+        expect: required fields of our store's spec (:meth:`TargetStore.open`); released sets record none.
 
     Raises:
-        UserError: nothing of the kind is there, or it is of other images or classes.
+        UserError: no such store, or one of other images or classes.
     """
-    found: Reinforcements
+    reader: Reinforcements
     if all(is_imagenet_plus(folder) for folder in folders):
-        found = ImagenetPlus(folders, classes)
+        reader = ImagenetPlus(folders, classes)
     elif len(folders) == 1:
-        found = ReinforcedStore(folders[0], expect)
+        reader = ReinforcedStore(folders[0], expect)
     else:
         raise UserError(
             f"method.store names {len(folders)} folders, and they are not all reinforcements as they were released.",
             "Give one folder of ours (mode=merge makes one of several), or only folders that hold config.pth.tar.",
         )
-    told = ", ".join(map(str, folders))
-    for name, there, wanted in (("images", found.images, images), ("classes", found.classes, classes)):
-        if there != wanted:
+    names = ", ".join(map(str, folders))
+    for name, stored, expected in (("images", reader.images, images), ("classes", reader.classes, classes)):
+        if stored != expected:
             raise UserError(
-                f"The reinforcements in {told} are of {there:,} {name}, the data set has {wanted:,}.",
+                f"The reinforcements in {names} are of {stored:,} {name}, the data set has {expected:,}.",
                 "Give the data set that they were made for.",
             )
-    return found
+    return reader

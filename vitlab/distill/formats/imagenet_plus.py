@@ -2,8 +2,8 @@
 
 One ``<index>.pth.tar`` per training image holds ``(index, [sample] * NS)``, a sample being ``{"params": list | dict,
 "prob": ([K probabilities], [K classes])}``; ``config.pth.tar`` holds the configuration that made them. The files are
-pickles inside zip archives; :func:`load` admits numbers, strings and containers, and the two numpy names that CutMix
-coordinates bring along, and refuses everything else, so that a file cannot run a program.
+pickles inside zip archives; :func:`load` accepts numbers, strings and containers, and the two numpy globals that CutMix
+coordinates need, and refuses everything else, so that a file cannot execute code.
 
 Source: section 5 of arXiv 2303.08983's appendix and the code that ships with it.
 """
@@ -34,14 +34,14 @@ CONFIG = "config.pth.tar"
 SUFFIX = ".pth.tar"
 
 STEPS = ("resize", "random_crop", "random_resized_crop", "random_horizontal_flip", "rand_augment", "random_erase")
-"""Steps that have parameters, in the order in which they are stored; mixing apart."""
+"""Steps that have parameters, in the order in which they are stored, without mixing."""
 
 _SCALARS = {("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar")}
 _NUMBERS = ("i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "f8", "f4")
 
 
 class _Kind:
-    """Stands in for a numpy type of numbers."""
+    """Placeholder for a numeric numpy dtype."""
 
     __slots__ = ("code",)
 
@@ -56,10 +56,10 @@ class _Kind:
 
 
 class _Restricted(pickle.Unpickler):
-    """Admits numpy's numbers beside what needs no name at all."""
+    """Allows numpy scalars beside the types that pickle without a global."""
 
     def find_class(self, module: str, name: str) -> Any:
-        # A new function each time: whatever a file does to it stays within the file.
+        # A new function each time: a file that sets attributes on it cannot affect the next file.
         if (module, name) in _SCALARS:
             return lambda kind, data: np.frombuffer(data, f"<{kind.code}", count=1)[0]
         if (module, name) == ("numpy", "dtype"):
@@ -74,7 +74,7 @@ def load(file: Path | IO[bytes], name: str = "") -> Any:
     """The object in one ``.pth.tar`` file, without running anything.
 
     Raises:
-        UserError: it is no such file, or it names something that these files have no need of.
+        UserError: it is no such file, or it refers to a global that these files do not need.
     """
     name = name or str(file)
     try:
@@ -95,7 +95,7 @@ def load(file: Path | IO[bytes], name: str = "") -> Any:
         AttributeError,
     ) as e:
         raise UserError(
-            f"{name} is no file of reinforcements, or not a whole one: {e}.",
+            f"{name} is no file of reinforcements, or an incomplete one: {e}.",
             "Nothing of it was run. Fetch it again from where it was published.",
         ) from e
 
@@ -108,7 +108,7 @@ def save(path: Path, thing: object) -> None:
 
 
 class Pipeline:
-    """Which steps the files hold parameters of, from ``config.pth.tar``.
+    """The steps whose parameters the files hold, from ``config.pth.tar``.
 
     Raises:
         UserError: the configuration is not one of a reinforcement, or has a step that is not known.
@@ -120,10 +120,10 @@ class Pipeline:
             self.samples = int(config["reinforce"]["num_samples"])
             steps = {k: v for k, v in config["reinforce"]["image_augmentation"].items() if v is not None}
         except (LookupError, TypeError, ValueError, AttributeError):
-            raise UserError(f"{name} does not say how the reinforcements were made.") from None
+            raise UserError(f"{name} does not describe how the reinforcements were made.") from None
         known = {*STEPS, "uint8", "center_crop", "to_tensor", "normalize", "mixup", "cutmix"}
-        if strange := set(steps) - known:
-            raise UserError(f"{name} has the step {min(strange)}, which nobody knows.")
+        if unknown := set(steps) - known:
+            raise UserError(f"{name} has the step {min(unknown)}, which is not supported.")
         self.stored = [one for one in STEPS if one in steps]
         self.mixes = [one for one in ("mixup", "cutmix") if one in steps]
         self.resize = steps["resize"].get("size") if "resize" in steps else None
@@ -140,21 +140,21 @@ class Pipeline:
         )
 
     def draw(self, params: Sequence[Any] | Mapping[str, Any]) -> Draw:
-        """The Draw that the parameters of one sample stand for, list or dict."""
-        whole = dict(params) if isinstance(params, Mapping) else self._named(params)
-        mixed = whole.get("mixup") is not None or whole.get("cutmix") is not None
-        own = self._one(whole, 0)
+        """The Draw of one sample's parameters, list or dict."""
+        by_step = dict(params) if isinstance(params, Mapping) else self._named(params)
+        mixed = by_step.get("mixup") is not None or by_step.get("cutmix") is not None
+        own = self._one(by_step, 0)
         if not mixed:
             return own
-        ratio, cut = whole.get("mixup"), whole.get("cutmix")
+        ratio, cut = by_step.get("mixup"), by_step.get("cutmix")
         box = None if cut is None else tuple(int(v) for v in cut[1])
         assert box is None or len(box) == 4
         mix = Mix(
             ratio=None if ratio is None else float(ratio),
             box=box,
             grid=GRID,
-            partner=int(whole["id2"]),
-            draw=self._one(whole, 1),
+            partner=int(by_step["id2"]),
+            draw=self._one(by_step, 1),
             cut=None if cut is None else float(cut[0]),
         )
         return dataclasses.replace(own, mix=mix)
@@ -180,19 +180,19 @@ class Pipeline:
         partner = values.pop(0) if self.mixes else None
         if len(values) != len(self.stored) + len(self.mixes):
             raise ValueError(f"{len(values)} parameters for the steps {self.stored + self.mixes}")
-        whole: dict[str, Any] = {"id2": partner}
+        by_step: dict[str, Any] = {"id2": partner}
         for step, value in zip(self.stored, values, strict=False):
-            whole[step] = (value, None) if partner is None else tuple(value)
+            by_step[step] = (value, None) if partner is None else tuple(value)
         for step, value in zip(self.mixes, values[len(self.stored) :], strict=True):
             cut = step == "cutmix" and value is not None
-            whole[step] = (value[0], value[1:]) if cut else value
-        return whole
+            by_step[step] = (value[0], value[1:]) if cut else value
+        return by_step
 
-    def _one(self, whole: Mapping[str, Any], member: int) -> Draw:
+    def _one(self, by_step: Mapping[str, Any], member: int) -> Draw:
         """The anchor's (0) or the partner's (1) own draw."""
 
         def value(step: str) -> Any:
-            found = whole.get(step, ())
+            found = by_step.get(step, ())
             return found[member] if len(found) > member else None
 
         crop, shift = value("random_resized_crop"), None
@@ -232,12 +232,12 @@ class Pipeline:
 
 
 class ImagenetPlus:
-    """A released set: a folder of files, or several whose samples are counted through.
+    """A released set: a folder of files, or several whose samples are numbered consecutively.
 
-    The official code made the views on tensors and trains on PIL images, which is followed.
+    The official code makes the teacher's views on tensors and trains on PIL images; replay follows the latter.
 
     Raises:
-        UserError: there is no such set, files are missing, or the folders were not made alike.
+        UserError: there is no such set, files are missing, or the folders have different configurations.
     """
 
     backend = "pil"
@@ -265,7 +265,7 @@ class ImagenetPlus:
         """Draws and targets of these (sample, image) pairs, both integers [B].
 
         Raises:
-            UserError: a file cannot be read, or is not what its name says.
+            UserError: a file cannot be read, or does not match its name.
         """
         draws, prob, classes = [], [], []
         for number, image in zip(np.asarray(slot).tolist(), np.asarray(index).tolist(), strict=True):
@@ -279,7 +279,7 @@ class ImagenetPlus:
             classes.append(one["prob"][1])
         target = SparseTarget(torch.tensor(prob, dtype=torch.float32), torch.tensor(classes), self.classes)
         if int(target.index.max()) >= self.classes:
-            raise UserError(f"{self.folders[0]} names class {int(target.index.max())} of {self.classes}.")
+            raise UserError(f"{self.folders[0]} holds class {int(target.index.max())} of {self.classes}.")
         return draws, target
 
 
@@ -290,9 +290,9 @@ def check_samples(thing: Any, image: int, pipeline: Pipeline, name: str) -> list
         UserError: it is of another image, or holds another number of samples.
     """
     if not (isinstance(thing, tuple) and len(thing) == 2 and isinstance(thing[1], list)) or thing[0] != image:
-        raise UserError(f"{name} is not the reinforcement of image {image}.", "Files must keep their names.")
+        raise UserError(f"{name} is not the reinforcement of image {image}.", "Files must keep their published names.")
     if len(thing[1]) != pipeline.samples:
-        raise UserError(f"{name} holds {len(thing[1])} samples, {CONFIG} says {pipeline.samples}.")
+        raise UserError(f"{name} holds {len(thing[1])} samples, {CONFIG} has {pipeline.samples}.")
     return thing[1]
 
 

@@ -7,10 +7,10 @@
 
 A record is little-endian: ``seed i4 | index i2 x K | prob f2 x K``, 4 + 4K bytes; classes in descending order of
 probability, at temperature 1. A key is the name of the image without suffix (ImageNet-22k), or the decimal index in
-the data set (any other). An image may stand in the files of several ranks, because the official sampler pads an epoch:
-the lowest rank is read, whatever the order in which files are found.
+the data set (any other). An image may be in the files of several ranks, because the official sampler pads an epoch:
+the lowest rank is read, independently of the order of the directory listing.
 
-The tree says nothing of its teacher or augmentation; whoever trains from it must give the same augmentation.
+The tree records neither its teacher nor its augmentation; training from it needs the augmentation given again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MAX_CLASSES = 1 << 15
 """Classes are signed 16-bit numbers."""
 
 CACHE = "vitlab-index"
-"""Folder in the tree for the index that finds an image's record; made when it is first needed, safe to delete."""
+"""Folder in the tree for the index that finds an image's record; built at first use, safe to delete."""
 
 _EPOCH = re.compile(r"logits_top(\d+)_epoch(\d+)")
 _RANK = re.compile(r"rank(\d+)-(keys\.txt|values\.bin)")
@@ -54,7 +54,7 @@ def is_v0(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class V0Epoch:
-    """The files of one epoch: rank numbers, number of records of each, all checked to belong together."""
+    """The files of one epoch: rank numbers, number of records of each, checked for consistency."""
 
     folder: Path
     k: int
@@ -63,10 +63,10 @@ class V0Epoch:
 
     @classmethod
     def open(cls, folder: Path) -> V0Epoch:
-        """Look at names and sizes.
+        """Check names and sizes.
 
         Raises:
-            UserError: a foreign file, half a pair of files, or a values file that is cut short or of another K.
+            UserError: a foreign file, an incomplete pair of files, or a values file that is truncated or of another K.
         """
         match = _EPOCH.fullmatch(folder.name)
         assert match is not None  # the caller lists folders of that name
@@ -85,13 +85,13 @@ class V0Epoch:
                 have, lack = (
                     f"rank{rank}-{name}" for name in (parts.pop(), ({"keys.txt", "values.bin"} - parts).pop())
                 )
-                raise UserError(f"{folder} has a {have} but not its other half.", f"Copy {lack} again.")
+                raise UserError(f"{folder} has a {have} but no {lack}.", f"Copy {lack} again.")
             lines = _count_lines(folder / f"rank{rank}-keys.txt")
             size, record = (folder / f"rank{rank}-values.bin").stat().st_size, record_type(k).itemsize
             if size != lines * record:
                 raise UserError(
                     f"{folder}/rank{rank}-values.bin has {size} bytes; {lines} keys of K={k} need {lines * record}.",
-                    "It is cut short, or its folder names another K: copy it again.",
+                    "It is truncated, or its folder names another K: copy it again.",
                 )
             records.append(lines)
         return cls(folder, k, tuple(sorted(found)), tuple(records))
@@ -124,22 +124,22 @@ class Survey:
     """Where the records of an epoch are: for each image its record's number among all, in rank order."""
 
     positions: Positions
-    duplicates: int  # records of an image that another rank has too
+    duplicates: int  # records of an image that is in another rank as well
     extra: int  # records of images that the data set lacks
 
 
 class V0Store:
-    """An official store, served without converting it: the same ``gather`` as our store's.
+    """An official store, read without conversion: the same ``gather`` as our store's.
 
     Args:
         folder: of the epochs; they must be 0, 1, 2, ... without a gap.
         keys: of the images in index order, as our sources name them.
         classes: of the teacher.
         paired: the views were mixed in pairs. Of an image in several files the record of its own pair is then read,
-            since padding an odd number of images pairs the first ones anew.
+            since padding an odd number of images pairs the first ones again.
 
-    An image's place is looked up in a binary index, built once for each epoch and kept in the tree's own folder
-    ``vitlab-index`` (in memory where that cannot be written).
+    The position of an image comes from a binary index, built once for each epoch and kept in the folder
+    ``vitlab-index`` of the tree (in memory where that is read-only).
 
     Raises:
         UserError: no store, gaps, different K, foreign or damaged files, more classes than the format can hold.
@@ -214,14 +214,14 @@ class V0Store:
                 np.save(buffer, found, allow_pickle=False)
                 try:
                     atomic_write(cached, buffer.getvalue())
-                except OSError:  # a tree that may only be read
+                except OSError:  # a read-only tree
                     self._positions[epoch] = found
                     return found
             self._positions[epoch] = np.load(cached, mmap_mode="r", allow_pickle=False)
         return self._positions[epoch]
 
     def verify(self) -> list[str]:
-        """Read everything and say what is wrong with it; an empty list is a sound store.
+        """Read all records and return the problems found; an empty list is a sound store.
 
         Checked of every record: seed, classes in range and unique, probabilities finite, descending, adding up to one
         at most. Structure and keys were checked on opening; here they are for every epoch.
@@ -264,14 +264,14 @@ class V0Store:
             unique, counts = np.unique(keys, return_counts=True)
             if len(unique) != len(keys):
                 twice = unique[counts > 1][0].decode()
-                raise UserError(f"{files.folder}/rank{rank}-keys.txt: '{twice}' stands there twice.", "Copy it again.")
+                raise UserError(f"{files.folder}/rank{rank}-keys.txt: '{twice}' is listed twice.", "Copy it again.")
             index = find(keys)
             known = np.flatnonzero(index >= 0)
             if len(known) < len(keys) and (find.decimal(keys) or len(known) == 0):
                 foreign = keys[np.flatnonzero(index < 0)[0]].decode()
                 raise UserError(
                     f"{files.folder}/rank{rank}-keys.txt: '{foreign}' is no image of this data set.",
-                    "The labels are of another one; give dataset= and dataset.root= as they were stored with.",
+                    "The labels are of another one; give the dataset= and dataset.root= that they were stored with.",
                 )
             extra += len(keys) - len(known)
             number = files.starts[place] + known
@@ -291,14 +291,14 @@ class V0Store:
 
 
 def check_records(records: NDArray[np.void], classes: int) -> Iterator[str]:
-    """What is wrong with records of the official format."""
+    """The problems of records of the official format."""
     index, prob = records["index"].astype(np.int64), records["prob"].astype(np.float32)
     if (records["seed"] < 0).any():
         yield "a seed is negative"
     if ((index < 0) | (index >= classes)).any():
         yield f"a class is outside 0..{classes - 1}"
     if (np.diff(np.sort(index, axis=1), axis=1) == 0).any():
-        yield "a class stands twice in a row"
+        yield "a class is twice in a row"
     if not ((prob >= 0) & (prob <= 1.001)).all():
         yield "a probability is outside [0, 1]"
     if (np.diff(prob, axis=1) > 0).any():
@@ -308,7 +308,7 @@ def check_records(records: NDArray[np.void], classes: int) -> Iterator[str]:
 
 
 def write_epoch(folder: Path, epoch: int, k: int, parts: Mapping[int, tuple[Sequence[str], NDArray[np.void]]]) -> Path:
-    """Write one epoch: rank to (keys, records). A rank's second record for a key is dropped, as officially.
+    """Write one epoch: rank to (keys, records). A rank's second record for a key is dropped, as in the official code.
 
     Raises:
         ValueError: keys and records that do not match.
@@ -330,7 +330,7 @@ def stem(key: str) -> str:
 
 
 class _Lookup:
-    """From official keys to indices of the data set, -1 for those that it lacks."""
+    """Maps official keys to indices of the data set, -1 for unknown ones."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._keys = keys
@@ -348,7 +348,8 @@ class _Lookup:
             named = named[order]
             if len(named) > 1 and (same := np.flatnonzero(named[1:] == named[:-1])).size:
                 raise UserError(
-                    f"Two images of this data set are called '{named[same[0]].decode()}'; the store knows them by name."
+                    f"Two images of this data set are called '{named[same[0]].decode()}'.",
+                    "The store identifies images by name: rename one of them.",
                 )
             self._sorted = named, order
         named, order = self._sorted
@@ -383,7 +384,7 @@ def _list_epochs(folder: Path) -> list[V0Epoch]:
 
 
 def _owners(length: int, epoch: int, world: int) -> NDArray[np.int64]:
-    """Rank [N] whose sampler saw each image together with its own partner: row t of two belongs to rank t mod world."""
+    """Rank [N] that labelled each image with its own partner: pair t of the permutation belongs to rank t mod world."""
     order = torch.randperm(length, generator=torch.Generator().manual_seed(epoch)).numpy()
     owner = np.empty(length, np.int64)
     owner[order] = np.arange(length) // 2 % world

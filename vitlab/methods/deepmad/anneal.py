@@ -1,7 +1,7 @@
 """Simulated annealing of many chains at once, then exhaustive small moves.
 
-Budgets are soft while it anneals: a structure beyond them pays in proportion to ln(spent / allowed), so that chains
-may pass through what is not allowed; only solutions are kept. All chains move in one numpy step.
+Budgets are soft during the annealing: a structure beyond them is penalised in proportion to ln(spent / allowed), so
+that chains may pass through infeasible structures; only feasible ones are kept. All chains move in one numpy step.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Numbers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class AnnealSettings:
-    """How long and how hot.
+    """Length and temperatures of the annealing.
 
     Attributes:
         chains: moved at once.
         steps: of every chain.
         hot, cold: first and last temperature, as a share of the score.
-        price: what being e times over a budget costs, as a multiple of the score.
-        renew: the worst fifth of the chains is replaced by the best fifth so many times in all.
+        price: penalty of exceeding a budget e times, as a multiple of the score.
+        renew: how many times the worst fifth of the chains is replaced by the best fifth.
     """
 
     chains: int = 1024
@@ -72,7 +72,7 @@ class Moves:
         )
 
     def start(self, rng: np.random.Generator, count: int) -> Genes:
-        """Random members of the space [rows, count], small ones more often."""
+        """Random members of the space [rows, count], log-uniform: small ones more often."""
         genes = np.empty((self.rows, count), np.int32)
         low, high = np.log(self.low)[:, None], np.log(self.high + 1)[:, None]
         genes[:] = np.exp(rng.uniform(size=genes.shape) * (high - low) + low)
@@ -86,9 +86,10 @@ class Moves:
         new = genes.copy()
         columns = np.arange(genes.shape[1])
         self._change(new, columns, rng, reach)
+        # Two or three genes at once, often enough: near a budget one gene must shrink for another to grow.
         for share in (0.6, 0.3):
-            some = columns[rng.random(len(columns)) < share]
-            self._change(new, some, rng, reach)
+            chosen = columns[rng.random(len(columns)) < share]
+            self._change(new, chosen, rng, reach)
         self.repair(new)
         return new
 
@@ -96,6 +97,7 @@ class Moves:
         n = len(columns)
         row = rng.integers(0, self.rows, n)
         old = genes[row, columns]
+        # Steps are relative to the value: the score depends on logarithms of the channels.
         size = 1 + (rng.exponential(reach, n) * old).astype(np.int64)
         deep = row >= self.depth.start
         size = np.where(deep, np.minimum(size, 2), size)
@@ -124,7 +126,7 @@ class Moves:
         np.clip(genes[self.depth], 1, self.high[self.depth][:, None], out=genes[self.depth])
 
     def neighbours(self, gene: Genes) -> list[tuple[int, int]]:
-        """Single changes (row, new value) of one column [rows] that are worth trying exhaustively."""
+        """Single changes (row, new value) of one column [rows], for the exhaustive search."""
         found: list[tuple[int, int]] = []
         for row in range(self.rows):
             value = int(gene[row])
@@ -137,15 +139,15 @@ class Moves:
         return found
 
     def allowed(self, genes: Genes) -> NDArray[np.bool_]:
-        """Which columns lie in the space as they are."""
-        mended = genes.copy()
-        self.repair(mended)
-        allowed: NDArray[np.bool_] = (mended == genes).all(0)
+        """Which columns lie in the space without repair."""
+        repaired = genes.copy()
+        self.repair(repaired)
+        allowed: NDArray[np.bool_] = (repaired == genes).all(0)
         return allowed
 
 
 def polish(search: Search, population: Population, together: int = 3) -> None:
-    """Exhaustive moves of one, two and ``together`` genes from the best, until none improves it."""
+    """Exhaustive moves of one to ``together`` genes from the best, until none improves it."""
     moves = Moves(population)
     while search.best is not None and not search.over:
         gene = population.encode([search.best])[:, 0]
@@ -171,10 +173,10 @@ def _try(
 ) -> bool:
     best, column = search.score, None
     for at in range(0, len(rows), batch):
-        some = rows[at : at + batch]
-        genes = np.repeat(gene[:, None], len(some), 1)
+        part = rows[at : at + batch]
+        genes = np.repeat(gene[:, None], len(part), 1)
         for one in range(rows.shape[1]):
-            genes[some[:, one], np.arange(len(some))] = values[at : at + batch, one]
+            genes[part[:, one], np.arange(len(part))] = values[at : at + batch, one]
         genes = genes[:, moves.allowed(genes)]
         if genes.shape[1] == 0:
             continue
@@ -190,7 +192,7 @@ def _try(
 
 
 def anneal(search: Search, settings: AnnealSettings, seed: int, start: Genes | None = None) -> None:
-    """Anneal and polish; the best lands in ``search``."""
+    """Anneal and polish; ``search`` keeps the best."""
     problem = search.problem
     population = Population(problem)
     moves = Moves(population)
@@ -211,6 +213,7 @@ def anneal(search: Search, settings: AnnealSettings, seed: int, start: Genes | N
         time = step / settings.steps
         if step % renew == 0:
             scale = max(abs(float(np.median(value))), 1e-9)
+        # Geometric cooling; the price rises meanwhile, so that the chains end within the budgets.
         heat = scale * settings.hot * (settings.cold / settings.hot) ** time
         price = scale * settings.price * (1 + 3 * time)
         if step and step % renew == 0:
@@ -219,6 +222,7 @@ def anneal(search: Search, settings: AnnealSettings, seed: int, start: Genes | N
         scores = population.evaluate(proposed)
         beyond = population.excess(scores)
         gain = (scores.score - price * beyond) - (value - price * excess)
+        # Metropolis: accept with probability min(1, exp(gain / heat)), in logarithms against overflow.
         take = np.log(rng.random(settings.chains)) * heat < gain
         genes[:, take] = proposed[:, take]
         value[take], excess[take] = scores.score[take], beyond[take]
@@ -228,12 +232,12 @@ def anneal(search: Search, settings: AnnealSettings, seed: int, start: Genes | N
         if solution[top] > search.score + 1e-9:
             search.offer(population.decode(proposed, top))
         if step % 20 == 0 or search.first:
-            if search.pulse(f"step {step:,} of {settings.steps:,}"):
+            if search.report(f"step {step:,} of {settings.steps:,}"):
                 search.save(_state(rng, genes, step + 1, scale))
             if search.over:
                 search.notes.append(f"The time was over after {step:,} of {settings.steps:,} steps of the annealing.")
                 break
-    search.total = None  # how many moves the polish tries, nobody knows
+    search.total = None  # the number of moves of the polish is not known in advance
     polish(search, population)
 
 

@@ -1,406 +1,108 @@
-"""A proven upper bound of the score in the space of ResNet units: Lagrangian relaxation in a branch and bound.
-
-A node fixes intervals of the channels at the ends of the stages and of the depths. There the entropy's product
-ln(C_s R_s^2) S_s is at most ln(C R_s^2) S_s - ln(C / C_s) S, with C the upper end of the channels and S a log-width
-that every better solution has (McCormick's envelope); so the objective is a sum over superblocks. The budgets, the
-effectiveness of the last stage (by a tangent of the convex D ln(D / rho)) and the depth penalty (by its convex
-conjugate) enter with multipliers; what is left separates into a chain over the channels and is maximised exactly by
-dynamic programming on the whole grid of 8. Any multipliers give a valid bound; cutting planes look for good ones. The
-ends of the intervals that no better solution can reach are cut off. A latency budget and the effectiveness of earlier
-stages are left out, which makes the bound weaker and no less valid.
-"""
+"""Branch and bound over :mod:`vitlab.methods.deepmad.relaxation`: a proven upper bound of a design's score."""
 
 from __future__ import annotations
 
 import heapq
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import linprog
 
-from vitlab.methods.deepmad.evaluate import least_log_width, penalised
-from vitlab.methods.deepmad.milp_model import penalty_slopes
-from vitlab.methods.deepmad.problem import GRID, Problem, to_grid
+from vitlab.methods.deepmad.evaluate import least_log_width
+from vitlab.methods.deepmad.problem import Problem
+from vitlab.methods.deepmad.relaxation import NU, Floats, Node, Relaxation
 from vitlab.methods.deepmad.search import Design
 from vitlab.training.interrupt import stop_if_requested
 
-Floats = NDArray[np.float64]
 
-NU = 100.0
-"""The price of effectiveness is that of so much log-width: then all three prices are of one size."""
+def certify(
+    problem: Problem,
+    design: Design,
+    seconds: float,
+    quiet: bool = True,
+    enough: float = 1e-3,
+    parts: int | None = None,
+) -> None:
+    """Set ``design.bound``, as tight as ``seconds`` allow; stops at a gap of ``enough``.
 
-
-@dataclass(frozen=True)
-class Node:
-    """A part of the space, and the best multipliers known for it.
-
-    Attributes:
-        outs: interval of each superblock's output channels, in units of 8.
-        depths: interval of each superblock's depth.
-        prices: of params, FLOPs (as a share of the budget), effectiveness, and of each depth in the penalty.
-        centre: relaxed depths; at their sum the tangent of the effectiveness is taken.
+    ``parts`` limits the number of nodes, independently of the machine's speed. In spaces without such a bound a note is
+    added instead.
     """
+    if problem.space.kind != "K1KXK1":
+        design.notes.append("No upper bound is known for depthwise spaces: method.certify proves nothing there.")
+        return
+    start = printed = time.monotonic()
+    relaxation = Relaxation(problem, design.score)
+    centre = tuple(float(block.depth) for block in design.structure.blocks)
+    root = relaxation.root(centre, abs(design.score))
+    best, root = tightest(relaxation, root, design.score)
+    heap, count, closed = [(-best, 0, relaxation.trim(root) or root)], 1, design.score
+    # Best first: the head of the heap is the bound of all open nodes, so it only falls.
+    while heap and time.monotonic() - start < seconds and (parts is None or count < parts):
+        stop_if_requested()
+        value, _, node = heapq.heappop(heap)
+        if -value <= design.score * (1 + enough):
+            heapq.heappush(heap, (value, 0, node))
+            break
+        halves = split(relaxation, node)
+        if not halves:  # a single point of channels and depths: its bound stays as it is
+            closed = max(closed, -value)
+            continue
+        for half in halves:
+            found, half = tightest(relaxation, half, design.score, 12)
+            found = min(found, -value)  # a part of the node cannot exceed its bound
+            count += 1
+            rest = relaxation.trim(half) if found > design.score else None
+            if rest is not None:
+                heapq.heappush(heap, (-found, count, rest))
+        if not quiet and time.monotonic() - printed > 5:
+            printed = time.monotonic()
+            top = max(closed, -heap[0][0] if heap else closed)
+            print(f"bound: {top:,.2f} over {design.score:,.2f}, {len(heap):,} parts open", file=sys.stderr, flush=True)
+    design.bound = max(closed, -heap[0][0] if heap else closed)
+    design.notes.append(f"The bound was found in {time.monotonic() - start:.0f} s over {count:,} parts of the space.")
 
-    outs: tuple[tuple[int, int], ...]
-    depths: tuple[tuple[int, int], ...]
-    prices: tuple[float, ...]
-    centre: tuple[float, ...]
-    spread: tuple[float, ...] = field(default=())  # of the depths over the last steps
 
+def tightest(relaxation: Relaxation, node: Node, target: float, steps: int = 25, passes: int = 2) -> tuple[float, Node]:
+    """A bound of the scores in ``node``, and the node with better multipliers; stops early below ``target``.
 
-@dataclass(frozen=True)
-class Chain:
-    """The relaxed programme at one set of multipliers.
-
-    Attributes:
-        constant: added to every path.
-        prices: of each superblock: of a unit of log-width, of params, of FLOPs, of a unit of depth.
-        nodes: channels in units of 8, of the stem and after each superblock.
-        tables: the best value [I, O] of each superblock between every two channel counts.
-        levels: the best value so far, of the stem and after each superblock.
-        last: what the outputs [O] of the last superblock bring besides.
-        depth, tangent, at: where the effectiveness is linear, its slope and value there.
-        steepest: deviations of the depths where the conjugate of the penalty is reached.
+    Kelley's cutting planes within a trust region. The weights of the planes are a relaxed solution; its depths
+    are where the next pass takes the tangent and the supporting plane, and their spread selects the branching variable.
     """
-
-    constant: float
-    prices: list[tuple[float, float, float, float]]
-    nodes: list[NDArray[np.int64]]
-    tables: list[Floats]
-    levels: list[Floats]
-    last: Floats
-    depth: float
-    tangent: float
-    at: float
-    steepest: Floats
-
-
-class Relaxation:
-    """The relaxed programme of one problem.
-
-    Bounds are of the structures that score more than ``beat``, a score that is known to be reached.
-
-    Raises:
-        ValueError: the space is not that of ResNet units, or the scoring has exponents.
-    """
-
-    def __init__(self, problem: Problem, beat: float = 0.0) -> None:
-        space, budget = problem.space, problem.budget
-        if space.kind != "K1KXK1" or space.tail is not None:
-            raise ValueError("the bound is for K1KXK1 superblocks without a last convolution")
-        if (problem.scoring.channel_exponent, problem.scoring.kernel_exponent) != (1, 1):
-            raise ValueError("the bound knows widths without exponents")
-        self.problem, self.space, self.scoring = problem, space, problem.scoring
-        self.beat = beat
-        self.blocks = len(space.strides)
-        self.sides = space.sides(problem.resolution)
-        self.limits = (float(budget.params or np.inf), float(budget.flops or np.inf))
-        outs = GRID * np.arange(space.out_max // GRID + 1)
-        self.least = np.array(
-            [min(max(GRID, to_grid(o * space.bottleneck_share)), max(o, GRID)) for o in outs.tolist()]
-        )
-        self.stage_ends = [j - 1 for j, stride in enumerate(space.strides) if stride == 2 and j] + [self.blocks - 1]
-        alphas = problem.scoring.alphas
-        self.alphas = alphas[-len(self.stage_ends) :]
-        self.stem_alpha = alphas[0] if len(alphas) > len(self.stage_ends) else 0.0
-
-    def root(self, centre: tuple[float, ...], score: float) -> Node:
-        """The whole space."""
-        top, reach = self.space.out_max // GRID, self.space.stem[1] // GRID
-        outs = []
-        for _ in range(self.blocks):
-            reach = min(top, reach * self.space.growth) if self.space.growth else top
-            outs.append((1, reach))
-        depths = tuple((1, self.space.depth_at(j)) for j in range(self.blocks))
-        inside = [centre[j] for j in penalised(range(self.blocks), self.scoring.penalty)]
-        slopes = penalty_slopes(inside, self.scoring.beta, self.scoring.mode == "paper")
-        return Node(tuple(outs), depths, (0.35 * score, 0.1 * score, 0.5 * score, *slopes), centre)
-
-    def weights(self, node: Node) -> tuple[list[float], float, float]:
-        """Most that a unit of log-width of each superblock can weigh, the constant of the stem, and the least log-width
-        S_min of the last stage: all log-widths are at most that one, so the score is at most it times their weights."""
-        factor = self.scoring.factor
-        by_stage = []
-        for end, alpha in zip(self.stage_ends, self.alphas, strict=True):
-            side = self.sides[end] // self.space.strides[end]
-            by_stage.append(alpha * factor * float(np.log(GRID * node.outs[end][1] * side * side)))
-        weights = [
-            sum(weight for end, weight in zip(self.stage_ends, by_stage, strict=True) if end >= j)
-            for j in range(self.blocks)
-        ]
-        stem = float(np.log(27))
-        constant = stem * sum(by_stage)
-        if self.stem_alpha:
-            constant += self.stem_alpha * factor * stem * float(np.log(self.space.stem[1] * self.sides[0] ** 2))
-        least = max(0.0, self.beat + self.scoring.beta - constant) / max(sum(by_stage), 1e-9) + stem
-        return weights, constant, least
-
-    def bound(self, node: Node, target: float, steps: int = 25, passes: int = 2) -> tuple[float, Node]:
-        """A bound of the scores in ``node``, and the node with better multipliers; stops early below ``target``.
-
-        Kelley's cutting planes within a trust region. The weights of the planes are a relaxed solution; its depths
-        are where the next pass takes the tangent and the supporting plane, and their spread tells where to branch.
-        """
-        low, high = (np.array([one[side] for one in node.depths], np.float64) for side in (0, 1))
-        prices, centre = np.array(node.prices), np.clip(np.array(node.centre), low, high)
-        best, kept = np.inf, node
-        for _ in range(passes):
-            cuts: list[tuple[float, Floats, Floats, Floats]] = []
-            weights = np.ones(1)
-            for _ in range(steps):
-                value, slope, depths = self._evaluate(node, prices, centre)
-                if value == -np.inf:
-                    return -np.inf, node
-                cuts.append((value, slope, prices, depths))
-                if value < best:
-                    best, kept = value, replace(node, prices=tuple(prices.tolist()), centre=tuple(centre.tolist()))
-                if best <= target:
-                    return best, kept
-                prices, floor, weights = _next_prices(cuts, 0.1 * abs(target))
-                if min(cut[0] for cut in cuts) - floor < 2e-4 * abs(target):
-                    break
-            table = np.array([cut[3] for cut in cuts])[-len(weights) :]
-            mean = weights @ table
-            kept = replace(kept, spread=tuple(np.sqrt(weights @ (table - mean) ** 2).tolist()))
-            centre = np.clip(mean, low, high)
-            prices = np.array(kept.prices)
-        return best, replace(kept, centre=tuple(centre.tolist()))
-
-    def _evaluate(self, node: Node, prices: Floats, centre: Floats) -> tuple[float, Floats, Floats]:
-        """The bound at these multipliers, its subgradient, and the depths of the maximiser."""
-        chain = self._chain(node, prices, centre)
-        best = float((chain.levels[-1] + chain.last).max())
-        if best == -np.inf:
-            return -np.inf, np.zeros(len(prices)), centre
-        spent, depths = self._spent(node, chain)
-        rho, inside = self.problem.budget.rho, list(penalised(range(self.blocks), self.scoring.penalty))
-        lines = 1 + 3 * depths.sum() - chain.depth
-        by_price = [
-            1 - spent[0] / self.limits[0] if np.isfinite(self.limits[0]) else 0.0,
-            1 - spent[1] / self.limits[1] if np.isfinite(self.limits[1]) else 0.0,
-            0.0 if rho is None else (spent[2] - chain.at - chain.tangent * lines) / NU,
-        ]
-        by_depth = chain.steepest - depths[inside]
-        slope = np.array([*by_price, *(by_depth - by_depth.mean())])
-        return chain.constant + best, slope, depths
-
-    def _chain(self, node: Node, prices: Floats, centre: Floats) -> Chain:
-        """The relaxed programme of ``node`` at these multipliers, as a chain over the channels."""
-        problem, scoring, rho = self.problem, self.scoring, self.problem.budget.rho
-        weights, constant, least = self.weights(node)
-        per_param, per_flop = prices[0] / self.limits[0], prices[1] / self.limits[1]
-        nu = float(prices[2]) / NU if rho is not None else 0.0
-        total = constant + (prices[0] if np.isfinite(self.limits[0]) else 0.0)
-        total += prices[1] if np.isfinite(self.limits[1]) else 0.0
-        # Effectiveness: log-width >= D ln(D / rho) >= its tangent at the centre's depth, D = 1 + 3 N.
-        depth = 1 + 3 * float(centre.sum())
-        tangent = at = 0.0
-        if rho is not None:
-            tangent = float(np.log(depth / rho)) + 1.0  # derivative by D
-            at = least_log_width(depth, rho)  # type: ignore[arg-type]  # any real depth
-            total += nu * (float(np.log(27)) - at - tangent * (1 - depth))
-        # Penalty Q: at least q L - Q*(q) for every q; only slopes that sum to 0 have a finite conjugate Q*.
-        inside = list(penalised(range(self.blocks), scoring.penalty))
-        q = (prices[3:] - prices[3:].mean()) * (scoring.beta > 0)
-        conjugate, steepest = self._conjugate(q)
-        plane = np.zeros(self.blocks)
-        plane[inside] = q
-        each = [3 * nu * tangent + float(slope) for slope in plane]
-        prices_of = [(weight + nu, per_param, per_flop, one) for weight, one in zip(weights, each, strict=True)]
-        side = self.sides[0]
-        nodes = [np.arange(self.space.stem[0] // GRID, self.space.stem[1] // GRID + 1)]
-        c = GRID * nodes[0].astype(np.float64)
-        lo, hi = node.outs[-1]
-        outs = np.arange(lo, hi + 1)
-        last = -self.alphas[-1] * scoring.factor * least * np.log(hi / outs)
-        if problem.classes is not None:
-            last -= GRID * outs * problem.classes * (per_param + per_flop)
-            total -= per_param * problem.classes  # the classifier's biases
-        chain = Chain(float(total + conjugate), prices_of, nodes, [], [], last, depth, tangent, at, steepest)
-        chain.levels.append(-per_param * 29 * c - per_flop * 30 * c * side * side)
-        for j, (lo, hi) in enumerate(node.outs):
-            outs = np.arange(lo, hi + 1)
-            nodes.append(outs)
-            chain.tables.append(self._block(j, nodes[j], outs, prices_of[j], node.depths[j]))
-            chain.levels.append((chain.levels[j][:, None] + chain.tables[j]).max(0))
-        return chain
-
-    def trim(self, node: Node) -> Node | None:
-        """``node`` without the ends of its intervals that the multipliers show to be no better than ``beat``.
-
-        None where nothing is left.
-        """
-        chain = self._chain(node, np.array(node.prices), np.array(node.centre))
-        after = chain.last  # the best that can still come, by the channels so far
-        outs, depths = list(node.outs), list(node.depths)
-        for j in reversed(range(self.blocks)):
-            kept = chain.nodes[j + 1][chain.constant + chain.levels[j + 1] + after > self.beat]
-            if not len(kept):
-                return None
-            outs[j] = (int(kept[0]), int(kept[-1]))
-
-            def reach(depth: int, j: int = j, after: Floats = after) -> bool:
-                """Whether a better solution may have this depth: its best value is convex in it."""
-                table = self._block(j, chain.nodes[j], chain.nodes[j + 1], chain.prices[j], (depth, depth))
-                best = float((chain.levels[j][:, None] + table + after[None, :]).max())
-                return chain.constant + best > self.beat
-
-            depths[j] = _ends(reach, *node.depths[j])
-            after = (chain.tables[j] + after[None, :]).max(1)
-        return replace(node, outs=tuple(outs), depths=tuple(depths))
-
-    def _conjugate(self, q: Floats) -> tuple[float, Floats]:
-        """max over L of q L - Q(L) for slopes that sum to 0, and the deviations L - mean(L) where it is reached."""
-        beta, n = self.scoring.beta, len(q)
-        length = float(np.sqrt(q @ q))
-        pull = length * n**0.5  # q L <= |q| sqrt(n) std(L)
-        if beta == 0 or length == 0:
-            return -beta, np.zeros(n)
-        if self.scoring.mode == "paper":
-            low, high = 0.0, 10.0  # of std, where 2 beta std exp(std^2) = pull
-            for _ in range(80):
-                middle = (low + high) / 2
-                low, high = (middle, high) if 2 * beta * middle * np.exp(middle**2) < pull else (low, middle)
-            std = low
-            return pull * high - beta * float(np.exp(low**2)), q / length * std * n**0.5
-        std = float(np.log(max(pull / beta, 1.0)))
-        return pull * std - beta * float(np.exp(std)), q / length * std * n**0.5
-
-    def _narrow(self, j: int, out: Floats, depth: int) -> Floats:
-        """Bottlenecks [B] that ``depth`` units with some of the outputs can have within the budgets."""
-        side = self.sides[j] // self.space.strides[j]
-        dense = depth * min(self.space.kernels_at(self.sides[j])) ** 2
-        top = min(float(out.max()), (self.limits[0] / dense) ** 0.5, (self.limits[1] / dense) ** 0.5 / side)
-        low = self.least[int(out.min()) // GRID]
-        some: Floats = GRID * np.arange(low // GRID, max(low, top) // GRID + 1)
-        return some
-
-    def _parts(
-        self, j: int, out: Floats, narrow: Floats, prices: tuple[float, float, float, float]
-    ) -> tuple[NDArray[np.int64], Floats, Floats]:
-        """Kernels, value [K, O, B] of the first unit less its input's part, and of each further unit."""
-        weight, per_param, per_flop, each = prices
-        space, side = self.space, self.sides[j]
-        after = (side // space.strides[j]) ** 2
-        o, b = out[:, None], narrow[None, :]
-        firsts, mores = [], []
-        kernels = space.kernels_at(side)
-        for k in kernels:
-            v = 2 * np.log(b) + 2 * np.log(k)
-            dense = k * k * b * b
-            params = dense + b * o + 4 * b + 4 * o
-            flops = side * side * 3 * b + after * (dense + 3 * b + b * o + 6 * o)
-            firsts.append(weight * v - per_param * params - per_flop * flops - each)
-            params = 2 * b * o + dense + 4 * b + 2 * o
-            flops = after * (2 * b * o + dense + 6 * b + 3 * o)
-            mores.append(weight * (np.log(o) + v) - per_param * params - per_flop * flops - each)
-        return np.array(kernels), np.array(firsts), np.array(mores)
-
-    def _gains(
-        self,
-        j: int,
-        out: Floats,
-        narrow: Floats,
-        prices: tuple[float, float, float, float],
-        depths: tuple[int, int],
-    ) -> Floats:
-        """[K, O, B]: value of a superblock less what its input decides; -inf where the bottleneck is not allowed."""
-        _, first, more = self._parts(j, out, narrow, prices)
-        gains: Floats = first + np.where(more > 0, (depths[1] - 1) * more, (depths[0] - 1) * more)
-        least = self.least[out.astype(np.int64) // GRID]
-        gains[:, (narrow < least[:, None]) | (narrow > out[:, None])] = -np.inf
-        return gains
-
-    def _block(
-        self,
-        j: int,
-        nodes: NDArray[np.int64],
-        outs: NDArray[np.int64],
-        prices: tuple[float, float, float, float],
-        depths: tuple[int, int],
-    ) -> Floats:
-        """[I, O]: the best value of superblock ``j`` between every two channel counts."""
-        side, space = self.sides[j], self.space
-        weight, per_param, per_flop, _ = prices
-        i, o = GRID * nodes.astype(np.float64)[:, None], GRID * outs.astype(np.float64)[None, :]
-        narrow = self._narrow(j, o[0], depths[0])
-        gains = self._gains(j, o[0], narrow, prices, depths).max(0)
-        price = per_param + per_flop * side * side
-        found = np.full((len(nodes), len(outs)), -np.inf)
-        one = np.empty_like(found)
-        for column, b in zip(np.ascontiguousarray(gains.T), narrow, strict=True):
-            np.maximum(found, np.subtract(column[None, :], price * b * i, out=one), out=found)
-        after = (side // space.strides[j]) ** 2
-        found += weight * np.log(i) - (per_param + per_flop * after) * i * o
-        if space.strides[j] == 2:
-            found -= per_flop * side * side * i
-        wrong = np.zeros(found.shape, bool)
-        if space.monotone:
-            wrong |= o < i
-        if space.growth is not None:
-            wrong |= o > space.growth * i
-        found[wrong] = -np.inf
-        return found
-
-    def _spent(self, node: Node, chain: Chain) -> tuple[Floats, Floats]:
-        """Params, FLOPs and log-width of the maximiser, and its depths."""
-        rows: list[tuple[int, int, int, int]] = []
-        at = int((chain.levels[-1] + chain.last).argmax())
-        for j in reversed(range(self.blocks)):
-            before = int((chain.levels[j] + chain.tables[j][:, at]).argmax())
-            i, o = GRID * int(chain.nodes[j][before]), GRID * int(chain.nodes[j + 1][at])
-            out, prices = np.array([float(o)]), chain.prices[j]
-            narrow = self._narrow(j, out, node.depths[j][0])
-            gains = self._gains(j, out, narrow, prices, node.depths[j])[:, 0]
-            price = prices[1] + prices[2] * self.sides[j] ** 2
-            k, b = np.unravel_index(int((gains - price * narrow * i).argmax()), gains.shape)
-            kernels, _, more = self._parts(j, out, narrow, prices)
-            depth = node.depths[j][1 if more[k, 0, b] > 0 else 0]
-            rows.append((o, int(narrow[b]), int(kernels[k]), depth))
-            at, stem = before, i
-        structure = self.space.build(stem, rows[::-1])
-        found = self.problem.evaluate(structure)
-        spent = np.array([found.params, found.flops, found.stages[-1].log_width], np.float64)
-        return spent, np.array([row[3] for row in rows[::-1]], np.float64)
-
-    def split(self, node: Node) -> list[Node]:
-        """Two halves of ``node``: of the channels or the depth that are guessed to loosen the bound most."""
-        _, _, least = self.weights(node)
-        rho, beta, factor = self.problem.budget.rho, self.scoring.beta, self.scoring.factor
-        depth = 1 + 3 * sum(node.centre)
-        whole = max(1.2 * least, least_log_width(depth, rho) if rho else 0.0)  # type: ignore[arg-type]
-        losses = []
-        for end, alpha in zip(self.stage_ends, self.alphas, strict=True):
-            low, high = node.outs[end]
-            width = whole * (1 + 3 * sum(node.centre[: end + 1])) / depth - (least if end == self.blocks - 1 else 0.0)
-            losses.append((alpha * factor * float(np.log(high / low)) / 2 * width, end))
-        loss, end = max(losses)
-        widths = [high - low for low, high in node.depths]
-        spread = node.spread or tuple(map(float, widths))
-        unsettled = [one if width else -1.0 for one, width in zip(spread, widths, strict=True)]
-        block = int(np.argmax(unsettled))
-        across = max(unsettled[block], 0.0)
-        by_depth = node.prices[2] / NU * 4.5 * across**2 / depth + beta * float(np.expm1(min(across / 2, 5.0)))
-        if node.outs[end][0] < node.outs[end][1] and (loss > by_depth or unsettled[block] < 0):
-            low, high = node.outs[end]
-            middle = (low + high) // 2
-            halves = ((low, middle), (middle + 1, high))
-            return [replace(node, outs=_with(node.outs, end, half)) for half in halves]
-        if unsettled[block] < 0:
-            return []
-        low, high = node.depths[block]
-        middle = min(high - 1, max(low, int(node.centre[block])))
-        return [replace(node, depths=_with(node.depths, block, half)) for half in ((low, middle), (middle + 1, high))]
+    low, high = (np.array([one[side] for one in node.depths], np.float64) for side in (0, 1))
+    prices, centre = np.array(node.prices), np.clip(np.array(node.centre), low, high)
+    best, kept = np.inf, node
+    for _ in range(passes):
+        cuts: list[tuple[float, Floats, Floats, Floats]] = []
+        weights = np.ones(1)
+        for _ in range(steps):
+            value, slope, depths = relaxation.evaluate(node, prices, centre)
+            if value == -np.inf:
+                return -np.inf, node
+            # Every evaluated point is a valid bound and, by its subgradient, a plane below the dual function.
+            cuts.append((value, slope, prices, depths))
+            if value < best:
+                best, kept = value, replace(node, prices=tuple(prices.tolist()), centre=tuple(centre.tolist()))
+            if best <= target:
+                return best, kept
+            prices, floor, weights = _next_prices(cuts, 0.1 * abs(target))
+            if min(cut[0] for cut in cuts) - floor < 2e-4 * abs(target):
+                break
+        table = np.array([cut[3] for cut in cuts])[-len(weights) :]
+        mean = weights @ table
+        kept = replace(kept, spread=tuple(np.sqrt(weights @ (table - mean) ** 2).tolist()))
+        centre = np.clip(mean, low, high)
+        prices = np.array(kept.prices)
+    return best, replace(kept, centre=tuple(centre.tolist()))
 
 
 def _next_prices(cuts: list[tuple[float, Floats, Floats, Floats]], reach: float) -> tuple[Floats, float, Floats]:
-    """Where the planes found so far are lowest, near the best point; how low; and the weights of the planes."""
+    """Minimum of the planes near the best point: its multipliers, its value, and the weights (duals) of the planes."""
     slopes = np.array([cut[1] for cut in cuts])
     heights = np.array([float(cut[1] @ cut[2]) - cut[0] for cut in cuts])
+    # A box around the best point: the planes are a poor model of the dual function far from where they were taken.
     around = min(cuts, key=lambda cut: cut[0])[2]
     width = np.array([reach if number < 3 else 0.02 * reach for number in range(len(around))])
     floor = np.array([0.0 if number < 3 else -np.inf for number in range(len(around))])
@@ -412,73 +114,35 @@ def _next_prices(cuts: list[tuple[float, Floats, Floats, Floats]], reach: float)
     return found.x[:-1], float(found.fun), weights / max(float(weights.sum()), 1e-12)
 
 
-def _ends(reach: Callable[[int], bool], low: int, high: int) -> tuple[int, int]:
-    """The interval without its ends that are out of reach; what is out of reach is an interval itself.
-
-    One end at least is within reach: the best value is convex, and somewhere in the interval it is.
-    """
-    if not reach(high):
-        inside, outside = low, high
-        while outside - inside > 1:
-            middle = (inside + outside) // 2
-            inside, outside = (middle, outside) if reach(middle) else (inside, middle)
-        return low, inside
-    if low < high and not reach(low):
-        outside, inside = low, high
-        while inside - outside > 1:
-            middle = (inside + outside) // 2
-            outside, inside = (outside, middle) if reach(middle) else (middle, inside)
-        return inside, high
-    return low, high
+def split(relaxation: Relaxation, node: Node) -> list[Node]:
+    """Two halves of ``node``, by the channels or the depth whose interval is estimated to loosen the bound most."""
+    _, _, least = relaxation.weights(node)
+    rho, beta, factor = relaxation.problem.budget.rho, relaxation.scoring.beta, relaxation.scoring.factor
+    depth = 1 + 3 * sum(node.centre)
+    total = max(1.2 * least, least_log_width(depth, rho) if rho else 0.0)  # type: ignore[arg-type]
+    losses = []
+    for end, alpha in zip(relaxation.stage_ends, relaxation.alphas, strict=True):
+        low, high = node.outs[end]
+        width = total * (1 + 3 * sum(node.centre[: end + 1])) / depth - (least if end == relaxation.blocks - 1 else 0.0)
+        losses.append((alpha * factor * float(np.log(high / low)) / 2 * width, end))
+    loss, end = max(losses)
+    widths = [high - low for low, high in node.depths]
+    spread = node.spread or tuple(map(float, widths))
+    spans = [one if width else -1.0 for one, width in zip(spread, widths, strict=True)]
+    block = int(np.argmax(spans))
+    across = max(spans[block], 0.0)
+    by_depth = node.prices[2] / NU * 4.5 * across**2 / depth + beta * float(np.expm1(min(across / 2, 5.0)))
+    if node.outs[end][0] < node.outs[end][1] and (loss > by_depth or spans[block] < 0):
+        low, high = node.outs[end]
+        middle = (low + high) // 2
+        halves = ((low, middle), (middle + 1, high))
+        return [replace(node, outs=_with(node.outs, end, half)) for half in halves]
+    if spans[block] < 0:
+        return []
+    low, high = node.depths[block]
+    middle = min(high - 1, max(low, int(node.centre[block])))
+    return [replace(node, depths=_with(node.depths, block, half)) for half in ((low, middle), (middle + 1, high))]
 
 
 def _with(rows: tuple[tuple[int, int], ...], at: int, value: tuple[int, int]) -> tuple[tuple[int, int], ...]:
     return (*rows[:at], value, *rows[at + 1 :])
-
-
-def certify(
-    problem: Problem,
-    design: Design,
-    seconds: float,
-    quiet: bool = True,
-    enough: float = 1e-3,
-    parts: int | None = None,
-) -> None:
-    """Give ``design`` an upper bound, as tight as ``seconds`` allow; stops at a gap of ``enough``.
-
-    ``parts`` stops it after so many parts of the space instead, which does not depend on the machine.
-
-    In spaces that have no such bound a note says so.
-    """
-    if problem.space.kind != "K1KXK1":
-        design.notes.append("No upper bound is known for depthwise spaces: method.certify proves nothing there.")
-        return
-    start = spoken = time.monotonic()
-    relaxation = Relaxation(problem, design.score)
-    centre = tuple(float(block.depth) for block in design.structure.blocks)
-    root = relaxation.root(centre, abs(design.score))
-    best, root = relaxation.bound(root, design.score)
-    heap, count, settled = [(-best, 0, relaxation.trim(root) or root)], 1, design.score
-    while heap and time.monotonic() - start < seconds and (parts is None or count < parts):
-        stop_if_requested()
-        value, _, node = heapq.heappop(heap)
-        if -value <= design.score * (1 + enough):
-            heapq.heappush(heap, (value, 0, node))
-            break
-        halves = relaxation.split(node)
-        if not halves:  # a single point of channels and depths: its bound stays as it is
-            settled = max(settled, -value)
-            continue
-        for half in halves:
-            found, half = relaxation.bound(half, design.score, 12)
-            found = min(found, -value)
-            count += 1
-            rest = relaxation.trim(half) if found > design.score else None
-            if rest is not None:
-                heapq.heappush(heap, (-found, count, rest))
-        if not quiet and time.monotonic() - spoken > 5:
-            spoken = time.monotonic()
-            top = max(settled, -heap[0][0] if heap else settled)
-            print(f"bound: {top:,.2f} over {design.score:,.2f}, {len(heap):,} parts open", file=sys.stderr, flush=True)
-    design.bound = max(settled, -heap[0][0] if heap else settled)
-    design.notes.append(f"The bound was found in {time.monotonic() - start:.0f} s over {count:,} parts of the space.")

@@ -1,4 +1,4 @@
-"""The stage that makes the network and counts it by itself: nothing designed is believed unseen."""
+"""The *build* stage: make the network and count it by running it, to check what the design computed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vitlab.methods.deepmad.structure import Structure, Superblock
 from vitlab.models.deepmad import DeepMAD
 
 RECORD = "network.json"
-CLASSES = 1000  # where nobody says how many: ImageNet's, as the paper counts
+CLASSES = 1000  # where the data set does not give the number: ImageNet's, as the paper counts
 
 
 def count_network(network: nn.Module, resolution: int) -> dict[str, int]:
@@ -50,25 +50,25 @@ def squeeze_macs(structure: Structure) -> int:
 
 
 def verify(structure: Structure, resolution: int, params: int, classes: int = CLASSES) -> dict[str, int]:
-    """Build ``structure`` and compare.
+    """Build ``structure`` and compare its counts with those of the formulas.
 
     Args:
-        params: what it was designed to have, without classifier.
+        params: of the design, without classifier.
 
     Raises:
-        RuntimeError: the network is not what was counted.
+        RuntimeError: the counts differ.
     """
     with torch.device("meta"):
         network = DeepMAD(structure.to_list(), num_classes=classes)
-    found = count_network(network, resolution)
+    counted = count_network(network, resolution)
     channels = structure.units[-1].out
-    wanted = {
+    designed = {
         "params": params + head_params(channels, classes),
         "macs": conv_macs(structure, resolution) + squeeze_macs(structure) + channels * classes,
     }
-    if found != wanted:
-        raise RuntimeError(f"the network has {found}, and {wanted} were designed")
-    return found
+    if counted != designed:
+        raise RuntimeError(f"the network has {counted}, the design {designed}")
+    return counted
 
 
 def build(solved: Path, folder: Path, options: DeepMADOptions, size: Size) -> dict[str, object]:

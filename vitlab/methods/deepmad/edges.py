@@ -1,4 +1,4 @@
-"""Edges of the tabulated programme: one for each choice of a superblock, with everything it costs and brings."""
+"""Edges of the tabulated programme: one for each choice of a superblock, with its costs and log-width."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Edges:
-    """Arrays [edges]; what the stem costs stands on the edges of the first superblock, what follows the
-    last superblock on those of the last."""
+    """Arrays [edges]; the costs of the stem are added to the edges of the first superblock, those of what follows the
+    last superblock to the edges of the last."""
 
     block: Numbers
     into: Numbers
@@ -55,11 +55,11 @@ class Edges:
         rows = [(int(self.out[e]), int(self.bottleneck[e]), int(self.kernel[e]), int(self.depth[e])) for e in path]
         return space.build(int(self.into[path[0]]), rows)
 
-    def take(self, some: Numbers) -> Edges:
-        """The edges ``some`` alone."""
-        latency = None if self.latency is None else self.latency[some]
+    def take(self, selected: Numbers) -> Edges:
+        """The edges ``selected``."""
+        latency = None if self.latency is None else self.latency[selected]
         rows = (self.block, self.into, self.out, self.bottleneck, self.kernel, self.depth)
-        block, into, out, narrow, kernel, depth = (row[some] for row in rows)
+        block, into, out, narrow, kernel, depth = (row[selected] for row in rows)
         return Edges(
             block,
             into,
@@ -67,15 +67,15 @@ class Edges:
             narrow,
             kernel,
             depth,
-            self.params[some],
-            self.flops[some],
-            self.width[some],
+            self.params[selected],
+            self.flops[selected],
+            self.width[selected],
             latency,
             self.stages,
         )
 
     def path(self, structure: Structure) -> Numbers:
-        """The edges of ``structure``, as far as they are here."""
+        """The edges of ``structure`` that the table has."""
         found, into = [], structure.stem.out
         for number, unit in enumerate(structure.blocks):
             here = (self.block == number) & (self.into == into) & (self.out == unit.out) & (self.depth == unit.depth)
@@ -121,10 +121,10 @@ def edges_of(problem: Problem, table: Table) -> Edges:
         before = tuple(int(one) for one in np.unique(part[2]))
     full = np.concatenate(parts, 1)
     names = ("block", "into", "out", "bottleneck", "kernel", "depth")
-    whole = {name: full[row].astype(np.int64) for row, name in enumerate(names)}
+    columns = {name: full[row].astype(np.int64) for row, name in enumerate(names)}
     latency = full[9] if costs is not None else None
     stages = tuple(_stages(space, problem))
-    return Edges(**whole, params=full[6], flops=full[7], width=full[8], latency=latency, stages=stages)
+    return Edges(**columns, params=full[6], flops=full[7], width=full[8], latency=latency, stages=stages)
 
 
 def _closing(problem: Problem, out: Floats, side: int) -> Floats:

@@ -4,7 +4,7 @@ Plain Python, no arrays and no network; :mod:`vitlab.methods.deepmad.population`
 All logarithms are natural. A layer is a convolution of the main path: the stem, three for each residual unit, the
 last 1x1 convolution. Shortcut projections, squeeze-and-excitation, batch norm and the classifier are not layers.
 
-``mode`` says whose arithmetic is meant:
+``mode`` selects the arithmetic:
 
 * ``official``: the released code, which takes the output side of networks with squeeze-and-excitation as 1, and half
   the entropy of the paper;
@@ -27,7 +27,7 @@ PENALTIES = ("last3", "drop_first", "all")
 
 @dataclass(frozen=True)
 class Scoring:
-    """What is maximised.
+    """The objective.
 
     Attributes:
         alphas: weight of each stage's entropy; 0 leaves a stage out.
@@ -76,7 +76,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What a structure is worth and what it costs at one resolution."""
+    """Score and costs of a structure at one resolution."""
 
     stages: tuple[Stage, ...]
     terms: tuple[float, ...]  # alpha_s H_s
@@ -91,7 +91,7 @@ class Evaluation:
 
     @property
     def score(self) -> float:
-        """Entropy less penalty: what the designers maximise. It is not an accuracy."""
+        """Entropy minus penalty: the objective of the solvers. It is not an accuracy."""
         return self.entropy - self.penalty
 
     @property
@@ -178,14 +178,14 @@ def unit_flops(kind: str, i: int, o: int, b: int, k: int, stride: int, side: int
 
     Those of squeeze-and-excitation are left out, as the released code leaves them out.
     """
-    whole, part = side * side, (side // stride) ** 2
+    before, after = side * side, (side // stride) ** 2
     if kind == "K1KXK1":
-        count = whole * (i * b + 3 * b) + part * (k * k * b * b + 3 * b + b * o + 3 * o)
+        count = before * (i * b + 3 * b) + after * (k * k * b * b + 3 * b + b * o + 3 * o)
         if first or i != o:
-            count += part * (i * o + 3 * o)
-        return count + (whole * i if stride == 2 else 0)
-    count = whole * (i * b + 3 * b) + part * (k * k * b + 3 * b + b * o + 3 * o)
-    return count + (whole * i if stride == 2 and i == o else 0)
+            count += after * (i * o + 3 * o)
+        return count + (before * i if stride == 2 else 0)
+    count = before * (i * b + 3 * b) + after * (k * k * b + 3 * b + b * o + 3 * o)
+    return count + (before * i if stride == 2 and i == o else 0)
 
 
 def head_params(channels: int, classes: int) -> int:
@@ -268,7 +268,7 @@ def evaluate(structure: Structure, resolution: int, scoring: Scoring, classes: i
 
 
 def conv_macs(structure: Structure, resolution: int) -> int:
-    """Multiply-adds of the convolutions alone, without squeeze-and-excitation: what other programs call MACs."""
+    """Multiply-adds of the convolutions alone, without squeeze-and-excitation: commonly called MACs."""
     total, channels, side = 0, 3, resolution
     for unit in structure.units:
         if isinstance(unit, Conv):
@@ -283,7 +283,7 @@ def conv_macs(structure: Structure, resolution: int) -> int:
 
 def _superblock_macs(unit: Superblock, i: int, side: int) -> int:
     kind, o, b, k, stride, depth = unit
-    whole, part = side * side, (side // stride) ** 2
+    before, after = side * side, (side // stride) ** 2
     spatial = k * k * b * (b if kind == "K1KXK1" else 1)
-    total = whole * i * b + part * (spatial + b * o) + (part * i * o if kind == "K1KXK1" else 0)
-    return total + (depth - 1) * part * (2 * o * b + spatial)
+    total = before * i * b + after * (spatial + b * o) + (after * i * o if kind == "K1KXK1" else 0)
+    return total + (depth - 1) * after * (2 * o * b + spatial)

@@ -1,8 +1,8 @@
 """The released evolutionary search (specification of the code, section 7), on the analytic evaluator.
 
 A population of 256 copies of a start; a parent is drawn uniformly, its child is two mutations of single units away; a
-child within the budgets joins, and when the population is too large, duplicates go and the best 256 stay. There is no
-crossover. Plain Python, since every child depends on the one before it.
+child within the budgets joins, and when the population is too large, duplicates are removed and the best 256 stay.
+There is no crossover. Plain Python, since every child depends on the one before it.
 
 Two defects of the released code can be switched on: ``frozen_last`` (the last unit of the list can never mutate) and,
 through the problem's mode ``official``, its arithmetic. One generator, seeded, makes every choice.
@@ -71,7 +71,7 @@ class Mutation:
                 return unit
             low, high = self.space.stem
             out = max(low, min(high, to_grid(unit.out * rng.choice(self.scales))))
-            # The next unit is re-chained to what the stem gives; its own channels stay.
+            # The input of the next unit follows the stem; its own channels stay.
             return unit._replace(out=out)
         before = units[number - 1].out
         after = units[number + 1] if number + 1 < len(units) else None
@@ -117,10 +117,10 @@ class Mutation:
 
 
 def evolve(search: Search, start: Structure, settings: EvolutionSettings, seed: int) -> None:
-    """Run the loop; the best solution lands in ``search``.
+    """Run the loop; ``search`` keeps the best solution.
 
-    Children are accepted on the budgets alone, as in the released code; the best that also keeps the limits of the
-    space is the answer.
+    Children are accepted on the budgets alone, as in the released code; the result is the best that also lies in the
+    space.
 
     Raises:
         UserError: ``start`` exceeds a budget.
@@ -160,7 +160,7 @@ def evolve(search: Search, start: Structure, settings: EvolutionSettings, seed: 
                 search.offer(child)
             if len(members) > settings.population:
                 members = _select(members, settings.population)
-        if search.pulse():
+        if search.report():
             search.save(_state(rng, members, count))
     if count < settings.evaluations:
         search.notes.append(f"The time was over after {count:,} of {settings.evaluations:,} evaluations.")
@@ -188,7 +188,7 @@ def _state(rng: random.Random, members: list[tuple[float, Structure]], count: in
 
 
 def find_start(problem: Problem, seed: int) -> Structure:
-    """A modest solution to start from where none is given: the first one that a short annealing meets."""
+    """The start where none is given: the first solution of a short annealing."""
     search = Search(problem, "start", {}, first=True)
     anneal(search, AnnealSettings(chains=256, steps=2000), seed)
     return search.finish().structure
@@ -198,7 +198,7 @@ def design(
     problem: Problem, settings: EvolutionSettings, seed: int, start: Structure | None = None, **search_options: Any
 ) -> Design:
     """Design by evolution from ``start``; ``search_options`` are those of :class:`Search`."""
-    told = {"settings": stable_dict(settings), "seed": seed, "start": start.to_list() if start else None}
-    search = Search(problem, "evolution", told, **search_options)
+    options = {"settings": stable_dict(settings), "seed": seed, "start": start.to_list() if start else None}
+    search = Search(problem, "evolution", options, **search_options)
     evolve(search, start or find_start(problem, seed), settings, seed)
     return search.finish()

@@ -1,4 +1,4 @@
-"""A structure as a table and as a picture, and what a sweep over budgets found."""
+"""A structure as a table and as a picture, and the points of a sweep over budgets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEAD = ("unit", "in", "out", "bottleneck", "kernel", "stride", "units", "side", 
 
 
 def rows(structure: Structure, resolution: int) -> list[tuple[str, ...]]:
-    """One row of words for each unit, under :data:`HEAD`; ``side`` is that of the output."""
+    """One row of strings for each unit, under :data:`HEAD`; ``side`` is that of the output."""
     found: list[tuple[str, ...]] = []
     channels, side = 3, resolution
     for number, unit in enumerate(structure.units):
@@ -47,7 +47,7 @@ def text_table(structure: Structure, resolution: int) -> str:
 
 
 def summary(problem: Problem, structure: Structure) -> str:
-    """What a structure is worth and costs, beside what it may."""
+    """Score and costs of a structure beside its budgets."""
     spent, budget = problem.evaluate(structure), problem.budget
 
     def beside(limit: float | None, text: str) -> str:
@@ -85,14 +85,14 @@ def picture(structure: Structure, resolution: int, title: str, path: Path) -> No
             layers = 1 if isinstance(unit, Conv) else 3 * unit.depth
             axes.add_patch(_box(at, layers, unit.out, colour, 0.22))
             if isinstance(unit, Conv):
-                words = f"{'stem' if number == 0 else 'conv'}\n{side} px"
+                label = f"{'stem' if number == 0 else 'conv'}\n{side} px"
             else:
                 axes.add_patch(_box(at, layers, min(unit.bottleneck, unit.out), colour, 0.75))
-                words = f"{unit.depth} x k{unit.kernel}\n{side} px"
-            # Narrow units stand close together: there is room for their channels alone.
+                label = f"{unit.depth} x k{unit.kernel}\n{side} px"
+            # Short units are close together: there is room for their channels only.
             narrow = layers < 6
             axes.annotate(
-                f"{unit.out}" if narrow else f"{unit.out}\n{words}",
+                f"{unit.out}" if narrow else f"{unit.out}\n{label}",
                 (at + layers / 2, unit.out),
                 xytext=(0, 3),
                 textcoords="offset points",
@@ -118,7 +118,7 @@ def _box(at: float, width: float, height: float, colour: str, alpha: float):  # 
 
 
 def points_table(points: Sequence[dict[str, Any]], rho: float | None) -> str:
-    """The rows of ``sweep.json`` in Markdown, readable at the prompt as well; networks beyond ``rho`` are named."""
+    """The rows of ``sweep.json`` in Markdown, aligned for the terminal; networks beyond ``rho`` are listed."""
     from vitlab.report.compare import milliseconds, si
 
     latency = any(point["latency_ms"] is not None for point in points)
@@ -147,7 +147,7 @@ def points_table(points: Sequence[dict[str, Any]], rho: float | None) -> str:
     beyond = [point["name"] for point in points if rho is not None and (point["rho"] or 0) > rho]
     if beyond:
         notes.append(f"Beyond the limit of rho, {rho:g}, and so no solutions of the programme: {', '.join(beyond)}.")
-    notes.append("A score is an entropy, not an accuracy: who scores more need not classify better.")
+    notes.append("A score is an entropy, not an accuracy: a higher score need not mean a better classifier.")
     if latency:
         notes.append("Latency: of designs by the cost table, of hand-made networks measured on the same device.")
     return "\n".join([*lines, "", *notes]) + "\n"
@@ -175,19 +175,19 @@ def pareto_picture(points: Sequence[dict[str, Any]], path: Path) -> None:
         FigureCanvasAgg(drawing)
         panels = drawing.subplots(1, len(costs), sharey=True)
         for axes, (key, name) in zip(panels, costs, strict=True):
-            for some, label, colour, line in (
+            for group, label, colour, line in (
                 (sorted(designed, key=lambda p, key=key: float(p[key])), "designed", LIGHT.series[0], "-"),  # type: ignore[misc]
                 (others, "made by hand", LIGHT.series[2], ""),
             ):
-                if not some:
+                if not group:
                     continue
-                x, y = [float(p[key]) for p in some], [float(p["score"]) for p in some]
+                x, y = [float(p[key]) for p in group], [float(p["score"]) for p in group]
                 axes.plot(x, y, marker="o", markersize=4, linestyle=line, color=colour, label=label)
-                # Names of designs stand right below their points, the others left above: they do not meet on the line.
+                # Labels of designs go below right of their points, the others above: they do not overlap on the line.
                 place: dict[str, Any] = (
-                    {"xytext": (4, -9)} if some is not others else {"xytext": (-3, 5), "ha": "center"}
+                    {"xytext": (4, -9)} if group is not others else {"xytext": (-3, 5), "ha": "center"}
                 )
-                for point, across, up in zip(some, x, y, strict=True):
+                for point, across, up in zip(group, x, y, strict=True):
                     axes.annotate(str(point["name"]), (across, up), textcoords="offset points", fontsize=6.5, **place)
             axes.set_xscale("log")
             axes.margins(0.2)

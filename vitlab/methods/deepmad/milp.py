@@ -1,8 +1,8 @@
-"""The designer of record: the programme itself over a table of candidates, solved by HiGHS (in SciPy), and zoomed.
+"""The reference solver: the programme over a table of candidates, solved by HiGHS (in SciPy), with a zoom.
 
-A round takes a large table around the best so far, keeps the edges that the relaxed programme would miss least, and
-solves what is left by branch and bound; the result is the next centre, improved by exhaustive small moves. What a
-round proves, it proves for its edges. See :mod:`vitlab.methods.deepmad.milp_model`.
+A round takes a large table around the best so far, keeps the edges of least reduced cost in the relaxed programme, and
+solves the rest by branch and bound; the result is the next centre, improved by exhaustive small moves. The proof of a
+round holds for its edges only. See :mod:`vitlab.methods.deepmad.milp_model`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class MilpSettings:
 
 
 def table_around(problem: Problem, centre: Structure, spread: Spread) -> Table:
-    """Candidates near ``centre``, as far as the space has them."""
+    """Candidates near ``centre`` that lie in the space."""
     space = problem.space
 
     def channels(value: int, high: int, rules: Sequence[float], low: int = GRID) -> tuple[int, ...]:
@@ -91,8 +91,8 @@ def table_around(problem: Problem, centre: Structure, spread: Spread) -> Table:
         return tuple(sorted(one for one in found if 1 <= one <= high))
 
     def ratios(value: float) -> tuple[int, ...]:
-        wanted = [value, *(value * factor for factor in spread.narrow if factor > 0)]
-        return tuple(sorted({min(space.ratios, key=lambda ratio, one=one: abs(ratio - one)) for one in wanted}))  # type: ignore[misc]
+        targets = [value, *(value * factor for factor in spread.narrow if factor > 0)]
+        return tuple(sorted({min(space.ratios, key=lambda ratio, one=one: abs(ratio - one)) for one in targets}))  # type: ignore[misc]
 
     blocks = centre.blocks
     if space.ratios:
@@ -109,7 +109,7 @@ def table_around(problem: Problem, centre: Structure, spread: Spread) -> Table:
 
 
 def narrowed(problem: Problem, edges: Edges, search: Search, count: int, seconds: float) -> Edges:
-    """The ``count`` edges that matter most by the relaxed programme, and those of the best so far."""
+    """The ``count`` edges of least reduced cost in the relaxed programme, and those of the best so far."""
     if len(edges.block) <= count or search.best is None:
         return edges
     costs = reduced_costs(build(problem, edges, search.score), seconds)
@@ -124,7 +124,7 @@ def design(problem: Problem, settings: MilpSettings, seed: int, **search_options
     search = Search(problem, "milp", {"settings": stable_dict(settings), "seed": seed}, **search_options)
     rounds, idle, size = 0, 0, settings.edges
     state = search.resume()
-    if state is not None and "rounds" in state:  # else it is that of the annealing
+    if state is not None and "rounds" in state:  # else it is the state of the annealing
         rounds, idle, size = int(state["rounds"]), int(state["idle"]), int(state["size"])
     else:
         anneal(search, settings.seed, seed)
@@ -133,21 +133,21 @@ def design(problem: Problem, settings: MilpSettings, seed: int, **search_options
         before = search.score
         limit = min(settings.round_seconds, search.left)
         table = table_around(problem, search.best, settings.spreads[rounds % len(settings.spreads)])
-        every = edges_of(problem, table)
-        edges = narrowed(problem, every, search, size, limit)
+        full = edges_of(problem, table)
+        edges = narrowed(problem, full, search, size, limit)
         programme = build(problem, edges, before)
         found = solve(problem, programme, limit, settings.gap, before)
         rounds += 1
         if found.structure is not None:
             search.offer(found.structure)
         short = max(0.0, found.bound / search.score - 1) if search.score > 0 else float("inf")
-        told = f"Round {rounds}: {len(edges.block):,} of {len(every.block):,} edges, solved within {short:.3%}"
+        text = f"Round {rounds}: {len(edges.block):,} of {len(full.block):,} edges, solved within {short:.3%}"
         if settings.polish:
             polish(search, Population(problem), settings.polish)
-        search.notes.append(f"{told}, score {search.score:,.2f}.")
+        search.notes.append(f"{text}, score {search.score:,.2f}.")
         idle = 0 if search.score - before > settings.enough * abs(before) else idle + 1
         if idle == len(settings.spreads):
             idle, size = 0, 2 * size
-        search.pulse(f"round {rounds}")
+        search.report(f"round {rounds}")
         search.save({"rounds": rounds, "idle": idle, "size": size})
     return search.finish()

@@ -2,7 +2,7 @@
 
 Over edges (see :mod:`vitlab.methods.deepmad.edges`) the design is a path within knapsack rows. The products
 ln(C_s R_s^2) S_s become one variable for each stage and channel count; the effectiveness, rho_s <= rho <=> S_s >= D_s
-ln(D_s / rho), convex in the whole depth D_s, is exact by the lines through consecutive depths; the penalty, convex
+ln(D_s / rho), convex in the integer depth D_s, is exact by the lines through consecutive depths; the penalty, convex
 too, is bounded from below by supporting planes.
 """
 
@@ -47,7 +47,7 @@ class Programme:
 
 @dataclass(frozen=True)
 class Solved:
-    """What one table gave."""
+    """The solution of one table."""
 
     structure: Structure | None
     bound: float  # of every solution in the table
@@ -85,7 +85,7 @@ def build(problem: Problem, edges: Edges, beat: float | None = None) -> Programm
     """
     space, scoring, budget = problem.space, problem.scoring, problem.budget
     if (scoring.channel_exponent, scoring.kernel_exponent) != (1, 1):
-        raise ValueError("the tabulated programme knows widths without exponents")
+        raise ValueError("the tabulated programme needs widths without exponents")
     count, blocks = len(edges.block), len(space.strides)
     rows, inf = _Rows(), np.inf
     index = [np.flatnonzero(edges.block == block) for block in range(blocks)]
@@ -183,9 +183,9 @@ def solve(problem: Problem, programme: Programme, seconds: float, gap: float, be
 
 
 def reduced_costs(programme: Programme, seconds: float) -> Floats | None:
-    """What forcing each edge into the relaxed programme would cost [edges]; None where it was not solved in time.
+    """Reduced costs of the edges [edges] in the relaxed programme; None where it was not solved in time.
 
-    Small ones are the edges worth keeping when a table is too large for branch and bound.
+    Edges of small reduced cost are kept when a table is too large for branch and bound.
     """
     equal = programme.lower == programme.upper
     low, high = np.isfinite(programme.lower) & ~equal, np.isfinite(programme.upper) & ~equal
@@ -215,7 +215,7 @@ def _rho_rows(
     rho: float,
     last: int,
 ) -> None:
-    """S >= g(1 + 3 N) by the lines through consecutive whole depths N."""
+    """S >= g(1 + 3 N) by the lines through consecutive integer depths N."""
     if last < 0:
         return
     low = sum(int(edges.depth[edges.block == block].min()) for block in range(last + 1))
@@ -246,8 +246,8 @@ def _penalty_rows(rows: _Rows, problem: Problem, edges: Edges, penalty: int) -> 
         slopes = penalty_slopes(point, scoring.beta, variance)
         terms: list[Term] = [(column, 1.0)]
         for block, slope in zip(blocks, slopes, strict=True):
-            some = np.flatnonzero(edges.block == block)
-            terms.append((some, -slope * edges.depth[some]))
+            of_block = np.flatnonzero(edges.block == block)
+            terms.append((of_block, -slope * edges.depth[of_block]))
         rows.add(terms, here - float(np.dot(slopes, point)), np.inf)
 
 

@@ -1,4 +1,4 @@
-"""The keys under ``method.`` and the problem that they pose. No torch, no numpy: the command line reads this."""
+"""The keys under ``method.`` and the problem that they define. No torch, no numpy: the command line reads this."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class BudgetOptions:
 
 
 def no_model() -> ModelConfig:
-    """Where no other network is asked for."""
+    """The default of ``method.other``: no network."""
     return ModelConfig(name="")
 
 
@@ -49,7 +49,7 @@ class DeepMADOptions:
     solver: str = MISSING  # anneal | milp | evolution
     space: str = MISSING  # resnet (K1KXK1 units) | depthwise (K1DWK1) | se (K1DWSEK1)
     budget: BudgetOptions = field(default_factory=BudgetOptions)
-    scoring: str = MISSING  # official | corrected | paper: whose arithmetic
+    scoring: str = MISSING  # official | corrected | paper: arithmetic of the released code, its correction, the paper
     alphas: list[float] | None = None  # weight of each stage's entropy; null: 1 each, alpha_last for the last
     alpha_last: float = MISSING  # weight of the last stage's entropy where alphas is null (paper: 8)
     beta: float = MISSING  # weight of the depth penalty
@@ -115,11 +115,11 @@ def scoring_of(options: DeepMADOptions, strides: tuple[int, ...]) -> Scoring:
 
 def budget_of(options: DeepMADOptions, times: float = 1.0) -> Budget:
     """The budgets in plain numbers; ``times`` scales all but rho."""
-    told = options.budget
-    params = None if told.params is None else round(count(told.params, "method.budget.params") * times)
-    flops = None if told.flops is None else round(count(told.flops, "method.budget.flops") * times)
-    latency = None if told.latency is None else milliseconds(told.latency, "method.budget.latency") * times
-    return Budget(params, flops, told.rho, latency)
+    limits = options.budget
+    params = None if limits.params is None else round(count(limits.params, "method.budget.params") * times)
+    flops = None if limits.flops is None else round(count(limits.flops, "method.budget.flops") * times)
+    latency = None if limits.latency is None else milliseconds(limits.latency, "method.budget.latency") * times
+    return Budget(params, flops, limits.rho, latency)
 
 
 def problem_of(
@@ -131,11 +131,10 @@ def problem_of(
     times: float = 1.0,
     latency: bool = True,
 ) -> Problem:
-    """The programme that ``options`` pose for images of ``size`` pixels, which are square unless the options say for
-    which square it is.
+    """The programme that ``options`` define for images of ``size`` pixels, square without ``options.resolution``.
 
     Args:
-        classes: of the data set, used where the head is counted and the options do not say how many.
+        classes: of the data set, used where the head is counted and ``options.classes`` is None.
         times: all budgets but rho are multiplied by this.
         latency: False leaves the latency budget out (before a cost table is measured).
     """
@@ -153,13 +152,13 @@ def _side(size: Size) -> int:
     if height != width:
         raise UserError(
             f"method=deepmad designs for square images, and dataset.size is {size_text(size)} px.",
-            "Say for which square: method.resolution=SIDE; the network is then trained at dataset.size.",
+            "Give the side to design for: method.resolution=SIDE; the network is then trained at dataset.size.",
         )
     return height
 
 
 def check(options: DeepMADOptions, size: Size) -> None:
-    """Refuse what cannot be designed, before anything runs.
+    """Refuse invalid options before anything runs.
 
     Raises:
         UserError: naming the key.
@@ -188,7 +187,7 @@ def check(options: DeepMADOptions, size: Size) -> None:
     if options.budget.latency is not None and options.costs is None:
         raise UserError("method.budget.latency needs measured costs.", "Add method.costs=measure, or a costs.json.")
     if options.count_head and options.classes is None and not options.train:
-        raise UserError("Without data nobody knows how many classes the head has.", "Give method.classes.")
+        raise UserError("The number of classes of the head is unknown without data.", "Give method.classes.")
     problem = problem_of(options, size, latency=False, classes=options.classes)
     problem.check()
     if options.structure is not None:

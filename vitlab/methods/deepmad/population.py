@@ -33,7 +33,7 @@ class Scores:
     entropy: Floats
     penalty: Floats
     log_rho: Floats
-    params: Floats  # whole numbers; float64 holds them exactly
+    params: Floats  # integers, which float64 holds exactly
     flops: Floats
     latency: Floats | None
 
@@ -88,7 +88,7 @@ class Population:
         return self.space.build(int(stem[0]), rows)
 
     def _split(self, genes: Genes) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], Genes, Genes]:
-        """Real numbers of stem, outputs, bottlenecks, kernels, depths."""
+        """Channels (not units of 8) of stem, outputs and bottlenecks; kernels, depths."""
         n = self.blocks
         out = genes[1 : 1 + n].astype(np.int64) * GRID
         narrow = genes[1 + n : 1 + 2 * n].astype(np.int64)
@@ -133,7 +133,7 @@ class Population:
             o, b, k, depth = (one[j].astype(np.float64) for one in (outs, narrow, kernels, depths))
             o_log, b_log, k_log = _LOG[outs[j]], _LOG[narrow[j]], _LOG[kernels[j]]
             more = depth - 1
-            whole, part = float(side * side), float((side // stride) ** 2)
+            before, after = float(side * side), float((side // stride) ** 2)
             kk = k * k
             spatial = kk * b * b if self.full else kk * b
             core = spatial + b * o  # weights of the second and third convolution
@@ -142,19 +142,19 @@ class Population:
                 io = i * o
                 extra = 4 * b + 2 * o
                 params += ib + io + 2 * o + core + extra + more * (b * o + core + extra)
-                first = whole * (ib + 3 * b) + part * (core + 3 * b + 6 * o + io)
+                first = before * (ib + 3 * b) + after * (core + 3 * b + 6 * o + io)
                 if stride == 2:
-                    first += whole * i
+                    first += before * i
             else:
                 extra = 4 * b + 2 * o
                 if self.squeeze:
                     q = 8 * np.maximum(1.0, np.floor(np.rint(b / 4) / 8))
                     extra = extra + 2 * b * q + 2 * q + 2 * b
                 params += ib + core + extra + more * (b * o + core + extra)
-                first = whole * (ib + 3 * b) + part * (core + 3 * b + 3 * o)
+                first = before * (ib + 3 * b) + after * (core + 3 * b + 3 * o)
                 if stride == 2:
-                    first += whole * np.where(i == o, i, 0.0)
-            flops += first + (more * part) * (b * o + core + 6 * b + 3 * o)
+                    first += before * np.where(i == o, i, 0.0)
+            flops += first + (more * after) * (b * o + core + 6 * b + 3 * o)
             logs = ((2.0 if self.full else 1.0) * depth) * b_log + i_log + more * o_log
             spatial_log = (2 * depth) * k_log
             layers = layers + 3 * depth
@@ -191,7 +191,7 @@ class Population:
         width: Floats | float,
         weighted: Floats | float,
     ) -> int:
-        """Add the stage that ends here; the number of the next one."""
+        """Add the stage that ends here; returns the number of the next one."""
         scoring = self.problem.scoring
         alpha = scoring.alphas[stage]
         if alpha:

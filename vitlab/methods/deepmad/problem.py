@@ -1,4 +1,4 @@
-"""The programme that the designers solve: where they may look, what they may spend, what they maximise."""
+"""The programme that the solvers solve: search space, budgets and objective."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Space:
         return self.first_depth if block == 0 else self.depth_max
 
     def bottlenecks(self, out: int) -> list[int]:
-        """The bottlenecks that go with ``out`` channels, ascending."""
+        """The bottlenecks allowed for ``out`` channels, ascending."""
         if self.ratios:
             return sorted({bottleneck_of(ratio, out) for ratio in self.ratios})
         return list(range(min(to_grid(out * self.bottleneck_share), out), out + 1, GRID))
@@ -110,7 +110,7 @@ class Space:
         return Structure(tuple(units))
 
     def violations(self, structure: Structure, resolution: int) -> list[str]:
-        """What makes ``structure`` no member of this space, a sentence each; [] for a member."""
+        """The constraints of this space that ``structure`` violates, a sentence each; [] for a member."""
         wrong: list[str] = []
         blocks = structure.blocks
         shape = tuple(unit.stride for unit in blocks), {unit.kind for unit in blocks}
@@ -167,7 +167,7 @@ def depthwise_space(
 
 @dataclass(frozen=True)
 class Budget:
-    """What a network may cost; None: no limit."""
+    """Upper limits of the costs of a network; None: no limit."""
 
     params: int | None = None
     flops: int | None = None
@@ -206,7 +206,7 @@ class Problem:
 
     Attributes:
         resolution: side of the images in pixels, a multiple of 32.
-        classes: count a classifier of so many classes into params and flops; None: neither.
+        classes: of a classifier counted into params and flops; None: no classifier.
         costs: cost table for the latency budget.
     """
 
@@ -261,7 +261,7 @@ class Problem:
         return self.costs.predict(structure, self.resolution)
 
     def violations(self, structure: Structure) -> list[str]:
-        """Everything that keeps ``structure`` from being a solution; [] for a solution."""
+        """All constraints that ``structure`` violates; [] for a solution."""
         return self.space.violations(structure, self.resolution) + self.excess(structure)
 
     def smallest(self) -> Structure:
@@ -274,10 +274,10 @@ class Problem:
         return space.build(out, blocks)
 
     def check(self) -> None:
-        """Refuse budgets that not even the smallest structure keeps.
+        """Refuse budgets below the smallest structure of the space.
 
         Raises:
-            UserError: naming what the smallest structure costs.
+            UserError: with the cost of the smallest structure.
         """
         spent = self.evaluate(self.smallest())
         for name, limit, least in (
@@ -304,7 +304,7 @@ _TIMES = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3, "min": 6e4, "h": 3.6e6}
 
 
 def count(text: str, key: str) -> int:
-    """``"0.3M"``, ``"1.82G"``, ``"1.82e9"`` or ``"11690000"`` as a whole number.
+    """``"0.3M"``, ``"1.82G"``, ``"1.82e9"`` or ``"11690000"`` as an integer.
 
     Raises:
         UserError: naming ``key``.
@@ -324,8 +324,8 @@ def milliseconds(text: str, key: str) -> float:
     return _amount(text, key, _TIMES, "a time with us, ms, s, min or h, such as 2.5ms or 5min")
 
 
-def _amount(text: str, key: str, units: Mapping[str, float], wanted: str) -> float:
+def _amount(text: str, key: str, units: Mapping[str, float], expected: str) -> float:
     match = _AMOUNT.fullmatch(str(text))
     if match is None or match[2] not in units or float(match[1]) <= 0:
-        raise UserError(f"{key}={text} is not an amount.", f"Give {wanted}.")
+        raise UserError(f"{key}={text} is not an amount.", f"Give {expected}.")
     return float(match[1]) * units[match[2]]

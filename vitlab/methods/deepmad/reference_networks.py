@@ -1,6 +1,6 @@
-"""Networks made by hand under the measure of designed ones: entropy, effectiveness, parameters and FLOPs of a CNN.
+"""Hand-made networks scored like designed ones: entropy, effectiveness, parameters and FLOPs of a CNN.
 
-The rules are those of :mod:`vitlab.methods.deepmad.evaluate`, applied to the convolutions that a forward pass meets
+The rules are those of :mod:`vitlab.methods.deepmad.evaluate`, applied to the convolutions of a forward pass
 instead of to a structure. For the published networks both give the same numbers.
 """
 
@@ -53,22 +53,22 @@ class Layer:
 
 
 def evaluate_network(network: nn.Module, resolution: int, scoring: Scoring, classes: int | None = None) -> Evaluation:
-    """What ``network``, a CNN without its classifier, is worth and costs.
+    """Score and costs of ``network``, a CNN without its classifier.
 
-    A stage ends where the side shrinks. Weights of more or fewer stages than the scoring has are those of its first
-    stage, and for the last stage of its last. The defect of the ``official`` mode, a side of 1 in networks with
-    squeeze-and-excitation, is not imitated. Depths are the units of each numbered group, such as ``layer1`` or
+    A stage ends where the side shrinks. With more or fewer stages than the scoring has weights, all stages but the last
+    get the first weight, and the last stage the last. The defect of the ``official`` mode, a side of 1 in networks with
+    squeeze-and-excitation, is not reproduced. Depths are the units of each numbered group, such as ``layer1`` or
     ``blocks.0``.
 
     Args:
-        classes: of a classifier to count in; None: none.
+        classes: of a classifier to be counted; None: no classifier.
 
     Raises:
-        ValueError: something in the network has weights and is neither convolution nor batch norm, or the stages'
-            weights are not told.
+        ValueError: a module with weights is neither convolution nor batch norm, or the weights of the stages are
+            ambiguous.
     """
     layers, flops = _trace(network, resolution)
-    units = [list(some) for _, some in groupby(layers, key=lambda layer: layer.unit)]
+    units = [list(group) for _, group in groupby(layers, key=lambda layer: layer.unit)]
     stages: list[Stage] = []
     depth, log_width = 0, 0.0
     for number, unit in enumerate(units):
@@ -106,12 +106,12 @@ def handmade_point(
     try:
         found = evaluate_network(network, resolution, scoring, classes)
     except ValueError as error:
-        told: dict[str, Any] = {"score": None, "flops": None, "rho": None, "why": str(error)}
-        told["params"] = sum(parameter.numel() for parameter in network.parameters())
+        values: dict[str, Any] = {"score": None, "flops": None, "rho": None, "why": str(error)}
+        values["params"] = sum(parameter.numel() for parameter in network.parameters())
     else:
-        told = {"score": found.score, "params": found.params, "flops": found.flops, "rho": found.rho}
+        values = {"score": found.score, "params": found.params, "flops": found.flops, "rho": found.rho}
     latency = None if costs is None else whole_ms(network, resolution, costs)
-    return {"name": name, "designed": False, **told, "latency_ms": latency, "bound": None}
+    return {"name": name, "designed": False, **values, "latency_ms": latency, "bound": None}
 
 
 def _alphas(given: tuple[float, ...], stages: int) -> tuple[float, ...]:
@@ -124,7 +124,7 @@ def _alphas(given: tuple[float, ...], stages: int) -> tuple[float, ...]:
 
 
 def _trace(network: nn.Module, resolution: int) -> tuple[list[Layer], int]:
-    """The layers in the order in which an image meets them, and the FLOPs of all modules."""
+    """The layers in forward order, and the FLOPs of all modules."""
     layers: list[Layer] = []
     flops = 0
     handles = []

@@ -1,8 +1,8 @@
-"""What the designers share: the answer they give, the best so far, the clock, the journal.
+"""Common parts of the solvers: result, best structure so far, time limit, journal.
 
-The journal is a folder with two files. ``journal.jsonl`` starts with what is solved and how, and has one line for
-each improvement: it is the trace. ``state.json`` is the whole state of the solver, replaced every few seconds. A
-search that finds both goes on where the state was taken, and ends as if it had never been interrupted.
+The journal is a folder with two files. ``journal.jsonl`` starts with problem and settings, and has one line for each
+improvement: it is the trace. ``state.json`` is the complete state of the solver, replaced every few seconds. A search
+that finds both continues from that state, and ends as if it had never been interrupted.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from vitlab.run.recorder import append_line, drop_half_line
 from vitlab.training.interrupt import stop_if_requested, stop_requested
 
 JOURNAL, STATE = "journal.jsonl", "state.json"
-SAVE_EVERY, SPEAK_EVERY = 5.0, 2.0  # seconds
+SAVE_EVERY, PRINT_EVERY = 5.0, 2.0  # seconds
 
 
 @dataclass(frozen=True)
 class Point:
-    """One improvement: the best score after so many seconds and evaluations."""
+    """One improvement: the best score after ``seconds`` and ``evaluations``."""
 
     seconds: float
     evaluations: int
@@ -37,12 +37,12 @@ class Point:
 
 @dataclass
 class Design:
-    """What a designer found.
+    """The result of a solver.
 
     Attributes:
         bound: no structure of the space within the budgets scores more; None where the solver proves nothing.
         trace: every improvement, in order.
-        notes: what a reader should know, a sentence each.
+        notes: remarks for the report, a sentence each.
     """
 
     structure: Structure
@@ -77,12 +77,12 @@ class Search:
 
     Args:
         solver: its name.
-        settings: whatever else decides the course of the search (seed, sizes); plain values.
-        folder: where the journal is kept; None: nowhere.
+        settings: everything else that determines the course of the search (seed, sizes); plain values.
+        folder: of the journal; None: no journal.
         time_limit: seconds over all sessions; None: no limit.
         quiet: no progress line.
-        first: the first solution is enough.
-        clock: seconds from anywhere (a parameter, so that tests need not wait).
+        first: stop at the first solution.
+        clock: a monotonic clock in seconds (a parameter, so that tests need not wait).
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Search:
         self.evaluations = 0
         self.total: int | None = None  # evaluations planned, for the progress line
         self._clock, self._start, self._before = clock, clock(), 0.0
-        self._saved = self._spoken = self._start
+        self._saved = self._printed = self._start
         self._head = json.loads(json.dumps({"solver": solver, **settings, "problem": problem.describe()}))
         self._state: dict[str, Any] | None = None
         if folder is not None:
@@ -121,7 +121,7 @@ class Search:
 
     @property
     def over(self) -> bool:
-        """Whether the time limit is reached, or enough was found."""
+        """Whether the time limit is reached, or with ``first`` a solution was found."""
         if self.first and self.best is not None:
             return True
         return self.time_limit is not None and self.seconds >= self.time_limit
@@ -132,13 +132,13 @@ class Search:
         return float("inf") if self.time_limit is None else max(0.0, self.time_limit - self.seconds)
 
     def resume(self) -> dict[str, Any] | None:
-        """The state of the solver that an earlier session kept."""
+        """The state of the solver that an earlier session saved."""
         return self._state
 
     def offer(self, structure: Structure) -> bool:
         """Take ``structure`` if it is a solution and better than the best so far; whether it was taken.
 
-        Everything is computed anew from the structure, so no solver can be believed by mistake.
+        Score and costs are recomputed from the structure, so an error of a solver cannot enter the result.
         """
         score = self.problem.evaluate(structure).score
         if score <= self.score or self.problem.violations(structure):
@@ -149,18 +149,18 @@ class Search:
             append_line(self.folder / JOURNAL, {**asdict(self.trace[-1]), "units": structure.to_list()})
         return True
 
-    def pulse(self, note: str = "") -> bool:
-        """Called often: say how far it is; whether it is time to :meth:`save`."""
+    def report(self, note: str = "") -> bool:
+        """Called often: print progress every few seconds. Returns whether :meth:`save` is due."""
         now = self._clock()
-        if not self.quiet and now - self._spoken >= SPEAK_EVERY:
-            self._speak(note)
+        if not self.quiet and now - self._printed >= PRINT_EVERY:
+            self._print_progress(note)
         return now - self._saved >= SAVE_EVERY or stop_requested()
 
     def save(self, state: dict[str, Any]) -> None:
-        """Keep ``state``, plain values that say all of the solver, for the next session.
+        """Save ``state``, the complete state of the solver in plain values, for the next session.
 
         Raises:
-            Interrupted: somebody asked to stop; the state is saved.
+            Interrupted: a stop was requested; the state is saved.
         """
         self._saved = self._clock()
         if self.folder is None:
@@ -172,10 +172,10 @@ class Search:
         stop_if_requested()
 
     def finish(self) -> Design:
-        """The answer.
+        """The result.
 
         Raises:
-            UserError: nothing was found that keeps all budgets.
+            UserError: no structure within all budgets was found.
         """
         if self.best is None:
             raise UserError(
@@ -185,7 +185,7 @@ class Search:
                 "time.",
             )
         if not self.quiet:
-            self._speak("")
+            self._print_progress("")
             if sys.stderr.isatty():
                 print(file=sys.stderr)
         return Design(
@@ -199,8 +199,8 @@ class Search:
             notes=self.notes,
         )
 
-    def _speak(self, note: str) -> None:
-        self._spoken = self._clock()
+    def _print_progress(self, note: str) -> None:
+        self._printed = self._clock()
         best = "no solution yet" if self.best is None else f"score {self.score:,.2f}"
         bound = "" if self.bound is None else f" of at most {self.bound:,.2f}"
         share = f" of {self.total:,}" if self.total else ""

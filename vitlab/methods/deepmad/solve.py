@@ -1,4 +1,4 @@
-"""The stage that designs: from the options to a structure on disk. No torch, unless costs are measured."""
+"""The *solve* stage: from the options to a structure on disk. No torch, unless costs are measured."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from vitlab.methods.deepmad.structure import Structure
 from vitlab.training.interrupt import stop_if_requested
 
 STRUCTURE, DESIGN, COSTS = "structure.json", "design.json", "costs.json"
-CHECKED = 4  # whole networks that a cost table is checked on
+CHECKED = 4  # networks that a cost table is checked on
 
 
 def solve(context: Context, options: DeepMADOptions) -> dict[str, object]:
-    """Design, and leave ``structure.json``, ``design.json``, ``design.txt``, ``design.png`` and the journal."""
+    """Design, and write ``structure.json``, ``design.json``, ``design.txt``, ``design.png`` and the journal."""
     config = context.config
     if not context.is_main:
-        # One process designs; the others need its answer, and have no process group yet to wait in.
+        # Rank 0 designs; the other ranks wait for its result by polling, since there is no process group yet.
         while not (context.folder / DESIGN).exists():
             stop_if_requested()
             time.sleep(0.5)
@@ -40,18 +40,18 @@ def solve(context: Context, options: DeepMADOptions) -> dict[str, object]:
         design.notes = [f"The given structure is outside the programme: {one}." for one in over]
     else:
         if context.dry_run:
-            whole = options
+            full = options
             options = replace(options, solver="anneal", chains=256, steps=300, time_limit="20s", certify="0s")
         design = design_with(options, problem, seed, folder=context.folder, quiet=False)
         if context.dry_run:
-            estimate = expected(whole, design.seconds / (256 * 300))
+            estimate = estimate_seconds(full, design.seconds / (256 * 300))
     design.structure.save(context.folder / STRUCTURE)
     save_design(context.folder / DESIGN, design)
     table = text_table(design.structure, problem.resolution)
-    told = f"{table}\n\n{summary(problem, design.structure)}\n{certificate(design)}\n"
-    atomic_write(context.folder / "design.txt", told)
+    text = f"{table}\n\n{summary(problem, design.structure)}\n{certificate(design)}\n"
+    atomic_write(context.folder / "design.txt", text)
     picture(design.structure, problem.resolution, title_of(problem, design), context.folder / "design.png")
-    print(f"\n{told}")
+    print(f"\n{text}")
     spent = problem.evaluate(design.structure)
     return {
         "seconds": design.seconds if estimate is None else estimate,
@@ -62,7 +62,7 @@ def solve(context: Context, options: DeepMADOptions) -> dict[str, object]:
         "bound": design.bound,
         "gap": design.gap,
         "evaluations": design.evaluations,
-        "notes": [*meaning(problem, design, options), *design.notes],
+        "notes": [*explain_score(problem, design, options), *design.notes],
     }
 
 
@@ -94,40 +94,40 @@ def design_with(
     return design
 
 
-def expected(options: DeepMADOptions, each: float) -> float:
-    """Seconds of a design, of which the annealing takes ``each`` for one move; the others take the time they have."""
+def estimate_seconds(options: DeepMADOptions, each: float) -> float:
+    """Seconds of a design, with annealing at ``each`` seconds a move; the other solvers use the full time limit."""
     limit = seconds(options.time_limit) or float("inf")
     moves = options.chains * options.steps if options.solver == "anneal" else float("inf")
     return round(min(limit, each * moves) + seconds(options.certify), 1)
 
 
 def certificate(design: Design) -> str:
-    """How good the design is known to be, and what the solver has to say."""
+    """The proven bound of the design, if any, and the notes of the solver."""
     lines = []
     if design.bound is not None:
         lines.append(f"bound   {design.bound:,.2f}: no network of this space scores more; gap {design.gap:.2%}")
     return "\n".join([*lines, *design.notes])
 
 
-def meaning(problem: Problem, design: Design, options: DeepMADOptions) -> list[str]:
-    """What the score is and is not, for the report."""
+def explain_score(problem: Problem, design: Design, options: DeepMADOptions) -> list[str]:
+    """Notes for the report: what the score means, and what is proven of it."""
     found = problem.evaluate(design.structure)
-    told = [
+    notes = [
         f"The designed network scores {found.score:,.0f} (entropy {found.entropy:,.0f}, depth penalty "
         f"{found.penalty:,.0f}) at an effectiveness rho of {found.rho:.3f}. The score is an upper bound of the entropy "
         "that the network's features can carry, computed from widths, depths and sides alone; it is no measured "
         "accuracy, and of two networks the one that scores more need not classify better."
     ]
     if design.bound is not None:
-        told.append(
+        notes.append(
             f"It is proven that no network of this space and these budgets scores more than {design.bound:,.0f} "
             f"({design.gap:.2%} above)."
         )
     elif problem.space.kind == "K1KXK1" and options.structure is None:
-        told.append("It is the best that was found; how much more is possible was not asked (method.certify=2min).")
+        notes.append("It is the best that was found; no upper bound was computed (method.certify=2min).")
     elif options.structure is None:
-        told.append("It is the best that was found; no upper bound of the score is known for depthwise spaces.")
-    return told
+        notes.append("It is the best that was found; no upper bound of the score is known for depthwise spaces.")
+    return notes
 
 
 def title_of(problem: Problem, design: Design) -> str:
@@ -137,7 +137,7 @@ def title_of(problem: Problem, design: Design) -> str:
 
 
 def cost_table(context: Context, options: DeepMADOptions) -> CostTable | None:
-    """The table of layer costs that the options name, measured now if they say so; a copy stays in the folder."""
+    """The table of layer costs of ``method.costs``, measured now if that is "measure"; a copy is kept in the folder."""
     if options.costs is None:
         return None
     kept = context.folder / COSTS
@@ -151,8 +151,8 @@ def cost_table(context: Context, options: DeepMADOptions) -> CostTable | None:
 
     from vitlab.methods.deepmad.latency import measure
 
-    wanted = context.config.trainer.accelerator
-    device = "cuda" if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
+    accelerator = context.config.trainer.accelerator
+    device = "cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
     problem = problem_of(options, context.config.dataset.size, latency=False, classes=options.classes)
     most = max([1.0, *options.sweep])
     partial = context.folder / "costs.partial.json"
@@ -162,7 +162,7 @@ def cost_table(context: Context, options: DeepMADOptions) -> CostTable | None:
         problem.resolution,
         batch=options.cost_batch,
         device=device,
-        networks=samples(problem, CHECKED),
+        networks=sample_structures(problem, CHECKED),
         affordable=lambda weights, side: (
             (params is None or weights <= most * params) and (flops is None or weights * side**2 <= most * flops)
         ),
@@ -174,8 +174,8 @@ def cost_table(context: Context, options: DeepMADOptions) -> CostTable | None:
     return table
 
 
-def samples(problem: Problem, count: int) -> list[Structure]:
-    """Members of the space to check a cost table on: random ones, of different sizes up to the middling."""
+def sample_structures(problem: Problem, count: int) -> list[Structure]:
+    """Random members of the space to check a cost table on, evenly spread over the smaller half by FLOPs."""
     import numpy as np
 
     from vitlab.methods.deepmad.anneal import Moves
@@ -189,7 +189,7 @@ def samples(problem: Problem, count: int) -> list[Structure]:
 
 
 def class_count(context: Context, options: DeepMADOptions) -> int | None:
-    """Classes of the data set, where the head is counted and the options do not say."""
+    """Classes of the data set, where the head is counted and ``method.classes`` is null."""
     if not options.count_head or options.classes is not None:
         return options.classes
     from vitlab.data.build import build_source

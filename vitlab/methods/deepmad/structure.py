@@ -1,4 +1,4 @@
-"""What a DeepMAD network is made of: a stem, superblocks, and for some a last 1x1 convolution.
+"""The structure of a DeepMAD network: a stem, superblocks, and for some a last 1x1 convolution.
 
 A :class:`Structure` is a sequence of units. It is read from and written to JSON and YAML, strictly: every key is
 known, every value has its type and range, and nothing is guessed. The official text files (Python literals) are read
@@ -37,7 +37,7 @@ class Conv(NamedTuple):
 
 
 class Superblock(NamedTuple):
-    """``depth`` units of one kind; the first one has the stride and takes what the unit before gives."""
+    """``depth`` units of one kind; the first has the stride, and the output of the previous unit as its input."""
 
     kind: str
     out: int
@@ -52,7 +52,7 @@ Unit = Conv | Superblock
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """The units of a network in order; the first is the stem, a convolution that sees the image."""
+    """The units of a network in order; the first is the stem, a convolution of the image."""
 
     units: tuple[Unit, ...]
 
@@ -173,7 +173,7 @@ def _unit(value: object, where: str) -> Unit:
 
 def _number(value: object, where: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{where} is {'missing' if value is None else repr(value)}.", "It is a whole number from 1.")
+        raise UserError(f"{where} is {'missing' if value is None else repr(value)}.", "It is an integer from 1.")
     return value
 
 
@@ -200,7 +200,7 @@ def parse_official(text: str, where: str = "the text") -> Structure:
         value = value.get("best_structures")
     if isinstance(value, list) and value and isinstance(value[0], list):
         if len(value) > 1:
-            raise UserError(f"{where} holds {len(value)} structures.", "Leave the one that is meant.")
+            raise UserError(f"{where} holds {len(value)} structures.", "Keep one of them.")
         value = value[0]
     if not isinstance(value, list) or not all(isinstance(unit, dict) and "class" in unit for unit in value):
         raise UserError(f"{where} holds no list of units with a class.", "Give an official structure file.")

@@ -1,4 +1,4 @@
-"""Designs within a row of budgets: the Pareto front of score, parameters, FLOPs and latency, beside hand-made nets."""
+"""Designs for several budgets: the Pareto front of score, parameters, FLOPs and latency, beside hand-made networks."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from vitlab.methods.deepmad.latency import CostTable
 from vitlab.methods.deepmad.options import DeepMADOptions, beside_of, problem_of
 from vitlab.methods.deepmad.problem import Problem
 from vitlab.methods.deepmad.search import Design, load_design
-from vitlab.methods.deepmad.solve import class_count, design_with, expected
+from vitlab.methods.deepmad.solve import class_count, design_with, estimate_seconds
 
 
 def sweep(context: Context, options: DeepMADOptions) -> dict[str, object]:
-    """Design within every multiple of the budgets; leave ``sweep.json``, ``.md``, ``.png`` and each design.
+    """Design within every multiple of the budgets; write ``sweep.json``, ``.md``, ``.png`` and each design.
 
-    A design that is there from an earlier session is not made again.
+    A finished design of an earlier session is kept.
     """
     config, solved = context.config, context.artifact("solve")
     costs = CostTable.load(solved / "costs.json") if (solved / "costs.json").exists() else None
@@ -38,20 +38,24 @@ def sweep(context: Context, options: DeepMADOptions) -> dict[str, object]:
             write_json(path, design.to_dict())
         spent_seconds += design.seconds
         points.append(point(f"x{times:g}", problem, design))
-    points += handmade(config.model, options, problem_of(options, config.dataset.size, classes=classes, costs=costs))
+    points += handmade_points(
+        config.model, options, problem_of(options, config.dataset.size, classes=classes, costs=costs)
+    )
     write_json(context.folder / "sweep.json", points)
     table = points_table(points, options.budget.rho)
     atomic_write(context.folder / "sweep.md", table)
     print(f"\n{table}")
     pareto_picture(points, context.folder / "sweep.png")
     if context.dry_run:
-        tried = load_design(solved / "design.json")
-        spent_seconds = len(options.sweep) * expected(options, tried.seconds / max(1, tried.evaluations))
+        rehearsal = load_design(solved / "design.json")
+        spent_seconds = len(options.sweep) * estimate_seconds(
+            options, rehearsal.seconds / max(1, rehearsal.evaluations)
+        )
     return {"seconds": round(spent_seconds, 2), "designs": len(points)}
 
 
-def handmade(model: ModelConfig, options: DeepMADOptions, problem: Problem) -> list[dict[str, Any]]:
-    """Rows of the networks that nobody designed: those of ``method.beside``, and those that are trained."""
+def handmade_points(model: ModelConfig, options: DeepMADOptions, problem: Problem) -> list[dict[str, Any]]:
+    """Rows of the hand-made networks: those of ``method.beside``, and those that are trained."""
     shown = beside_of(options)
     if options.baseline:
         shown.setdefault(model.name, model)

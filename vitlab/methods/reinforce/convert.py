@@ -1,4 +1,4 @@
-"""Between Apple's released reinforcements and our packed store, both ways; no teacher is asked, no image is read."""
+"""Conversion between Apple's released reinforcements and our packed store, without teacher or images."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from vitlab.files import read_json, sha256
 ARCHIVE = "archive_sha256"
 """Name of an archive's checksum among a store's ``versions``."""
 
-Tell = Callable[[int, int], None]
-"""Called with images done and images in all."""
+Progress = Callable[[int, int], None]
+"""Called with the images done and their total."""
 
 
 def pack(
@@ -45,13 +45,13 @@ def pack(
     keys: Sequence[str],
     classes: int,
     data_fingerprint: str,
-    tell: Tell | None = None,
+    progress: Progress | None = None,
 ) -> ReinforcedStore:
-    """Convert a released set, unpacked or still a ``.tar.gz``, to our store without loss; killed, the same call
-    continues (an archive is then read from its start again). An archive's SHA-256, of which none is published, is
+    """Convert a released set, unpacked or still a ``.tar.gz``, to our store without loss; after a kill the same
+    call continues (an archive is then read from its start again). An archive's SHA-256, of which none is published, is
     recorded in the store (``versions``).
 
-    Where an op's magnitude is not the table's, all files are read once more to list those that there are.
+    Where an op's magnitude is not in the table, all files are read once more to collect such magnitudes.
 
     Args:
         keys, classes, data_fingerprint: of the training images that the set was made for.
@@ -62,13 +62,13 @@ def pack(
     """
     odd = Reinforcement.from_dict(read_json(into / SPEC)["augmentation"]).odd if (into / SPEC).is_file() else ()
     try:
-        return _pack(released, into, keys, classes, data_fingerprint, tell, odd)
+        return _pack(released, into, keys, classes, data_fingerprint, progress, odd)
     except OddMagnitude:
         odd = _odd_magnitudes(released, classes)
         if (into / SPEC).is_file():
             refuse_foreign(into, StoreSpec.from_dict(read_json(into / SPEC)).slots)
             shutil.rmtree(into)
-        return _pack(released, into, keys, classes, data_fingerprint, tell, odd)
+        return _pack(released, into, keys, classes, data_fingerprint, progress, odd)
 
 
 def _pack(
@@ -77,7 +77,7 @@ def _pack(
     keys: Sequence[str],
     classes: int,
     data_fingerprint: str,
-    tell: Tell | None,
+    progress: Progress | None,
     odd: tuple[tuple[str, float], ...],
 ) -> ReinforcedStore:
     config, files = _open(released, classes)
@@ -117,8 +117,8 @@ def _pack(
                 target = SparseTarget(prob[row], index[row], classes)
                 writer.write([image], None, target, **{name: values[row] for name, values in fields.items()})
             done += 1
-            if tell is not None:
-                tell(done, len(keys))
+            if progress is not None:
+                progress(done, len(keys))
     if store is None:
         raise UserError(f"{released} holds no reinforcements.")
     for slot in range(pipeline.samples):
@@ -131,7 +131,7 @@ def _pack(
     return ReinforcedStore(into)
 
 
-def unpack(folder: Path, into: Path, tell: Tell | None = None) -> int:
+def unpack(folder: Path, into: Path, progress: Progress | None = None) -> int:
     """Write our store as a released set: the same Python objects as the one it came from; the number of files.
 
     Raises:
@@ -140,7 +140,7 @@ def unpack(folder: Path, into: Path, tell: Tell | None = None) -> int:
     reader = ReinforcedStore(folder)
     config = reader.spec.teacher.get("official_config")
     if config is None or reader.spec.prob != "f4":
-        raise UserError(f"{folder} was not converted from a released set, so it has nothing of that form to give.")
+        raise UserError(f"{folder} was not converted from a released set, so it cannot be written as one.")
     pipeline = Pipeline(config, str(folder))
     into.mkdir(parents=True, exist_ok=True)
     slots = np.arange(reader.samples)
@@ -151,8 +151,8 @@ def unpack(folder: Path, into: Path, tell: Tell | None = None) -> int:
             for draw, prob, index in zip(draws, target.prob.tolist(), target.index.tolist(), strict=True)
         ]
         save(into / f"{image}{SUFFIX}", (image, samples))
-        if tell is not None:
-            tell(image + 1, reader.images)
+        if progress is not None:
+            progress(image + 1, reader.images)
     save(into / CONFIG, config)
     return reader.images
 
@@ -171,10 +171,10 @@ def _open(released: Path, classes: int) -> tuple[dict[str, Any], Iterator[tuple[
 
 
 def _odd_magnitudes(released: Path, classes: int) -> tuple[tuple[str, float], ...]:
-    """The ops of all files whose argument the table does not have, sorted.
+    """The ops of all files whose argument is not in the table, sorted.
 
     Raises:
-        UserError: more than a record can name.
+        UserError: more than the codes of a record.
     """
     config, files = _open(released, classes)
     pipeline = Pipeline(config, str(released))
@@ -190,7 +190,7 @@ def _odd_magnitudes(released: Path, classes: int) -> tuple[tuple[str, float], ..
                         found.add((name, value))
     if len(found) > NO_OP - ODD:
         raise UserError(
-            f"{released} holds {len(found)} magnitudes that are not the table's; a record can name {NO_OP - ODD}.",
+            f"{released} holds {len(found)} magnitudes that are not in the table; a record can code {NO_OP - ODD}.",
             "Train from the released files: method.store takes them as they are.",
         )
     return tuple(sorted(found))
@@ -219,7 +219,7 @@ def _spec(
 
 
 def _allow_files(number: int) -> None:
-    """Every sample of an image goes to a file of its own."""
+    """Raise the limit of open files: every sample of an image goes to a slot, hence to files of its own."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < number <= (hard if hard != resource.RLIM_INFINITY else number):
         resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))

@@ -1,4 +1,4 @@
-"""The stage that reinforces a data set: every image is decoded once for up to ``group`` views, labelled, stored."""
+"""The *reinforce* stage: every image is decoded once for up to ``group`` views, which are labelled and stored."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from vitlab.training.teacher import make_teacher, normalisation_of
 def reinforce_images(context: Context, artifact: Path, options: ReinforceOptions) -> dict[str, object]:
     """Reinforce every training image with ``options.samples`` views; sealed in ``context.folder``.
 
-    The bytes are a function of data, teacher, seed and options: not of the number of processes, of loader workers, of
-    any batch size, or of how often the work was interrupted.
+    The bytes are a function of data, teacher, seed and options: not of the number of processes or loader workers, of
+    any batch size, or of interruptions.
 
     Args:
         artifact: folder of the teacher.
 
     Raises:
-        Interrupted: somebody asked to stop; everything labelled is on disk.
-        UserError: the teacher knows other classes than the data, or changed.
+        Interrupted: a stop was requested; everything labelled is on disk.
+        UserError: the teacher has other classes than the data, or changed.
     """
     config = context.config
     data = make_data(config, shortened(config, config.recipe), *normalisation_of(config, artifact))

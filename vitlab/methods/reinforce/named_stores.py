@@ -1,4 +1,4 @@
-"""Which stores of reinforcements the prompt means, for the modes that work on them."""
+"""The stores of reinforcements that the command line names, for the modes that work on them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def named_stores(composed: Composed) -> tuple[Config, list[Path]]:
-    """The stores that ``run=`` or ``method.store`` names, and the configuration that says of which data they are.
+    """The stores that ``run=`` or ``method.store`` names, and the configuration of their data.
 
     Raises:
         UserError: another method, or a set as it was released.
@@ -37,16 +37,16 @@ def source_and_target(composed: Composed, several: bool) -> tuple[list[Path], Pa
     """The stores that are named, and the folder ``method.convert_to``.
 
     Raises:
-        UserError: another method, nothing named, or one named where several are needed and the reverse.
+        UserError: another method, nothing named, or one store where several are needed and the reverse.
     """
     _check_method(composed)
     given, folders = composed.config.method.convert_to, named_stores(composed)[1]
     if not folders or (len(folders) > 1) != several or given is None:
-        wanted = "[A,B]" if several else "FOLDER"
+        example = "[A,B]" if several else "FOLDER"
         raise UserError(
-            f"mode={composed.config.mode} takes {'several stores' if several else 'one store'} and a place to write "
+            f"mode={composed.config.mode} takes {'several stores' if several else 'one store'} and a folder to write "
             "to.",
-            f"Give method.store={wanted} and method.convert_to=FOLDER.",
+            f"Give method.store={example} and method.convert_to=FOLDER.",
         )
     into = Path(given).expanduser()
     if into.resolve() in [folder.resolve() for folder in folders]:
@@ -56,11 +56,11 @@ def source_and_target(composed: Composed, several: bool) -> tuple[list[Path], Pa
 
 def _check_method(composed: Composed) -> None:
     if getattr(composed.config.method, "name", "") != "reinforce":
-        raise UserError(f"mode={composed.config.mode} is about reinforcements.", "Say method=reinforce.")
+        raise UserError(f"mode={composed.config.mode} works on reinforcements.", "Give method=reinforce.")
 
 
 def describe_store(store: ReinforcedStore) -> str:
-    """A store in words."""
+    """One line that describes a store."""
     spec = store.spec
     size = spec.slot_bytes * spec.slots / 2**20
     return (

@@ -1,4 +1,4 @@
-"""What the students of Dataset Reinforcement minimise (section 7)."""
+"""The losses of Dataset Reinforcement's students (section 7)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def reinforced(
 
     Args:
         logits: [B, C].
-        label: [B]; only the teacher's own accuracy is measured with it.
+        label: [B]; used only for the teacher's accuracy.
         target: the K stored probabilities of each view.
         densify, compat: how they become a distribution over C classes (:func:`~vitlab.distill.sparse.densify`).
 

@@ -1,4 +1,4 @@
-"""Keys under ``method.`` for Dataset Reinforcement; their values stand in ``conf/method/reinforce.yaml``.
+"""Keys under ``method.`` for Dataset Reinforcement; their values are in ``conf/method/reinforce.yaml``.
 
 :func:`check` refuses contradictions among them.
 """
@@ -32,10 +32,10 @@ class ViewOptions:
     variant: str = MISSING  # rrc | mixing | randaug | randaug_mixing | center (nothing random, one sample)
     crop_scale: list[float] | None = MISSING  # random resized crop: area range; null: the whole image
     crop_ratio: list[float] = MISSING  # of the crop: width to height
-    pad: int | None = None  # a random crop of the image with so many pixels (of 224) around it, instead (CIFAR)
+    pad: int | None = None  # instead: pad by this many pixels (of 224), then a random crop (CIFAR)
     flip: float = MISSING  # probability of a horizontal flip
-    ops: int = MISSING  # of RandAugment, torchvision's set
-    magnitude: int = MISSING  # of RandAugment, 0 to 30
+    ops: int = MISSING  # RandAugment: number of ops of torchvision's set
+    magnitude: int = MISSING  # RandAugment: 0 to 30
     erase: float = MISSING  # probability of a black box
     erase_scale: list[float] = MISSING  # its share of the area
     erase_ratio: list[float] = MISSING  # its height to width
@@ -57,15 +57,15 @@ class ReinforceOptions:
     group: int = MISSING  # views that the teacher labels at once; decides the last bits, so it belongs to the result
     precision: str = MISSING  # of the teacher while it labels: fp32, tf32, bf16 or fp16
     backend: str = "auto"  # RandAugment on pil images or tensor; auto: pil, and at replay as the store was made
-    recheck: int = 0  # mode=verify: views that are labelled anew and compared
+    recheck: int = 0  # mode=verify: number of views labelled again and compared
     store: Any = None  # train from these reinforcements, a folder or a list of released ones; no teacher is made
     convert_to: str | None = None  # mode=convert, merge, subset: folder to write to
     p: float = MISSING  # share of stored views in training; the others are the recipe's, with the label as target
-    sampling: str = MISSING  # uniform: a random sample each time; cycle: each in turn, in an order of the image's own
+    sampling: str = MISSING  # uniform: a random sample each time; cycle: each in turn, in a random order of each image
     densify: str = MISSING  # the K probabilities over all classes: smooth (the rest spread evenly) or zeros
     densify_compat: str = MISSING  # vitlab, or official (softmax over probabilities where their sum exceeds one)
     erm: bool = MISSING  # also train the same student on labels alone, with equally many steps
-    kd: bool = MISSING  # also train it with the teacher asked at every step, with equally many steps
+    kd: bool = MISSING  # also train it with the teacher run at every step, with equally many steps
     lambda_kd: float = MISSING  # kd: weight of the divergence from the teacher, both sides at teacher.temperature
     lambda_cls: float = MISSING  # kd: weight of the cross-entropy with the label
     views: ViewOptions = field(default_factory=ViewOptions)
@@ -86,14 +86,14 @@ def stores(options: ReinforceOptions) -> tuple[Path, ...]:
 
 
 def holds_reinforcements(folder: Path) -> bool:
-    """Whether it looks like a store of ours or a released set; nothing is read."""
+    """Whether the names of its files are those of our store or a released set; nothing is read."""
     return any((folder / name).is_file() for name in ("store.json", "config.pth.tar")) or any(
         folder.glob("*/config.pth.tar")
     )
 
 
 def where_they_are(folder: Path) -> str:
-    """What to give instead of a folder that holds none."""
+    """The cure for a folder without reinforcements."""
     if folder.is_file():
         return f"Pack the archive first: mode=convert method.store={folder} method.convert_to=FOLDER."
     if (folder / "reinforce" / "targets").is_dir():
@@ -102,7 +102,7 @@ def where_they_are(folder: Path) -> str:
 
 
 def refuse_twins(members: list[ModelConfig]) -> None:
-    """Refuse an ensemble that names a network twice; what two names stand for, the teacher's stage finds out.
+    """Refuse an ensemble that names a network twice; aliases are found by the teacher's stage, from the weights.
 
     Raises:
         UserError: naming them.
@@ -129,7 +129,7 @@ def check(config: Config) -> None:
         )
     for key, allowed in CHOICES.items():
         if (value := getattr(options, key)) not in allowed:
-            raise UserError(f"method.{key}={value} is unknown.", f"Take {' or '.join(allowed)}.")
+            raise UserError(f"method.{key}={value} is unknown.", f"Give {' or '.join(allowed)}.")
     for key in ("samples", "topk", "group"):
         if (number := getattr(options, key)) < 1:
             raise UserError(f"method.{key}={number} is out of range:", "expected 1 or more.")
@@ -150,8 +150,8 @@ def check(config: Config) -> None:
             raise UserError(f"method.store={folder} holds no reinforcements.", where_they_are(folder))
     if reinforces(config) and options.views.variant == "center" and options.samples != 1:
         raise UserError(
-            f"method.views.variant=center has nothing random, and method.samples={options.samples} asks for so "
-            "many equal views.",
+            f"method.views.variant=center has nothing random, and method.samples={options.samples} would store "
+            "equal views.",
             "Give method.samples=1.",
         )
     height, width = hw(config.dataset.size)

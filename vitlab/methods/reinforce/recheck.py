@@ -1,4 +1,4 @@
-"""Do stored reinforcements say what the teacher says? Random ones are replayed and labelled anew (section 9.8)."""
+"""Compare stored reinforcements with the teacher: random ones are replayed and labelled again (section 9.8)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Replayed:
 
     def __str__(self) -> str:
         return (
-            f"{self.records} views labelled anew: top-1 agreement {self.agreement:.2%} (at least {AGREEMENT:.0%}), "
+            f"{self.records} views labelled again: top-1 agreement {self.agreement:.2%} (at least {AGREEMENT:.0%}), "
             f"largest |p - stored| {self.error:.1e} (at most {self.tolerance:.1e}), mean KL {self.kl:.2e}"
         )
 
@@ -60,9 +60,9 @@ def recheck(
     backend: str = "auto",
     seed: int = 0,
     batch_size: int = 64,
-    tell: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Replayed:
-    """Have ``teacher`` label ``records`` random views of the store in ``folder`` once more.
+    """Label ``records`` random views of the store in ``folder`` with ``teacher`` again.
 
     Args:
         data: with the normalisation that the teacher's views had.
@@ -87,8 +87,8 @@ def recheck(
         error = max(error, float((prob.gather(1, batch.target.index) - batch.target.prob).abs().max()))
         log = prob.double().clamp(min=1e-300).log()
         kl += float((torch.special.xlogy(stored, stored).double() - stored.double() * log).sum())
-        if tell is not None:
-            tell(min(records, start + batch_size), records)
+        if progress is not None:
+            progress(min(records, start + batch_size), records)
     return Replayed(records, agreed / records, error, kl / records, TOLERANCE[spec.prob] if exact else LOOSE)
 
 

@@ -1,10 +1,10 @@
 """Progressive contraction (paper section on model scaling): a large network becomes a smaller one, step by step.
 
 Each step makes every candidate that up to ``moves`` moves reach from the current network, keeps those within the
-step's budgets of parameters and of measured speed, scores some of them by a proxy, and goes on from the best. Budgets
+step's budgets of parameters and of measured speed, scores some of them by a proxy, and continues from the best. Budgets
 shrink geometrically from start to target. The paper publishes neither step sizes nor the proxy: those are ours.
 
-Everything measured stands in a journal, a JSON object a line; a search that was killed reads it and goes on.
+All measurements are in a journal, one JSON object a line; a search that was killed continues from it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Verdict = Literal["start", "over budget", "too slow", "not scored", "scored", "c
 
 @dataclass(frozen=True)
 class Limits:
-    """What a search is asked for; see ``ContractOptions``."""
+    """Targets and sizes of a search; see ``ContractOptions``."""
 
     params: float
     speed: float
@@ -52,7 +52,7 @@ class Limits:
 
 @dataclass
 class Row:
-    """One candidate of one step: what it is, what it costs, what became of it."""
+    """One candidate of one step: network, costs, verdict."""
 
     step: int
     moves: str  # "D1+N3": from the network of the step before
@@ -80,20 +80,20 @@ def budget(start: float, target: float, step: int, steps: int) -> float:
 
 
 class Journal:
-    """Measurements and finished steps on disk; ``question`` is what the search was asked.
+    """Measurements and finished steps on disk; ``settings`` identify the search.
 
     Raises:
-        UserError: the file answers another question.
+        UserError: the file is the journal of another search.
     """
 
-    def __init__(self, path: Path, question: dict[str, Any]) -> None:
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path = path
         self.measured: dict[tuple[str, str], float] = {}
         self.rows: list[Row] = []
         drop_half_line(path)
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        question = json.loads(json.dumps(question))
-        if lines and lines[0] != {"question": question}:
+        settings = json.loads(json.dumps(settings))  # as JSON returns them: tuples become lists
+        if lines and lines[0] != {"question": settings}:
             raise UserError(f"{path} is the journal of another search.", "Start beside it with fresh=true.")
         for line in lines[1:]:
             if "measured" in line:
@@ -101,10 +101,10 @@ class Journal:
             else:
                 self.rows += [Row(**row) for row in line["rows"]]
         if not lines:
-            self._write({"question": question})
+            self._write({"question": settings})
 
-    def once(self, what: str, args: Args, measure: Callable[[Args], float]) -> float:
-        """``measure(args)``, or what it gave when it was measured before."""
+    def measure_once(self, what: str, args: Args, measure: Callable[[Args], float]) -> float:
+        """``measure(args)``, or its recorded value."""
         key = what, digest(args)
         if key not in self.measured:
             self.measured[key] = float(measure(args))
@@ -112,7 +112,7 @@ class Journal:
         return self.measured[key]
 
     def finish(self, rows: list[Row]) -> None:
-        """Keep all rows of a finished step."""
+        """Record all rows of a finished step."""
         self.rows += rows
         self._write({"rows": [asdict(row) for row in rows]})
 
@@ -142,16 +142,16 @@ def contract(
     journal: Journal,
     throughput: Callable[[Args], float],
     score: Callable[[Args], float],
-    tell: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> list[Row]:
-    """Search; the chosen network of every step, the start first.
+    """Run the search; returns the chosen network of every step, the start first.
 
     Args:
         throughput: images a second of the network with these arguments, on this device.
         score: the proxy: higher is better. Ties go to the faster, then the smaller, then the first by its arguments.
 
     Raises:
-        UserError: the target is not smaller than the start, or no candidate of a step keeps its budgets.
+        UserError: the target is not smaller than the start, or no candidate of a step is within its budgets.
     """
     params, macs = family.cost(family.start)
     if limits.params >= params:
@@ -159,21 +159,21 @@ def contract(
             f"method.contract.params={limits.params:,.0f} is not below the start's {params:,}.", "Lower it."
         )
     if not journal.rows:
-        speed = journal.once("throughput", family.start, throughput) if limits.speed else None
+        speed = journal.measure_once("throughput", family.start, throughput) if limits.speed else None
         journal.finish([Row(0, "", family.start, params, macs, "start", speed)])
     start = journal.rows[0]
     chosen = [start, *(row for row in journal.rows if row.verdict == "chosen")]
     for step in range(len(chosen), limits.steps + 1):
-        most = budget(start.params, limits.params, step, limits.steps) * (1 + limits.tolerance)
-        least = None
+        max_params = budget(start.params, limits.params, step, limits.steps) * (1 + limits.tolerance)
+        min_speed = None
         if start.throughput is not None:
             wanted = budget(start.throughput, start.throughput * limits.speed, step, limits.steps)
-            least = wanted * (1 - limits.tolerance)
-        rows = _step(family, limits, journal, throughput, score, step, chosen[-1], most, least)
+            min_speed = wanted * (1 - limits.tolerance)
+        rows = _step(family, limits, journal, throughput, score, step, chosen[-1], max_params, min_speed)
         journal.finish(rows)
         chosen.append(next(row for row in rows if row.verdict == "chosen"))
         kept = sum(row.score is not None for row in rows)
-        tell(f"step {step}/{limits.steps}: {len(rows)} candidates, {kept} scored, {chosen[-1].moves} chosen")
+        log(f"step {step}/{limits.steps}: {len(rows)} candidates, {kept} scored, {chosen[-1].moves} chosen")
     return chosen
 
 
@@ -185,31 +185,33 @@ def _step(
     score: Callable[[Args], float],
     step: int,
     current: Row,
-    most: float,
-    least: float | None,
+    max_params: float,
+    min_speed: float | None,
 ) -> list[Row]:
     rows = []
     for path, args in reachable(family, current.args, limits.moves).values():
         params, macs = family.cost(args)
-        rows.append(Row(step, path, args, params, macs, "over budget" if params > most else "not scored"))
+        rows.append(Row(step, path, args, params, macs, "over budget" if params > max_params else "not scored"))
     rows.sort(key=lambda row: (-row.params, row.macs, json.dumps(row.args, sort_keys=True)))
     fits = [row for row in rows if row.verdict == "not scored" and row.params < current.params]
     scored: list[Row] = []
     for row in fits:
         if len(scored) == limits.candidates:
             break
-        if least is not None:
-            row.throughput = journal.once("throughput", row.args, throughput)
-            if row.throughput < least:
+        if min_speed is not None:
+            row.throughput = journal.measure_once("throughput", row.args, throughput)
+            if row.throughput < min_speed:
                 row.verdict = "too slow"
                 continue
-        row.score = journal.once("score", row.args, score)
+        row.score = journal.measure_once("score", row.args, score)
         row.verdict = "scored"
         scored.append(row)
     if not scored:
-        told = f"at most {most:,.0f} parameters" + (f" and at least {least:,.0f} images/s" if least else "")
+        limits_text = f"at most {max_params:,.0f} parameters" + (
+            f" and at least {min_speed:,.0f} images/s" if min_speed else ""
+        )
         raise UserError(
-            f"Contraction, step {step}: none of {len(rows)} candidates has {told}"
+            f"Contraction, step {step}: none of {len(rows)} candidates has {limits_text}"
             + (f"; {len(fits)} are small enough." if fits else "."),
             "Raise method.contract.moves, steps or tolerance, or lower method.contract.speed.",
         )
@@ -219,5 +221,5 @@ def _step(
 
 
 def _reversed(args: Args) -> tuple[int, ...]:
-    """A key by which the lexicographically first arguments are the largest."""
+    """Sort key by which the lexicographically first arguments are the largest."""
     return tuple(-ord(character) for character in json.dumps(args, sort_keys=True))

@@ -1,4 +1,4 @@
-"""What a contraction found: a table, a plot, and the network as a configuration file."""
+"""The result of a contraction: a table, a plot, and the network as a configuration file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCORES = {"train": ("val. top-1 %", 100.0), "params": ("score (parameters, M)", 
 
 
 def table(rows: Sequence[Row], proxy: str, scored_only: bool = True) -> str:
-    """Markdown: the start, the scored candidates of each step, best first, and how many were turned away."""
+    """Markdown: the start, the scored candidates of each step, best first, and the number of rejected ones."""
     name, unit = SCORES[proxy]
     lines = [
         f"| Step | Moves | Params M | GMACs | Images/s | {name} | |",
@@ -40,10 +40,10 @@ def table(rows: Sequence[Row], proxy: str, scored_only: bool = True) -> str:
 
 
 def plot(rows: Sequence[Row], proxy: str) -> bytes:
-    """PNG: score against parameters of every scored candidate, the way from start to end as a line."""
+    """PNG: score against parameters of every scored candidate, the chosen networks joined by a line."""
     name, unit = SCORES[proxy]
     with themed(LIGHT):
-        drawing, axes = figure(WIDTH, 3.2, "Contraction: candidates and the way taken")
+        drawing, axes = figure(WIDTH, 3.2, "Contraction: candidates and chosen networks")
         scored = [row for row in rows if row.score is not None]
         for step in sorted({row.step for row in scored}):
             points = [row for row in scored if row.step == step]
@@ -60,9 +60,12 @@ def plot(rows: Sequence[Row], proxy: str) -> bytes:
                 fontsize=8,
                 color=colour,
             )
-        way = [row for row in scored if row.verdict == "chosen"]
+        chosen = [row for row in scored if row.verdict == "chosen"]
         axes.plot(
-            [row.params / 1e6 for row in way], [unit * (row.score or 0.0) for row in way], color=LIGHT.quiet, zorder=1.5
+            [row.params / 1e6 for row in chosen],
+            [unit * (row.score or 0.0) for row in chosen],
+            color=LIGHT.quiet,
+            zorder=1.5,
         )
         axes.margins(0.1, 0.15)
         axes.set_xlabel("parameters, millions")
@@ -71,7 +74,7 @@ def plot(rows: Sequence[Row], proxy: str) -> bytes:
 
 
 def write(folder: Path, rows: Sequence[Row], name: str, fixed: Args, proxy: str) -> list[Path]:
-    """``contraction.md``, ``.png`` and ``.json``, and ``model.yaml``: the last network, to put into ``conf/model``."""
+    """``contraction.md``, ``.png`` and ``.json``, and ``model.yaml``: the last network, a file for ``conf/model``."""
     last = [row for row in rows if row.verdict == "chosen"][-1]
     args: dict[str, Any] = fixed | last.args
     head = f"# {name} contracted to {last.params / 1e6:.2f}M parameters, {last.macs / 1e9:.2f} GMACs.\n"

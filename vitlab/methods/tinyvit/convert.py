@@ -1,4 +1,4 @@
-"""Between TinyViT's official store ("v0") and ours, both ways; no teacher is asked and no image is read."""
+"""Conversion between TinyViT's official store ("v0") and ours, without teacher or images."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from vitlab.distill.store import TargetStore
 from vitlab.distill.store_spec import BLOCK, keys_digest
 from vitlab.errors import UserError
 
-Tell = Callable[[int, int], None]
-"""Called with records done and records in all."""
+Progress = Callable[[int, int], None]
+"""Called with the records done and their total."""
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What a conversion moved."""
+    """Counts of a conversion."""
 
     records: int
     epochs: int
@@ -36,16 +36,16 @@ def import_v0(
     classes: int,
     augmentation: Augmentation,
     data_fingerprint: str,
-    tell: Tell | None = None,
+    progress: Progress | None = None,
 ) -> Converted:
-    """Convert an official store to ours; killed, the same call continues.
+    """Convert an official store to ours; after a kill the same call continues.
 
     Args:
         keys, classes, data_fingerprint: of the data set that was labelled.
-        augmentation: with which it was labelled: the official store does not say, and ours will.
+        augmentation: with which it was labelled, recorded in our store; the official one does not hold it.
 
     Raises:
-        UserError: a record that no teacher can have written, or whatever :class:`V0Store` refuses.
+        UserError: an invalid record, or as :class:`V0Store`.
     """
     official = V0Store(folder, keys, classes, paired=augmentation.mixes)
     spec = replace(
@@ -73,22 +73,24 @@ def import_v0(
                 seed, target = official.gather(epoch, index)
                 writer.write(index, seed, target)
                 done += len(index)
-                if tell is not None:
-                    tell(done, spec.images * spec.slots)
+                if progress is not None:
+                    progress(done, spec.images * spec.slots)
         store.seal(epoch)
     return Converted(spec.images * spec.slots, spec.slots, duplicates, extra)
 
 
-def export_v0(folder: Path, into: Path, ranks: int = 1, named: bool = False, tell: Tell | None = None) -> Converted:
+def export_v0(
+    folder: Path, into: Path, ranks: int = 1, named: bool = False, progress: Progress | None = None
+) -> Converted:
     """Write our sealed store as an official one, as if ``ranks`` processes had stored it.
 
-    Every rank holds the images that the official sampler deals to it, the padding of an epoch included.
+    Every rank holds the images that the official sampler assigns to it, the padding of an epoch included.
 
     Args:
         named: keys are the images' names without suffix (ImageNet-22k); else their decimal indices.
 
     Raises:
-        UserError: what the format cannot hold: more classes, other precisions, other pairs, names that repeat.
+        UserError: unsupported by the format: more classes, other precisions, other pairs, names that repeat.
     """
     store = TargetStore.open(folder)
     spec = store.spec
@@ -122,7 +124,7 @@ def export_v0(folder: Path, into: Path, ranks: int = 1, named: bool = False, tel
                 records[name] = found[name]
             parts[rank] = [names[i] for i in index.tolist()], records
             written += len(np.unique(index))
-            if tell is not None:
-                tell(slot * ranks + rank + 1, spec.slots * ranks)
+            if progress is not None:
+                progress(slot * ranks + rank + 1, spec.slots * ranks)
         write_epoch(into, slot, spec.k, parts)
     return Converted(written, spec.slots, written - spec.images * spec.slots)

@@ -1,7 +1,7 @@
-"""What contraction may change of a network, and what the result costs: TinyViT, and other families of timm's.
+"""The arguments that contraction changes, and the costs of the result: TinyViT, and other families of timm.
 
 A family turns a network's arguments into smaller neighbours and into parameters and multiply-adds: TinyViT by closed
-forms, the others by counting a network on the meta device, which computes nothing.
+forms, the others by counting a network on the meta device, without computation.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def family_of(name: str, args: Mapping[str, Any], size: Size, classes: int) -> F
     """The family of timm's network ``name`` built with ``args``.
 
     Raises:
-        UserError: contraction does not know what to change in it.
+        UserError: contraction does not support its class.
     """
     model = timm.create_model(name, num_classes=classes, device="meta", **args)
     if isinstance(model, TinyVit):
@@ -55,9 +55,7 @@ def family_of(name: str, args: Mapping[str, Any], size: Size, classes: int) -> F
         if isinstance(model, kind):
             return CountedFamily(name, dict(args), start(model), smaller, size, classes)
     known = ", ".join(["TinyVit", *(kind.__name__ for kind in _COUNTED)])
-    raise UserError(
-        f"mode=contract does not know what to make smaller in {name}, a {type(model).__name__}.", f"It knows {known}."
-    )
+    raise UserError(f"mode=contract does not support {name}, a {type(model).__name__}.", f"Supported are {known}.")
 
 
 class TinyViTFamily:

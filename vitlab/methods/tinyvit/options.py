@@ -1,4 +1,4 @@
-"""Keys under ``method.`` for TinyViT; their values stand in ``conf/method/tinyvit.yaml``.
+"""Keys under ``method.`` for TinyViT; their values are in ``conf/method/tinyvit.yaml``.
 
 :func:`check` refuses contradictions among them.
 """
@@ -17,17 +17,19 @@ from vitlab.errors import UserError
 class ContractOptions:
     """How mode=contract searches (paper section on model scaling; its step sizes are ours)."""
 
-    params: float = MISSING  # parameters of the network that is wanted
-    speed: float = MISSING  # how many times as fast as the start it has to be; 0: speed is not asked for
-    steps: int = MISSING  # contractions from the start to there; budgets shrink geometrically
+    params: float = MISSING  # parameters of the target network
+    speed: float = MISSING  # throughput of the target, as a multiple of the start's; 0: no limit
+    steps: int = MISSING  # contractions from start to target; budgets shrink geometrically
     moves: int = MISSING  # factors that one contraction may change at once
     tolerance: float = MISSING  # share by which a candidate may miss a budget
     candidates: int = MISSING  # of each step that are measured and scored, those nearest to the budget first
     proxy: str = MISSING  # train (recipe, cut to duration) | params (no training: the largest is the best)
     duration: str = MISSING  # of the proxy's training
-    holdout: float = MISSING  # share of every training class that judges it, where a set has no val beside test
+    holdout: float = (
+        MISSING  # share of every training class held out to score it, where a data set has no val beside test
+    )
     batch_size: int = MISSING  # of the throughput
-    seconds: float = MISSING  # throughput is measured for so long, after half as long a warm-up
+    seconds: float = MISSING  # of the throughput measurement, after half as long a warm-up
 
 
 @dataclass
@@ -39,17 +41,17 @@ class TinyViTOptions:
     prob_dtype: str = MISSING  # how they are stored: f2, f4 or bf16
     epochs: int | None = None  # stored views per image; null: one for each epoch of the recipe; fewer: used in turn
     clamp_minor: bool = False  # official: rounding may make the mass of the other classes slightly negative
-    online: bool = False  # ask the teacher at every step instead of storing its labels: same views, same targets
+    online: bool = False  # run the teacher at every step instead of storing its labels: same views, same targets
     distill: bool = True  # false: no teacher; finetune what model.checkpoint or model.pretrained gives
     store: str | None = None  # train from this sealed store, ours or TinyViT's official one; no teacher is made
     store_to: str | None = None  # folder of the store, which several runs may fill together; null: inside the run
     store_views: list[int] | None = None  # [START, STOP): store only these views of every image, and train nothing
-    replay: str = "cycle"  # cycle: stored views come round again when epochs outnumber them; exact: epoch e reads e
+    replay: str = "cycle"  # cycle: stored views repeat when there are more epochs; exact: epoch e reads e
     baseline: bool = True  # train the same student on labels alone, with equally many steps
     finetune: RecipeConfig | None = None  # train on the labels afterwards; null: no
-    recheck: int = 0  # mode=verify: so many random records are recomputed by the teacher
+    recheck: int = 0  # mode=verify: number of random records recomputed by the teacher
     convert_to: str | None = None  # mode=convert: folder to write method.store to, official to ours or back
-    ranks: int = 1  # mode=convert: processes that the official store is to look written by
+    ranks: int = 1  # mode=convert: number of ranks of the official store
     named: bool = False  # mode=convert: official keys are image names (ImageNet-22k), not indices
     contract: ContractOptions = field(default_factory=ContractOptions)
 
@@ -59,7 +61,7 @@ def distils(config: Config) -> bool:
 
 
 def learns(config: Config) -> bool:
-    """Whether a student is trained; a run that stores its share of a store for others leaves that to them."""
+    """Whether a student is trained; a run that only fills its share of a store trains none."""
     return config.method.store_views is None
 
 
@@ -72,14 +74,14 @@ def makes_store(config: Config) -> bool:
 
 
 def finetunes(config: Config) -> bool:
-    """With neither a teacher nor a recipe to finetune with, it is the recipe that is missing: ``check`` says so."""
+    """Whether to finetune on the labels; also without a teacher, where ``check`` then reports a missing recipe."""
     return learns(config) and (config.method.finetune is not None or not distils(config))
 
 
 def views_of(config: Config) -> int | None:
     """Different views of every image where none are stored: as many as a store would hold; None: one for each epoch."""
-    wanted, most = config.method.epochs, config.debug.max_slots
-    return min(wanted, most) if wanted and most else wanted or most
+    epochs, limit = config.method.epochs, config.debug.max_slots
+    return min(epochs, limit) if epochs and limit else epochs or limit
 
 
 def check(config: Config) -> None:
@@ -97,7 +99,7 @@ def check(config: Config) -> None:
         )
     if options.online and options.store is not None:
         raise UserError(
-            "method.online=true asks the teacher at every step, method.store names stored labels.",
+            "method.online=true runs the teacher at every step, method.store names stored labels.",
             "Leave one of the two out.",
         )
     if options.store_views is not None:

@@ -1,4 +1,4 @@
-"""Do stored labels say what the teacher says? Random records are replayed and labelled anew (official check mode)."""
+"""Compare stored labels with the teacher: random records are replayed and labelled again (official check mode)."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ ALLOWED = 0.01
 
 @dataclass(frozen=True)
 class Recheck:
-    """What recomputing found; shares are of all stored positions.
+    """Differences between stored and recomputed labels; shares are of all stored positions.
 
     ``error``: mean |recomputed - stored| probability over the stored classes. ``diff_rate``: positions whose class
     differs, ties included. ``set_rate``: stored classes that are not among the K largest recomputed. ``off_rate``:
     stored values that differ by more than one unit in the last place of half precision. The first two are the official
-    numbers; where neighbours tie, positions differ and nothing is wrong, which the last two tell apart.
+    numbers; ties swap positions without an error, which the last two exclude.
     """
 
     records: int
@@ -62,7 +62,7 @@ def compare(stored: SparseTarget, prob: Tensor) -> tuple[Tensor, Tensor, Tensor,
     error = (again - stored.prob).abs()
     absent = ~(stored.index[:, :, None] == now.index[:, None, :]).any(2)
     ulp = torch.from_numpy(np.spacing(stored.prob.half().abs().numpy()).astype(np.float32))
-    # Half a unit is rounding, a whole one a rounding that fell to the other side.
+    # Half a unit is rounding; one unit is a value near the midpoint that was rounded the other way.
     return error, stored.index != now.index, absent, error > 1.5 * ulp
 
 
@@ -74,14 +74,14 @@ def recheck(
     device: torch.device,
     seed: int = 0,
     batch_size: int = 64,
-    tell: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Recheck:
-    """Have ``teacher`` label ``records`` random views of ``store`` once more.
+    """Label ``records`` random views of ``store`` with ``teacher`` again.
 
     Mixed views are drawn in their pairs, so an odd number is rounded up.
 
     Args:
-        data: as the teacher saw it: its normalisation, the store's augmentation.
+        data: with the teacher's normalisation and the store's augmentation.
     """
     views = TrainViews(data.train_source, data.augmentation, data.view, data.seed, data.num_classes, store)
     slots = open_targets(store, data.train_source.keys, data.num_classes, data.augmentation.mixes).spec.slots
@@ -100,8 +100,8 @@ def recheck(
         batch: Batch = views.__getitems__(items[start : start + batch_size + batch_size % 2])
         assert batch.target is not None  # views of a store carry it
         found.append(compare(batch.target, teacher(batch.to(device)).cpu()))
-        if tell is not None:
-            tell(min(len(items), start + batch_size), len(items))
+        if progress is not None:
+            progress(min(len(items), start + batch_size), len(items))
     error, differs, absent, off = (torch.cat(parts).float().mean().item() for parts in zip(*found, strict=True))
     return Recheck(len(items), error, differs, absent, off)
 

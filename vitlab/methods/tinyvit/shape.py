@@ -1,4 +1,4 @@
-"""TinyViT as eleven numbers, what it costs in closed form, and the factors by which it is contracted.
+"""TinyViT's architecture as numbers, its costs in closed form, and the factors that contraction changes.
 
 The sums hold exactly for every shape, so a search may use them as its constraint without building a network.
 """

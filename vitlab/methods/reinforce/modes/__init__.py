@@ -1,1 +1,1 @@
-"""What can be done with stored reinforcements."""
+"""Modes that work on stored reinforcements."""

@@ -12,14 +12,14 @@ def answer(composed: Composed) -> int:
     """Write all samples of ``method.store=[A,B]`` to ``method.convert_to``.
 
     Raises:
-        UserError: stores that do not go together, or no place to write to.
+        UserError: stores that cannot be merged, or no folder to write to.
     """
     from vitlab.distill.store_edit import merge
     from vitlab.methods.reinforce.named_stores import describe_store, source_and_target
     from vitlab.training.progress import progress_bar
 
     folders, into = source_and_target(composed, several=True)
-    with progress_bar("merge", "sample") as tell:
-        found = merge(folders, into, tell)
+    with progress_bar("merge", "sample") as progress:
+        found = merge(folders, into, progress)
     print(f"{into}: {describe_store(found)}")
     return 0

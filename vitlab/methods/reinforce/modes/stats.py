@@ -1,4 +1,4 @@
-"""``mode=stats``: what a store of reinforcements holds; no teacher is asked, no image is read."""
+"""``mode=stats``: statistics of a store of reinforcements, without teacher or images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ READS = ("method", "run", "dataset", "teacher", "recipe", "experiment", "debug")
 
 
 def answer(composed: Composed) -> int:
-    """Tell about ``method.store`` or the store of ``run=``; agreement with the labels where ``dataset=`` is its own.
+    """Print statistics of ``method.store`` or of the store of ``run=``; agreement needs its own ``dataset=``.
 
     Raises:
         UserError: no store, or one of other images than those of the data set.
@@ -24,11 +24,11 @@ def answer(composed: Composed) -> int:
 
     config, folders = named_stores(composed)
     if len(folders) != 1:
-        raise UserError("mode=stats is about one store of reinforcements.", "Give run=FOLDER, or method.store=FOLDER.")
+        raise UserError("mode=stats takes one store of reinforcements.", "Give run=FOLDER, or method.store=FOLDER.")
     source = open_splits(config.dataset, config.seed, config.debug.max_images)["train"]
     store = ReinforcedStore(folders[0], {"data_fingerprint": fingerprint(source)})
-    with progress_bar("stats", "sample") as tell:
-        found = statistics(store, source.labels, config.debug.max_slots, tell)
+    with progress_bar("stats", "sample") as progress:
+        found = statistics(store, source.labels, config.debug.max_slots, progress)
     teacher = store.spec.teacher
     members = teacher.get("members", [teacher])
     print(f"store    {folders[0]}")

@@ -1,6 +1,6 @@
 """``mode=subset``: a smaller store of reinforcements, its first ``method.samples`` samples, ``method.topk`` classes.
 
-What is not typed stays as it is.
+A key that is not given on the command line keeps the value of the store.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def answer(composed: Composed) -> int:
     """Write the part of ``method.store`` (or of ``run=``) to ``method.convert_to``.
 
     Raises:
-        UserError: no store, no place to write to, nothing to leave out, or more asked for than there is.
+        UserError: no store, no folder to write to, nothing to leave out, or more requested than the store has.
     """
     from vitlab.distill.store_edit import subset
     from vitlab.methods.reinforce.named_stores import describe_store, source_and_target
@@ -27,8 +27,8 @@ def answer(composed: Composed) -> int:
     options, typed = composed.config.method, typed_keys(composed, "method")
     samples, topk = (getattr(options, key) if key in typed else None for key in ("samples", "topk"))
     if samples is None and topk is None:
-        raise UserError("mode=subset is to leave something out.", "Give method.samples=N, method.topk=K, or both.")
-    with progress_bar("subset", "sample") as tell:
-        found = subset(folder, into, samples, topk, tell)
+        raise UserError("mode=subset needs a smaller size.", "Give method.samples=N, method.topk=K, or both.")
+    with progress_bar("subset", "sample") as progress:
+        found = subset(folder, into, samples, topk, progress)
     print(f"{into}: {describe_store(found)}")
     return 0

@@ -1,4 +1,4 @@
-"""``mode=contract``: a network is made smaller step by step (TinyViT's model scaling; any family that it knows)."""
+"""``mode=contract``: make a network smaller step by step (TinyViT's model scaling; for the supported families)."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ ONE_DEVICE = True
 
 
 def answer(composed: Composed) -> int:
-    """Search from ``model=`` under ``method.contract.*``; killed, the same command goes on.
+    """Search from ``model=`` under ``method.contract.*``; after a kill the same command continues.
 
     Raises:
-        UserError: another method, an unknown proxy, budgets that nothing keeps.
+        UserError: another method, an unknown proxy, budgets that no candidate meets.
     """
     config = composed.config
     options = getattr(config.method, "contract", None)
@@ -52,7 +52,7 @@ def answer(composed: Composed) -> int:
 
 
 def search(config: Config, folder: Path) -> str:
-    """Contract, write what was found into ``folder``, and say it."""
+    """Run the contraction and write its result into ``folder``; returns the text to print."""
     import torch
 
     from vitlab.data.build import open_splits
@@ -90,16 +90,16 @@ def search(config: Config, folder: Path) -> str:
         stop_if_requested()
         if options.proxy == "params":
             return float(family.cost(args)[0])
-        return trained(config, candidate(args), folder)
+        return proxy_accuracy(config, candidate(args), folder)
 
-    question = {"model": name, "args": config.model.args, "limits": stable_dict(limits), "proxy": options.proxy}
+    settings = {"model": name, "args": config.model.args, "limits": stable_dict(limits), "proxy": options.proxy}
     if options.proxy == "train":
-        question |= {"duration": options.duration, "holdout": options.holdout}
-    journal = Journal(folder / "journal.jsonl", question)
-    tell: Callable[[str], None] = print_line
-    way = contract(family, limits, journal, throughput, score, tell)
+        settings |= {"duration": options.duration, "holdout": options.holdout}
+    journal = Journal(folder / "journal.jsonl", settings)
+    log: Callable[[str], None] = print_line
+    chosen = contract(family, limits, journal, throughput, score, log)
     files = contraction_report.write(folder, journal.rows, name, fixed, options.proxy)
-    first, last = way[0], way[-1]
+    first, last = chosen[0], chosen[-1]
     faster = f", {last.throughput / first.throughput:.2f}x as fast" if last.throughput and first.throughput else ""
     lines = [
         contraction_report.table(journal.rows, options.proxy),
@@ -109,20 +109,20 @@ def search(config: Config, folder: Path) -> str:
     return "\n".join(lines)
 
 
-def judging(dataset: DatasetConfig, seed: int, holdout: float) -> DatasetConfig:
-    """``dataset`` with ``holdout`` of every training class for validation, where it has no other split to choose by."""
+def with_validation(dataset: DatasetConfig, seed: int, holdout: float) -> DatasetConfig:
+    """``dataset`` with ``holdout`` of every training class for validation, where it has no separate split."""
     from vitlab.data.build import open_splits
 
     splits = open_splits(dataset, seed)
-    apart = splits["val"].split_name != splits["test"].split_name
-    return dataset if apart else replace(dataset, val_fraction=holdout)
+    separate = splits["val"].split_name != splits["test"].split_name
+    return dataset if separate else replace(dataset, val_fraction=holdout)
 
 
-def trained(config: Config, model: ModelConfig, folder: Path) -> float:
-    """The proxy: top-1 after a short training on the labels, killed and continued like any.
+def proxy_accuracy(config: Config, model: ModelConfig, folder: Path) -> float:
+    """The proxy: top-1 after a short training on the labels, interrupted and continued like any run.
 
     Measured on a validation split, or where there is none on images held out of the training split: no candidate is
-    chosen by what the result will be measured on.
+    chosen on the images that the result is measured on.
     """
     from vitlab.methods.base import Context, Stage
     from vitlab.methods.tinyvit.contract import digest
@@ -130,7 +130,7 @@ def trained(config: Config, model: ModelConfig, folder: Path) -> float:
     from vitlab.training.train import train_on_labels
 
     options = config.method.contract
-    config = replace(config, dataset=judging(config.dataset, config.seed, options.holdout))
+    config = replace(config, dataset=with_validation(config.dataset, config.seed, options.holdout))
     recipe = replace(config.recipe, duration=options.duration, warmup="10%", decay_at=[])
     key = digest(model.args)
     inside = folder / "candidates" / key

@@ -10,7 +10,7 @@ ONE_DEVICE = True
 
 
 def answer(composed: Composed) -> int:
-    """Measure every model that the prompt means at the largest of ``evaluation.latency_batches``.
+    """Measure every selected model at the largest of ``evaluation.latency_batches``.
 
     Raises:
         UserError: no such model.
