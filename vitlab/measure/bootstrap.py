@@ -54,7 +54,7 @@ def bootstrap(
     """95 % percentile intervals of ``top1``, ``top5``, ``nll``, ``brier`` and ``ece``.
 
     The expected calibration error of a resample is larger than that of the images on average, as it is for any finite
-    sample; its interval tells how uncertain it is, not where the error of infinitely many images lies.
+    sample; its interval shows how uncertain it is, not where the error of infinitely many images lies.
 
     Args:
         scores: of N images.
@@ -137,7 +137,7 @@ def resample_weights(
     """How often each image counts in each resample, [rows, N], some resamples at a time.
 
     Args:
-        groups: [N]; whole groups are drawn, as many as there are, instead of images.
+        groups: [N]; groups are drawn, as many as there are, instead of images.
 
     Raises:
         ValueError: for no resamples.

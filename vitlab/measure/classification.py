@@ -116,23 +116,25 @@ def calibration(confidence: ArrayLike, correct: ArrayLike, bins: int = 15) -> tu
     Raises:
         ValueError: for no images, fewer than one bin, shapes that differ, or a confidence outside [0, 1].
     """
-    sure, right = np.asarray(confidence, np.float64), np.asarray(correct, bool)
-    if sure.ndim != 1 or sure.shape != right.shape or len(sure) == 0 or bins < 1:
-        raise ValueError(f"confidence {sure.shape} and correct {right.shape} must be [N], N > 0, with bins={bins} > 0")
-    if not bool(((sure >= 0) & (sure <= 1)).all()):
+    confident, right = np.asarray(confidence, np.float64), np.asarray(correct, bool)
+    if confident.ndim != 1 or confident.shape != right.shape or len(confident) == 0 or bins < 1:
+        raise ValueError(
+            f"confidence {confident.shape} and correct {right.shape} must be [N], N > 0, with bins={bins} > 0"
+        )
+    if not bool(((confident >= 0) & (confident <= 1)).all()):
         raise ValueError("confidence must lie in [0, 1]")
     edges = np.linspace(0.0, 1.0, bins + 1)
-    place = bin_of(sure, bins)
+    place = bin_of(confident, bins)
     count = np.bincount(place, minlength=bins)
-    whole = np.maximum(count, 1)
-    accuracy = np.bincount(place, weights=right, minlength=bins) / whole
-    mean = np.bincount(place, weights=sure, minlength=bins) / whole
+    divisor = np.maximum(count, 1)
+    accuracy = np.bincount(place, weights=right, minlength=bins) / divisor
+    mean = np.bincount(place, weights=confident, minlength=bins) / divisor
     gap = np.abs(accuracy - mean)
     table = [
         Bin(float(edges[b]), float(edges[b + 1]), int(count[b]), float(accuracy[b]), float(mean[b]))
         for b in range(bins)
     ]
-    return float((count * gap).sum() / len(sure)), float(gap[count > 0].max()), table
+    return float((count * gap).sum() / len(confident)), float(gap[count > 0].max()), table
 
 
 def bin_of(confidence: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
@@ -254,7 +256,7 @@ def class_scores(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> lis
     """Recall, precision and F1 of every class from the non-zero cells ``[label, predicted, images]``."""
     size = len(classes)
     own, called, right = [0] * size, [0] * size, [0] * size
-    worst: list[tuple[int, int]] = [(0, -1)] * size  # (images, class) most often said instead
+    worst: list[tuple[int, int]] = [(0, -1)] * size  # (images, class) most often predicted instead
     for label, predicted, images in counts:
         own[label] += images
         called[predicted] += images

@@ -50,7 +50,7 @@ def collect_points(output: Path) -> list[Point]:
     for marker in sorted(output.glob("*/*/run.json")):
         try:
             run = Run.at(marker.parent)
-        except UserError:  # of another version: mode=report run=... says why
+        except UserError:  # of another version: mode=report run=... explains it
             continue
         point = _point(run)
         if point is not None:

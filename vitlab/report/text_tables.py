@@ -26,7 +26,7 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def describe_comparison(one: Comparison) -> str:
-    """What a comparison of two models on the same images says, in one sentence that claims no more."""
+    """A comparison of two models on the same images in one sentence that claims no more than it shows."""
     top1 = one.differences["top1"]
     points = f"{100 * top1.value:+.2f} points of top-1 ({100 * top1.lo:+.2f} to {100 * top1.hi:+.2f})"
     counts = f"right where the other is not: {one.only_second:,} against {one.only_first:,}"
