@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,3 +30,10 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
             make(folder)
             complete.touch()
     return folder
+
+
+def skip_where_torch_is_not_forked() -> None:
+    """Skip the test on macOS, whose libraries start threads: what is forked after torch is imported may crash there
+    (which is why Python starts new processes by "spawn" on it)."""
+    if sys.platform == "darwin":
+        pytest.skip("forks this process, which has torch in it; on macOS that may crash")

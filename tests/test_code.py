@@ -11,15 +11,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize(
-    "tool",
-    [
-        ("ruff", "check", "vitlab", "tests"),
-        ("ruff", "format", "--check", "vitlab", "tests"),
-        ("mypy",),  # vitlab and tests
-    ],
-    ids=["ruff-check", "ruff-format", "mypy"],
+TOOLS = (
+    ("ruff", "check", "vitlab", "tests"),
+    ("ruff", "format", "--check", "vitlab", "tests"),
+    ("mypy",),  # vitlab and tests
 )
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=["ruff-check", "ruff-format", "mypy"])
 def test_clean(tool: tuple[str, ...]) -> None:
     done = subprocess.run([sys.executable, "-m", *tool], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -56,6 +57,15 @@ def test_the_wheel_holds_the_package_and_its_configuration(wheel: Path) -> None:
     missing = {f"vitlab/{name}" for name in committed("conf")} - inside | committed("vitlab") - inside
     assert not missing
     assert {name.split("/")[0] for name in inside} == {"vitlab", f"vitlab-{__version__}.dist-info"}
+
+
+def test_the_source_distribution_holds_what_is_committed(tmp_path: Path) -> None:
+    """What a test reads lies in it too: fixtures, templates, the workflow and the hooks."""
+    run(sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", tmp_path, cwd=ROOT)
+    (built,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(built) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    assert not committed(".") - inside - {".ci/run"}
 
 
 def test_paths_of_this_machine_stay_here(tmp_path: Path) -> None:

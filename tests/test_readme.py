@@ -117,6 +117,13 @@ def test_data_set_of_the_readme_works_when_typed_in(tmp_path: Path) -> None:
     assert [beach[int(key.split()[1])] for key in kept["key"]] == kept["group"].tolist()
 
 
-def test_pictures_and_links_of_the_readme_exist() -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", README):
-        assert (ROOT / target).exists(), target
+def test_task_of_the_readme_works_when_typed_in(tmp_path: Path) -> None:
+    for part in ("vitlab", "conf"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "vitlab" / "tasks" / "ordinal.py").write_text(blocks("python")[2])
+    (tmp_path / "conf" / "task" / "ordinal.yaml").write_text(blocks("yaml")[2])
+    done = run(["method=supervised", "task=ordinal", *SMALL], tmp_path, root=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (record,) = tmp_path.glob("outputs/supervised/*/metrics.jsonl")
+    assert "val_kappa" in record.read_text()
+    assert (record.parent / "report.html").exists()

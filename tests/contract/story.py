@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from tests.shared import skip_where_torch_is_not_forked
 from vitlab.cli.main import main
 from vitlab.training import interrupt
 
@@ -52,6 +53,7 @@ def run_command(output: Path, *words: str) -> int:
 
 def run_and_kill(output: Path, *words: str) -> None:
     """The same in a forked process, which must be killed by SIGKILL."""
+    skip_where_torch_is_not_forked()
     child = os.fork()
     if child == 0:
         with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from tests.contract.story import small
+from tests.shared import skip_where_torch_is_not_forked
 from vitlab.compose.load import load
 from vitlab.errors import Interrupted, UserError
 from vitlab.launch.stages import run_method_on_rank
@@ -33,6 +34,7 @@ def run_ranks(output: Path, *words: str, processes: int = 2, setup: Callable[[in
 
     A process that fails ends the others, as with the launcher.
     """
+    skip_where_torch_is_not_forked()
     words = ("hardware=ddp_cpu", *words)
     composed = load([*small(*words), *words, f"output={output}"])
     run = find_run(composed)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.shared import skip_where_torch_is_not_forked
 from vitlab.distill.draw import Augmentation, seed_of, seeds_of
 from vitlab.distill.sparse import SparseTarget, sparsify
 from vitlab.distill.store import TargetStore
@@ -181,6 +182,7 @@ def write_slowly(folder: Path, rank: int, world: int, pause: float) -> None:
 
 
 def start_writers(folder: Path, pause: float) -> list[multiprocessing.context.ForkProcess]:
+    skip_where_torch_is_not_forked()
     context = multiprocessing.get_context("fork")  # a fresh interpreter would import torch for seconds
     writers = [context.Process(target=write_slowly, args=(folder, rank, 2, pause)) for rank in (0, 1)]
     for writer in writers:
@@ -229,6 +231,7 @@ def test_one_id_one_process(tmp_path: Path) -> None:
 def test_a_child_of_a_killed_writer_does_not_hold_the_lock(tmp_path: Path) -> None:
     """A loader's process outlives a killed parent for some seconds; the same command may start at once."""
     store = TargetStore.create(tmp_path, make_spec(), make_keys(40))
+    skip_where_torch_is_not_forked()
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
 

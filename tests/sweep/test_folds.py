@@ -34,10 +34,7 @@ def run_of(folder: Path, fold: int, lr: str, grouped: bool, keys: range | None =
     )
     (home / "evaluation" / "train.json").write_text(json.dumps({"classes": ["a", "b", "c"]}))
     (home / "evaluation" / "done.json").write_text(json.dumps({"result": "train"}))
-    tree: dict[str, dict[str, object]] = {
-        "dataset": {"folds": 3, "fold": fold},
-        "evaluation": {"bins": 10, "resamples": 300},
-    }
+    tree: dict[str, Any] = {"dataset": {"folds": 3, "fold": fold}, "evaluation": {"bins": 10, "resamples": 300}}
     tree["task"] = {"name": "classification"}
     record = {"format": 1, "method": "supervised", "prefix": "x", "identity": {}, "tree": tree}
     (home / "run.json").write_text(json.dumps(record))

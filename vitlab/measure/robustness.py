@@ -112,7 +112,8 @@ class Robustness:
     """A network under corruptions.
 
     ``published`` distinguishes ImageNet-C's own files from corruptions made on the fly, whose numbers do not
-    compare with those of the files. ``alexnet``: the images are ImageNet's, so that errors may be taken as shares of AlexNet's.
+    compare with those of the files. ``alexnet``: the images are ImageNet's, so that errors may be taken as shares of
+    AlexNet's.
     """
 
     model: str  # fingerprint of the weights

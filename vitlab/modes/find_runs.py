@@ -50,8 +50,8 @@ def find_runs(composed: Composed) -> list[tuple[Run, str | None]]:
 
 def config_of(run: Run, composed: Composed) -> Config:
     """The run's own configuration, with what the command line may change: hardware, measuring, and typed keys of the
-    data set (``dataset.root`` of data that have moved; ``dataset=NAME`` for others). A key that came after the run has its
-    default, and an option of the method without one what ``conf/method/`` gives.
+    data set (``dataset.root`` of data that have moved; ``dataset=NAME`` for others). A key that came after the run
+    has its default, and an option of the method without one what ``conf/method/`` gives.
 
     Raises:
         UserError: the stored configuration is not one that this vitlab reads.
