@@ -245,3 +245,27 @@ def test_a_table_of_ones_own_is_trained_on(tmp_path: Path) -> None:
         assert run_command(tmp_path / "runs", *words, "debug.max_steps=4") == 0
     found = evaluation_of(the_run(tmp_path / "runs"))
     assert found.classes == sorted(train.classes) and found.no_thresholds, "nothing but the measured images is held out"
+
+
+def test_runs_of_both_tasks_stand_in_one_picture(run: Path, output: Path, tmp_path: Path) -> None:
+    """A panel for each metric; read from the records, as mode=benchmark does."""
+    from vitlab.report.accuracy_latency import collect_points, write_accuracy_latency
+
+    shutil.copytree(run.parent.parent, tmp_path / "both")
+    other = tmp_path / "both" / "supervised" / "classes"
+    shutil.copytree(tmp_path / "both" / "supervised" / run.name, other)
+    times = {"batch": 1, "median_ms": 2.0, "p10_ms": 1.9, "p90_ms": 2.2, "repeats": 3}
+    for folder in (other, tmp_path / "both" / "supervised" / run.name):
+        done = read_json(folder / "benchmark" / "done.json")
+        done["costs"]["train"]["latency"] = [times]
+        (folder / "benchmark" / "done.json").write_text(json.dumps(done))
+    record = read_json(other / "run.json")
+    record["tree"]["task"] = {"name": "classification"}
+    (other / "run.json").write_text(json.dumps(record))
+    done = read_json(other / "evaluation" / "done.json")
+    done["metrics"] = {"train": {"top1": 0.5}}
+    (other / "evaluation" / "done.json").write_text(json.dumps(done))
+    points = collect_points(tmp_path / "both", find_task)
+    assert {one.metric for one in points} == {"top-1", "mAP"}
+    assert {one.value for one in points} == {0.5, evaluation_of(run).map}
+    assert len(write_accuracy_latency(tmp_path / "both", find_task)) == 2

@@ -71,8 +71,9 @@ def answer(composed: Composed) -> int:
     folder = write_timings(found, timings, text, Path(config.output))
     print(f"\nwritten  {folder}")
     from vitlab.report.accuracy_latency import write_accuracy_latency
+    from vitlab.tasks.base import find_task
 
-    for path in write_accuracy_latency(Path(config.output)):
+    for path in write_accuracy_latency(Path(config.output), find_task):
         print(f"written  {path}")
     return 0
 

@@ -17,7 +17,6 @@ from vitlab.measure.temperature import Temperature, fit_temperature
 from vitlab.report.compare import Column
 from vitlab.report.data import Example, ModelRow, PaperRow, ReportData
 from vitlab.report.pieces import Drawing, Headline, Shown, Tile
-from vitlab.report.text_tables import describe_comparison
 from vitlab.tasks.base import Answers, Task, Top, Validation
 from vitlab.tasks.parts import classification_figures, classification_pages
 
@@ -205,7 +204,7 @@ class Classification(Task):
         return classification_pages.summary_notes(every, (main[0], _of(main[1])))
 
     def describe_comparison(self, one: Comparison) -> str:
-        return describe_comparison(one)
+        return classification_pages.describe_comparison(one)
 
     # ------------------------------------------------------------------------------------------------------- pages
 
