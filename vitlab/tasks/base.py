@@ -242,7 +242,7 @@ class Task(ABC):
 
     @abstractmethod
     def page_values(self, data: ReportData) -> dict[str, Any]:
-        """Values for the templates of this task."""
+        """Values for the templates of this task, and ``class_word``: what the page calls its classes."""
 
     @abstractmethod
     def load_code(self, folder: str) -> str:

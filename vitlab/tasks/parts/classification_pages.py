@@ -163,6 +163,7 @@ def page_values(data: ReportData) -> dict[str, Any]:
     """What the templates of this task show beside the figures."""
     found = data.main.evaluation
     return {
+        "class_word": "classes",
         "pairs": confused_pairs(found) if isinstance(found, Evaluation) else [],
         "weakest": weakest(found) if isinstance(found, Evaluation) else [],
         "calibrated": [
