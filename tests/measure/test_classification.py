@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, log_loss, top_k_accuracy_score
 from sklearn.metrics import precision_recall_fscore_support as scores_by_sklearn
-from torch import nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from vitlab.measure.classification import (
     Evaluation,
     calibration,
     evaluate_logits,
-    predict,
     wilson,
 )
 
@@ -151,43 +147,13 @@ def test_refuses_what_cannot_be_measured(logits: np.ndarray, label: np.ndarray, 
 
 
 @pytest.mark.parametrize(("right", "n"), [(445, 450), (0, 10), (10, 10), (1, 2), (49_000, 50_000)])
-def test_wilson_interval_agrees_with_scipy(right: int, n: int) -> None:
-    theirs = binomtest(right, n).proportion_ci(0.95, method="wilson")
-    assert wilson(right, n) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+def test_wilson_interval_is_his_formula(right: int, n: int) -> None:
+    """Wilson 1927: the shares p for which |right/n - p| = z sqrt(p (1 - p) / n)."""
+    z = 1.959963984540054
+    ends = np.roots([n + z * z, -(2 * right + z * z), right * right / n])
+    assert wilson(right, n) == pytest.approx(sorted(ends.real), abs=1e-9)
 
 
 def test_wilson_refuses_more_than_all() -> None:
     with pytest.raises(ValueError, match="11 of 10"):
         wilson(11, 10)
-
-
-class Images:
-    """What predict needs of a batch."""
-
-    def __init__(self, image: torch.Tensor, label: torch.Tensor, index: torch.Tensor) -> None:
-        self.image, self.label, self.index = image, label, index
-
-
-def test_predict_keeps_order_mode_and_gradients_out() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(12, 4)).train()
-    image = torch.randn(10, 3, 2, 2)
-    label, index = torch.arange(10) % 4, torch.arange(10).flip(0)
-    loader: Any = [Images(image[a:b], label[a:b], index[a:b]) for a, b in ((0, 4), (4, 8), (8, 10))]
-    seen: list[int] = []
-    logits, labels, indices = predict(model, loader, "cpu", seen.append)
-    assert seen == [4, 8, 10]
-    assert model.training and model[1].training
-    assert not logits.requires_grad and not logits.is_inference()
-    assert torch.equal(labels, label) and torch.equal(indices, index)
-    model.eval()
-    assert torch.allclose(logits, model(image), atol=1e-6)
-
-
-def test_predict_refuses_mixed_labels_and_no_batches() -> None:
-    model = nn.Flatten()
-    mixed: Any = Images(torch.zeros(2, 1, 1, 3), torch.zeros(2, 3), torch.arange(2))
-    with pytest.raises(ValueError, match="mixed"):
-        predict(model, [mixed], "cpu")
-    with pytest.raises(ValueError, match="no batches"):
-        predict(model, [], "cpu")

@@ -61,7 +61,7 @@ def test_pictures_and_the_landscape_of_all_runs(run: Path, output: Path, told: d
     assert {one["run"] for one in points} == {run.name, Path(told["other"]).name}
     done = json.loads((run / "evaluation" / "done.json").read_text())
     mine = next(one for one in points if one["run"] == run.name)
-    assert mine["top1"] == done["metrics"]["train"]["top1"]
+    assert (mine["metric"], mine["value"]) == ("top-1", done["metrics"]["train"]["top1"])
     assert (mine["stage"], mine["batch"]) == ("train", 1)
     assert len({one["session"] for one in points}) == 1
 

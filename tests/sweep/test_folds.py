@@ -12,6 +12,7 @@ import pytest
 from vitlab.measure.classification import evaluate_logits
 from vitlab.sweep.folds import fold_table, pool_folds
 from vitlab.sweep.table import Job, write_comparison
+from vitlab.tasks.base import find_task
 
 SIZES = (10, 30, 20)
 """Images of each fold: unequal, so that the pooled metric is not the mean over folds."""
@@ -62,7 +63,7 @@ def test_pooled_numbers_are_those_of_all_images_together(tmp_path: Path, grouped
     assert pooled.mean["nll"] != pytest.approx(expected["nll"])
     assert pooled.intervals["top1"][0] < expected["top1"] < pooled.intervals["top1"][1]
     assert (pooled.images, pooled.groups) == (60, 12 if grouped else None)
-    rows, lines = fold_table([pooled])
+    rows, lines = fold_table([pooled], find_task("classification"))
     assert rows[0] == ["recipe.lr", "Metric", "Folds", "Images", "Pooled", "95 %", "Mean ± sd over folds"]
     assert rows[1][:5] == ["0.1", "Top-1 %", "3", "60", f"{100 * expected['top1']:.2f}"]
     assert ("12 groups" in lines[0]) == grouped
@@ -85,7 +86,9 @@ def test_runs_that_share_test_images_are_not_pooled(tmp_path: Path) -> None:
     jobs = [run_of(tmp_path, fold, "0.1", False, range(SIZES[fold])) for fold in range(3)]
     (pooled,) = pool_folds(finished(jobs))
     assert pooled.metrics is None and "share test images" in pooled.reason
-    assert fold_table([pooled])[1] == [f"recipe.lr=0.1: nothing is pooled, {pooled.reason}."]
+    assert fold_table([pooled], find_task("classification"))[1] == [
+        f"recipe.lr=0.1: nothing is pooled, {pooled.reason}."
+    ]
 
 
 def test_predictions_of_an_earlier_version_are_not_pooled(tmp_path: Path) -> None:

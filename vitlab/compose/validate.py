@@ -208,7 +208,7 @@ def _dataset(config: Config, where: Where, read: bool) -> None:
     at_least("dataset.length", dataset.length, 1, where)
     at_least("dataset.num_classes", dataset.num_classes, 2, where)
     _split(config, where)
-    if dataset.embedded or not read:
+    if dataset.embedded or not read or (dataset.csv is not None and dataset.root is None):  # then beside the CSV
         return
     roots = data_roots(dataset)
     if not dataset.download and not any(one.is_dir() for one in roots):
@@ -286,6 +286,11 @@ def _task(config: Config, where: Where) -> None:
             )
     if task.pos_weight is not None and task.targets != "labels":
         raise UserError(f"{where('task.pos_weight')}: task={task.name} has no binary cross-entropy.", "Leave it out.")
+    if task.targets == "labels" and config.recipe.balance != "none":
+        raise UserError(
+            f"{where('recipe.balance')}: recipe.balance={config.recipe.balance} is for one label an image.",
+            "Give task.pos_weight=balanced instead.",
+        )
     if task.targets == "labels" and (config.evaluation.corruptions or config.evaluation.shifted):
         raise UserError(
             f"evaluation.corruptions and evaluation.shifted need classes, not labels (task={task.name}).",

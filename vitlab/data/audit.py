@@ -60,6 +60,7 @@ class Audit:
     width: tuple[int, int, int] = (0, 0, 0)  # smallest, median, largest, upright
     height: tuple[int, int, int] = (0, 0, 0)
     bytes: int = 0
+    images: dict[str, int] = field(default_factory=dict)  # of each split
 
     @property
     def faults(self) -> list[str]:
@@ -116,7 +117,7 @@ class Audit:
 
     def text(self) -> str:
         """For the screen."""
-        sizes = ", ".join(f"{split} {sum(part.values()):,}" for split, part in self.counts.items())
+        sizes = ", ".join(f"{split} {images:,}" for split, images in self.images.items())
         lines = [
             f"data     {self.root}",
             f"images   {self.files:,} in {_count(len(self.classes), 'class', 'es')}, {self.bytes / 1e6:,.0f} MB",
@@ -175,18 +176,19 @@ def audit(
         root=str(found.root),
         files=total,
         classes=classes,
-        counts={split: dict(Counter(row.label for row in part)) for split, part in splits.items()},
+        counts={split: dict(Counter(name for row in part for name in row.names)) for split, part in splits.items()},
         split=_how(cfg, found),
         unreadable={path: one.error for path, one in looks.items() if one.error},
         empty=found.empty,
         lacking={
             split: absent
-            for split, part in ({} if cfg.folds or cfg.split_file else found.rows).items()
+            for split, part in ({} if cfg.folds or cfg.split_file or found.several else found.rows).items()
             if (absent := sorted(set(classes) - {row.label for row in part}))
         },
         passed=found.passed,
         left_out=found.left_out,
         duplicates=_duplicates(rows, looks, where),
+        images={split: len(part) for split, part in splits.items()},
     )
     result.single = [name for name in classes if result.totals[name] == 1]
     _describe(result, looks)
@@ -285,7 +287,8 @@ def write_audit(folder: Path, result: Audit, splits: dict[str, list[Row]]) -> li
         for split, part in splits.items()
         for row in part
     ]
-    _write_csv(paths[1], ["path", "label", "split", *(["group"] if grouped else [])], rows)
+    label = "labels" if any(row.labels is not None for part in splits.values() for row in part) else "label"
+    _write_csv(paths[1], ["path", label, "split", *(["group"] if grouped else [])], rows)
     doubtful = folder / "duplicates.csv"
     doubtful.unlink(missing_ok=True)
     if result.duplicates:

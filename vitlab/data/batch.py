@@ -16,7 +16,8 @@ class Batch:
 
     Attributes:
         image: ``[B, C, H, W]`` float32, normalised with the student's mean and standard deviation.
-        label: ``[B]`` int64, or ``[B, K]`` float32 rows that sum to one where images are mixed.
+        label: ``[B]`` int64 class numbers; ``[B, K]`` float32 rows that sum to one where images are mixed; with several
+            labels an image, rows of 0 and 1, or in between where images are mixed.
         index: ``[B]`` int64, position of the image in its source.
         slot: ``[B]`` int64, which of the image's views this is; -1 for an evaluation view.
         target: stored teacher output of exactly these views, or None.

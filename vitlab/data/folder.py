@@ -13,13 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from vitlab.config import DatasetConfig
 from vitlab.data import label_sets
 from vitlab.data.decode import EXTENSIONS, Files
 from vitlab.data.folds import splits_of_fold
+from vitlab.data.label_sets import LabelSetFiles
 from vitlab.data.paths import data_roots, missing
-from vitlab.data.sources import Labels, Source
+from vitlab.data.sources import Labels, Source, rarest
 from vitlab.data.split_file import SPLITS, splits_of_file
 from vitlab.data.subsets import held_out, held_out_groups
 from vitlab.errors import UserError
@@ -33,6 +35,12 @@ class Row:
     label: str
     group: str = ""  # images of one group stay on one side of a split; "": no groups
     line: int = 0  # of the CSV
+    labels: tuple[str, ...] | None = None  # where an image has any number of them; ``label`` is then their text
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All labels."""
+        return (self.label,) if self.labels is None else self.labels
 
 
 @dataclass
@@ -46,6 +54,7 @@ class Found:
     left_out: list[str] = field(default_factory=list)  # images that dataset.leave_out names
     by_number: bool = False  # class names that are whole numbers are sorted as such
     order: list[str] | None = None  # of the classes, where one is given
+    several: bool = False  # images have any number of labels each
 
     @property
     def ignored(self) -> dict[str, int]:
@@ -57,7 +66,7 @@ class Found:
         """Names of all classes in the given order, else sorted; a CSV's as numbers where all are whole numbers."""
         if self.order is not None:
             return self.order
-        names = {row.label for part in self.rows.values() for row in part}
+        names = {name for part in self.rows.values() for row in part for name in row.names}
         numeric = self.by_number and all(name.isdecimal() for name in names)
         return sorted(names, key=(lambda name: (int(name), name)) if numeric else None)
 
@@ -181,7 +190,7 @@ def find(cfg: DatasetConfig) -> Found:
                 )
     if cfg.leave_out:
         _leave_out(found, cfg.leave_out)
-    found.order = class_order(cfg, found)
+    found.order = class_order(cfg, found) or found.order
     return found
 
 
@@ -204,7 +213,7 @@ def class_order(cfg: DatasetConfig, found: Found) -> list[str] | None:
         if not cfg.csv:
             raise UserError("dataset.classes=listed: only a CSV lists its images.", "Give dataset.csv, or a list.")
         rows = sorted((row for part in found.rows.values() for row in part), key=lambda row: row.line)
-        return list(dict.fromkeys(row.label for row in rows))
+        return list(dict.fromkeys(name for row in rows for name in row.names))
     elif isinstance(given, str):
         raise UserError(f"dataset.classes={given} is no order.", "Give a list of all classes, or listed for a CSV's.")
     order = [str(name) for name in given]
@@ -248,13 +257,11 @@ def folder(cfg: DatasetConfig) -> dict[str, Source]:
     images for every run and every seed, so that no run trains on what another is measured on. Where a CSV has a column
     ``group``, whole groups are held out (:func:`vitlab.data.subsets.held_out_groups`).
 
-    A CSV that gives images several labels is read by :mod:`vitlab.data.label_sets`.
+    A CSV may give images several labels (:mod:`vitlab.data.label_sets`); they are then stratified by the rarest.
 
     Raises:
         UserError: as :func:`find`; a class folder or a whole split without images, a class that a split lacks.
     """
-    if (table := label_sets.table_path(cfg)) is not None:
-        return label_sets.splits(cfg, table)
     found = find(cfg)
     if found.empty:
         raise _no_image(found.root / found.empty[0])
@@ -275,7 +282,8 @@ def _require_files(found: Found, cfg: DatasetConfig) -> None:
 
 
 def read_csv(cfg: DatasetConfig) -> Found:
-    """Rows ``path,label[,split][,group]``; paths relative to ``dataset.root``, or to the CSV's folder without one.
+    """Rows ``path,label[,split][,group]``, or several labels an image (:mod:`vitlab.data.label_sets`); paths relative
+    to ``dataset.root``, or to the CSV's folder without one.
 
     Labels are names; where all of them are whole numbers they are sorted as numbers. Whether the files exist is not
     checked here.
@@ -289,6 +297,8 @@ def read_csv(cfg: DatasetConfig) -> Found:
         table = root / table
     if not table.is_file():
         raise UserError(f"dataset.csv={cfg.csv} does not exist.", "Give the path of a CSV with columns path,label.")
+    if label_sets.has_several(table):
+        return _read_label_sets(table, root)
     found = Found(root, by_number=True)
     with open(table, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.DictReader(file, skipinitialspace=True)
@@ -324,6 +334,19 @@ def read_csv(cfg: DatasetConfig) -> Found:
     return found
 
 
+def _read_label_sets(table: Path, root: Path) -> Found:
+    """The rows of a CSV that gives images several labels."""
+    found = Found(root, by_number=True, several=True)
+    columns, lines = label_sets.read(table)
+    for line in lines:
+        row = Row(line.path, ";".join(line.labels), line.group, line.number, line.labels)
+        found.rows.setdefault(line.split, []).append(row)
+    found.order = columns
+    if len(found.classes) < 2:
+        raise UserError(f"{table} has {len(found.classes)} label(s).", "Several labels an image need at least two.")
+    return found
+
+
 def split_rows(cfg: DatasetConfig, found: Found) -> dict[str, list[Row]]:
     """The rows by split: those of ``dataset.folds`` or ``dataset.split_file``, else as they lie; where there is no
     ``val``, ``dataset.val_fraction`` of ``train`` is held out as such.
@@ -333,11 +356,12 @@ def split_rows(cfg: DatasetConfig, found: Found) -> dict[str, list[Row]]:
     """
     if cfg.folds or cfg.split_file:
         rows = [row for part in found.rows.values() for row in part]
-        keys, labels, groups = [row.path for row in rows], _labels(found, rows), _groups(rows)
+        keys, groups = [row.path for row in rows], _groups(rows)
+        targets = _label_rows(found, rows) if found.several else _labels(found, rows)
         if cfg.split_file:
-            split = splits_of_file(cfg, keys, labels, found.classes)
+            split = splits_of_file(cfg, keys, targets, found.classes)
         else:
-            split = splits_of_fold(cfg, keys, labels, found.classes, groups)
+            split = splits_of_fold(cfg, keys, targets, found.classes, groups)
         return {
             name: part
             for name in ("train", "val", "test")
@@ -364,8 +388,20 @@ def split_rows(cfg: DatasetConfig, found: Found) -> dict[str, list[Row]]:
 
 
 def _labels(found: Found, rows: Sequence[Row]) -> Labels:
+    """[N] class numbers; of several labels an image, the rarest."""
     number = {name: i for i, name in enumerate(found.classes)}
+    if found.several:
+        return rarest(_label_rows(found, rows))
     return np.array([number[row.label] for row in rows], dtype=np.int64)
+
+
+def _label_rows(found: Found, rows: Sequence[Row]) -> npt.NDArray[np.uint8]:
+    """[N, K] of 0 and 1."""
+    number = {name: i for i, name in enumerate(found.classes)}
+    made = np.zeros((len(rows), len(number)), np.uint8)
+    for at, row in enumerate(rows):
+        made[at, [number[name] for name in row.names]] = 1
+    return made
 
 
 def _groups(rows: Sequence[Row]) -> list[str] | None:
@@ -382,7 +418,7 @@ def made_here(cfg: DatasetConfig, found: Found) -> bool:
 def _sources(cfg: DatasetConfig, found: Found) -> dict[str, Source]:
     """Sources of the splits, whose classes must be the same."""
     classes = found.classes
-    given = {} if cfg.folds or cfg.split_file else found.rows
+    given = {} if cfg.folds or cfg.split_file or found.several else found.rows
     for split, part in given.items():
         absent = sorted(set(classes) - {row.label for row in part})
         if absent:
@@ -396,7 +432,17 @@ def _sources(cfg: DatasetConfig, found: Found) -> dict[str, Source]:
         if not part and split != "train":
             continue  # nothing could be held out; open_splits raises
         paths = [row.path for row in part]
-        source = Files(found.root, paths, _labels(found, part), classes, split, groups=_groups(part))
+        if found.several:
+            labels = _label_rows(found, part)
+            if split == "train" and part and not labels.any(0).all():
+                name = classes[int(labels.any(0).argmin())]
+                raise UserError(
+                    f"Data set in {found.root}: no training image has the label {name}.",
+                    "Add some, or leave the label out.",
+                )
+            source: Files = LabelSetFiles(found.root, paths, labels, classes, split, groups=_groups(part))
+        else:
+            source = Files(found.root, paths, _labels(found, part), classes, split, groups=_groups(part))
         source.ignored = found.ignored
         source.held_out = split == "val" and made_here(cfg, found)
         sources[split] = source

@@ -8,7 +8,6 @@ section 3.8): all images of a drawn group count as often as it was drawn, and a 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -55,7 +54,7 @@ def bootstrap(
     """95 % percentile intervals of ``top1``, ``top5``, ``nll``, ``brier`` and ``ece``.
 
     The expected calibration error of a resample is larger than that of the images on average, as it is for any finite
-    sample; its interval tells how uncertain it is, not where the error of infinitely many images lies.
+    sample; its interval shows how uncertain it is, not where the error of infinitely many images lies.
 
     Args:
         scores: of N images.
@@ -125,9 +124,11 @@ def mcnemar(only_first: int, only_second: int) -> float:
     """
     if min(only_first, only_second) < 0:
         raise ValueError(f"counts are {only_first} and {only_second}")
-    n, k = only_first + only_second, min(only_first, only_second)
-    logs = np.array([math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(k + 1)])
-    return min(1.0, 2 * float(np.exp(logs - n * math.log(2)).sum()))
+    if only_first + only_second == 0:
+        return 1.0
+    from scipy.stats import binomtest  # a second of import, paid where two models are compared
+
+    return float(binomtest(min(only_first, only_second), only_first + only_second, 0.5).pvalue)
 
 
 def resample_weights(
@@ -136,7 +137,7 @@ def resample_weights(
     """How often each image counts in each resample, [rows, N], some resamples at a time.
 
     Args:
-        groups: [N]; whole groups are drawn, as many as there are, instead of images.
+        groups: [N]; groups are drawn, as many as there are, instead of images.
 
     Raises:
         ValueError: for no resamples.

@@ -1,7 +1,6 @@
-"""How good, and how honest, a classifier is: accuracy, calibration, confusion, from its logits alone.
+"""How good, and how well calibrated, a classifier is: accuracy, calibration, confusion, from its logits alone.
 
-The formulas need numpy only, so that a report can be rebuilt without torch; :func:`predict`, which runs a network,
-imports torch when it is called.
+The formulas need numpy only, so that a report can be rebuilt without torch.
 
 Definitions (Dataset Reinforcement, section "evaluation"; Guo et al., "On Calibration of Modern Neural Networks"):
 confidence is the largest softmax probability, bins are of equal width and closed on the right, ``(lo, hi]``, and
@@ -10,19 +9,14 @@ nothing is scaled by a temperature.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vitlab.measure.temperature import Temperature
-
-if TYPE_CHECKING:
-    import torch
-
-    from vitlab.data.batch import Batch
 
 CALIBRATION_BINS = (10, 15, 20)
 """Numbers of bins with which papers state the expected calibration error."""
@@ -122,23 +116,25 @@ def calibration(confidence: ArrayLike, correct: ArrayLike, bins: int = 15) -> tu
     Raises:
         ValueError: for no images, fewer than one bin, shapes that differ, or a confidence outside [0, 1].
     """
-    sure, right = np.asarray(confidence, np.float64), np.asarray(correct, bool)
-    if sure.ndim != 1 or sure.shape != right.shape or len(sure) == 0 or bins < 1:
-        raise ValueError(f"confidence {sure.shape} and correct {right.shape} must be [N], N > 0, with bins={bins} > 0")
-    if not bool(((sure >= 0) & (sure <= 1)).all()):
+    confident, right = np.asarray(confidence, np.float64), np.asarray(correct, bool)
+    if confident.ndim != 1 or confident.shape != right.shape or len(confident) == 0 or bins < 1:
+        raise ValueError(
+            f"confidence {confident.shape} and correct {right.shape} must be [N], N > 0, with bins={bins} > 0"
+        )
+    if not bool(((confident >= 0) & (confident <= 1)).all()):
         raise ValueError("confidence must lie in [0, 1]")
     edges = np.linspace(0.0, 1.0, bins + 1)
-    place = bin_of(sure, bins)
+    place = bin_of(confident, bins)
     count = np.bincount(place, minlength=bins)
-    whole = np.maximum(count, 1)
-    accuracy = np.bincount(place, weights=right, minlength=bins) / whole
-    mean = np.bincount(place, weights=sure, minlength=bins) / whole
+    divisor = np.maximum(count, 1)
+    accuracy = np.bincount(place, weights=right, minlength=bins) / divisor
+    mean = np.bincount(place, weights=confident, minlength=bins) / divisor
     gap = np.abs(accuracy - mean)
     table = [
         Bin(float(edges[b]), float(edges[b + 1]), int(count[b]), float(accuracy[b]), float(mean[b]))
         for b in range(bins)
     ]
-    return float((count * gap).sum() / len(sure)), float(gap[count > 0].max()), table
+    return float((count * gap).sum() / len(confident)), float(gap[count > 0].max()), table
 
 
 def bin_of(confidence: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
@@ -260,7 +256,7 @@ def class_scores(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> lis
     """Recall, precision and F1 of every class from the non-zero cells ``[label, predicted, images]``."""
     size = len(classes)
     own, called, right = [0] * size, [0] * size, [0] * size
-    worst: list[tuple[int, int]] = [(0, -1)] * size  # (images, class) most often said instead
+    worst: list[tuple[int, int]] = [(0, -1)] * size  # (images, class) most often predicted instead
     for label, predicted, images in counts:
         own[label] += images
         called[predicted] += images
@@ -282,63 +278,15 @@ def class_scores(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> lis
     ]
 
 
-def wilson(right: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson's score interval of a share ``right / n`` (95 % for the default z; Wilson 1927).
+def wilson(right: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a share ``right / n`` (Wilson 1927), as SciPy has it.
 
     Raises:
         ValueError: unless ``0 <= right <= n`` and ``n > 0``.
     """
     if n <= 0 or not 0 <= right <= n:
         raise ValueError(f"{right} of {n} is not a share")
-    share = right / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * float(np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    from scipy.stats import binomtest  # a second of import, paid where an interval is shown
 
-
-def predict(
-    model: torch.nn.Module,
-    loader: Iterable[Batch],
-    device: torch.device | str,
-    progress: Callable[[int], None] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Run a network over a set, in evaluation mode and without gradients.
-
-    Args:
-        model: moved to ``device`` by the caller; left in the mode (train or eval) it came in.
-        loader: yields batches with integer labels.
-        device: where the batches are moved.
-        progress: called after each batch with the number of images done so far.
-
-    Returns:
-        On the CPU, in the order of the loader: logits [N, C] float32, label [N] int64, index [N] int64.
-
-    Raises:
-        ValueError: if the loader is empty, or its labels are mixed ([B, K]), which no accuracy is defined for.
-    """
-    import torch
-
-    training = model.training
-    model.eval()
-    logits: list[torch.Tensor] = []
-    labels: list[torch.Tensor] = []
-    indices: list[torch.Tensor] = []
-    done = 0
-    try:
-        with torch.inference_mode():
-            for batch in loader:
-                if batch.label.ndim != 1:
-                    raise ValueError(f"labels must be [B] class numbers, not mixed {tuple(batch.label.shape)}")
-                output = model(batch.image.to(device, non_blocking=True))
-                logits.append(output.float().cpu())
-                labels.append(batch.label.cpu())
-                indices.append(batch.index.cpu())
-                done += len(batch.label)
-                if progress is not None:
-                    progress(done)
-    finally:
-        model.train(training)
-    if not logits:
-        raise ValueError("the loader has no batches: nothing to evaluate")
-    # inference tensors must not leak: the copies made by cat outside inference mode are ordinary tensors
-    return torch.cat(logits), torch.cat(labels), torch.cat(indices)
+    ends = binomtest(right, n).proportion_ci(level, method="wilson")
+    return float(ends.low), float(ends.high)

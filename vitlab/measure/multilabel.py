@@ -165,7 +165,7 @@ def resampled(
         models: probabilities [N, K] and decisions [N, K] of each.
         logits: [N, K] of each.
         label: [N, K].
-        groups: [N]; whole groups are drawn instead of images.
+        groups: [N]; groups are drawn instead of images.
 
     Raises:
         ValueError: for no resamples.

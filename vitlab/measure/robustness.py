@@ -48,7 +48,7 @@ class Cell:
     top5: float  # label among the min(5, C) largest logits
     nll: float
     brier: float
-    ece: float  # with the bins that evaluation.bins asks for
+    ece: float  # with evaluation.bins bins
     max_ece: float
     mean_confidence: float
     calibrations: list[list[float]] = field(default_factory=list)  # [bins, ece, max_ece] for CALIBRATION_BINS
@@ -111,8 +111,9 @@ def nearest_accepted(logits: ArrayLike, accepted: ArrayLike) -> NDArray[np.int64
 class Robustness:
     """A network under corruptions.
 
-    ``published`` tells ImageNet-C's own files from corruptions made on the fly, whose numbers do not compare with those
-    of the files. ``alexnet``: the images are ImageNet's, so that errors may be taken as shares of AlexNet's.
+    ``published`` distinguishes ImageNet-C's own files from corruptions made on the fly, whose numbers do not
+    compare with those of the files. ``alexnet``: the images are ImageNet's, so that errors may be taken as shares of
+    AlexNet's.
     """
 
     model: str  # fingerprint of the weights
@@ -176,7 +177,7 @@ class Robustness:
 
     @property
     def mce(self) -> float | None:
-        """Mean corruption error, a share of AlexNet's; None but for ImageNet and the whole benchmark."""
+        """Mean corruption error, a share of AlexNet's; None but for ImageNet and all corruptions."""
         return mean_corruption_error(self.errors, ALEXNET) if self.alexnet and self.whole_benchmark else None
 
     @property

@@ -19,7 +19,7 @@ HALVINGS = 60
 class Temperature:
     """The fitted number, what it was fitted on, and what it makes of the measured images."""
 
-    value: float  # logits are divided by it; above 1: the network was too sure
+    value: float  # logits are divided by it; above 1: the network was overconfident
     fitted_on: str  # validation images, never the measured ones: "val split, 5,000 images"
     ece: float  # of the measured images after scaling, same bins as before
     max_ece: float
@@ -34,7 +34,7 @@ def fit_temperature(logits: ArrayLike, label: ArrayLike) -> float:
         logits: [N, C], any float type.
         label: [N] integers in [0, C).
 
-    A set without mistakes has no minimum (the surer, the better) and says nothing about doubt: T is 1 then.
+    A set without mistakes has no minimum (more confidence is always better): T is 1 then.
 
     Raises:
         ValueError: for shapes that do not fit, or no images.

@@ -47,7 +47,7 @@ class Costed:
 
 
 def answer(composed: Composed) -> int:
-    """Count, time, write and tell; the exit code."""
+    """Count, time, write and print; the exit code."""
     from vitlab.measure.backends import missing
 
     config = composed.config
@@ -66,13 +66,14 @@ def answer(composed: Composed) -> int:
     for run in dict.fromkeys(one.run for one in subjects if one.run is not None):
         with writing(run, composed):
             _record(run, [one for one in found if one.subject.run is run], session)
-    said = summary(found, timings)
-    print(said)
-    folder = write_timings(found, timings, said, Path(config.output))
+    text = summary(found, timings)
+    print(text)
+    folder = write_timings(found, timings, text, Path(config.output))
     print(f"\nwritten  {folder}")
     from vitlab.report.accuracy_latency import write_accuracy_latency
+    from vitlab.tasks.base import find_task
 
-    for path in write_accuracy_latency(Path(config.output)):
+    for path in write_accuracy_latency(Path(config.output), find_task):
         print(f"written  {path}")
     return 0
 
@@ -181,8 +182,8 @@ def _first_line(error: Exception) -> str:
 
 def _record(run: Run, found: Sequence[Costed], session: str) -> None:
     """Note the costs of a run's models; what was timed before stays where nothing was timed now."""
-    told = run.read_done("benchmark").get("costs") if run.is_done("benchmark") else None
-    every = dict(told) if isinstance(told, Mapping) else {}
+    before = run.read_done("benchmark").get("costs") if run.is_done("benchmark") else None
+    every = dict(before) if isinstance(before, Mapping) else {}
     for one in found:
         new = one.cost.to_dict() | {"session": session}
         if not new["latency"] and _key(one.subject) in every:
@@ -231,7 +232,7 @@ def _key(subject: SelectedModel) -> str:
     return subject.artifact.name if subject.artifact is not None else subject.name
 
 
-def write_timings(found: Sequence[Costed], timings: Sequence[Timing], said: str, output: Path) -> Path:
+def write_timings(found: Sequence[Costed], timings: Sequence[Timing], text: str, output: Path) -> Path:
     """``benchmark.json``, ``benchmark.txt`` and a picture of the times; in the run's folder, or for several models in
     one of their own."""
     from vitlab.report import style
@@ -256,7 +257,7 @@ def write_timings(found: Sequence[Costed], timings: Sequence[Timing], said: str,
             "timings": [{**asdict(one), "images_per_second": one.images_per_second} for one in timings],
         },
     )
-    atomic_write(folder / "benchmark.txt", said + "\n")
+    atomic_write(folder / "benchmark.txt", text + "\n")
     with style.themed(style.LIGHT):
         for batch in dict.fromkeys(one.batch for one in timings):
             drawing = latency_bars([one for one in timings if one.batch == batch], titles, style.LIGHT)

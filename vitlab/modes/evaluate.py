@@ -42,7 +42,7 @@ def answer(composed: Composed) -> int:
         if not subject.on_data:
             raise UserError(
                 f"mode=evaluate needs images with labels, and {subject.title} belongs to no data set.",
-                "Say on which: dataset=NAME (mode=list group=dataset).",
+                "Choose one: dataset=NAME (mode=list group=dataset).",
             )
     from vitlab.training.distributed import configure_torch
 
@@ -102,7 +102,7 @@ def evaluate(subjects: Sequence[SelectedModel], pictures: bool = False) -> list[
 def measure(subject: SelectedModel) -> Measured:
     """Run one network over the test split; where the task fits something after training, over validation images too.
 
-    Every rank calls this and computes its share of the batches; every rank gets the whole result.
+    Every rank calls this and computes its share of the batches; every rank gets the full result.
 
     Raises:
         UserError: the classes of the model are not those of the data.
@@ -191,7 +191,7 @@ def same_images(found: Sequence[Measured]) -> None:
             )
             raise UserError(
                 f"{a} and {b} were not measured on the same images, so they do not compare.",
-                "Each was evaluated; to compare them say on which images: dataset=NAME.",
+                "Each was evaluated; to compare them choose the images: dataset=NAME.",
             )
 
 

@@ -50,15 +50,17 @@ class Measured:
 
 
 def folder_of(subject: SelectedModel) -> Path:
-    """Where the files go: ``evaluation/`` of the run, or beside it when the prompt asks for other images."""
+    """Where the files go: ``evaluation/`` of the run, or beside it where the command line gives other images."""
     if subject.run is None:
         return subject.folder
     tree = subject.run.tree
     other: dict[str, object] = {}
     for group in ("dataset", "debug"):
-        stored, asked = tree[group], asdict(getattr(subject.config, group))
+        stored, wanted = tree[group], asdict(getattr(subject.config, group))
         assert isinstance(stored, dict)
-        other |= {f"{group}.{key}": asked[key] for key in stored if key not in ASIDE and asked.get(key) != stored[key]}
+        other |= {
+            f"{group}.{key}": wanted[key] for key in stored if key not in ASIDE and wanted.get(key) != stored[key]
+        }
     if not other:
         return subject.folder / "evaluation"
     digest = hashlib.sha256(json.dumps(other, sort_keys=True).encode()).hexdigest()[:8]
@@ -114,7 +116,7 @@ def write(one: Measured) -> None:
 
 def note_in_model(one: Measured) -> None:
     """The figures into ``model.json`` of a run's model, if these are the run's own images. Weights and their hash, by
-    which stored targets know a teacher, stay as they are."""
+    which stored targets identify a teacher, stay as they are."""
     from vitlab.models.artifact import note_metrics
 
     subject = one.subject
@@ -163,7 +165,7 @@ def describe_dataset(one: Measured) -> DatasetInfo:
     return DatasetInfo(
         name=config.dataset.name,
         description=head(path) if path.exists() else "",
-        origin=f"Origin: {told}" if path.exists() and (told := origin(path)) else "",
+        origin=f"Origin: {made_by}" if path.exists() and (made_by := origin(path)) else "",
         train=data.sizes["train"] or trained_on(one.subject),
         test=data.sizes["test"],
         split=data.split_names["test"],
@@ -176,7 +178,7 @@ def describe_dataset(one: Measured) -> DatasetInfo:
 
 
 def trained_on(subject: SelectedModel) -> int:
-    """How many images a run's model was trained on, as its stage noted; 0 where nobody knows."""
+    """How many images a run's model was trained on, as its stage noted; 0 where that is not known."""
     if subject.run is None or subject.stage is None:
         return 0
     return int(str(subject.run.read_done(subject.stage.name).get("images", 0)))

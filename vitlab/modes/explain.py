@@ -64,7 +64,7 @@ class Seen:
 def answer(composed: Composed) -> int:
     """Draw Grad-CAM and attention rollout over the pictures of ``input=``, or over test images of the data set.
 
-    The answers are in ``explain/`` of the run; 2 where a picture could not be read.
+    The maps are in ``explain/`` of the run; 2 where a picture could not be read.
 
     Raises:
         UserError: no model, no pictures, an unknown class or layer, no map that this network allows.

@@ -28,7 +28,7 @@ SAMPLE = 3  # images on which the logits of every format are compared with torch
 
 
 def answer(composed: Composed) -> int:
-    """Write the model in each of ``export.formats``, compare each with torch, and upload it where that is asked for.
+    """Write the model in each of ``export.formats``, compare each with torch, and upload it with ``export.push``.
 
     Raises:
         UserError: no model, a format that this model or machine does not allow, logits that differ.
@@ -55,7 +55,7 @@ def answer(composed: Composed) -> int:
 
 
 def export_subject(subject: SelectedModel, folder: Path) -> dict[str, Any]:
-    """The subject's network in every asked format, checked on real images; ``{"files": [...]}``.
+    """The subject's network in each of ``export.formats``, checked on real images; ``{"files": [...]}``.
 
     Of a model that is not its run's result the files go into a folder of its name: neither overwrites the other.
     """

@@ -36,7 +36,7 @@ def find_runs(composed: Composed) -> list[tuple[Run, str | None]]:
         return []
     if "model" in composed.chosen:
         raise UserError(
-            "run= and model= both say which model is meant.",
+            "run= and model= both name the model.",
             "Leave one of them out; another model to measure beside a run's goes into benchmark.models=[NAME].",
         )
     words = [str(one) for one in value] if isinstance(value, list) else [str(value)]
@@ -49,9 +49,9 @@ def find_runs(composed: Composed) -> list[tuple[Run, str | None]]:
 
 
 def config_of(run: Run, composed: Composed) -> Config:
-    """The run's own configuration, with what the prompt may say anew: hardware, measuring, and typed keys of the data
-    set (``dataset.root`` of data that have moved; ``dataset=NAME`` for others). A key that came after the run has its
-    default, and an option of the method without one what ``conf/method/`` gives.
+    """The run's own configuration, with what the command line may change: hardware, measuring, and typed keys of the
+    data set (``dataset.root`` of data that have moved; ``dataset=NAME`` for others). A key that came after the run
+    has its default, and an option of the method without one what ``conf/method/`` gives.
 
     Raises:
         UserError: the stored configuration is not one that this vitlab reads.
@@ -59,7 +59,7 @@ def config_of(run: Run, composed: Composed) -> Config:
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    asked = composed.config
+    typed = composed.config
     name = str(_dict(run.tree["method"])["name"])
     try:
         usual = OmegaConf.load(conf_dir() / "method" / f"{name}.yaml")
@@ -68,15 +68,15 @@ def config_of(run: Run, composed: Composed) -> Config:
     except OmegaConfBaseException as error:
         raise UserError(
             f"The configuration of {run.folder} does not fit this vitlab: {str(error).splitlines()[0]}.",
-            "Use the version that made the run (environment.jsonl says which).",
+            "Use the version that made the run (environment.jsonl names it).",
         ) from error
     trained = config.dataset
-    config = replace(config, **{key: getattr(asked, key) for key in (*SHARED, "explain")})
+    config = replace(config, **{key: getattr(typed, key) for key in (*SHARED, "explain")})
     for group in ("dataset", "debug"):
         if any(word.startswith(f"{group}=") for word in composed.overrides):
-            config = replace(config, **{group: getattr(asked, group)})
+            config = replace(config, **{group: getattr(typed, group)})
         else:
-            values = {key: getattr(getattr(asked, group), key) for key in typed_keys(composed, group)}
+            values = {key: getattr(getattr(typed, group), key) for key in typed_keys(composed, group)}
             config = replace(config, **{group: replace(getattr(config, group), **values)})
     elsewhere = (config.dataset.root, config.dataset.csv) != (trained.root, trained.csv)  # other images, or moved ones
     for key in ("val_fraction",) if elsewhere else ("val_fraction", "folds", "fold", "split_file"):

@@ -24,7 +24,7 @@ from vitlab.errors import UserError
 def expand(value: object) -> Iterator[str]:
     """The files that ``value`` names, in order: a folder's images (hidden ones passed over) to any depth, sorted.
 
-    A file is given as it was named, also when it is missing or has a foreign suffix: reading it says so.
+    A file is given as it was named, also when it is missing or has a foreign suffix: reading it reports that.
 
     Raises:
         UserError: nothing is named, a folder without images, a glob that matches nothing.

@@ -58,7 +58,7 @@ def summary(row: ModelRow) -> Mapping[str, float]:
 
 
 def predictions(run: Run, subject: SelectedModel, evaluation: Record) -> list[Prediction]:
-    """The first ``logger.predictions`` test images and what the model says of them."""
+    """The first ``logger.predictions`` test images and the predictions of the model."""
     count, source = subject.config.logger.predictions, subject.data.sources["test"]
     with np.load(run.folder / "evaluation" / f"{subject.name}.npz", allow_pickle=False) as kept:
         answers = Answers(kept["logits"][:count], kept["label"][:count], kept["index"][:count])

@@ -150,8 +150,8 @@ def readable(classes: Sequence[str]) -> list[str]:
     from timm.data import ImageNetInfo
 
     known = ImageNetInfo("imagenet-22k")
-    told = {name: text for name, text in zip(known.label_names(), known.label_descriptions(), strict=True) if text}
-    return [f"{told[name].split(',')[0]} ({name})" if name in told else name for name in classes]
+    described = {name: text for name, text in zip(known.label_names(), known.label_descriptions(), strict=True) if text}
+    return [f"{described[name].split(',')[0]} ({name})" if name in described else name for name in classes]
 
 
 # ------------------------------------------------------------------------------------------------------------ output
@@ -159,7 +159,7 @@ def readable(classes: Sequence[str]) -> list[str]:
 
 @contextmanager
 def _target(spec: PredictConfig) -> Iterator[TextIO]:
-    """The screen, or a file that is there whole or not at all."""
+    """The screen, or a file that is written atomically."""
     if spec.output is None:
         yield sys.stdout
         return

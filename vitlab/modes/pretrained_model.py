@@ -34,7 +34,7 @@ def build(
         UserError: the classes are not known, or the head would be an untrained one where ``trained`` is demanded.
     """
     model, dataset = config.model, config.dataset
-    architecture(model, dataset.size)  # answers a name that there is not
+    architecture(model, dataset.size)  # raises for an unknown name
     record = _record(model.name) if model.pretrained and model.checkpoint is None else {}
     size, interpolation = dataset.size, AugmentationConfig.interpolation
     crop_pct, crop = dataset.crop_pct, dataset.crop
@@ -53,7 +53,7 @@ def build(
         classes = own
     if not classes:
         if trained:
-            raise UserError(f"The classes of {title} are not known.", "Say which data set they are of: dataset=NAME.")
+            raise UserError(f"The classes of {title} are not known.", "Name their data set: dataset=NAME.")
         classes = [f"class {number}" for number in range(1000)]
     if trained and record and record["num_classes"] != len(classes):
         raise UserError(

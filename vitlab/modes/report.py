@@ -94,7 +94,7 @@ def of_run(run: Run, composed: Composed) -> ReportData:
 
 
 def short_names(runs: Sequence[Run]) -> list[str]:
-    """A name for each run: without the hash where that tells them apart, with the method where it must."""
+    """A name for each run: without the hash where they differ without it, else with the method."""
     bare = [run.name.rpartition("-")[0] or run.name for run in runs]
     if len(set(bare)) == len(runs):
         return bare

@@ -28,27 +28,27 @@ if TYPE_CHECKING:
 
 
 def measure_robustness(subjects: Sequence[SelectedModel]) -> str:
-    """Measure what the subjects' configuration asks for beyond their test images; what the prompt is told of it.
+    """Measure what the subjects' configuration requests beyond their test images; a text for the prompt.
 
     Args:
         subjects: models of one run, or one that no run made, all evaluated: their ``<model>.npz`` is there.
 
     Raises:
         UserError: a shifted set is not laid out as published, or of other classes than the model's.
-        Interrupted: somebody asked to stop; what is measured is on disk.
+        Interrupted: a stop was requested; what is measured is on disk.
     """
-    spec, told = subjects[0].config.evaluation, []
+    spec, parts = subjects[0].config.evaluation, []
     if spec.corruptions:
         from vitlab.report.robust import robust_text
 
         found = under_corruptions(subjects)
-        told.append(robust_text([(one.title, state) for one, state in zip(subjects, found, strict=True)]))
+        parts.append(robust_text([(one.title, state) for one, state in zip(subjects, found, strict=True)]))
     if spec.shifted:
         from vitlab.modes.shifted import on_shifted_sets
         from vitlab.report.robust import shifted_text
 
-        told.append(shifted_text([(one.title, on_shifted_sets(one)) for one in subjects]))
-    return "\n\n".join(told)
+        parts.append(shifted_text([(one.title, on_shifted_sets(one)) for one in subjects]))
+    return "\n\n".join(parts)
 
 
 def estimate(config: Config) -> dict[str, object]:
@@ -77,14 +77,14 @@ def estimate(config: Config) -> dict[str, object]:
     return {"seconds": each * images / max(1, workers), "images": images * len(names) * len(set(spec.severities))}
 
 
-def corruptions_of(asked: Sequence[str]) -> list[str]:
+def corruptions_of(requested: Sequence[str]) -> list[str]:
     """The corruptions that names, families and ``all`` mean, in the paper's order."""
-    meant = {name for word in asked for name in (CORRUPTIONS if word == "all" else FAMILIES.get(word, (word,)))}
+    meant = {name for word in requested for name in (CORRUPTIONS if word == "all" else FAMILIES.get(word, (word,)))}
     return [name for name in CORRUPTIONS if name in meant]
 
 
 def under_corruptions(subjects: Sequence[SelectedModel]) -> list[Robustness]:
-    """Every model under every corruption; those that see the same view are asked together, so that a corrupted image
+    """Every model under every corruption; those with the same view are measured together, so that a corrupted image
     is made once for all of them."""
     groups: dict[str, list[SelectedModel]] = {}
     for one in subjects:
@@ -100,7 +100,7 @@ def under_corruptions(subjects: Sequence[SelectedModel]) -> list[Robustness]:
 
 
 def _begun(subject: SelectedModel) -> Robustness:
-    """What is known of a model already, or a new record with its answers to the same images without corruption."""
+    """What is known of a model already, or a new record with its logits on the same images without corruption."""
     import numpy as np
 
     from vitlab.data.sources import Subset, fingerprint
@@ -108,11 +108,11 @@ def _begun(subject: SelectedModel) -> Robustness:
     from vitlab.measure.robustness import Robustness, Tally
 
     data, spec = subject.data, subject.config.evaluation
-    whole = data.sources["test"]
-    part = limit(whole, spec.robust_images or len(whole), subject.config.seed)
+    split = data.sources["test"]
+    part = limit(split, spec.robust_images or len(split), subject.config.seed)
     folder, stem = folder_of(subject), stem_of(subject)
     kept = np.load(folder / f"{stem}.npz", allow_pickle=False)
-    chosen = np.isin(kept["index"], part.indices) if part is not whole and isinstance(part, Subset) else slice(None)
+    chosen = np.isin(kept["index"], part.indices) if part is not split and isinstance(part, Subset) else slice(None)
     clean = Tally()
     clean.add(kept["logits"][chosen], kept["label"][chosen])
     state = Robustness(
@@ -121,7 +121,7 @@ def _begun(subject: SelectedModel) -> Robustness:
         view=str(data.eval_view),
         seed=subject.config.seed,
         bins=spec.bins,
-        whole=len(whole),
+        whole=len(split),
         alexnet=subject.config.dataset.name == "imagenet",
         clean=clean.cell("none", bins=spec.bins),
     )
@@ -142,7 +142,7 @@ def _finish(group: Sequence[SelectedModel], states: Sequence[Robustness]) -> Non
     from vitlab.training.progress import Progress
 
     config, data, device = group[0].config, group[0].data, group[0].device
-    spec, whole = config.evaluation, data.sources["test"]
+    spec, split = config.evaluation, data.sources["test"]
     lacking = {
         name: [level for level in sorted(set(spec.severities)) if any(one.at(name, level) is None for one in states)]
         for name in corruptions_of(spec.corruptions)
@@ -150,7 +150,7 @@ def _finish(group: Sequence[SelectedModel], states: Sequence[Robustness]) -> Non
     lacking = {name: levels for name, levels in lacking.items() if levels}
     if not lacking:
         return
-    source = limit(whole, spec.robust_images or len(whole), config.seed)
+    source = limit(split, spec.robust_images or len(split), config.seed)
     step = max(1, spec.batch_size // max(map(len, lacking.values())))
     starts = range(0, len(source), step)
     batches = [

@@ -3,7 +3,7 @@
 ``run=`` names runs and their models (:mod:`vitlab.modes.find_runs`). Without it, ``model=`` (with
 ``model.pretrained`` or ``model.checkpoint``) means a model that no run made.
 
-Folders are found, and mistakes answered, before torch is imported; networks and images come when they are asked for.
+Folders are found, and mistakes reported, before torch is imported; networks and images are opened on first use.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class SelectedModel:
         role: "teacher", "student", "baseline", or "model" for one that no run made.
         folder: where a mode writes about it: the run's folder, or ``outputs/<mode>/<model>-<dataset>-<hash>``.
         artifact: its model folder; None for a network of timm's or from a foreign checkpoint.
-        config: of the run, with what the prompt says of hardware, data and measuring; or that of the prompt.
+        config: of the run, with hardware, data and measuring of the command line; or that of the command line.
         run, stage: what made it, if a run did.
         on_data: whether a data set is meant: that of the run, or one that was typed.
         trained: refuse a network without trained weights.
@@ -73,13 +73,13 @@ class SelectedModel:
 
     @cached_property
     def task(self) -> Task:
-        """What the network predicts: as its artifact says, else as the prompt does."""
+        """What the network predicts: as its artifact states, else as the command line does."""
         if self.artifact is not None:
             return find_task(self.meta.task)
         return find_task(self.config.task)
 
     def network(self) -> nn.Module:
-        """The network on the CPU, in eval mode; a new one each time it is asked for.
+        """The network on the CPU, in eval mode; a new one with each call.
 
         Raises:
             UserError: weights are missing, damaged or do not fit; untrained where ``trained`` is demanded.
@@ -102,7 +102,7 @@ class SelectedModel:
         if not self.on_data:
             raise UserError(
                 f"mode={self.config.mode} needs images with labels, and {self.title} belongs to no data set.",
-                "Say on which: dataset=NAME (mode=list group=dataset).",
+                "Choose one: dataset=NAME (mode=list group=dataset).",
             )
         if (
             self.artifact is not None

@@ -69,7 +69,7 @@ def on_shifted_sets(subject: SelectedModel) -> Shifted:
 
 
 class _Reader:
-    """A network that answers sets of images, with the classes that it knows."""
+    """A network that is measured on sets of images, with the classes that it has."""
 
     def __init__(self, subject: SelectedModel) -> None:
         from vitlab.data.sets.imagenet import wordnet_ids

@@ -7,6 +7,7 @@ are compared only where they were measured on the same device.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from vitlab.files import atomic_write, read_json, write_json
 from vitlab.report import style
 from vitlab.report.compare import clip, count, device, milliseconds, si, tick
 from vitlab.report.curves import apart, line_share
+from vitlab.report.data import CLASSIFICATION
+from vitlab.report.task import ReportTask
 from vitlab.run.run import Run
 
 if TYPE_CHECKING:
@@ -35,7 +38,8 @@ class Point:
     dataset: str
     images: int  # measured
     synthetic: bool
-    top1: float
+    metric: str  # name of the headline metric of its task
+    value: float  # of it, a share
     params: int
     macs: int
     device: str  # that the times are of, with its threads
@@ -44,21 +48,21 @@ class Point:
     session: str  # times of one session were taken in turns; those of two may differ with the machine's mood
 
 
-def collect_points(output: Path) -> list[Point]:
+def collect_points(output: Path, find_task: Callable[[str], ReportTask]) -> list[Point]:
     """The results of all finished evaluations with a time below ``output``, at the smallest timed batch."""
     points = []
     for marker in sorted(output.glob("*/*/run.json")):
         try:
             run = Run.at(marker.parent)
-        except UserError:  # of another version: mode=report run=... says why
+        except UserError:  # of another version: mode=report run=... explains it
             continue
-        point = _point(run)
+        point = _point(run, find_task)
         if point is not None:
             points.append(point)
     return points
 
 
-def _point(run: Run) -> Point | None:
+def _point(run: Run, find_task: Callable[[str], ReportTask]) -> Point | None:
     if not (run.is_done("evaluation") and run.is_done("benchmark")):
         return None
     benchmark = run.read_done("benchmark")
@@ -71,8 +75,9 @@ def _point(run: Run) -> Point | None:
     if cost is None or not cost["latency"]:
         return None
     least = min(cost["latency"], key=lambda one: one["batch"])
-    method = run.tree["method"]
+    method, task = run.tree["method"], run.tree.get("task")
     assert isinstance(method, dict)
+    headline = find_task(str(task["name"]) if isinstance(task, dict) else CLASSIFICATION).headline
     return Point(
         run=run.name,
         method=str(method["name"]),
@@ -80,7 +85,8 @@ def _point(run: Run) -> Point | None:
         dataset=f"{dataset['name']}, {dataset['split']} split, {dataset['test']:,} images",
         images=int(dataset["test"]),
         synthetic=bool(dataset["synthetic"]),
-        top1=float(metrics[stage]["top1"]),
+        metric=headline.name,
+        value=float(metrics[stage][headline.key]),
         params=int(cost["params"]),
         macs=int(cost["macs"]),
         device=device(str(cost["device"]), int(cost["threads"])),
@@ -90,12 +96,12 @@ def _point(run: Run) -> Point | None:
     )
 
 
-def write_accuracy_latency(output: Path) -> list[Path]:
+def write_accuracy_latency(output: Path, find_task: Callable[[str], ReportTask]) -> list[Path]:
     """``benchmark/landscape.png`` and ``.json`` below ``output``; nothing where fewer than two runs have both numbers.
 
-    Of several devices, that of most runs is drawn; the JSON holds all points.
+    ``find_task`` gives the task of a name. Of several devices, that of most runs is drawn; the JSON holds all points.
     """
-    points = collect_points(output)
+    points = collect_points(output, find_task)
     if len(points) < 2:
         return []
     folder = output / "benchmark"
@@ -111,7 +117,7 @@ def write_accuracy_latency(output: Path) -> list[Path]:
 
 
 def draw(points: list[Point], theme: style.Theme, elsewhere: int = 0) -> Figure:
-    """A panel a set of images, up and to the left is better.
+    """A panel for each set of images and metric; up and to the left is better.
 
     Args:
         points: all timed on the same device at the same batch size.
@@ -121,17 +127,17 @@ def draw(points: list[Point], theme: style.Theme, elsewhere: int = 0) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    sets = list(dict.fromkeys(one.dataset for one in points))
+    sets = list(dict.fromkeys((one.dataset, one.metric) for one in points))
     methods = list(dict.fromkeys(one.method for one in points))
     colours = {method: theme.series[i % len(theme.series)] for i, method in enumerate(methods)}
-    sizes = [[one for one in points if one.dataset == name] for name in sets]
+    sizes = [[one for one in points if (one.dataset, one.metric) == measured] for measured in sets]
     heights = [1.2 + 0.24 * min(max(len(one), 6), 14) for one in sizes]
     drawing = Figure(figsize=(6.4, sum(heights) + 0.9), layout="constrained")
     FigureCanvasAgg(drawing)
     drawing.suptitle("Accuracy, latency and size of the runs", x=0.012, ha="left")
     panels = drawing.subplots(len(sets), 1, squeeze=False, height_ratios=heights)[:, 0]
     largest = max(one.params for one in points)
-    for axes, name, here in zip(panels, sets, sizes, strict=True):
+    for axes, (name, _), here in zip(panels, sets, sizes, strict=True):
         _panel(axes, name, here, theme, colours, largest)
     panels[-1].set_xlabel(f"milliseconds for a batch of {points[0].batch}, {points[0].device}")
     foot = f"area of a dot: parameters (the largest: {si(largest)})"
@@ -152,7 +158,7 @@ def _panel(
 ) -> None:
     from matplotlib.ticker import LogLocator, NullLocator
 
-    x, y = [one.median_ms for one in points], [100 * one.top1 for one in points]
+    x, y = [one.median_ms for one in points], [100 * one.value for one in points]
     span = max(max(x) / min(x), 1.5)
     room = max(max(y) - min(y), 4.0)  # less would make chance look like a difference
     low, high = max(0.0, min(y) - 0.25 * room), min(max(y) + 0.25 * room, 100 + 0.08 * room)
@@ -160,7 +166,7 @@ def _panel(
     axes.set_xscale("log")
     axes.set_xlim(min(x) / span**0.15, max(x) * span**1.1)
     axes.set_ylim(low, high)
-    axes.set_ylabel("top-1 %")
+    axes.set_ylabel(f"{points[0].metric} %")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if span < 100 else (1.0,)))
     axes.xaxis.set_major_formatter(lambda value, _: tick(value) if value >= 1 else f"{value:g}")
     axes.xaxis.set_minor_locator(NullLocator())
@@ -176,7 +182,7 @@ def _panel(
     for number, (one, at) in enumerate(zip(points, places, strict=True), 1):
         colour = colours[one.method]
         area = 30 + 330 * one.params / largest
-        axes.scatter([one.median_ms], [100 * one.top1], s=area, color=colour, alpha=0.75, linewidths=0, clip_on=False)
+        axes.scatter([one.median_ms], [100 * one.value], s=area, color=colour, alpha=0.75, linewidths=0, clip_on=False)
         text = short[number - 1] if len(points) <= NAMED else str(number)
         text = f"{text}  {si(one.params, 2)}, {milliseconds(one.median_ms)} ms" if len(points) <= NAMED else text
         axes.annotate(

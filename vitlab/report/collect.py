@@ -38,7 +38,7 @@ def collect(
     command: str,
     notes: Sequence[str],
 ) -> ReportData:
-    """Everything that the report of a finished run says.
+    """Everything that stands in the report of a finished run.
 
     Args:
         run: its folder holds ``evaluation/`` and ``benchmark/``.
@@ -56,17 +56,17 @@ def collect(
         _row(run, task, stage, costs) for stage in stages if (folder / "evaluation" / f"{stage.name}.json").exists()
     ]
     tree = run.tree
-    few = _dict(tree["dataset"])["labels_per_class"]
+    per_class = _dict(tree["dataset"])["labels_per_class"]
     notes = list(notes)
     if len({costs[row.stage].get("session") for row in rows if row.cost.latency}) > 1:
         notes.append(
             "The times in the table are of different sessions; taken in turns they compare better: mode=benchmark "
             f"run={folder}, then this report again."
         )
-    told = f"{dataset.train:,} training images" + (f" ({few} of each class)" if few else "")
+    stated = f"{dataset.train:,} training images" + (f" ({per_class} of each class)" if per_class else "")
     return ReportData(
         title=f"{method} on {dataset.name}",
-        summary=_summary(rows, primary.title, told, dataset, task),
+        summary=_summary(rows, primary.title, stated, dataset, task),
         command=command,
         run=str(folder),
         created=run.created,
@@ -95,18 +95,22 @@ def training_command(run: Run) -> str:
 
 def paper_rows(run: Run, beside: str) -> list[PaperRow]:
     """The published row that the run's experiment gives, where the run was on that data and was not cut short."""
-    told, debug = _dict(run.tree.get("paper", {})), _dict(run.tree["debug"])
+    stated, debug = _dict(run.tree.get("paper", {})), _dict(run.tree["debug"])
     cut = any(debug.get(name) is not None for name in ("max_steps", "max_images", "max_slots"))
     data, model = _dict(run.tree["dataset"]), _dict(run.tree["model"])
-    same = (data["name"], model["name"], data["size"]) == (told.get("dataset"), told.get("model"), told.get("size"))
-    if not told.get("name") or cut or not same:
-        return []
-    metrics = {name: told[name] / 100 for name in ("top1", "top5") if told.get(name) is not None}
-    cost = Cost(
-        params=round(told["params"] * 1e6) if told.get("params") else None,
-        macs=round(told["macs"] * 1e9) if told.get("macs") else None,
+    same = (data["name"], model["name"], data["size"]) == (
+        stated.get("dataset"),
+        stated.get("model"),
+        stated.get("size"),
     )
-    return [PaperRow(str(told["name"]), str(told["source"]), beside, metrics, cost)]
+    if not stated.get("name") or cut or not same:
+        return []
+    metrics = {name: stated[name] / 100 for name in ("top1", "top5") if stated.get(name) is not None}
+    cost = Cost(
+        params=round(stated["params"] * 1e6) if stated.get("params") else None,
+        macs=round(stated["macs"] * 1e9) if stated.get("macs") else None,
+    )
+    return [PaperRow(str(stated["name"]), str(stated["source"]), beside, metrics, cost)]
 
 
 def _list(found: object) -> list[Any]:
@@ -158,7 +162,7 @@ Kind = TypeVar("Kind", Robustness, Shifted)
 
 
 def _measured(run: Run, stage: Stage, kind: str, model: dict[str, Any], read: type[Kind]) -> Kind | None:
-    """What an evaluation found of these weights under corruptions or on shifted sets; None where it was not asked."""
+    """The evaluation of these weights under corruptions or on shifted sets; None where that was not measured."""
     path = run.folder / "evaluation" / f"{stage.name}-{kind}.json"
     if not path.exists():
         return None
@@ -166,11 +170,11 @@ def _measured(run: Run, stage: Stage, kind: str, model: dict[str, Any], read: ty
     return found if found.model == model["sha256"] else None
 
 
-def _summary(rows: Sequence[ModelRow], primary: str, told: str, dataset: DatasetInfo, task: ReportTask) -> str:
+def _summary(rows: Sequence[ModelRow], primary: str, stated: str, dataset: DatasetInfo, task: ReportTask) -> str:
     main = next(row for row in rows if row.name == primary)
     key, name = task.headline.key, task.headline.name
     text = f"{capitalised(main.name)}: {percent(main.metrics[key])} % {name} on {dataset.test:,} images "
-    text += f"after learning from {told}"
+    text += f"after learning from {stated}"
     others = [f"{row.name} {percent(row.metrics[key])} %" for row in rows if row is not main]
     return text + (f"; {', '.join(others)}." if others else ".")
 
@@ -178,18 +182,18 @@ def _summary(rows: Sequence[ModelRow], primary: str, told: str, dataset: Dataset
 def _stage(run: Run, stage: Stage) -> StageRow:
     record = run.read_done(stage.name)
     seconds = record.get("seconds")
-    told = []
+    stated = []
     for name in ("params", "steps", "views", "images"):
         if isinstance(record.get(name), int):
-            told.append(f"{record[name]:,} {name}")
+            stated.append(f"{record[name]:,} {name}")
     if isinstance(record.get("bytes"), int):
-        told.append(file_size(float(str(record["bytes"]))))
+        stated.append(file_size(float(str(record["bytes"]))))
     return StageRow(
         stage.name,
         stage.title,
         seconds=float(str(seconds)) if seconds is not None else None,
         artifact=stage.name,
-        summary=", ".join(told),
+        summary=", ".join(stated),
     )
 
 

@@ -18,11 +18,11 @@ from vitlab.measure.cost_record import Cost
 from vitlab.report.data import ModelRow, PaperRow
 
 DASH = "\u2013"
-SYNTHETIC = "Synthetic data: these numbers say that the code works, not how good the model is."
+SYNTHETIC = "Synthetic data: these numbers show that the code works, not how good the model is."
 
 
 def si(value: float, digits: int = 3) -> str:
-    """A count as people say it: ``5392764`` is ``5.39 M``; ``digits`` significant figures."""
+    """A count in words: ``5392764`` is ``5.39 M``; ``digits`` significant figures."""
     for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if abs(float(f"{value:.{digits}g}")) >= size:
             return _significant(value / size, digits) + unit
@@ -92,8 +92,8 @@ def _significant(value: float, digits: int) -> str:
     text = f"{value:.{digits}g}"
     if "e" in text:
         return f"{value:.0f}" if abs(value) >= 1 else text
-    whole, _, rest = text.partition(".")
-    wanted = digits - len(whole.lstrip("-0"))
+    integer, _, rest = text.partition(".")
+    wanted = digits - len(integer.lstrip("-0"))
     return text if not rest and wanted <= 0 else f"{value:.{max(wanted, len(rest))}f}"
 
 

@@ -1,7 +1,7 @@
 """What a report is made of: plain numbers and words that survive JSON, so that a page can be rebuilt at any time.
 
-Shares (accuracy, ece) lie in [0, 1], times are in seconds or, where the name says so, milliseconds, sizes in bytes.
-Paths are relative to the run folder, so that a report says nothing about the machine it was made on.
+Shares (accuracy, ece) lie in [0, 1], times are in seconds or, where the name has _ms, milliseconds, sizes in bytes.
+Paths are relative to the run folder, so that a report does not depend on the machine it was made on.
 A value that was not measured is left out or None; it is shown as a dash, never as a zero.
 """
 
@@ -46,7 +46,7 @@ class DatasetInfo:
     split: str  # name of the evaluated split: test or val
     classes: list[str]
     size: int | list[int]  # side of the view in pixels, or [height, width]
-    synthetic: bool = False  # made up by a program: said wherever a number is shown
+    synthetic: bool = False  # made up by a program: marked wherever a number is shown
     origin: str = ""  # where the data come from, and their licence
     fingerprint: str = ""
     val: int = 0  # images in a validation split of its own; 0: there is none

@@ -3,7 +3,7 @@
 =============  ======================================================================================================
 safetensors    the model artifact (``model.safetensors`` + ``model.json``), for :func:`vitlab.load_model`
 timm           a folder for ``timm.create_model("local-dir:...", pretrained=True)``
-hub            the same with a model card, as the Hugging Face hub wants it; uploaded only when asked
+hub            the same with a model card, as the Hugging Face hub wants it; uploaded only with export.push
 onnx           one file for any runtime, with a dynamic batch; checked in onnxruntime
 onnx_int8      the same with the linear layers in 8 bits, for CPUs; its accuracy is measured
 torch_export   a ``torch.export`` program, which runs in torch without vitlab or timm

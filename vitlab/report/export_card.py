@@ -18,7 +18,7 @@ SHOWN = 20  # classes that the card lists before it counts the rest
 
 @dataclass
 class Facts:
-    """What the card says beyond the model's own description."""
+    """What the card states beyond the model's own description."""
 
     title: str
     dataset: str = ""  # its name
@@ -93,7 +93,7 @@ def _measured(facts: Facts, task: ReportTask) -> str:
         if key in facts.metrics
     ]
     head = f"On {facts.images:,} images of the {facts.split} split of {facts.dataset}"
-    head += " (synthetic data: the numbers say nothing about photographs)" if facts.synthetic else ""
+    head += " (synthetic data: the numbers mean nothing for photographs)" if facts.synthetic else ""
     table = "\n".join(
         [
             "| Measure | Value |",

@@ -57,7 +57,7 @@ def export_int8(
     if test is None:
         raise UserError(
             "What 8-bit weights cost is measured on labelled images, and the model belongs to no data set.",
-            "Say on which: dataset=NAME, or leave onnx_int8 out of export.formats.",
+            "Name it: dataset=NAME, or leave onnx_int8 out of export.formats.",
         )
     small = quantised(content)
     if len(small) > 0.97 * len(content):

@@ -1,4 +1,4 @@
-"""What the page says: headline numbers, findings in words, and the pieces that the templates arrange."""
+"""What stands on the page: headline numbers, findings in words, and the pieces that the templates arrange."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def findings(data: ReportData, task: ReportTask) -> list[str]:
-    """What the numbers say, in sentences that claim no more than the numbers do."""
+    """Findings in sentences that claim no more than the numbers show."""
     return [capitalised(sentence) for sentence in task.findings(data, _shares)]
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def cost_axis(rows: Sequence[ModelRow]) -> str | None:
     """What the cost of these models is measured by in a figure: the first kind that all of them have and that
-    tells at least two apart."""
+    differs between at least two."""
     for kind in ("macs", "params", "bytes"):
         found = [getattr(row.cost, kind) for row in rows]
         if all(found) and len(set(found)) > 1:
@@ -34,8 +34,8 @@ def cost_axis(rows: Sequence[ModelRow]) -> str | None:
 def cost_accuracy(
     rows: Sequence[ModelRow], theme: Theme, colours: Mapping[str, int], headline: Headline
 ) -> Figure | None:
-    """The headline metric against cost (logarithmic): up and to the left is better. None when no cost tells the models
-    apart."""
+    """The headline metric against cost (logarithmic): up and to the left is better. None where all have the same
+    cost."""
     known = [row for row in rows if headline.key in row.metrics]
     kind = cost_axis(known)
     if kind is None:

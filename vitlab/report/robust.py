@@ -1,4 +1,4 @@
-"""Robustness in tables: what the prompt, the Markdown and the page say of corrupted images and shifted sets."""
+"""Robustness in tables: corrupted images and shifted sets for the prompt, the Markdown and the page."""
 
 from __future__ import annotations
 
@@ -140,13 +140,13 @@ def of_rows(rows: Sequence[ModelRow]) -> list[tuple[str, Robustness]]:
 
 @dataclass
 class Section:
-    """What a report says of robustness; empty where nothing was measured."""
+    """The report's section on robustness; empty where nothing was measured."""
 
-    told: str
+    description: str
     summary: Table | None
     details: list[tuple[str, Table]]  # a model's name, and its table by corruption
     sets: Table | None
-    said: list[str]
+    notes: list[str]
 
 
 def section(rows: Sequence[ModelRow]) -> Section | None:
@@ -156,15 +156,15 @@ def section(rows: Sequence[ModelRow]) -> Section | None:
     if not robust and not shifted:
         return None
     left = [row.name for row in rows if row.robust is not None and row.name not in dict(robust)]
-    said = describe_sets(shifted)
+    notes = describe_sets(shifted)
     if left:
-        said.append(f"Measured under other corruptions, images or seeds, and not shown: {', '.join(left)}.")
+        notes.append(f"Measured under other corruptions, images or seeds, and not shown: {', '.join(left)}.")
     return Section(
         describe_corruptions(robust[0][1]) if robust else "",
         summary(robust) if robust else None,
         [(name, by_corruption(state)) for name, state in robust],
         sets(shifted) if shifted else None,
-        said,
+        notes,
     )
 
 

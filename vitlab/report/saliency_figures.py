@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CELL = 1.45  # inches of the side of one picture
-WORDS = 1.6  # inches of what is said beside them
+WORDS = 1.6  # inches of the text beside them
 COLOURS = "plasma"  # from dark blue to yellow, even to the eye and safe for the colour-blind
 
 
@@ -27,7 +27,7 @@ class Shown:
 
     image: NDArray[np.uint8]  # [H, W, 3], what the network saw
     maps: dict[str, NDArray[np.float32]]  # title -> [H, W] in [0, 1]
-    caption: str  # what the network said
+    caption: str  # the prediction
     detail: str  # the label, the class that is explained
     wrong: bool = False
 

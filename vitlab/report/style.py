@@ -1,4 +1,4 @@
-"""One look for every figure and the page: two themes, colours that a colour-blind reader can tell apart.
+"""One look for every figure and the page: two themes, colours that a colour-blind reader can distinguish.
 
 The series colours are those of Okabe and Ito, lightened for the dark theme. A model keeps its colour in every figure
 and has the same one as a dot in the table: the primary model is blue, a teacher green, a baseline vermilion.
@@ -135,7 +135,7 @@ def figure(width: float, height: float, title: str) -> tuple[Figure, Axes]:
 
 
 def mark_synthetic(drawing: Figure, theme: Theme) -> None:
-    """Say on the figure itself that its data were made up."""
+    """Mark the figure itself as one of synthetic data."""
     drawing.text(
         0.995, 0.995, "synthetic data", ha="right", va="top", fontsize=7.5, color=theme.wrong[1], weight="bold"
     )

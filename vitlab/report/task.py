@@ -1,4 +1,4 @@
-"""What a report, a comparison and an export ask the task of the network (:mod:`vitlab.tasks` implements it).
+"""What a report, a comparison and an export take from the task of the network (:mod:`vitlab.tasks` implements it).
 
 The report stands below the tasks, so that a task may draw with its figures; it is handed the task as a value.
 """

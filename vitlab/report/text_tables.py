@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vitlab.measure.bootstrap import Comparison
 from vitlab.report.compare import percent
 
 CHANCE = 0.05
@@ -23,15 +22,6 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         [lines[0].rstrip(), "─" * (sum(widths) + 2 * (len(widths) - 1)), *(one.rstrip() for one in lines[1:])]
     )
-
-
-def describe_comparison(one: Comparison) -> str:
-    """What a comparison of two models on the same images says, in one sentence that claims no more."""
-    top1 = one.differences["top1"]
-    points = f"{100 * top1.value:+.2f} points of top-1 ({100 * top1.lo:+.2f} to {100 * top1.hi:+.2f})"
-    counts = f"right where the other is not: {one.only_second:,} against {one.only_first:,}"
-    verdict = "the difference may be chance" if one.p_value >= CHANCE else "more than chance explains"
-    return f"{one.second} against {one.first}: {points}; {counts}; McNemar p = {p_value(one.p_value)}, {verdict}."
 
 
 def p_value(value: float) -> str:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from vitlab.files import read_json
 from vitlab.run.run import Run
+from vitlab.tasks.base import Task, find_task
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 FOLD = "dataset.fold"
-COLUMNS = (("top1", "Top-1 %", 100.0, 2), ("nll", "NLL", 1.0, 3), ("ece", "ECE %", 100.0, 2))
 
 
 @dataclass
@@ -56,8 +56,8 @@ def pool_folds(finished: Iterable[tuple[dict[str, str], Path]]) -> list[Pooled]:
 def _pool(values: dict[str, str], runs: Sequence[Run]) -> Pooled:
     import numpy as np
 
-    from vitlab.measure.bootstrap import bootstrap
-    from vitlab.measure.classification import evaluate_scores, score
+    from vitlab.config import EvaluationConfig
+    from vitlab.tasks.base import Answers
 
     dataset, spec = _part(runs[0], "dataset"), _part(runs[0], "evaluation")
     count = int(dataset["folds"])
@@ -71,25 +71,25 @@ def _pool(values: dict[str, str], runs: Sequence[Run]) -> Pooled:
             f"the predictions of fold {unnamed[0]} have no image keys: mode=evaluate run={by_fold[unnamed[0]].folder}"
         )
         return pooled
-    if (task := str(_part(runs[0], "task")["name"])) != "classification":
-        pooled.reason = f"the thresholds of task={task} are each run's own"
-        return pooled
     parts = [_predictions(by_fold[fold]) for fold in range(count)]
     classes = parts[0].classes
     keys = np.concatenate([one.key for one in parts])
     if any(one.classes != classes for one in parts) or len(np.unique(keys)) < len(keys):
         pooled.reason = "the folds differ in their classes or share test images, so they are not of one data set"
         return pooled
-    label = np.concatenate([one.label for one in parts])
-    scores = score(np.concatenate([one.logits for one in parts]), label)
     groups = np.concatenate([one.group for one in parts]) if all(one.group is not None for one in parts) else None
+    together = Answers(
+        np.concatenate([one.logits for one in parts]),
+        np.concatenate([one.label for one in parts]),
+        np.arange(len(keys)),
+        None if groups is None else groups.tolist(),
+    )
+    task, bins = task_of(runs[0]), int(spec["bins"])
     pooled.images, pooled.groups = len(keys), None if groups is None else len(np.unique(groups))
-    pooled.metrics = evaluate_scores(scores, label, classes, int(spec["bins"])).metrics()
-    if spec["resamples"]:
-        names = None if groups is None else groups.tolist()
-        intervals = bootstrap(scores, int(spec["bins"]), int(spec["resamples"]), groups=names)
-        pooled.intervals = {name: list(ends) for name, ends in intervals.items()}
-    own = [evaluate_scores(score(one.logits, one.label), one.label, classes, int(spec["bins"])) for one in parts]
+    record = task.measure(together, None, classes, EvaluationConfig(bins=bins, resamples=int(spec["resamples"])))
+    pooled.metrics, pooled.intervals = record.metrics(), record.intervals or None
+    alone = EvaluationConfig(bins=bins, resamples=0)
+    own = [task.measure(Answers(one.logits, one.label, np.arange(len(one.key))), None, classes, alone) for one in parts]
     rows = [one.metrics() for one in own]
     pooled.mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     pooled.spread = {name: float(np.std([row[name] for row in rows], ddof=1)) for name in rows[0]}
@@ -101,7 +101,7 @@ class _Predictions:
     """Outputs of a run's result for its test images."""
 
     logits: NDArray[np.float32]  # [N, C]
-    label: NDArray[np.int64]  # [N]
+    label: NDArray[Any]  # [N], or rows [N, K]
     key: NDArray[np.str_]  # [N]
     group: NDArray[np.str_] | None  # [N]
     classes: list[str]
@@ -134,9 +134,16 @@ def _part(run: Run, name: str) -> Mapping[str, Any]:
     return part
 
 
-def fold_table(entries: Sequence[Pooled]) -> tuple[list[list[str]], list[str]]:
+def task_of(run: Run) -> Task:
+    """What the run's models predict; runs of before there were several tasks classify."""
+    stored = run.tree.get("task")
+    return find_task(str(stored["name"]) if isinstance(stored, dict) else "classification")
+
+
+def fold_table(entries: Sequence[Pooled], task: Task) -> tuple[list[list[str]], list[str]]:
     """Rows of a table, headings first, and sentences that explain it and name what is missing."""
     heading = ["Metric", "Folds", "Images", "Pooled", "95 %", "Mean ± sd over folds"]
+    columns = [(one.key, one.title, one.unit, one.digits) for one in task.metrics if one.key in task.pooled]
     rows = [[*(entries[0].values if entries else {}), *heading]]
     lines = []
     for one in entries:
@@ -144,7 +151,7 @@ def fold_table(entries: Sequence[Pooled]) -> tuple[list[list[str]], list[str]]:
         if one.metrics is None or one.mean is None or one.spread is None:
             lines.append(f"{name + ': ' if name else ''}nothing is pooled, {one.reason}.")
             continue
-        for key, title, unit, digits in COLUMNS:
+        for key, title, unit, digits in columns:
             ends = (one.intervals or {}).get(key)
             rows.append(
                 [

@@ -139,7 +139,7 @@ def write_comparison(
     if models:
         parts += ["Every model, mean ± standard deviation over seeds:", _markdown(models), "\n".join(sentences)]
     folds = pool_folds((job.values, job.run) for job in jobs if job.state == "finished")
-    fold_rows, fold_lines = fold_table(folds)
+    fold_rows, fold_lines = fold_table(folds, task)
     if folds:
         parts += ["Cross-validation, out-of-fold predictions pooled:"]
         parts += [*([_markdown(fold_rows)] if len(fold_rows) > 1 else []), "\n".join(fold_lines)]

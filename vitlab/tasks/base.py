@@ -2,8 +2,8 @@
 
 A :class:`Task` owns everything that depends on it: the head of the network, what a target is, the default objective,
 the metrics and the one that models are compared by, evaluation, columns and figures of reports, how a prediction is
-written, names of exported outputs. ``modes/``, ``report/``, ``sweep/`` and ``training/`` ask the task and know none by
-name. A task comes in as one file ``vitlab/tasks/<name>.py`` and ``conf/task/<name>.yaml``.
+written, names of exported outputs. ``modes/``, ``report/``, ``sweep/`` and ``training/`` use the task through this
+class and name none. A task comes in as one file ``vitlab/tasks/<name>.py`` and ``conf/task/<name>.yaml``.
 
 Importing a task costs no torch: a report is rebuilt, and a plan printed, without it.
 """
@@ -54,7 +54,7 @@ class Answers:
 
 @dataclass
 class Validation:
-    """Images on which whatever is fitted after training may be fitted: neither measured nor trained on.
+    """Images on which a temperature or thresholds may be fitted after training: neither measured nor trained on.
 
     Attributes:
         answers: the network's logits on them; None where there are no such images.
@@ -77,6 +77,8 @@ class Task(ABC):
     validated: ClassVar[tuple[str, ...]]
     """Keys of :meth:`validation_metrics`, in the order of the record. A search for an evaluation's metric watches the
     one of the same name during training."""
+    pooled: ClassVar[tuple[str, ...]]
+    """Metrics that out-of-fold predictions are pooled for: those that need nothing fitted."""
     card_metrics: ClassVar[Mapping[str, tuple[str, float]]]
     """Metrics of a model card: key to heading and factor."""
     outputs: ClassVar[tuple[str, ...]] = ("logits",)
@@ -141,7 +143,7 @@ class Task(ABC):
 
     @abstractmethod
     def describe_validation(self, values: Mapping[str, float]) -> str:
-        """What a line about one validation says; ``values`` by the names of the record."""
+        """A line about one validation; ``values`` by the names of the record."""
 
     @abstractmethod
     def perfect(self, label: torch.Tensor, classes: int) -> torch.Tensor:
@@ -168,7 +170,7 @@ class Task(ABC):
         """Everything measured of one model, float64, from its logits on the measured images.
 
         Args:
-            validation: None where :meth:`needs_validation` says no.
+            validation: None where :meth:`needs_validation` is False.
         """
 
     @abstractmethod
@@ -214,7 +216,7 @@ class Task(ABC):
 
     @abstractmethod
     def summary_notes(self, rows: Sequence[tuple[str, Record]], main: tuple[str, Record]) -> list[str]:
-        """What the prompt says below that table: what was fitted, the weakest classes of ``main``."""
+        """Lines below that table: what was fitted, the weakest classes of ``main``."""
 
     @abstractmethod
     def describe_comparison(self, one: Comparison) -> str:
@@ -224,7 +226,7 @@ class Task(ABC):
 
     @abstractmethod
     def columns(self, rows: Sequence[ModelRow | PaperRow]) -> list[Column]:
-        """Columns of the comparison that say how good a model is; cost follows."""
+        """Columns of the comparison with the metrics; cost follows."""
 
     @abstractmethod
     def figures(self, data: ReportData, slots: Mapping[str, int]) -> list[Drawing]:
@@ -240,7 +242,7 @@ class Task(ABC):
 
     @abstractmethod
     def page_values(self, data: ReportData) -> dict[str, Any]:
-        """Values for the templates of this task."""
+        """Values for the templates of this task, and ``class_word``: what the page calls its classes."""
 
     @abstractmethod
     def load_code(self, folder: str) -> str:

@@ -17,7 +17,6 @@ from vitlab.measure.temperature import Temperature, fit_temperature
 from vitlab.report.compare import Column
 from vitlab.report.data import Example, ModelRow, PaperRow, ReportData
 from vitlab.report.pieces import Drawing, Headline, Shown, Tile
-from vitlab.report.text_tables import describe_comparison
 from vitlab.tasks.base import Answers, Task, Top, Validation
 from vitlab.tasks.parts import classification_figures, classification_pages
 
@@ -48,6 +47,7 @@ class Classification(Task):
         Shown("ece", "ECE %", lambda value: f"{100 * value:.2f}", 100.0, 2),
     )
     validated: ClassVar[tuple[str, ...]] = ("top1", "nll")
+    pooled: ClassVar[tuple[str, ...]] = ("top1", "nll", "ece")
     card_metrics: ClassVar[Mapping[str, tuple[str, float]]] = {
         "top1": ("Top-1 %", 100.0),
         "top5": ("Top-5 %", 100.0),
@@ -204,7 +204,7 @@ class Classification(Task):
         return classification_pages.summary_notes(every, (main[0], _of(main[1])))
 
     def describe_comparison(self, one: Comparison) -> str:
-        return describe_comparison(one)
+        return classification_pages.describe_comparison(one)
 
     # ------------------------------------------------------------------------------------------------------- pages
 

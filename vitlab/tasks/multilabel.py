@@ -50,6 +50,7 @@ class Multilabel(Task):
         Shown("ece", "ECE %", lambda value: f"{100 * value:.2f}", 100.0, 2),
     )
     validated: ClassVar[tuple[str, ...]] = ("map", "nll")
+    pooled: ClassVar[tuple[str, ...]] = ("map", "nll", "ece")
     card_metrics: ClassVar[Mapping[str, tuple[str, float]]] = {
         "map": ("Mean average precision %", 100.0),
         "auroc": ("Mean AUROC %", 100.0),

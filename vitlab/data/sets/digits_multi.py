@@ -57,18 +57,19 @@ class SeveralDigits:
 
 
 def splits(cfg: DatasetConfig) -> dict[str, Source]:
-    """800 pictures to train on, 200 to validate and 200 to measure.
+    """3,000 pictures to train on, 300 to validate and 300 to measure; no two splits share a digit (:func:`pools`)."""
+    found: dict[str, Source] = {split: SeveralDigits(pool, split) for split, pool in pools(cfg).items()}
+    return found
 
-    The test pictures are made of the test digits of ``dataset=digits``, the others of its training digits, every fifth
-    of which is kept for the validation pictures: no two splits share a digit.
-    """
+
+def pools(cfg: DatasetConfig) -> dict[str, Arrays]:
+    """The digits that the pictures of each split are made of: those of test are the test digits of ``dataset=digits``,
+    those of val every fifth of its training digits, those of train the others."""
     parts = digits.splits(cfg)
     train, test = parts["train"], parts["test"]
     assert isinstance(train, Arrays) and isinstance(test, Arrays)
     chosen = np.arange(len(train)) % 5 == 0
-    pools = {"train": _part(train, ~chosen), "val": _part(train, chosen), "test": test}
-    found: dict[str, Source] = {split: SeveralDigits(pool, split) for split, pool in pools.items()}
-    return found
+    return {"train": _part(train, ~chosen), "val": _part(train, chosen), "test": test}
 
 
 def _part(source: Arrays, chosen: np.ndarray) -> Arrays:

@@ -92,7 +92,7 @@ def reliability(name: str, found: Evaluation, theme: Theme, slot: int) -> Figure
 def confusion(found: Evaluation, theme: Theme) -> Figure | None:
     """Labels down, predictions across, each row a share of its class. What is right is cool and what is wrong warm,
     each on its own scale: rare mistakes stay visible beside a full diagonal. None for more than DRAWN classes, where
-    a cell would be smaller than a pixel and the list of pairs says more."""
+    a cell would be smaller than a pixel and the list of pairs shows more."""
     from matplotlib.colors import LinearSegmentedColormap, to_rgb
 
     size = len(found.classes)

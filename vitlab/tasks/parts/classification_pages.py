@@ -150,10 +150,20 @@ def _chance(main: ModelRow, row: ModelRow) -> str:
     return f" Their 95 % intervals overlap: on {main.evaluation.n:,} images the difference may be chance."
 
 
+def describe_comparison(one: Comparison) -> str:
+    """A comparison of two models on the same images in one sentence that claims no more than it shows."""
+    top1 = one.differences["top1"]
+    points = f"{100 * top1.value:+.2f} points of top-1 ({100 * top1.lo:+.2f} to {100 * top1.hi:+.2f})"
+    counts = f"right where the other is not: {one.only_second:,} against {one.only_first:,}"
+    verdict = "the difference may be chance" if one.p_value >= CHANCE else "more than chance explains"
+    return f"{one.second} against {one.first}: {points}; {counts}; McNemar p = {p_value(one.p_value)}, {verdict}."
+
+
 def page_values(data: ReportData) -> dict[str, Any]:
     """What the templates of this task show beside the figures."""
     found = data.main.evaluation
     return {
+        "class_word": "classes",
         "pairs": confused_pairs(found) if isinstance(found, Evaluation) else [],
         "weakest": weakest(found) if isinstance(found, Evaluation) else [],
         "calibrated": [

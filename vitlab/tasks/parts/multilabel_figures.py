@@ -74,7 +74,7 @@ def precision_recall(found: MultilabelEvaluation, theme: Theme) -> Figure | None
     known = sorted((one for one in found.labels if one.ap is not None and one.curve), key=lambda one: one.ap or 0.0)
     if not known:
         return None
-    drawing, axes = figure(WIDTH, 3.8, "Precision and recall of the lowest labels")
+    drawing, axes = figure(WIDTH, 3.8, "Precision and recall, lowest labels")
     for number, one in enumerate(known[:CURVES]):
         colour = theme.series[number % len(theme.series)]
         title = f"{clip(one.name, 18)} ({percent(one.ap or 0.0, 1)} %)"

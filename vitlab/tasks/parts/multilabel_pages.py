@@ -163,6 +163,7 @@ def page_values(data: ReportData) -> dict[str, Any]:
     """What the templates of this task show beside the figures."""
     found = data.main.evaluation
     return {
+        "class_word": "labels",
         "weakest": weakest(found)[:LABELS_SHOWN] if isinstance(found, MultilabelEvaluation) else [],
         "calibrated": [row for row in data.rows if isinstance(row.evaluation, MultilabelEvaluation)],
         "thresholds": describe_thresholds(found) if isinstance(found, MultilabelEvaluation) else "",

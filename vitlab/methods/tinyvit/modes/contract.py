@@ -127,6 +127,7 @@ def proxy_accuracy(config: Config, model: ModelConfig, folder: Path) -> float:
     from vitlab.methods.base import Context, Stage
     from vitlab.methods.tinyvit.contract import digest
     from vitlab.run.recorder import Recorder, read_rows
+    from vitlab.tasks.base import find_task
     from vitlab.training.train import train_on_labels
 
     options = config.method.contract
@@ -142,6 +143,7 @@ def proxy_accuracy(config: Config, model: ModelConfig, folder: Path) -> float:
     finally:
         recorder.close()
     rows: list[dict[str, Any]] = [dict(row) for row in read_rows(inside / "metrics.jsonl")]
-    top1 = float(next(row["val_top1"] for row in reversed(rows) if "val_top1" in row))
+    metric = f"val_{find_task(config.task).headline.key}"
+    value = float(next(row[metric] for row in reversed(rows) if metric in row))
     shutil.rmtree(inside)  # a thousand candidates would leave a thousand networks
-    return top1
+    return value
