@@ -6,7 +6,6 @@ to call: a stack trace from the prompt to the loss then passes six files of vitl
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import shlex
@@ -97,8 +96,7 @@ def prepare_run(run: Run, composed: Composed, command: str) -> Work:
     device. A start that fails leaves no run folder."""
     config = composed.config
     run.lock(command)
-    with contextlib.ExitStack() as on_error:
-        on_error.enter_context(run.session())
+    try:
         print(plan(run, composed), flush=True)
         run.note_environment(environment(command))
         audit_data(run, config)
@@ -113,7 +111,9 @@ def prepare_run(run: Run, composed: Composed, command: str) -> Work:
             check_division(config, processes)
             print(batches(config, processes), flush=True)
             work = partial(run_on_devices, run, config, composed.tree, command, processes)
-        on_error.pop_all()  # the work opens a session of its own
+    except BaseException:
+        with run.session():  # releases the lock, removes the folder; the work opens a session of its own
+            raise
     return work
 
 
