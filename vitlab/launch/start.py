@@ -106,15 +106,13 @@ def prepare_run(run: Run, composed: Composed, command: str) -> Work:
         if processes * config.trainer.num_nodes == 1:
             from vitlab.launch.stages import run_method
 
-            work: Work = partial(run_method, run, config, command)
-        else:
-            check_division(config, processes)
-            print(batches(config, processes), flush=True)
-            work = partial(run_on_devices, run, config, composed.tree, command, processes)
+            return partial(run_method, run, config, command)
+        check_division(config, processes)
+        print(batches(config, processes), flush=True)
+        return partial(run_on_devices, run, config, composed.tree, command, processes)
     except BaseException:
-        with run.session():  # releases the lock, removes the folder; the work opens a session of its own
+        with run.session():  # ends it; the work, which is not reached, would have opened its own
             raise
-    return work
 
 
 def run_on_devices(run: Run, config: Config, tree: dict[str, object], command: str, processes: int) -> int:
