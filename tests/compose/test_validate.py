@@ -85,4 +85,4 @@ def test_a_network_of_a_method_is_checked_at_any_depth(config: Config, tmp_path:
     assert refusal(config, Options(several=[ModelConfig("a"), lost])).startswith("FILE: method.several.1.checkpoint")
     assert refusal(config, Options(inner=Inner(lost))).startswith("FILE: method.inner.start.checkpoint")
     odd = ModelConfig("resnet18", mean=[0.5])
-    assert refusal(config, Options(other=odd)).startswith("FILE: method.other.mean: [0.5] does not fit.")
+    assert refusal(config, Options(other=odd)).startswith("FILE: method.other.mean: [0.5] has the wrong length.")

@@ -17,7 +17,7 @@ vitlab {version}: from data to a small, fast, calibrated and exported vision mod
 
 EXAMPLES
   python -m vitlab
-      The demo, minutes on a CPU: distils a TinyViT on real digits from stored labels; then a report.
+      The demo, minutes on a CPU: distils a TinyViT on real digits from stored labels, and reports.
   python -m vitlab mode=check recipe.duration=30ep
       Change a value, and print the plan and estimated times before the training.
   python -m vitlab dataset.labels_per_class=10

@@ -76,4 +76,5 @@ def _dispatch(words: list[str]) -> int:
 
     from vitlab.launch.start import start
 
-    return start(composed)
+    work = start(composed)
+    return work()

@@ -26,17 +26,22 @@ from vitlab.training.progress import format_duration, print_line
 from vitlab.training.trainer import CHECKPOINT
 
 
-def run_method(run: Run, config: Config, command: str) -> None:
-    """Run the method's stages in ``run``'s folder, skipping what is done, then measure, export and report.
+def run_method(run: Run, config: Config, command: str) -> int:
+    """Run the method's stages in the folder of a locked run, skipping what is done, then measure, export and report.
+
+    Returns:
+        The exit code, 0.
 
     Raises:
         Interrupted: a stop was requested; everything done is saved.
         UserError: a mistake that the user can fix.
     """
-    install_signal_handlers()
-    configure_torch(config)
-    stages = run_stages(run, config)
-    _finish(run, config, stages, command)
+    with run.session():
+        install_signal_handlers()
+        configure_torch(config)
+        stages = run_stages(run, config)
+        _finish(run, config, stages, command)
+    return 0
 
 
 def run_method_on_rank(run: Run, config: Config, command: str) -> None:
@@ -56,7 +61,8 @@ def run_method_on_rank(run: Run, config: Config, command: str) -> None:
     configure_torch(config)
     stages = run_stages(run, config)
     is_main = rank() == 0
-    evaluate_models(run, config, stages)
+    if config.only is None:
+        evaluate_models(run, config, stages)
     barrier()
     dist.destroy_process_group()
     if is_main:

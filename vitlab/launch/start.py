@@ -1,21 +1,24 @@
 """Dispatch of a checked configuration: a mode, the queue, or a run in this or several processes.
 
-Nothing here imports torch before the plan is printed.
+:func:`start` does what needs no torch (find the run, lock it, print the plan) and returns the work, for the entry point
+to call: a stack trace from the prompt to the loss then passes six files of vitlab.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import shlex
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from vitlab.compose.schema import complete
 from vitlab.config import Config
-from vitlab.config.catalogue import find_mode
+from vitlab.config.catalogue import Mode, find_mode
 from vitlab.config.composed import Composed
 from vitlab.errors import Interrupted, UserError
 from vitlab.launch.plan import batches, check_division, plan
@@ -26,24 +29,27 @@ from vitlab.methods.base import find_method
 from vitlab.run.environment import environment
 from vitlab.run.run import Run
 
+Work = Callable[[], int]
+"""What remains to be done; returns the exit code.
 
-def start(composed: Composed) -> int:
-    """Run what ``mode=`` selects; the exit code.
+Raises:
+    UserError: a mistake that the user can fix.
+    Interrupted: stopped by Ctrl-C or SIGTERM, everything saved.
+"""
+
+
+def start(composed: Composed) -> Work:
+    """Prepare what ``mode=`` selects.
 
     Raises:
         UserError: a mistake that the user can fix.
-        Interrupted: stopped by Ctrl-C or SIGTERM, everything saved.
     """
     config = composed.config
     if (mode := find_mode(config.mode, config.method.name)) is not None:
         if mode.one_device and (count := known_process_count(config)) != 1:
             given = "all GPUs" if count is None else f"{count} devices"
             print(f"devices  one, not {given}: mode={config.mode} runs in one process", file=sys.stderr)
-        answer: Callable[[Composed], int] = importlib.import_module(mode.module).answer
-        try:
-            return answer(composed)
-        except KeyboardInterrupt:  # a mode that can continue, such as mode=contract, handles the signal itself
-            raise Interrupted("Interrupted; no file is left half-written. The same command starts again.") from None
+        return partial(run_mode, mode, composed)
     method = find_method(config.method.name)
     method.check(config)
     method.selected(config)
@@ -54,43 +60,69 @@ def start(composed: Composed) -> int:
     command = shlex.join(["python", "-m", "vitlab", *composed.overrides])
     run = find_run(composed)
     if config.mode == "check":
-        return check(run, config, composed)
+        return partial(check, run, config, composed)
     if run.state == "finished":
-        print(plan(run, composed))
-        print(run.read_finished()["table"])
-        print(f"\nThis run is finished: {run.folder}. fresh=true starts another one beside it.")
-        return 0
+        return partial(show_finished, run, composed)
     check_division(config, known_process_count(config))
     if is_queued(config):
         print(plan(run, composed), flush=True)
-        return submit(run, config, composed.overrides, command)
+        return partial(submit, run, config, composed.overrides, command)
     node = node_info(config)
     if node.count > 1:  # set before torch is imported: it logs every failed attempt to connect to the first node
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     if node.is_main:
-        return run_as_leader(run, composed, command)
-    return join_leader(node, config, composed.tree, command)
+        return prepare_run(run, composed, command)
+    return partial(join_leader, node, config, composed.tree, command)
 
 
-def run_as_leader(run: Run, composed: Composed, command: str) -> int:
-    """Lock the run and execute it; the exit code. A start that fails leaves no run folder."""
+def run_mode(mode: Mode, composed: Composed) -> int:
+    """``answer`` of the mode's module; the exit code."""
+    answer: Callable[[Composed], int] = importlib.import_module(mode.module).answer
+    try:
+        return answer(composed)
+    except KeyboardInterrupt:  # a mode that can continue, such as mode=contract, handles the signal itself
+        raise Interrupted("Interrupted; no file is left half-written. The same command starts again.") from None
+
+
+def show_finished(run: Run, composed: Composed) -> int:
+    """Print the plan and the table of a finished run."""
+    print(plan(run, composed))
+    print(run.read_finished()["table"])
+    print(f"\nThis run is finished: {run.folder}. fresh=true starts another one beside it.")
+    return 0
+
+
+def prepare_run(run: Run, composed: Composed, command: str) -> Work:
+    """Lock the run, print the plan, audit the data; the work is one process's on one device, else one process's per
+    device. A start that fails leaves no run folder."""
     config = composed.config
     run.lock(command)
-    started = False
-    try:
+    with contextlib.ExitStack() as on_error:
+        on_error.enter_context(run.session())
         print(plan(run, composed), flush=True)
         run.note_environment(environment(command))
         audit_data(run, config)
-        code = run_local_or_distributed(run, config, composed.tree, command)
-        started = True
-        return code
-    except (Interrupted, KeyboardInterrupt):
-        started = True
-        raise
-    finally:
-        if not started:
-            run.remove_if_empty()
-        run.release()
+        from vitlab.launch.processes import process_count
+
+        processes = process_count(config)
+        if processes * config.trainer.num_nodes == 1:
+            from vitlab.launch.stages import run_method
+
+            work: Work = partial(run_method, run, config, command)
+        else:
+            check_division(config, processes)
+            print(batches(config, processes), flush=True)
+            work = partial(run_on_devices, run, config, composed.tree, command, processes)
+        on_error.pop_all()  # the work opens a session of its own
+    return work
+
+
+def run_on_devices(run: Run, config: Config, tree: dict[str, object], command: str, processes: int) -> int:
+    """Execute a locked run in one process per device; the exit code."""
+    from vitlab.launch.processes import run_distributed
+
+    with run.session():
+        return run_distributed(run, config, tree, command, processes, node_info(config))
 
 
 def join_leader(node: NodeInfo, config: Config, tree: dict[str, object], command: str) -> int:
@@ -100,21 +132,6 @@ def join_leader(node: NodeInfo, config: Config, tree: dict[str, object], command
     processes = process_count(config)
     print(f"{node.describe()} waits for the first one at {node.host}:{node.port}", file=sys.stderr, flush=True)
     run = Run.at(Rendezvous(node).wait_for_main(tree))
-    return run_distributed(run, config, tree, command, processes, node)
-
-
-def run_local_or_distributed(run: Run, config: Config, tree: dict[str, object], command: str) -> int:
-    """Execute the run in this process on one device, else in one process per device; the exit code."""
-    from vitlab.launch.processes import process_count, run_distributed
-
-    node = node_info(config)
-    if (processes := process_count(config)) * node.count == 1:
-        from vitlab.launch.stages import run_method
-
-        run_method(run, config, command)
-        return 0
-    check_division(config, processes)
-    print(batches(config, processes), flush=True)
     return run_distributed(run, config, tree, command, processes, node)
 
 

@@ -20,10 +20,10 @@ import contextlib
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from vitlab.errors import UserError
+from vitlab.errors import Interrupted, UserError
 from vitlab.files import atomic_write, read_json, write_json
 from vitlab.locks import release
 from vitlab.run.environment import now
@@ -182,6 +182,19 @@ class Run:
         if self._lock is not None:
             release(self._lock)
             self._lock = None
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[None]:
+        """Release the lock at the end; a locked run that fails before its first result leaves no folder."""
+        try:
+            yield
+        except (Interrupted, KeyboardInterrupt):
+            raise
+        except BaseException:
+            self.remove_if_empty()
+            raise
+        finally:
+            self.release()
 
     def remove_if_empty(self, except_for: Path | None = None) -> None:
         """Remove the folder of a run that did not start: it has the files of a start, and ``except_for``, only."""

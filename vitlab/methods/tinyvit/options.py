@@ -25,9 +25,7 @@ class ContractOptions:
     candidates: int = MISSING  # of each step that are measured and scored, those nearest to the budget first
     proxy: str = MISSING  # train (recipe, cut to duration) | params (no training: the largest is the best)
     duration: str = MISSING  # of the proxy's training
-    holdout: float = (
-        MISSING  # share of every training class held out to score it, where a data set has no val beside test
-    )
+    holdout: float = MISSING  # fraction of each training class held out to score it, if there is no val beside test
     batch_size: int = MISSING  # of the throughput
     seconds: float = MISSING  # of the throughput measurement, after half as long a warm-up
 
