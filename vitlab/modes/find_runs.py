@@ -180,8 +180,15 @@ def known_runs(composed: Composed, word: str) -> str:
     near = nearest(Path(word).name, [folder.name for folder in found])
     if near:
         return f"Did you mean run={next(folder for folder in found if folder.name == near)}?"
-    latest = sorted(found, key=lambda folder: (folder / "run.json").stat().st_mtime, reverse=True)
+    trained = [folder for folder in found if any(folder.glob("*/model.json"))]  # what the modes can use
+    latest = sorted(trained or found, key=lambda folder: (folder / "run.json").stat().st_mtime, reverse=True)
     return f"The latest runs: {list_names((f'run={folder}' for folder in latest), 3)}."
+
+
+def matches_several(composed: Composed) -> bool:
+    """Whether ``run=`` holds a glob: runs that a mode cannot use are then skipped instead of refused."""
+    value = composed.config.run
+    return any(glob.has_magic(str(one)) for one in (value if isinstance(value, list) else [value]))
 
 
 def _seen(found: Sequence[tuple[Run, str | None]]) -> set[tuple[Path, str | None]]:

@@ -197,7 +197,8 @@ class Run:
             self.release()
 
     def remove_if_empty(self, except_for: Path | None = None) -> None:
-        """Remove the folder of a run that did not start: it has the files of a start, and ``except_for``, only."""
+        """Remove the folder of a run that did not start: it has the files of a start, its audit, and ``except_for``,
+        only."""
         start_files = {
             "lock",
             "config.yaml",
@@ -209,6 +210,8 @@ class Run:
         }
         files = [path for path in self.folder.rglob("*") if path.is_file() and except_for not in path.parents]
         for path in files:
+            if path.parent == self.folder / "audit":
+                continue
             if path.name not in start_files or (path.name == "metrics.jsonl" and path.stat().st_size):
                 return
         shutil.rmtree(self.folder)
