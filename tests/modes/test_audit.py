@@ -73,6 +73,39 @@ def test_a_training_looks_first(photos: Path, tmp_path: Path, capsys: pytest.Cap
     assert rows[0] == "path,label,split" and len(rows) == result["files"] + 1
 
 
+def test_changed_images_are_noticed(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A finished run shows its table and the change; a run that is not finished is not continued on other images."""
+    (photos / "a/broken.png").unlink()
+    words = ("dataset=folder", f"dataset.root={photos}", *TINY)
+    assert ask(tmp_path / "out", *words) == 0
+    (run,) = (tmp_path / "out/supervised").iterdir()
+    capsys.readouterr()
+    assert ask(tmp_path / "out", *words) == 0
+    assert "have changed" not in capsys.readouterr().out
+    first = photos / "c/002.png"
+    pixels, table = first.read_bytes(), (run / "finished.json").read_bytes()
+    Image.new("RGB", (50, 40), "red").save(first)  # another picture of the same name
+    assert ask(tmp_path / "out", *words) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "This run is finished" in said and "images as before, but with other names, labels or sizes" in said
+    first.write_bytes(pixels)
+    for number in range(5):
+        Image.new("RGB", (50, 40), (40 * number, 90, 10)).save(photos / f"c/new{number}.png")
+    assert ask(tmp_path / "out", *words) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "The images have changed since it was trained: train: " in said and "fresh=true trains on them" in said
+    assert (run / "finished.json").read_bytes() == table
+    (run / "finished.json").unlink()  # as if stopped before its end
+    for mode in ((), ("mode=check",)):
+        assert ask(tmp_path / "out", *words, *mode) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"The images have changed since {run} was started: train: " in said and "fresh=true" in said
+    for number in range(5):
+        (photos / f"c/new{number}.png").unlink()
+    assert ask(tmp_path / "out", *words) == 0 and (run / "finished.json").exists()
+    assert ask(tmp_path / "out", *words, "fresh=true") == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

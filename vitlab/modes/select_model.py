@@ -124,6 +124,13 @@ class SelectedModel:
             )
         return open_data(self.config, self.meta, self.task, self.typed)
 
+    @cached_property
+    def content(self) -> str:
+        """Of the images that are measured: SHA-256 of names, labels and sizes of files."""
+        from vitlab.data.content import content
+
+        return content(self.data.sources["test"])
+
     @property
     def device(self) -> torch.device:
         """Where the prompt's hardware= wants it."""
