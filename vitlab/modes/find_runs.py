@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vitlab.compose.schema import complete, from_tree
+from vitlab.compose.schema import complete, fields, from_tree
+from vitlab.compose.unread_keys import check_unread
 from vitlab.config import Config
 from vitlab.config.catalogue import conf_dir
 from vitlab.config.composed import Composed
@@ -78,6 +79,9 @@ def config_of(run: Run, composed: Composed) -> Config:
         else:
             values = {key: getattr(getattr(typed, group), key) for key in typed_keys(composed, group)}
             config = replace(config, **{group: replace(getattr(config, group), **values)})
+    words = {word.lstrip("+").partition("=")[0]: word for word in composed.overrides}
+    given = {key: word for key, word in words.items() if key.startswith("dataset.")}
+    check_unread(config, given, fields(find_method(name).Options))
     elsewhere = (config.dataset.root, config.dataset.csv) != (trained.root, trained.csv)  # other images, or moved ones
     for key in ("val_fraction",) if elsewhere else ("val_fraction", "folds", "fold", "split_file"):
         now, then = getattr(config.dataset, key), getattr(trained, key)
