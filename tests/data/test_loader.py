@@ -41,7 +41,7 @@ def shoot(children: list[multiprocessing.process.BaseProcess], number: signal.Si
         time.sleep(0.05)
 
 
-KILLED, ENDED = (signal.SIGKILL, "ended from outside"), (signal.SIGUSR1, "without a word")
+KILLED, ENDED = (signal.SIGKILL, "was killed"), (signal.SIGUSR1, "exited with code -10")
 
 
 @pytest.mark.parametrize(("number", "how"), [KILLED, ENDED])

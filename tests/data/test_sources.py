@@ -23,7 +23,7 @@ from vitlab.data.sources import (
     fingerprint,
     labels_of,
 )
-from vitlab.data.subsets import class_rank, held_out, limit, per_class_subset
+from vitlab.data.subsets import class_rank, held_out, limit_images, per_class_subset
 from vitlab.errors import UserError
 
 
@@ -62,7 +62,7 @@ def test_subset_shows_the_same_images_under_the_same_keys() -> None:
 def test_subset_does_not_depend_on_the_order_of_the_source() -> None:
     shuffled = source(order=np.random.default_rng(0).permutation(30))
     assert set(per_class_subset(source(), 4, 7).keys) == set(per_class_subset(shuffled, 4, 7).keys)
-    assert set(limit(source(), 8, 7).keys) == set(limit(shuffled, 8, 7).keys)
+    assert set(limit_images(source(), 8, 7).keys) == set(limit_images(shuffled, 8, 7).keys)
 
 
 def test_subsets_are_nested_and_seeded() -> None:
@@ -77,9 +77,9 @@ def test_too_many_labels_per_class_is_answered() -> None:
 
 
 def test_limit_takes_classes_in_turn() -> None:
-    part = limit(source(), 7, 0)
+    part = limit_images(source(), 7, 0)
     assert np.bincount(labels_of(part)).tolist() == [3, 2, 2]
-    assert limit(source(), 30, 0).keys[29] == "image 29"
+    assert limit_images(source(), 30, 0).keys[29] == "image 29"
 
 
 def test_class_rank_counts_within_each_class() -> None:

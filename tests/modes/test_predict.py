@@ -95,7 +95,7 @@ def test_bad_files_are_named_counted_and_told_by_the_exit_code(
     said = capsys.readouterr()
     rows = list(csv.DictReader(io.StringIO(said.out)))
     assert list(rows[0]) == ["path", "class", "probability", "class_2", "probability_2", "error"]
-    assert [row["error"] for row in rows] == ["", "not an image, whatever its name says", "there is no such file", ""]
+    assert [row["error"] for row in rows] == ["", "not an image, in spite of its name", "there is no such file", ""]
     assert rows[1]["class"] == "" and 0 <= float(rows[3]["probability_2"]) <= float(rows[3]["probability"]) <= 1
     assert f"{bad}: not an image" in said.err and "2 of 4 files could not be read" in said.err
 

@@ -19,7 +19,7 @@ from vitlab.data.batch import Batch
 from vitlab.data.corrupted import image_seed
 from vitlab.data.sets.digits import splits as digits
 from vitlab.data.shifted import wordnet_ids
-from vitlab.data.subsets import limit
+from vitlab.data.subsets import limit_images
 from vitlab.distill.views import EvalView
 from vitlab.errors import Interrupted
 from vitlab.measure.corruptions import corrupt
@@ -66,7 +66,7 @@ def test_a_training_closes_with_corruptions(robust: Path) -> None:
 
 def test_a_cell_is_what_a_hand_finds(robust: Path) -> None:
     source = digits(DatasetConfig(name="digits", size=32, mean=[0.3] * 3, std=[0.3] * 3))["test"]
-    part = limit(limit(source, 200, 0), 40, 0)
+    part = limit_images(limit_images(source, 200, 0), 40, 0)
     model = vitlab.load_model(robust / "train")
     meta = model.meta
     assert isinstance(meta, ModelMeta)

@@ -26,7 +26,7 @@ def data_roots(cfg: DatasetConfig) -> list[Path]:
     return [Path(base).expanduser() / cfg.name, Path(base).expanduser()]
 
 
-def missing(cfg: DatasetConfig, expected: str, downloadable: bool = False) -> UserError:
+def not_found_error(cfg: DatasetConfig, expected: str, downloadable: bool = False) -> UserError:
     """The error that names what was looked for, the places, and the cures."""
     places = " or ".join(str(root) for root in data_roots(cfg))
     ways = [f"Give dataset.root=/path (now {'set to ' + cfg.root if cfg.root else 'taken from VITLAB_DATA'})"]

@@ -1,4 +1,4 @@
-"""``dataset.split_file``: a split written down, image by image, and read again."""
+"""``dataset.split_file``: a CSV that states the split of every image, read and written."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def splits_of_file(
 ) -> npt.NDArray[np.str_]:
     """``[N]`` the split of each image as ``dataset.split_file`` has it: train, val, test or unused.
 
-    The file is a CSV with the columns ``path,split`` and any others; ``path`` is the image's key. Every image stands in
-    it exactly once.
+    The file is a CSV with the columns ``path,split`` and any others; ``path`` is the image's key. Every image is listed
+    exactly once.
 
     Raises:
-        UserError: no such file, a line that cannot be understood or names no image, an image that no line names, or a
-            class that ``train`` lacks.
+        UserError: no such file, a line that cannot be parsed or names no image, an image that no line names, or a class
+            that ``train`` lacks.
     """
     table = Path(cfg.split_file or "").expanduser()
     if not table.is_file():

@@ -110,10 +110,10 @@ def _from_files(subject: SelectedModel, paths: list[str]) -> tuple[list[Seen], i
 
 def _from_data(subject: SelectedModel) -> list[Seen]:
     """``explain.images`` test images, of the classes in turn, the same every time."""
-    from vitlab.data.subsets import limit
+    from vitlab.data.subsets import limit_images
 
     data = subject.data
-    source = limit(data.sources["test"], subject.config.explain.images, subject.config.seed)
+    source = limit_images(data.sources["test"], subject.config.explain.images, subject.config.seed)
     pairs: list[tuple[Image.Image, Any]] = [source[position] for position in range(len(source))]
     keys = list(source.keys)
     return [

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vitlab.config import DatasetConfig
-from vitlab.data.paths import missing
+from vitlab.data.paths import not_found_error
 from vitlab.data.sets._download import fetch_folder
 from vitlab.data.sources import Arrays, Source
 from vitlab.errors import UserError
@@ -63,7 +63,7 @@ def open_cifar(
 
     folder = fetch_folder(cfg, base, download)
     if folder is None:
-        raise missing(cfg, f"the folder {base}", downloadable=True)
+        raise not_found_error(cfg, f"the folder {base}", downloadable=True)
     classes = list(_read_cifar(folder / meta)[names])
     sources: dict[str, Source] = {}
     for split, parts in files.items():

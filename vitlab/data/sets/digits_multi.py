@@ -17,7 +17,7 @@ SHARES = (0.3, 0.3, 0.25, 0.15)
 """Of pictures with one, two, three and four digits."""
 
 
-class SeveralDigits:
+class MultiDigitImages:
     """Pictures with one to four digits, each anywhere within its quarter of the picture.
 
     The target is a row of ten 0 and 1: which digits are to be seen, however often. Picture i is a function of
@@ -57,12 +57,12 @@ class SeveralDigits:
 
 
 def splits(cfg: DatasetConfig) -> dict[str, Source]:
-    """3,000 pictures to train on, 300 to validate and 300 to measure; no two splits share a digit (:func:`pools`)."""
-    found: dict[str, Source] = {split: SeveralDigits(pool, split) for split, pool in pools(cfg).items()}
+    """3,000 pictures to train on, 300 to validate and 300 to measure; no splits share a digit (:func:`digit_pools`)."""
+    found: dict[str, Source] = {split: MultiDigitImages(pool, split) for split, pool in digit_pools(cfg).items()}
     return found
 
 
-def pools(cfg: DatasetConfig) -> dict[str, Arrays]:
+def digit_pools(cfg: DatasetConfig) -> dict[str, Arrays]:
     """The digits that the pictures of each split are made of: those of test are the test digits of ``dataset=digits``,
     those of val every fifth of its training digits, those of train the others."""
     parts = digits.splits(cfg)

@@ -6,7 +6,7 @@ import json
 
 from vitlab.config import DatasetConfig
 from vitlab.data.decode import Files
-from vitlab.data.paths import missing
+from vitlab.data.paths import not_found_error
 from vitlab.data.sets._download import fetch_folder
 from vitlab.data.sources import Source
 
@@ -24,7 +24,9 @@ def splits(cfg: DatasetConfig) -> dict[str, Source]:
 
     folder = fetch_folder(cfg, base, download)
     if folder is None or not all((folder / "meta" / f"{split}.json").exists() for split in ("train", "test")):
-        raise missing(cfg, f"the folder {base} with images/ and meta/train.json, meta/test.json", downloadable=True)
+        raise not_found_error(
+            cfg, f"the folder {base} with images/ and meta/train.json, meta/test.json", downloadable=True
+        )
     sources: dict[str, Source] = {}
     for split in ("train", "test"):
         listed: dict[str, list[str]] = json.loads((folder / "meta" / f"{split}.json").read_text())
