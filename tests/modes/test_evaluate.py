@@ -17,7 +17,7 @@ from tests.modes.conftest import QUIET, ask, train
 from vitlab.compose.load import load
 from vitlab.errors import UserError
 from vitlab.files import sha256, write_json
-from vitlab.measure.bootstrap import mcnemar
+from vitlab.measure.bootstrap import mcnemar_p_value
 from vitlab.measure.classification import Evaluation
 from vitlab.models.artifact import ModelMeta, read_meta
 from vitlab.modes.evaluate import measure
@@ -171,7 +171,7 @@ def test_two_runs_are_compared_on_the_same_images(
     a, b = (np.load(one / "evaluation" / "train.npz") for one in (run, other))
     right = [one["logits"].argmax(1) == one["label"] for one in (a, b)]
     assert found["only_first"] == int((right[0] & ~right[1]).sum())
-    assert found["p_value"] == mcnemar(found["only_first"], found["only_second"])
+    assert found["p_value"] == mcnemar_p_value(found["only_first"], found["only_second"])
     difference = found["differences"]["top1"]
     assert difference["value"] == pytest.approx(right[1].mean() - right[0].mean())
     assert difference["lo"] <= difference["value"] <= difference["hi"]

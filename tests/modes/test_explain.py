@@ -15,7 +15,7 @@ import tests.models.networks  # noqa: F401  (registers wrapped_vit with timm)
 from tests.modes.conftest import ask
 from vitlab.config.size import hw
 from vitlab.files import read_json
-from vitlab.measure.explain import enlarge, grad_cam
+from vitlab.measure.explain import grad_cam, upsample_maps
 from vitlab.models.artifact import load_model, read_meta
 from vitlab.report.saliency_figures import Shown, overlay, sanity_sheet, sheet
 from vitlab.report.style import LIGHT, png, themed
@@ -107,7 +107,7 @@ def test_the_pictures_show_the_map(run: Path) -> None:
     model, meta = load_model(run / "train"), read_meta(run / "train")
     torch.manual_seed(0)
     view = torch.randn(2, 3, *hw(meta.size))
-    maps = enlarge(grad_cam(model, view, torch.tensor([0, 1])), *hw(meta.size)).numpy()
+    maps = upsample_maps(grad_cam(model, view, torch.tensor([0, 1])), *hw(meta.size)).numpy()
     shown = [Shown(image.repeat(4, 0).repeat(4, 1), {"Grad-CAM": one}, "seven 91%", "label 7") for one in maps]
     with themed(LIGHT):
         assert png(sheet(shown, LIGHT, "t")) == png(sheet(shown, LIGHT, "t"))

@@ -10,7 +10,7 @@ from vitlab.methods.deepmad.evaluate import Scoring
 from vitlab.methods.deepmad.problem import Budget, Problem, resnet_space
 from vitlab.methods.deepmad.search import Design
 from vitlab.methods.deepmad.structure import Structure
-from vitlab.models.deepmad import published
+from vitlab.models.deepmad import published_structure
 
 R18 = Problem(
     resnet_space((2, 2, 2, 1, 2)),
@@ -28,7 +28,7 @@ def told(design: Design) -> None:
 
 
 def test_the_published_network_is_no_solution() -> None:
-    structure = Structure.from_list(published("r18"))
+    structure = Structure.from_list(published_structure("r18"))
     wrong = "; ".join(R18.violations(structure))
     assert "1,837,323,208 FLOPs" in wrong
     assert "fewer channels (672)" in wrong

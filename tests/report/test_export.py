@@ -24,8 +24,8 @@ import vitlab
 from vitlab.config import ModelConfig
 from vitlab.distill.views import EvalView
 from vitlab.errors import UserError
-from vitlab.models.artifact import ModelMeta, rebuild
-from vitlab.models.build import architecture, build_model
+from vitlab.models.artifact import ModelMeta, build_from_meta
+from vitlab.models.build import build_model, resolve_architecture
 from vitlab.report import export_formats
 from vitlab.report.export import Exported, export
 from vitlab.report.export_card import Facts, model_card
@@ -44,7 +44,7 @@ CFG = ModelConfig(
 )
 FORMATS = ["safetensors", "onnx", "timm", "hub", "onnx_int8", "torch_export"]
 TASK = Classification()
-META = ModelMeta(*architecture(CFG, 32), list("0123456789"), 32, [0.305] * 3, [0.376] * 3, method="supervised")
+META = ModelMeta(*resolve_architecture(CFG, 32), list("0123456789"), 32, [0.305] * 3, [0.376] * 3, method="supervised")
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_timms_transform_shows_the_view(model: nn.Module, tmp_path: Path, crop_p
     """config.json leads timm to the pixels that the model was measured with, on a photograph that is not square."""
     meta = replace(META, crop_pct=crop_pct, crop=crop)
     sample = torch.zeros(3, 3, 32, 32)
-    export_timm(rebuild(meta, model.state_dict()), meta, tmp_path, sample, 1e-4)
+    export_timm(build_from_meta(meta, model.state_dict()), meta, tmp_path, sample, 1e-4)
     again = timm.create_model(f"local-dir:{tmp_path}/timm", pretrained=True)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(again), is_training=False)
     image = Image.fromarray(load_sample_images().images[0])

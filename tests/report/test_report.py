@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.report.sample import CLASSES, make
-from vitlab.measure.classification import Evaluation, wilson
+from vitlab.measure.classification import Evaluation, wilson_interval
 from vitlab.measure.cost_record import Cost
 from vitlab.report import page
 from vitlab.report.compare import DASH, SYNTHETIC
@@ -171,7 +171,7 @@ def test_numbers_of_the_classes_and_mistakes_are_the_data(data: ReportData, writ
 def test_headline_and_findings_are_the_data(data: ReportData, html: Page) -> None:
     found, other = data.main.evaluation, data.rows[2].evaluation
     assert isinstance(found, Evaluation) and isinstance(other, Evaluation)
-    lo, hi = wilson(round(found.top1 * found.n), found.n)
+    lo, hi = wilson_interval(round(found.top1 * found.n), found.n)
     tile = page.tiles(data, TASK)[0]
     assert (tile.value, tile.detail) == (
         f"{100 * found.top1:.2f}",

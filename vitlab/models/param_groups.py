@@ -1,4 +1,4 @@
-"""Parameter groups for the optimiser: what is decayed, and how fast each layer learns."""
+"""Parameter groups for the optimiser: weight decay and learning-rate scale of each parameter."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def parameter_groups(
     Not decayed: tensors with at most one dimension, biases, position and attention-bias tables, and what the network
     itself excludes (``no_weight_decay``). Level ``i`` of ``n`` learns at ``layer_decay ** (n - 1 - i)`` of the
     schedule, the head at 1. Groups are ordered by level, undecayed before decayed; with ``head_lr`` the classifier's
-    parameters are groups of their own, last, and learn at ``head_lr`` times what they would.
+    parameters are groups of their own, last, whose learning rate is multiplied by ``head_lr``.
 
     Raises:
-        UserError: layer decay for a network that does not name its layers, or another rate of the head for one that
-            does not name its classifier.
+        UserError: layer decay for a network that does not declare its layers, or ``head_lr`` for one that does not
+            declare its classifier.
         ValueError: ``layer_decay`` is not in (0, 1].
     """
     if not 0 < layer_decay <= 1:
@@ -87,7 +87,7 @@ def head_names(model: nn.Module) -> set[str]:
 
 
 def undecayed_names(model: nn.Module) -> set[str]:
-    """Names of the parameters that weight decay leaves alone."""
+    """Names of the parameters without weight decay."""
     patterns = _declared_by(model, "no_weight_decay")
     keywords = _declared_by(model, "no_weight_decay_keywords")
     return {

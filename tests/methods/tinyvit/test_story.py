@@ -20,7 +20,7 @@ from vitlab.compose.load import load
 from vitlab.distill.store import TargetStore
 from vitlab.distill.store_writer import SlotWriter
 from vitlab.models.artifact import load_model, read_meta
-from vitlab.models.imagenet22k import CLASSES, synsets
+from vitlab.models.imagenet22k import CLASSES, wordnet_ids_22k
 from vitlab.models.tinyvit_weights import to_official
 from vitlab.run.recorder import read_rows
 from vitlab.training.learner import Learner
@@ -162,7 +162,7 @@ def test_from_an_official_checkpoint_to_fewer_classes_and_to_larger_views(
         [0.8 ** (BLOCKS - 1)] * len(rows)
     )
     reach = 11 * 5e-4
-    place = {name: number for number, name in enumerate(synsets())}
+    place = {name: number for number, name in enumerate(wordnet_ids_22k())}
     there = [name for name in NAMES if name != ABSENT]
     found = torch.stack([old["head.fc.weight"][place[name]] for name in there])
     wanted = torch.stack([found.mean(0) if name == ABSENT else old["head.fc.weight"][place[name]] for name in NAMES])
@@ -202,7 +202,7 @@ def test_the_weights_a_finetuning_starts_from_are_the_checkpoints(photos: Path, 
     image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits, all_logits = network(image), before(image)
-    place = {name: number for number, name in enumerate(synsets())}
+    place = {name: number for number, name in enumerate(wordnet_ids_22k())}
     for column, name in enumerate(NAMES):
         wanted = torch.zeros(2) if name == ABSENT else all_logits[:, place[name]]
         torch.testing.assert_close(logits[:, column], wanted, rtol=1e-5, atol=1e-6)
