@@ -33,7 +33,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 
 def skip_where_torch_is_not_forked() -> None:
-    """Skip the test on macOS, whose libraries start threads: what is forked after torch is imported may crash there
-    (which is why Python starts new processes by "spawn" on it)."""
+    """Skip the test on macOS: system libraries start threads there, so that a process forked after torch is imported
+    may crash. It is why Python starts processes by "spawn" on it."""
     if sys.platform == "darwin":
         pytest.skip("forks this process, which has torch in it; on macOS that may crash")

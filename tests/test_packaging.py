@@ -72,13 +72,13 @@ def test_paths_of_this_machine_stay_here(tmp_path: Path) -> None:
     """conf/local is one person's; a wheel built in a clone that has it must not carry it away."""
     for name in ("pyproject.toml", ".gitignore", "README.md"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    for name in ("vitlab/__init__.py", "conf/config.yaml", "conf/local/mine.yaml"):
+    for name in ("vitlab/_version.py", "conf/config.yaml", "conf/local/mine.yaml"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("__version__ = '0'\n")
     run(sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", "dist", cwd=tmp_path)
     (built,) = (tmp_path / "dist").glob("*.whl")
     names = [name for name in zipfile.ZipFile(built).namelist() if name.startswith("vitlab/")]
-    assert sorted(names) == ["vitlab/__init__.py", "vitlab/conf/config.yaml"]
+    assert sorted(names) == ["vitlab/_version.py", "vitlab/conf/config.yaml"]
 
 
 def test_an_installed_vitlab_works_from_any_folder(installed: Path, tmp_path: Path) -> None:

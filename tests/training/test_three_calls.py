@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from tests.contract.story import at, before
 from tests.contract.together import become_rank, wait_for_all
+from tests.shared import skip_where_torch_is_not_forked
 from vitlab.compose.load import load
 from vitlab.config import Config, ModelConfig
 from vitlab.data.batch import Batch
@@ -173,6 +174,7 @@ def prune(
 
 def run_stage(folder: Path, stage: Callable[[], object], processes: int = 1) -> list[int]:
     """Run ``stage`` in forked processes that work together; their exit codes."""
+    skip_where_torch_is_not_forked()
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -6,7 +6,6 @@ to call: a stack trace from the prompt to the loss then passes six files of vitl
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import shlex
@@ -97,8 +96,7 @@ def prepare_run(run: Run, composed: Composed, command: str) -> Work:
     device. A start that fails leaves no run folder."""
     config = composed.config
     run.lock(command)
-    with contextlib.ExitStack() as on_error:
-        on_error.enter_context(run.session())
+    try:
         print(plan(run, composed), flush=True)
         run.note_environment(environment(command))
         audit_data(run, config)
@@ -108,13 +106,13 @@ def prepare_run(run: Run, composed: Composed, command: str) -> Work:
         if processes * config.trainer.num_nodes == 1:
             from vitlab.launch.stages import run_method
 
-            work: Work = partial(run_method, run, config, command)
-        else:
-            check_division(config, processes)
-            print(batches(config, processes), flush=True)
-            work = partial(run_on_devices, run, config, composed.tree, command, processes)
-        on_error.pop_all()  # the work opens a session of its own
-    return work
+            return partial(run_method, run, config, command)
+        check_division(config, processes)
+        print(batches(config, processes), flush=True)
+        return partial(run_on_devices, run, config, composed.tree, command, processes)
+    except BaseException:
+        with run.session():  # ends it; the work, which is not reached, would have opened its own
+            raise
 
 
 def run_on_devices(run: Run, config: Config, tree: dict[str, object], command: str, processes: int) -> int:

@@ -82,9 +82,9 @@ class V0Epoch:
         records = []
         for rank, parts in sorted(found.items()):
             if len(parts) != 2:
-                have, lack = (
-                    f"rank{rank}-{name}" for name in (parts.pop(), ({"keys.txt", "values.bin"} - parts).pop())
-                )
+                (present,) = parts
+                (absent,) = {"keys.txt", "values.bin"} - parts
+                have, lack = f"rank{rank}-{present}", f"rank{rank}-{absent}"
                 raise UserError(f"{folder} has a {have} but no {lack}.", f"Copy {lack} again.")
             lines = _count_lines(folder / f"rank{rank}-keys.txt")
             size, record = (folder / f"rank{rank}-values.bin").stat().st_size, record_type(k).itemsize

@@ -67,7 +67,7 @@ def verify(structure: Structure, resolution: int, params: int, classes: int = CL
         "macs": conv_macs(structure, resolution) + squeeze_macs(structure) + channels * classes,
     }
     if counted != designed:
-        raise RuntimeError(f"the network has {counted}, the design {designed}")
+        raise RuntimeError(f"the network has {counted}, and {designed} were designed")
     return counted
 
 
