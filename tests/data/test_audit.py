@@ -258,7 +258,7 @@ def test_grouped_split_does_not_hang_on_the_order() -> None:
     assert (again == held[order]).all()
     shares = np.bincount(labels[held], minlength=5) / np.bincount(labels)
     assert (np.abs(shares - 0.2) < 0.06).all()
-    # One group for a whole class: it stays in training. One group in all: nothing is held out.
+    # One group with all images of a class: it stays in training. One group in all: nothing is held out.
     assert not held_out_groups(["g"] * 5 + ["h", "i", "j"], np.array([0] * 5 + [1] * 3), 0.5)[:5].any()
     assert not held_out_groups(["g"] * 5, np.zeros(5, np.int64), 0.5).any()
 

@@ -75,8 +75,8 @@ def test_what_is_missing_of_the_splits_is_made_and_said(make_images: MakeImages)
     assert {name: len(source) for name, source in splits.items()} == {"train": 16, "val": 4, "test": 8}
     assert [getattr(splits[name], "held_out", None) for name in ("train", "val", "test")] == [False, True, False]
     assert all(key.startswith("train/") for key in [*splits["train"].keys, *splits["val"].keys])
-    whole = open_splits(config(root, val_fraction=0.0), 0)
-    assert (len(whole["train"]), whole["val"].split_name) == (20, "test")
+    full = open_splits(config(root, val_fraction=0.0), 0)
+    assert (len(full["train"]), full["val"].split_name) == (20, "test")
     given = open_splits(config(make_images(*(f"{s}/{p}" for s in ("train", "val") for p in class_folders()))), 0)
     assert not getattr(given["val"], "held_out", None)
 

@@ -59,10 +59,10 @@ def test_few_labels_and_a_limit_take_a_class_patient_by_patient() -> None:
 
 
 def test_groups_go_with_every_kind_of_source_and_are_no_part_of_its_fingerprint() -> None:
-    whole = patients()
-    plain = Arrays(whole.images, whole.labels, whole.classes, list(whole.keys), "train")
-    assert fingerprint(plain) == fingerprint(whole) and groups_of(plain) is None
-    assert groups_of(Subset(Subset(whole, np.arange(60)[::-1]), np.array([0])))[0] == "patient 11"  # type: ignore[index]
+    full = patients()
+    plain = Arrays(full.images, full.labels, full.classes, list(full.keys), "train")
+    assert fingerprint(plain) == fingerprint(full) and groups_of(plain) is None
+    assert groups_of(Subset(Subset(full, np.arange(60)[::-1]), np.array([0])))[0] == "patient 11"  # type: ignore[index]
     mapped = MapStyle([(None, 0), (None, 1)], ["a", "b"], labels=[0, 1], groups=["x", "y"])
     assert list(groups_of(mapped) or ()) == ["x", "y"]
     with pytest.raises(ValueError, match="2 items and 1 groups"):

@@ -74,7 +74,7 @@ def test_a_better_model_is_told_from_an_equal_one() -> None:
 
 
 def test_pairing_makes_the_interval_narrower_than_that_of_either() -> None:
-    """Two models that differ on few images: what they share cancels."""
+    """Two models that differ on a small share of the images: the images that both get right or wrong cancel."""
     logits, label, scores = some(800, 1.0, 6)
     other = logits.copy()
     other[:20] = np.roll(other[:20], 1, axis=1)

@@ -175,11 +175,11 @@ def test_a_table_of_layers_measured_here(tmp_path: Path) -> None:
     parts = {"mlp": Part({"embed": (32, 96), "hidden": (0, 64, 256)}, mlp), "norm": Part({"embed": (32, 96)}, norm)}
     blocks = [{"embed": 64, "hidden": 100}, {"embed": 64, "hidden": 200}]
     held = HeldOutNetwork(blocks, lambda: (nn.Sequential(MLP(64, 100), MLP(64, 200)), tokens(64)))
-    file, told = tmp_path / "partial.json", []
+    file, totals = tmp_path / "partial.json", []
 
     def stop(done: int, total: int) -> None:
-        told.append(total)
-        if len(told) == 5:
+        totals.append(total)
+        if len(totals) == 5:
             raise KeyboardInterrupt
 
     def measure(**more: Any) -> LatencyTable:
@@ -192,7 +192,7 @@ def test_a_table_of_layers_measured_here(tmp_path: Path) -> None:
         measure(progress=stop)
     kept = json.loads(file.read_text())["seconds"]
     table = measure()
-    assert told == [3 * (4 + 2 + 1)] * 5, "points without work are not timed"
+    assert totals == [3 * (4 + 2 + 1)] * 5, "points without work are not timed"
     assert {"embed": 32, "hidden": 0} not in built
     grid = table.grids["mlp"]
     assert grid.seconds[:, 0].tolist() == [0, 0]

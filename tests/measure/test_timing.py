@@ -168,13 +168,13 @@ def test_an_interrupted_measurement_goes_on(tmp_path: Path) -> None:
         )
     kept = json.loads(file.read_text())["seconds"]
     assert sum(map(len, kept.values())) == 3
-    machine.load = 10  # what is measured now is told from what was kept
-    told: list[int] = []
+    machine.load = 10  # distinguishes new samples from those in the file
+    calls: list[int] = []
     found = time_in_rounds(
         machine.cells(a=0.5, b=2.0), 3, 1.0, clock=machine.clock, partial=file, spec={"x": 1},
-        progress=lambda done, total: told.append(done),
+        progress=lambda done, total: calls.append(done),
     )  # fmt: skip
-    assert told == [4, 5, 6]
+    assert calls == [4, 5, 6]
     assert {name: row[: len(kept[name])] for name, row in found.seconds.items()} == kept
     assert sorted(len(row) for row in found.seconds.values()) == [3, 3]
     again = time_in_rounds(machine.cells(a=0.5, b=2.0), 3, 1.0, partial=file, spec={"x": 1})

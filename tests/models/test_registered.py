@@ -49,8 +49,8 @@ def test_importing_the_package_registers_every_network() -> None:
         "sorted({model_entrypoint(one).__module__ for one in list_models() "
         "if model_entrypoint(one).__module__.startswith('vitlab')}))"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.split(maxsplit=1) == ["672", f"{sorted(f'vitlab.models.{one}' for one in files)}\n"]
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.split(maxsplit=1) == ["672", f"{sorted(f'vitlab.models.{one}' for one in files)}\n"]
 
 
 def test_the_package_itself_stays_light() -> None:

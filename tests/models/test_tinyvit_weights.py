@@ -120,9 +120,9 @@ def test_a_22k_checkpoint_is_cut_down_to_its_classes(tmp_path: Path, tiny: Model
         assert model.state_dict()[name].equal(map_rows(state[name], rows, absent))
     image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        whole = build_model(replace(cfg, args=tiny.args), CLASSES, 32).eval()(image)
+        full = build_model(replace(cfg, args=tiny.args), CLASSES, 32).eval()(image)
         logits = model.eval()(image)
-    torch.testing.assert_close(logits[:, rows >= 0], whole[:, rows[rows >= 0]])
+    torch.testing.assert_close(logits[:, rows >= 0], full[:, rows[rows >= 0]])
     if absent == "zero":
         assert not logits[:, 5].any(), "the official evaluation: logit 0"
 

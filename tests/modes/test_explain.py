@@ -53,8 +53,8 @@ def test_files_and_a_class_by_name(output: Path, run: Path, tmp_path: Path, caps
     (tmp_path / "b.png").write_text("no image")
     words = (f"input=[{tmp_path}/a.png,{tmp_path}/b.png]", "explain.target=7", "explain.methods=[gradcam]")
     assert ask(output, "mode=explain", f"run={run}", *words, "explain.sanity=false") == 2
-    said = capsys.readouterr()
-    assert "b.png cannot be read as an image" in said.err and "a.png" in said.out
+    captured = capsys.readouterr()
+    assert "b.png cannot be read as an image" in captured.err and "a.png" in captured.out
     record = read_json(run / "explain/explain.json")
     assert [(one["explained"], one["label"]) for one in record["images"]] == [("7", None)] and record["sanity"] == {}
     assert not (run / "explain/image-2.png").exists()  # of the command before
@@ -90,8 +90,8 @@ def test_a_network_shows_its_own_maps(output: Path, tmp_path: Path, capsys: pyte
     assert np.asarray(Image.open(folder / "image-1.png").convert("RGB")).std() > 20
     capsys.readouterr()
     assert ask(output, *words, "explain.methods=[gates]") == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert "has no map 'gates'; it has gradcam, rollout, gate. Did you mean gate?" in said
+    text = " ".join(capsys.readouterr().err.split())
+    assert "has no map 'gates'; it has gradcam, rollout, gate. Did you mean gate?" in text
 
 
 def test_the_pictures_show_the_map(run: Path) -> None:

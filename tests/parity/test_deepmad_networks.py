@@ -105,12 +105,12 @@ def test_features() -> None:
     assert [tuple(x.shape[1:]) for x in network(image)] == [(16, 32, 32), (24, 16, 16), (64, 8, 8)]
     assert network.feature_info.channels() == [16, 24, 64]
     assert network.feature_info.reduction() == [2, 4, 8]
-    whole: Any = timm.create_model("deepmad", structure=SMALL)
+    full: Any = timm.create_model("deepmad", structure=SMALL)
     network.eval()
-    whole.eval()
+    full.eval()
     state = {name.removeprefix("model."): value for name, value in network.state_dict().items()}
-    whole.load_state_dict({**whole.state_dict(), **state})
-    last, found = whole.forward_intermediates(image)
+    full.load_state_dict({**full.state_dict(), **state})
+    last, found = full.forward_intermediates(image)
     assert torch.equal(found[-1], last)
     assert all(torch.equal(a, b) for a, b in zip(found, network(image), strict=True))
 

@@ -133,7 +133,7 @@ def _glass(x: Pixels, rng: np.random.Generator, scale: float, sigma: float, reac
     far = max(1, round(reach * scale))
     here = (np.arange(height - far, far, -1)[:, None] * width + np.arange(width - far, far, -1)).ravel()
     came = list(range(height * width))
-    # Sequential, since a pixel may be copied on: hence a loop, over a list, whose single elements are faster than an array's.
+    # Sequential, since a copied pixel may be copied again: hence a loop, over a list instead of an array for speed.
     for _ in range(int(rounds)):
         dy, dx = rng.integers(-far, far, (2, len(here)))
         for to, of in zip(here.tolist(), (here + dy * width + dx).tolist(), strict=True):
