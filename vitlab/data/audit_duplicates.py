@@ -1,4 +1,4 @@
-"""Which files hold the same picture: byte for byte, or saved again at another size or quality."""
+"""Duplicate pictures: identical files, and files saved again at another size or quality."""
 
 from __future__ import annotations
 

@@ -13,12 +13,12 @@ class BalancedSampler(EpochSampler):
     """An :class:`~vitlab.data.sampler.EpochSampler` whose epochs show every class equally often.
 
     An epoch has as many items as the source has images, N / K of each of the K classes (the rest of the division is
-    one more for some of them, others each epoch). Within a class the images are taken in a random order that begins
-    anew, in another order, when all have been taken: in an epoch the counts of a class's images differ by at most one.
+    one more for some of them, others each epoch). Within a class the images are taken in a random order, and in another
+    one when all have been taken: in an epoch the counts of a class's images differ by at most one.
     The order is a function of (seed, epoch) alone and is distributed over the ranks as in the parent class: resuming
     within an epoch, the number of ranks and accumulation change nothing.
 
-    Views are drawn anew for every item: the r-th item of one image in an epoch has slot ``epoch * copies + r``, where
+    Every item is a new view: the r-th item of one image in an epoch has slot ``epoch * copies + r``, where
     ``copies`` is the largest number of times that an image can occur in an epoch.
 
     Args:

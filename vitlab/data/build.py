@@ -25,7 +25,7 @@ def open_splits(
 ) -> dict[str, Source]:
     """Sources of ``train``, ``val`` and ``test``, listing the files once.
 
-    ``dataset.folds`` and ``dataset.split_file`` pool all images of the set and split them anew
+    ``dataset.folds`` and ``dataset.split_file`` pool all images of the set and replace its splits
     (:func:`~vitlab.data.folds.splits_of_fold`, :func:`~vitlab.data.split_file.splits_of_file`).
 
     Where a set has no ``val``, ``dataset.val_fraction`` of ``train`` is held out as such; with a fraction of 0 ``test``

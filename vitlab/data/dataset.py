@@ -107,8 +107,8 @@ class TrainViews(Dataset[Batch]):
         rows = rows.to(torch.float32)
         for a in range(0, len(seeds) - 1, 2):
             b = a + 1
-            # One draw for both members, seeded by the two seeds together (and in either order): each alone would let a
-            # view that is paired anew repeat its old mixture.
+            # One draw for both members, seeded by both seeds, in either order: with the seed of one alone, a view that
+            # gets another partner would repeat its previous mixture.
             mix = draw_mix(self.augmentation, seeds[a], seeds[b], self.view.height, self.view.width)
             if mix is None:
                 continue

@@ -6,7 +6,7 @@ Two forms are read, distinguished by their header line::
     a.jpg,cat;dog                        a.jpg,1,1,0
     b.jpg,                               b.jpg,0,0,0
 
-In the first, labels stand in one cell, separated by ``;`` (or ``|``); the classes are all labels that occur, sorted. In
+In the first, labels are in one cell, separated by ``;`` (or ``|``); the classes are all labels that occur, sorted. In
 the second every other column is a label, of 0 and 1; the classes have the order of the columns. An empty cell, or a row
 of zeros, is an image that shows none of the labels.
 """

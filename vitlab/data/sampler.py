@@ -60,7 +60,8 @@ def permuted_slots(index: Indices, seed: int, epoch: int, num_slots: int) -> Ind
     The permutation is p -> (a p + b) mod num_slots, a among the numbers prime to num_slots and b drawn by a hash of
     (seed, index): in ``num_slots`` epochs an image sees each of its slots once, and no state is kept.
     """
-    # An affine map with a factor prime to num_slots is a permutation, so two hashes stand for a stored order per image.
+    # An affine map with a factor prime to num_slots is a permutation, so two hashes replace a stored order for each
+    # image.
     units = np.array([a for a in range(num_slots) if math.gcd(a, num_slots) == 1] or [0])
     # Seeds beyond 32 bits, so that no other seed that a user gives has the same draws.
     step = units[uniform_slots(index, seed + (2 << 32), 0, len(units))]

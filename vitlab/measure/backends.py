@@ -72,7 +72,7 @@ def openvino_pass(file: Path, images: NDArray[np.float32]) -> Pass:
     settings = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the CPU has it: faster, and other logits
+        "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 on CPUs that support it, with other logits
     }
     network = core.compile_model(core.read_model(str(file)), "CPU", settings)
     request = network.create_infer_request()

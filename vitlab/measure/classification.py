@@ -71,7 +71,7 @@ class Evaluation:
     intervals: dict[str, list[float]] = field(default_factory=dict)  # metric: [lo, hi] of the bootstrap, 95 %
     temperature: Temperature | None = None  # fitted on validation images, with the metrics of these images after it
     no_temperature: str = ""  # why none could be fitted, and the cure
-    view: str = ""  # how the images were cut and scaled, in words
+    view: str = ""  # description of resizing and crop
 
     @property
     def confusion(self) -> NDArray[np.int64]:

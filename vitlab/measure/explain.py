@@ -161,7 +161,7 @@ def _has_channels(model: nn.Module, length: int) -> bool:
 
 def network_maps(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
     """The maps [B, h, w] that the network itself declares (``attention_maps(image)``, see :mod:`vitlab.models`) by
-    name, each the mean over the maps of that name; empty where it declares none. Its mode is left as it was.
+    name, each the mean over the maps of that name; empty where it declares none. Its mode is restored.
 
     Raises:
         ValueError: a map that is not [B, N, h, w].

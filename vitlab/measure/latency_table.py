@@ -2,7 +2,7 @@
 
 A :class:`LatencyTable` has one grid or several, each over named axes; the latency of a block is the sum over the grids
 (a transformer's block is attention, over embed, heads, qk, v, and MLP, over embed and hidden width, so that 375 + 75
-measurements stand for 9375), and that of a network the sum over its blocks. Each point is timed once in every round, in
+measurements replace 9375), and that of a network the sum over its blocks. Each point is timed once in every round, in
 random order, after warm-up, and its time is the median over rounds. Before use the medians are made to increase along
 every axis (:func:`make_monotone`), for noise makes about 4 % of neighbours decrease (Yang et al., CVPR 2023, official
 table). How far the sums are from the truth is measured on networks that the table was not made of.
@@ -90,7 +90,7 @@ class LatencyTable:
     """Seconds of one batch through parts of a network.
 
     Attributes:
-        what: was measured, in words.
+        what: description of the measured parts.
         conditions: on what and how.
         repeats: rounds that each median is of.
         busy: others used the machine meanwhile; the times may be too long.
@@ -227,7 +227,7 @@ class LatencyTable:
         try:
             return cls.from_dict(read_json(path))
         except ValueError as error:  # of JSON as well
-            raise UserError(f"'{path}' is no latency table: {error}.", "Measure one anew.") from error
+            raise UserError(f"'{path}' is no latency table: {error}.", "Measure it again.") from error
 
 
 def _require(holds: bool, otherwise: str) -> None:
@@ -313,10 +313,10 @@ def measure_table(
     """Time every point of every part's grid, and the held-out networks among them, in rounds.
 
     Args:
-        what: in words; stands in the file.
+        what: description, stored in the file.
         parts: of each grid's name.
         device: that modules and inputs are moved to.
-        batch: images at a time; the inputs are made by the parts, this is what stands in the file.
+        batch: images at a time, stored in the file; the inputs themselves are made by the parts.
         precision: of parameters and inputs, a key of :data:`PRECISIONS`.
         held_out: networks to compare the table's sums with.
         rounds: that each median is of.

@@ -61,7 +61,7 @@ class MultilabelEvaluation:
     bins: int
     cardinality: float  # labels an image has, mean
     labels: list[LabelScore]
-    reliability: list[Bin]  # of all (image, label) pairs together: confidence is p, accuracy the share that has it
+    reliability: list[Bin]  # of all (image, label) pairs: confidence is p, accuracy the share of positive labels
     thresholds_from: str = ""  # the images that thresholds were chosen on; empty: all are 1/2
     no_thresholds: str = ""  # why none could be chosen, and the cure
     default_thresholds: list[str] = field(default_factory=list)  # labels that no validation image has
@@ -105,7 +105,7 @@ def binary_nll(logits: ArrayLike, label: ArrayLike) -> NDArray[np.float64]:
 
 
 def choose_thresholds(prob: ArrayLike, label: ArrayLike) -> NDArray[np.float64]:
-    """For each label the probability from which on predicting it gives the largest F1, [K]; NaN where no image has it.
+    """[K] the threshold on the probability of each label that maximises F1; NaN for a label without images.
 
     Args:
         prob: [N, K] of images that are neither trained on nor measured.

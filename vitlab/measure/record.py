@@ -11,7 +11,7 @@ class Record(Protocol):
     Attributes:
         n: images.
         classes: names, in the order of the logits.
-        view: how the images were cut and scaled, in words.
+        view: description of resizing and crop.
         intervals: metric to its 95 % interval ``[lo, hi]``; empty where none was computed.
     """
 

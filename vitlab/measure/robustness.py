@@ -117,7 +117,7 @@ class Robustness:
 
     model: str  # fingerprint of the weights
     images: str  # fingerprint of the measured images
-    view: str  # how they were cut, in words
+    view: str  # description of resizing and crop
     seed: int  # of the corruptions, and of the choice of images
     bins: int  # of ece and max_ece
     whole: int  # images in the split, of which n were measured
@@ -223,7 +223,7 @@ class Shifted:
     """Metrics of a network on the shifted ImageNet sets that were found."""
 
     model: str  # fingerprint of the weights
-    view: str  # how the images were cut, in words
+    view: str  # description of resizing and crop
     bins: int  # of ece and max_ece
     sets: list[ShiftedSet] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # titles of the sets that were not found

@@ -81,7 +81,7 @@ def time_calls(call: Call, repeats: int, warmup: int = WARMUP, clock: Clock = ti
 
 
 def time_for(call: Call, seconds: float, least: int = 1, clock: Clock = time.perf_counter) -> list[float]:
-    """Seconds of each call, one after the other until ``seconds`` are over; at least ``least`` calls."""
+    """Seconds of each of the calls made until ``seconds`` have passed; at least ``least`` calls."""
     times: list[float] = []
     end = clock() + seconds
     while len(times) < least or clock() < end:
@@ -238,7 +238,7 @@ def time_in_rounds(
     """Time many calls, each once in every round and in a new random order; one of them is in memory at a time.
 
     Args:
-        cells: name to a factory of the call, which is built anew in every round.
+        cells: name to a factory of the call, which is built again in every round.
         rounds: samples of each.
         seconds: that one sample takes at least, as many calls in a row as that needs; calls before it warm up.
         wait: returns when the device has finished.
@@ -294,7 +294,7 @@ def _write_partial(path: Path, request: Mapping[str, Any], samples: Samples) -> 
 def _read_partial(path: Path | None, request: Mapping[str, Any]) -> Samples:
     if path is None or not path.exists():
         return Samples()
-    cure = "Delete it to measure anew."
+    cure = "Delete it to start again."
     try:
         kept = read_json(path)
         samples = Samples({str(k): [float(v) for v in row] for k, row in kept["seconds"].items()}, float(kept["load"]))

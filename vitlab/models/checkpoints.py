@@ -126,7 +126,7 @@ def strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def head_names(model: nn.Module) -> set[str]:
-    """Names of the tensors of a timm model's classifier (as ``get_classifier`` gives it); empty without one."""
+    """Names of the tensors of a timm model's classifier (those of ``get_classifier``); empty without one."""
     get_classifier: Callable[[], nn.Module | Collection[nn.Module]] | None = getattr(model, "get_classifier", None)
     if get_classifier is None:
         return set()

@@ -14,7 +14,7 @@ PROJECTION = "visual.proj"
 
 
 def is_clip_classifier(state: dict[str, Tensor]) -> bool:
-    """Whether ``state`` is CLIP's image tower with a linear classifier behind the projection."""
+    """Whether ``state`` is CLIP's image tower with a linear classifier after the projection."""
     projection, head = state.get(PROJECTION), state.get("head.weight")
     return projection is not None and head is not None and head.ndim == 2 and head.shape[1] == projection.shape[1]
 

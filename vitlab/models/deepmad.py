@@ -203,7 +203,7 @@ class DeepMAD(nn.Module):
         self.feature_info: list[dict[str, Any]] = []
         channels, reduction = in_chans, 1
         for number, unit in enumerate(structure):
-            if unit["stride"] == 2 and number:
+            if unit["stride"] == 2 and number:  # a unit that halves the grid starts a stage
                 self._end_stage(number - 1, channels, reduction)
             if unit["block"] == "conv":
                 self.block_list.append(ConvNorm(channels, unit["out"], unit["kernel"], unit["stride"], act=nn.ReLU))

@@ -54,7 +54,7 @@ def map_rows(tensor: Tensor, rows: NDArray[np.int64], absent: str = "mean") -> T
         raise ValueError(f"absent is one of {', '.join(ABSENT)}, not {absent!r}")
     index = torch.from_numpy(rows)
     there = index >= 0
-    mapped = tensor[index.clamp(min=0)].clone()
+    mapped = tensor[index.clamp(min=0)].clone()  # classes without a row read row 0, and are overwritten
     if not bool(there.all()):
         mapped[~there] = mapped[there].mean(0) if absent == "mean" else 0.0
     return mapped

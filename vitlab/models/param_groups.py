@@ -44,7 +44,7 @@ def parameter_groups(
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay must lie in (0, 1], not {layer_decay}")
     levels = layer_levels(model) if layer_decay < 1 else {}
-    top = max(levels.values(), default=0)
+    top = max(levels.values(), default=0)  # without layer decay all parameters are of this one level
     undecayed = undecayed_names(model)
     head = head_names(model) if head_lr != 1 else set()
     members: dict[tuple[bool, int, bool], list[nn.Parameter]] = defaultdict(list)
@@ -130,7 +130,7 @@ def layer_levels(model: nn.Module) -> dict[str, int]:
 
 
 def _tiny_vit_levels(model: TinyVit) -> dict[str, int]:
-    before = [sum(model.depths[:stage]) for stage in range(len(model.depths))]
+    before = [sum(model.depths[:stage]) for stage in range(len(model.depths))]  # blocks before each stage
     levels = {}
     for name, _ in model.named_parameters():
         part = name.split(".")

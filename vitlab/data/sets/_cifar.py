@@ -1,6 +1,6 @@
-"""CIFAR's "python version": pickled dictionaries, read by an unpickler that allows numpy arrays and nothing else.
+"""CIFAR's "python version": pickled dictionaries, read by an unpickler that allows NumPy arrays and nothing else.
 
-torchvision downloads them; it is not used to read them, because its reader unpickles whatever it finds.
+torchvision downloads them; it is not used to read them, because its reader unpickles any object.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str) -> Any:
         if (module_name, global_name) not in self.allowed:
             raise pickle.UnpicklingError(f"the file names {module_name}.{global_name}, which no CIFAR file does")
-        # numpy 2 still answers to numpy.core, with a warning.
+        # NumPy 2 still accepts numpy.core, with a warning.
         return super().find_class(module_name.replace("numpy.core", "numpy._core"), global_name)
 
 

@@ -1,4 +1,4 @@
-"""A synthetic set for smoke tests: always there, and its numbers mean nothing."""
+"""A synthetic set for smoke tests; metrics on it mean nothing."""
 
 from __future__ import annotations
 

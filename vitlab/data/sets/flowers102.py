@@ -1,4 +1,4 @@
-"""Oxford 102 Flower (Nilsback and Zisserman 2008), in the layout in which torchvision leaves it."""
+"""Oxford 102 Flower (Nilsback and Zisserman 2008), in the layout of torchvision's download."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Food-101 (Bossard and others 2014), in the layout in which torchvision leaves it."""
+"""Food-101 (Bossard and others 2014), in the layout of torchvision's download."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def splits(cfg: DatasetConfig) -> dict[str, Source]:
     for split in ("train", "test"):
         listed: dict[str, list[str]] = json.loads((folder / "meta" / f"{split}.json").read_text())
         classes = sorted(listed)
-        # In the order of the file, as torchvision has it: released labels are addressed by that order.
+        # In the order of the file, as in torchvision: released labels are addressed by that order.
         paths = [f"images/{path}.jpg" for name in listed for path in listed[name]]
         labels = [classes.index(name) for name in listed for _ in listed[name]]
         sources[split] = Files(folder, paths, labels, classes, split, upright=False)

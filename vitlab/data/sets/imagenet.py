@@ -17,7 +17,7 @@ from vitlab.errors import UserError
 
 @functools.cache
 def wordnet_ids() -> tuple[str, ...]:
-    """The 1,000 classes of ImageNet-1k in the order of the usual heads, which is that of the ids."""
+    """The WordNet ids of ImageNet-1k, sorted, which is the order of the logits of published networks."""
     from timm.data import ImageNetInfo
 
     return tuple(ImageNetInfo("imagenet-1k").label_names())
@@ -26,8 +26,8 @@ def wordnet_ids() -> tuple[str, ...]:
 def splits(cfg: DatasetConfig) -> dict[str, Source]:
     """ImageNet-1k as downloaded: ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``; 1,281,167 and 50,000 images.
 
-    ``val`` may also be flat, as its archive unpacks: then the devkit's ground truth must lie beside it, in
-    ``ILSVRC2012_devkit_t12/data``. Class names are WordNet ids, sorted. ``val`` alone is enough to measure on.
+    ``val`` may also be flat, as its archive unpacks: the devkit's ground truth must then be beside it, in
+    ``ILSVRC2012_devkit_t12/data``. Class names are WordNet ids, sorted. ``val`` alone suffices for an evaluation.
     """
     roots = data_roots(cfg)
     root = next((r for part in ("train", "val") for r in roots if (r / part).is_dir()), None)
