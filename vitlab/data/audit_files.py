@@ -106,6 +106,7 @@ def inspect_files(
                 progress(len(seen))
         return seen
     cache.parent.mkdir(parents=True, exist_ok=True)
+    # SQLite and not JSON: a row is added without rewriting the file, and several processes may share it.
     with closing(_open(cache)) as store:
         known = {bytes(row[0]): FileInfo(*row[1:]) for row in store.execute(_SELECT)}
         new = []

@@ -66,6 +66,7 @@ def open_splits(
         if measured := found.get("test", found.get("val")):
             train, val = hold_out(found["train"], cfg.val_fraction)
             found = {"train": train, "val": val, "test": measured}
+    # val and test each replace the other where one is missing; as the same object, which write_split_file relies on.
     held = found.get("val", found.get("test"))
     if held is None:
         raise UserError(
@@ -131,7 +132,7 @@ def _split_anew(cfg: DatasetConfig, parts: dict[str, Source]) -> dict[str, Sourc
     found: dict[str, Source] = {}
     for name in SPLITS:
         part = Subset(pool, np.flatnonzero(split == name))
-        part.split_name, part.held_out = name, name == "val"
+        part.split_name, part.held_out = name, name == "val"  # val is taken from images that would be trained on
         if len(part):
             found[name] = part
     return found

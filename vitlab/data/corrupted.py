@@ -63,7 +63,7 @@ class CorruptedViews(Dataset[Batch]):
         rows = [(index, number, level) for index, number in items for level in self.severities[number]]
         image = torch.empty((len(rows), 3, self.view.height, self.view.width), dtype=torch.float32)
         label = torch.empty(len(rows), dtype=torch.int64)
-        seen = -1
+        seen = -1  # rows of one image are consecutive, so that remembering the last one suffices
         for row, (index, number, level) in enumerate(rows):
             if index != seen:
                 picture, target = self.source[index]

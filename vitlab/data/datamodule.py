@@ -87,7 +87,7 @@ class VisionData(L.LightningDataModule):
 
     def _make_sampler(self, slots: Slots, balanced: bool) -> EpochSampler:
         options = self.options
-        batch_size = options.batch_size * options.world * options.accumulate
+        batch_size = options.batch_size * options.world * options.accumulate  # images of an optimiser step
         if balanced and slots.repeats > 1:
             raise UserError(
                 "recipe.balance=sampler and repeated augmentation both decide how often an epoch shows an image.",

@@ -79,6 +79,7 @@ def list_classes(root: Path, folder: Path) -> ClassListing:
     without an image is listed as empty.
     """
     listing = ClassListing()
+    # Sorted by code point, not by locale: indices of images must not depend on the machine.
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
         if not entry.is_dir():
             listing.skipped.setdefault(_kind(entry.name), []).append(_inside(root, entry.path))

@@ -44,6 +44,7 @@ def fold_numbers(keys: Sequence[str], labels: Labels, folds: int, groups: Sequen
         raise ValueError(f"{folds} folds of {units} {'images' if groups is None else 'groups'}")
     if groups is None:
         counts = np.bincount(labels)
+        # The offset of each class: if all began at fold 0, the remainders would add up in the first folds.
         before = np.cumsum(counts) - counts
         numbers: Indices = (class_rank(keys, labels, 0) + before[labels]) % folds
         return numbers

@@ -113,7 +113,7 @@ class ReplayedViews(TrainViews):
         seeds = seeds_of(self.base_seed, slot, index).tolist()
         image = torch.empty((len(items), 3, self.replayed.height, self.replayed.width), dtype=torch.float32)
         label = torch.empty(len(items), dtype=torch.int64)
-        pictures = _Pictures(self.source)
+        pictures = _Pictures(self.source)  # for this batch only: the cache would otherwise grow to the data set
         for row, position in enumerate(index.tolist()):
             picture, label[row] = pictures[position]
             if plain[row]:

@@ -118,6 +118,7 @@ def _objectnet(folder: Path) -> tuple[Files, list[tuple[str, ...]]]:
         lines = (mappings / "imagenet_to_label_2012_v2").read_text().splitlines()
     except (OSError, ValueError) as error:
         raise UserError(f"ObjectNet's mappings cannot be read: {error}.", "Unpack objectnet-1.0 again.") from None
+    # The overlap names ImageNet classes by text; text -> line of the list -> number of the class in PyTorch's order.
     number_at = {int(line): int(number) for number, line in line_of.items()}
     number_of = {text.strip(): number_at.get(line) for line, text in enumerate(lines)}
     accepted: dict[str, tuple[str, ...]] = {}

@@ -64,6 +64,7 @@ class Strings(Sequence[str]):
     def __init__(self, items: Iterable[str]) -> None:
         # surrogateescape: a file name on Linux is any bytes, and must come back as it was.
         encoded = [item.encode("utf-8", "surrogateescape") for item in items]
+        # String i is the bytes from _ends[i] to _ends[i + 1].
         self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
 
@@ -207,7 +208,7 @@ class Pool:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        which = int(np.searchsorted(self._ends, index, side="right"))
+        which = int(np.searchsorted(self._ends, index, side="right"))  # an index equal to an end is in the next part
         return self.parts[which][index - (int(self._ends[which - 1]) if which else 0)]
 
 
@@ -260,7 +261,7 @@ def fingerprint(source: Source) -> str:
     Pixels are not read; a file replaced under the same name and label is not noticed. Unknown labels count as absent.
     """
     digest = hashlib.sha256(json.dumps({"length": len(source), "classes": source.classes}).encode())
-    for start in range(0, len(source), 65536):
+    for start in range(0, len(source), 65536):  # in blocks, so that not all keys are in memory as Python strings
         block = "\n".join(source.keys[start : start + 65536]) + "\n"
         digest.update(block.encode("utf-8", "surrogateescape"))
     if source.labels is not None:

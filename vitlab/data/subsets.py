@@ -70,6 +70,7 @@ def limit_images(source: Source, n: int, seed: int) -> Source:
     if n >= len(source):
         return source
     labels = labels_of(source)
+    # By rank within the class first: the first image of every class, then the second of every class, ...
     turn = np.lexsort((labels, class_rank(source.keys, labels, seed, groups_of(source))))
     return Subset(source, np.sort(turn[:n]))
 
@@ -130,6 +131,7 @@ def held_out_groups(groups: Sequence[str], labels: Labels, fraction: float, seed
     for group in sorted(range(len(names)), key=draws.__getitem__):
         own = content[group]
         nearer = np.abs(target - have - own).sum() < np.abs(target - have).sum()
+        # Only classes of this group can run out of training images.
         if nearer and bool((left - own)[own > 0].all()):
             out[group] = True
             have += own
