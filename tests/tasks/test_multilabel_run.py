@@ -17,6 +17,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from tests.contract.story import run_command, the_run
+from tests.contract.test_together import WORDS as PLAIN
 from tests.contract.together import run_ranks
 from tests.modes.conftest import ask
 from tests.tasks.conftest import WORDS, with_words
@@ -169,11 +170,10 @@ def test_two_processes_evaluate_as_one(run: Path, tmp_path: Path) -> None:
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    words = with_words(
-        *("debug.max_steps=6", "recipe.validate_every=3st", "export=none", "report.figures=false"),
-        *("task.pos_weight=balanced", "debug.max_images=90", "evaluation.batch_size=64"),
-    )
-    words = [word for word in words if not word.startswith("export.formats")]
+    words = [
+        *("method=supervised", "dataset=digits_multi", "task.pos_weight=balanced", *PLAIN),
+        *("debug.max_steps=6", "recipe.validate_every=3st", "debug.max_images=90", "evaluation.batch_size=64"),
+    ]
     assert run_command(tmp_path / "one", *words) == 0
     assert run_ranks(tmp_path / "two", *words) == [0, 0]
     one, two = (

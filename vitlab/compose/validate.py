@@ -272,7 +272,7 @@ def _task(config: Config, where: Where) -> None:
         if dataset.targets != task.targets:
             other = {"labels": "task=multilabel", "class": "task=classification"}[dataset.targets]
             raise UserError(
-                f"{where('task.name')}: task={task.name} needs images with {TARGETS[task.targets]} each, and those of "
+                f"task={task.name} needs images with {TARGETS[task.targets]} each, and those of "
                 f"dataset={dataset.name} have {TARGETS[dataset.targets]}.",
                 f"Give {other}, or other data (mode=list group=dataset).",
             )

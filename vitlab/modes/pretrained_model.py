@@ -81,6 +81,7 @@ def build(
         interpolation=interpolation,
         origin=origin,
         licence=str(record.get("license") or ""),
+        task=config.task.name,
     )
     network.meta = meta  # type: ignore[assignment]  # torch types an attribute as a Tensor or a Module
     return network, meta
