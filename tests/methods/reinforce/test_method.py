@@ -102,7 +102,7 @@ def test_the_teacher_says_again_what_is_stored(run: Path, tmp_path: Path, capsys
     """Same backend: within rounding. The other backend makes other pixels, and the report says by how much."""
     assert main(["mode=verify", f"run={run}", "method=reinforce", "method.recheck=60", "hardware=cpu"]) == 0
     output = capsys.readouterr().out
-    assert "60 views labelled anew: top-1 agreement 100.00%" in output and "(at most 1.0e-05)" in output
+    assert "60 views labelled again: top-1 agreement 100.00%" in output and "(at most 1.0e-05)" in output
     words = ("method.recheck=60", "method.backend=tensor", "hardware=cpu")
     main(["mode=verify", f"run={run}", "method=reinforce", *words])
     assert "(at most 1.1e-02)" in capsys.readouterr().out
