@@ -127,7 +127,10 @@ CASES: list[tuple[str, list[str]]] = [
     # missing data
     ("dataset=cifar10", ["cifar10", "dataset.root", "VITLAB_DATA"]),
     ("dataset=folder dataset.root=/nonexistent", ["/nonexistent", "dataset.root"]),
-    ("dataset.root=photos", ["dataset=digits is part of a package", "Did you mean dataset=folder dataset.root=photos?"]),
+    (
+        "dataset.root=photos",
+        ["dataset=digits is part of a package", "dataset=folder dataset.root=photos?"],
+    ),
     ("dataset.csv=table.csv", ["dataset is digits", "Did you mean dataset=folder dataset.csv=table.csv?"]),
     ("dataset.leave_out=a.txt", ["Did you mean dataset=folder dataset.leave_out=a.txt?"]),
     ("dataset.length=64", ["Did you mean dataset=fake dataset.length=64?"]),

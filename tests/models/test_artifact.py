@@ -13,7 +13,7 @@ from vitlab.config import ModelConfig
 from vitlab.errors import UserError
 from vitlab.files import sha256
 from vitlab.models.artifact import ModelMeta, load_model, read_meta, save_model
-from vitlab.models.build import architecture, build_model
+from vitlab.models.build import build_model, resolve_architecture
 
 VIT = ModelConfig(name="vit_tiny_patch16_224", args={"embed_dim": 24, "depth": 1, "num_heads": 1})
 
@@ -30,7 +30,7 @@ def _trained(cfg: ModelConfig, size: int) -> nn.Module:
 
 
 def _meta(cfg: ModelConfig, size: int, **more: Any) -> ModelMeta:
-    return ModelMeta(*architecture(cfg, size), ["a", "b", "c"], size, [0.1, 0.2, 0.3], [0.5] * 3, **more)
+    return ModelMeta(*resolve_architecture(cfg, size), ["a", "b", "c"], size, [0.1, 0.2, 0.3], [0.5] * 3, **more)
 
 
 @pytest.fixture

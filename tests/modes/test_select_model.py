@@ -96,10 +96,10 @@ def test_a_mistake_is_answered(
 ) -> None:
     names = {"run": run, "name": run.name, "output": output}
     assert ask(output, "mode=evaluate", *(word.format(**names) for word in words)) == 2
-    said = " ".join(capsys.readouterr().err.split())
+    printed = " ".join(capsys.readouterr().err.split())
     for text in expected:
-        assert " ".join(text.format(**names).split()) in said
-    assert "Traceback" not in said
+        assert " ".join(text.format(**names).split()) in printed
+    assert "Traceback" not in printed
 
 
 def test_several_runs_where_one_model_is_meant(run: Path, output: Path) -> None:

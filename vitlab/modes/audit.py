@@ -7,8 +7,8 @@ from pathlib import Path
 
 from vitlab.config import Config
 from vitlab.config.composed import Composed
-from vitlab.data.audit import Audit, audit, audit_folder, inputs_of, refuse_faults, write_audit
-from vitlab.data.folder import Row
+from vitlab.data.audit import Audit, audit_dataset, audit_folder, inputs_of, refuse_faults, write_audit
+from vitlab.data.folder_contents import Row
 from vitlab.errors import UserError
 from vitlab.run.run import Run
 from vitlab.training.progress import Progress
@@ -54,7 +54,7 @@ def look(config: Config, home: Path) -> tuple[Audit, dict[str, list[Row]]]:
     home.mkdir(parents=True, exist_ok=True)
     workers = config.hardware.workers or config.hardware.threads
     try:
-        return audit(config.dataset, home / CACHE, workers, step)
+        return audit_dataset(config.dataset, home / CACHE, workers, step)
     finally:
         for one in bar:
             one.__exit__(None, None, None)

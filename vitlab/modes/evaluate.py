@@ -69,7 +69,9 @@ def answer(composed: Composed) -> int:
     folder = write_comparison(found, comparisons, Path(composed.config.output))
     for one in dict.fromkeys(one.run for one in subjects if one.run is not None):
         if all(folder_of(each) != one.folder / "evaluation" for each in subjects if each.run is one):
-            print(f"\nThese are not the images of {one.name}'s own result, which stays as it is: {one.folder}/evaluation")
+            print(
+                f"\nThese are not the images of {one.name}'s own result, which stays as it is: {one.folder}/evaluation"
+            )
     print(
         "\n" + "\n".join(f"written  {one}" for one in dict.fromkeys([*(folder_of(m.subject) for m in found), folder]))
     )

@@ -82,7 +82,11 @@ def collect(
         exports=_exports(run),
         environment=json.loads((folder / "environment.jsonl").read_text().splitlines()[-1]),
         config=(folder / "config.yaml").read_text(),
-        notes=[*notes, *elsewhere(run, task), *(str(note) for stage in stages for note in _list(run.read_done(stage.name).get("notes")))],
+        notes=[
+            *notes,
+            *elsewhere(run, task),
+            *(str(note) for stage in stages for note in _list(run.read_done(stage.name).get("notes"))),
+        ],
         task=task.name,
     )
 
