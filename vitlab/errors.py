@@ -20,6 +20,22 @@ class UserError(Exception):
         self.cure = cure
 
 
+class DamagedError(UserError, ValueError):
+    """A file of vitlab's own that cannot be read as what it is; a ValueError for readers that have their own message.
+
+    Attributes:
+        path: of the file.
+        why: in a few words.
+    """
+
+    def __init__(self, path: PathLike[str], why: str, cure: str = "") -> None:
+        name = os.fspath(path)
+        cure = cure or "Restore it from a copy, or move it away and give the command that wrote it again."
+        super().__init__(f"{name} is damaged ({why}).", cure)
+        self.path = path
+        self.why = why
+
+
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM: everything is saved, and the same command continues (exit code 130)."""
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitlab.errors import written_to
+from vitlab.errors import DamagedError, written_to
 
 
 def fsync_dir(folder: Path) -> None:
@@ -45,9 +45,32 @@ def write_json(path: Path, value: Any) -> None:
     atomic_write(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text())
+def read_json(path: Path, kind: type | None = None) -> Any:
+    """Read a JSON file.
+
+    Args:
+        kind: type of the value, dict or list; None: any.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedError: not a JSON file, or a value of another type.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except IsADirectoryError:
+        raise DamagedError(path, "a folder of that name is in its place") from None
+    except RecursionError:
+        raise DamagedError(path, "nested too deeply") from None
+    except ValueError as error:  # of JSON and of UTF-8
+        raise DamagedError(path, str(error)) from None
+    if kind is not None and not isinstance(value, kind):
+        raise DamagedError(path, f"it holds {_KINDS.get(type(value), 'a number or text')}")
+    return value
+
+
+_KINDS: dict[type, str] = {dict: "a mapping", list: "a list", type(None): "null"}
 
 
 def stable_dict(record: Any) -> dict[str, Any]:
