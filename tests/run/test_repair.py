@@ -129,3 +129,40 @@ def test_run_json_without_config(finished: Path, tmp_path: Path, capsys: pytest.
     assert run_command(output, *PLAIN) == 2
     assert "fresh=true" in capsys.readouterr().err
     assert run_command(output, *PLAIN, "fresh=true") == 0
+
+
+def test_a_finished_run_without_its_weights(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whether finished or not, it is not taken for complete; with the stage moved away it is trained again."""
+    output = Path(shutil.copytree(finished, tmp_path / "out"))
+    run = the_run(output)
+    weights = run / "train/model.safetensors"
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert run_command(output, *PLAIN) == 2
+    assert "is not the file that model.json describes" in " ".join(capsys.readouterr().err.split())
+    weights.unlink()
+    assert run_command(output, *PLAIN) == 2
+    text = " ".join(capsys.readouterr().err.split())
+    assert f"{weights} is missing" in text and f"move {run / 'train'} away" in text
+    (run / "finished.json").rename(run / "aside.json")
+    assert run_command(output, *PLAIN) == 2
+    (run / "train").rename(tmp_path / "train")
+    assert run_command(output, *PLAIN) == 0 and weights.read_bytes() == good
+
+
+def test_a_moved_run_names_its_files_where_they_are(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = Path(shutil.copytree(finished, tmp_path / "out"))
+    run = the_run(output)
+    for old in (False, True):
+        if old:  # of a version that did not note the folder
+            record = json.loads((run / "finished.json").read_text())
+            (run / "finished.json").write_text(json.dumps({k: v for k, v in record.items() if k != "folder"}))
+        assert run_command(output, *PLAIN) == 0
+        printed = capsys.readouterr().out
+        assert f"{run / 'report.html'}\n" in printed and f"{run / 'train'}\n" in printed
+        assert str(the_run(finished)) not in printed
+    (run / "report.html").unlink()
+    assert run_command(output, *PLAIN) == 0
+    assert f"Missing: {run / 'report.html'}" in capsys.readouterr().out

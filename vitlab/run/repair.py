@@ -6,13 +6,15 @@ aside, never deleted, and what it records is made again by the command that lock
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vitlab.errors import DamagedError
+from vitlab.errors import DamagedError, UserError
 from vitlab.files import atomic_write, read_json, sha256, write_json
 from vitlab.run.environment import now
 from vitlab.run.recorder import parse_row
@@ -107,6 +109,52 @@ def model_is_intact(folder: Path) -> bool:
         return bool(sha256(folder / "model.safetensors") == described.get("sha256"))
     except (OSError, DamagedError):
         return False
+
+
+def refuse_lost_models(folder: Path) -> None:
+    """Refuse to pass for finished where the weights of a finished stage are gone or others.
+
+    Raises:
+        UserError: naming the file, and how to get it back.
+    """
+    for done in sorted(folder.glob("*/done.json")):
+        stage = done.parent
+        measured = (folder / "evaluation" / f"{stage.name}.json").exists()
+        if not (stage / "model.json").exists() and not measured:  # of another kind, or loaded and not kept
+            continue
+        weights = stage / "model.safetensors"
+        missing = next((path for path in (stage / "model.json", weights) if not path.is_file()), None)
+        if missing is None and model_is_intact(stage):
+            continue
+        what = (
+            f"{missing} is missing" if missing is not None else f"{weights} is not the file that model.json describes"
+        )
+        raise UserError(
+            f"Stage {stage.name} of this run is finished, but {what}.",
+            f"Restore it from a copy; or move {stage} away, and the stage is trained again.",
+        )
+
+
+def lost_files(folder: Path) -> list[str]:
+    """Exported files and the report of a finished run that are gone."""
+    paths = [folder / "report.html"] if (folder / "report.json").exists() else []
+    with contextlib.suppress(FileNotFoundError, DamagedError):
+        for file in read_marker(folder / "export" / "done.json")["files"]:
+            parts = Path(str(file["path"])).parts
+            start = len(parts) - 1 - parts[::-1].index("export") if "export" in parts else 0
+            paths.append(folder.joinpath(*parts[start:]))
+    return [str(path) for path in paths if not path.exists()]
+
+
+def relocated(table: str, record: Mapping[str, Any], folder: Path) -> str:
+    """The final table of a run with the paths below its folder as it is called now.
+
+    Args:
+        record: of ``finished.json``. Earlier versions did not note the folder; the line on the report names it.
+    """
+    line = re.search(r"^report +(.+)/report\.html$", table, re.MULTILINE)
+    before = str(record.get("folder") or (line[1] if line else folder))
+    return re.sub(rf"(?<=\s){re.escape(before)}(?=/)", lambda _: str(folder), table)
 
 
 def _rows(path: Path) -> Iterator[str]:

@@ -271,7 +271,7 @@ class Run:
 
     def finish(self, record: Mapping[str, object]) -> None:
         """Mark the run as finished, its last write. ``record``: the final table; JSON-able."""
-        write_json(self.folder / "finished.json", {"time": now(), **record})
+        write_json(self.folder / "finished.json", {"time": now(), "folder": str(self.folder), **record})
         self.state = "finished"
 
     def read_finished(self) -> dict[str, object]:
