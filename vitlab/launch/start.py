@@ -20,7 +20,7 @@ from vitlab.config import Config
 from vitlab.config.catalogue import Mode, find_mode
 from vitlab.config.composed import Composed
 from vitlab.errors import Interrupted, UserError
-from vitlab.files import read_json, write_json
+from vitlab.files import check_folder, read_json, write_json
 from vitlab.launch.plan import batches, check_division, plan
 from vitlab.launch.processes import known_process_count
 from vitlab.launch.rendezvous import NodeInfo, Rendezvous, node_info
@@ -60,6 +60,7 @@ def start(composed: Composed) -> Work:
         )
     command = shlex.join(["python", "-m", "vitlab", *composed.overrides])
     run = find_run(composed)
+    check_folder(run.folder, "output or name")
     if config.mode == "check":
         return partial(check, run, config, composed)
     if run.state == "finished":
