@@ -255,7 +255,7 @@ def test_a_flat_folder_is_measured_whole(output: Path, tmp_path: Path, capsys: p
 
     def measured(*given: str) -> int:
         capsys.readouterr()
-        assert ask(output, "mode=evaluate", *given, "evaluation.resamples=0") == 0
+        assert ask(tmp_path / "measured", "mode=evaluate", *given, "evaluation.resamples=0") == 0
         (count,) = re.findall(r"split, (\d+) images", capsys.readouterr().out.splitlines()[0])
         return int(count)
 

@@ -166,3 +166,13 @@ def test_a_moved_run_names_its_files_where_they_are(
     (run / "report.html").unlink()
     assert run_command(output, *PLAIN) == 0
     assert f"Missing: {run / 'report.html'}" in capsys.readouterr().out
+
+
+def test_a_checkpoint_left_by_a_kill_is_removed(finished: Path, tmp_path: Path) -> None:
+    """The process was killed between the marker of the stage and the removal of its checkpoint."""
+    output = Path(shutil.copytree(finished, tmp_path / "out"))
+    run = the_run(output)
+    (run / "finished.json").unlink()
+    (run / "train/checkpoint.ckpt").write_bytes(b"of a finished stage")
+    assert run_command(output, *PLAIN) == 0
+    assert not (run / "train/checkpoint.ckpt").exists()

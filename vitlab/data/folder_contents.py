@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vitlab.config import DatasetConfig
-from vitlab.data.decode import EXTENSIONS
+from vitlab.data.decode import EXTENSIONS, walk_files
 from vitlab.data.label_sets import has_label_sets, read_label_sets
 from vitlab.data.paths import data_roots, not_found_error
 from vitlab.data.split_file import SPLITS
@@ -79,10 +79,14 @@ def list_classes(root: Path, folder: Path) -> ClassListing:
     without an image is listed as empty.
     """
     listing = ClassListing()
+    real = Path(os.path.realpath(folder))
+    above = {str(real), *map(str, real.parents)}
     # Sorted by code point, not by locale: indices of images must not depend on the machine.
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
         if not entry.is_dir():
             listing.skipped.setdefault(_kind(entry.name), []).append(_inside(root, entry.path))
+        elif entry.is_symlink() and os.path.realpath(entry.path) in above:
+            listing.skipped.setdefault(LOOP, []).append(_inside(root, entry.path))
         elif not _hidden(entry.name):
             listing.images[entry.name] = sorted(_walk(root, Path(entry.path), listing.skipped))
     return listing
@@ -122,7 +126,8 @@ def _kind(name: str) -> str:
 
 def _walk(root: Path, folder: Path, passed: dict[str, list[str]]) -> Iterable[str]:
     base = os.fspath(root)
-    for path, folders, names in os.walk(folder, followlinks=True):
+    loops: list[str] = []
+    for path, folders, names in walk_files(folder, loops):
         # In place: os.walk descends into what is left, in this order.
         folders[:] = sorted(name for name in folders if not _hidden(name))
         inside = os.path.relpath(path, base)
@@ -132,6 +137,12 @@ def _walk(root: Path, folder: Path, passed: dict[str, list[str]]) -> Iterable[st
                 passed.setdefault(_kind(name), []).append(at)
             else:
                 yield at
+    for link in loops:
+        passed.setdefault(LOOP, []).append(_inside(root, link))
+
+
+LOOP = "link to a parent folder"
+"""Kind of a symbolic link that is passed over, see :func:`vitlab.data.decode.walk_files`."""
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
