@@ -196,6 +196,8 @@ def read_contents(cfg: DatasetConfig) -> FolderContents:
                 )
     if cfg.leave_out:
         _leave_out(contents, cfg.leave_out)
+    if cfg.groups:
+        _join_groups(contents, cfg.groups)
     contents.order = class_order(cfg, contents) or contents.order
     return contents
 
@@ -235,6 +237,49 @@ def class_order(cfg: DatasetConfig, contents: FolderContents) -> list[str] | Non
             f"{place} names {len(unknown)} class(es) without images, the first is {unknown[0]}.", "Remove them."
         )
     return order
+
+
+def _join_groups(contents: FolderContents, name: str) -> None:
+    """Give the images that the CSV ``name`` lists together one group, and every other image one of its own.
+
+    The column of the group is called ``group``, or ``picture`` as in the ``duplicates.csv`` of an audit. Groups that
+    share an image are one, those of the rows included; images that are left out may be listed.
+    """
+    table = Path(name).expanduser()
+    if not table.is_file():
+        raise UserError(f"dataset.groups={name} does not exist.", "Give a CSV with the columns path,group.")
+    rows = [row for part in contents.rows.values() for row in part]
+    parent = {f"/{row.path}": f"={row.group}" if row.group else f"/{row.path}" for row in rows}  # a path, or a group
+
+    def root(node: str) -> str:
+        while parent.setdefault(node, node) != node:
+            node = parent[node]
+        return node
+
+    with open(table, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        reader = csv.DictReader(file, skipinitialspace=True)
+        columns = list(reader.fieldnames or [])
+        column = next((one for one in ("group", "picture") if one in columns), None)
+        if "path" not in columns or column is None:
+            raise UserError(
+                f"{table}: the first line must name the columns path,group; it reads: {','.join(columns)}.",
+                "Add that line, with commas between the columns.",
+            )
+        for line in reader:
+            path, group = (line["path"] or "").strip(), (line[column] or "").strip()
+            if f"/{path}" not in parent and path not in contents.left_out:
+                raise UserError(
+                    f"{table}, line {reader.line_num}: {path or 'an empty path'} is no image of the data set.",
+                    f"Paths are relative to {contents.root}. Remove the line.",
+                )
+            if f"/{path}" in parent:
+                # The smaller name wins, so that the order of the lines does not matter.
+                first, second = sorted((root(f"/{path}"), root(f"+{group}")))
+                parent[second] = first
+    members: dict[str, str] = {}
+    for row in sorted(rows, key=lambda row: row.path):
+        # Named by its first image: the hash that splits groups must not depend on numbers in the file.
+        row.group = members.setdefault(root(f"/{row.path}"), row.path)
 
 
 def _leave_out(contents: FolderContents, name: str) -> None:
