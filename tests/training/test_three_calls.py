@@ -45,12 +45,12 @@ from vitlab.models.build import build_model
 from vitlab.run.recorder import Recorder, read_rows
 from vitlab.stage import Context, Stage
 from vitlab.training.build import make_data
+from vitlab.training.checkpoint import CHECKPOINT, Done, read_done
 from vitlab.training.distributed import rank
 from vitlab.training.learner import Learner
 from vitlab.training.objectives import StepObjective, label_cross_entropy
 from vitlab.training.schedule import Schedule
 from vitlab.training.train import Training, prepare, train_on_labels
-from vitlab.training.trainer import CHECKPOINT, Done, read_done
 
 WORDS = (
     *("method=supervised", "dataset=digits", "hardware=cpu", "hardware.threads=1", "debug=smoke", "logger.every=3"),
@@ -307,7 +307,9 @@ def test_an_early_end_must_be_announced(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_an_older_vitlab_goes_on(tmp_path: Path) -> None:
-    torch.save({"learner": {"step": 7}}, tmp_path / "old.ckpt")
+    torch.save(
+        {"learner": {"step": 7}, "state_dict": {}, "optimizer_states": [], "callbacks": {}}, tmp_path / "old.ckpt"
+    )
     assert read_done(tmp_path / "old.ckpt") == Done(7, finished=False)
     learner = Learner(TwoHeads(0.0), label_cross_entropy, Schedule("constant", 0.1, 9), sgd)
     learner.accumulate = 2

@@ -18,6 +18,7 @@ from vitlab.data.loader import Loader
 from vitlab.errors import UserError, written_to
 from vitlab.files import fsync_dir, write_json
 from vitlab.run.recorder import Recorder
+from vitlab.training.checkpoint import CHECKPOINT
 from vitlab.training.distributed import all_reduce_max, all_reduce_sum, world_size
 from vitlab.training.interrupt import reinstall_signal_handlers, stop, stop_requested, stop_requested_on_any_rank
 from vitlab.training.learner import Learner
@@ -224,7 +225,7 @@ class RecordAndCheckpoint(Callback):
             self.window = list(self._share(trainer))
         if self.recorder is not None:
             self.recorder.sync()
-        save_checkpoint(trainer, self.folder / "checkpoint.ckpt")
+        save_checkpoint(trainer, self.folder / CHECKPOINT)
 
 
 def save_checkpoint(trainer: L.Trainer, path: Path) -> None:
