@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import multiprocessing
@@ -316,6 +317,24 @@ def test_foreign_files_are_named(tmp_path: Path, name: str) -> None:
         TargetStore.open(tmp_path)
     with pytest.raises(UserError, match="does not belong"):
         TargetStore.create(tmp_path, make_spec(), make_keys(40))
+
+
+def test_records_whose_sync_failed_are_not_marked_as_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second sync succeeds although the records are lost, so a writer that closes after an error makes none."""
+    store, index = TargetStore.create(tmp_path, make_spec(), make_keys(40)), np.arange(8)
+    writer = store.writer(0)
+    writer.write(index, seeds_of(11, 0, index), label(store.spec, 0, index))
+    sync = os.fsync
+
+    def fail(descriptor: int) -> None:
+        monkeypatch.setattr(os, "fsync", sync)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        writer.flush()
+    writer.close()
+    assert store.count(0) == 0 and len(store.missing(0)) == 40
 
 
 def reseal(folder: Path, spec: StoreSpec) -> None:
