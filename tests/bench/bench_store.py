@@ -74,7 +74,7 @@ def readers(folder: Path) -> dict[str, Callable[[NDArray[np.int64]], Batch]]:
     spec = store.spec
     path = slot_folder(folder, 0) / RECORDS
     records = np.memmap(path, spec.record, "r")
-    file = open(path, "rb")  # noqa: SIM115  # stays open for the whole measurement, as in a loader worker
+    file = open(path, "rb")  # noqa: SIM115  # stays open during the measurement, as in a loader worker
 
     def gather(index: NDArray[np.int64]) -> Batch:
         seed, target = store.gather(np.zeros(len(index), np.int64), index)
@@ -112,7 +112,7 @@ def reading_rate(read: Callable[[NDArray[np.int64]], Batch], images: int, batch:
 
 
 def make_large(folder: Path, images: int, slots: int) -> None:
-    """A sealed store of holes: of any size, and no disk used."""
+    """A sealed store of holes: of the requested size, without disk space."""
     spec = dataclasses.replace(make_spec(1, 100, ["0"]), images=images, slots=slots, base_seed=None)
     for slot in range(slots):
         inside = slot_folder(folder, slot)

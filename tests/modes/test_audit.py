@@ -35,33 +35,33 @@ def photos(tmp_path: Path) -> Path:
 
 def test_audit_at_the_prompt(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ask(tmp_path / "out", "mode=audit", "dataset=folder", f"dataset.root={photos}") == 2
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     (folder,) = (tmp_path / "out/audit").iterdir()
-    assert "FAULT    1 file cannot be read as an image: a/broken.png (not an image" in said
-    assert "doubt    1 picture in more than one class: a/000.png = b/copy.png" in said
+    assert "FAULT    1 file cannot be read as an image: a/broken.png (not an image" in output
+    assert "doubt    1 picture in more than one class: a/000.png = b/copy.png" in output
     assert sorted(path.name for path in folder.iterdir()) == [
         *("audit.json", "cache.sqlite", "duplicates.csv", "split.csv", "unreadable.txt")
     ]
     leave_out = f"dataset.leave_out={folder}/unreadable.txt"
-    assert leave_out in said
+    assert leave_out in output
     assert ask(tmp_path / "out", "mode=audit", "dataset=folder", f"dataset.root={photos}", leave_out) == 0
 
 
 def test_a_training_looks_first(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("dataset=folder", f"dataset.root={photos}", *TINY)
     assert ask(tmp_path / "out", *words, "mode=check") == 2  # and a dry run before it
-    said = " ".join(capsys.readouterr().err.split())
-    assert "cannot be trained on: 1 file cannot be read as an image: a/broken.png" in said
+    output = " ".join(capsys.readouterr().err.split())
+    assert "cannot be trained on: 1 file cannot be read as an image: a/broken.png" in output
     (looked,) = (tmp_path / "out/audit").iterdir()
-    assert f"dataset.leave_out={looked}/unreadable.txt" in said and not (tmp_path / "out/supervised").exists()
+    assert f"dataset.leave_out={looked}/unreadable.txt" in output and not (tmp_path / "out/supervised").exists()
     seen = (looked / "cache.sqlite").stat().st_mtime_ns
     assert ask(tmp_path / "out", *words) == 2
     assert (looked / "cache.sqlite").stat().st_mtime_ns == seen  # what mode=check saw is not looked at again
-    said = " ".join(capsys.readouterr().err.split())
-    assert "cannot be trained on: 1 file cannot be read as an image: a/broken.png" in said
+    output = " ".join(capsys.readouterr().err.split())
+    assert "cannot be trained on: 1 file cannot be read as an image: a/broken.png" in output
     (run,) = (tmp_path / "out/supervised").iterdir()
     listed = run / "audit/unreadable.txt"
-    assert f"dataset.leave_out={listed}" in said
+    assert f"dataset.leave_out={listed}" in output
     assert ask(tmp_path / "out", *words, f"dataset.leave_out={listed}") == 0
     assert "1 picture in more than one class" in capsys.readouterr().err
     trained = next(path.parent for path in (tmp_path / "out/supervised").glob("*/finished.json"))

@@ -91,9 +91,9 @@ def test_micro_batches_add_up_to_the_batch(tmp_path: Path) -> None:
     model = ("model=deit_tiny", "model.pretrained=false", *sizes, "recipe.optimizer=sgd")
     for name, parts in (("whole", 1), ("parts", 4)):
         assert run_command(tmp_path / name, *PLAIN, *model, f"recipe.accumulate={parts}") == 0
-    whole, parts_ = weights(the_run(tmp_path / "whole")), weights(the_run(tmp_path / "parts"))
-    for name in whole:
-        torch.testing.assert_close(whole[name], parts_[name], rtol=0, atol=1e-6)
+    full, parts_ = weights(the_run(tmp_path / "whole")), weights(the_run(tmp_path / "parts"))
+    for name in full:
+        torch.testing.assert_close(full[name], parts_[name], rtol=0, atol=1e-6)
 
 
 def sgd(network: torch.nn.Module) -> torch.optim.Optimizer:
@@ -135,8 +135,8 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_the_batch(
     calls: list[torch.Tensor] = []
     monkeypatch.setattr(losses, "label_cross_entropy", at_fifth)
     assert run_command(tmp_path, *PLAIN) == 2
-    told = " ".join(capsys.readouterr().err.split())
-    assert "the loss is not finite at step 7" in told and "recipe.lr" in told
+    output = " ".join(capsys.readouterr().err.split())
+    assert "the loss is not finite at step 7" in output and "recipe.lr" in output
     what = json.loads((the_run(tmp_path) / "train" / "not_finite.json").read_text())
     assert (what["step"], what["batch"]) == (7, 7)
     assert len(what["index"]) == 16 and set(what["slot"]) == {1}  # five batches an epoch: the second epoch

@@ -1,12 +1,12 @@
 """A user's own images with several labels each: a CSV, with the images below ``dataset.root`` or beside the CSV.
 
-Two forms are read, by their heading::
+Two forms are read, distinguished by their header line::
 
     path,labels[,split][,group]          path,cat,dog,rain[,split][,group]
     a.jpg,cat;dog                        a.jpg,1,1,0
     b.jpg,                               b.jpg,0,0,0
 
-In the first, labels stand in one cell, separated by ``;`` (or ``|``); the classes are all labels that occur, sorted. In
+In the first, labels are in one cell, separated by ``;`` (or ``|``); the classes are all labels that occur, sorted. In
 the second every other column is a label, of 0 and 1; the classes have the order of the columns. An empty cell, or a row
 of zeros, is an image that shows none of the labels.
 """
@@ -35,26 +35,27 @@ KNOWN = ("path", "label", "labels", "split", "group")
 class Line:
     """One image of the table."""
 
-    path: str  # as it stands there
+    path: str  # as written there
     labels: tuple[str, ...]
     split: str
     group: str
     number: int  # of the line
 
 
-def has_several(table: Path) -> bool:
-    """Whether the heading of a CSV is one of the two forms."""
+def has_label_sets(table: Path) -> bool:
+    """Whether the header line of a CSV is one of the two forms."""
     with open(table, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         columns = [name.strip() for name in next(csv.reader(file, skipinitialspace=True), [])]
+    # A single further column is left to read_csv, whose message names the columns that are expected.
     several = "labels" in columns or len(set(columns) - set(KNOWN)) >= 2
     return "path" in columns and "label" not in columns and several
 
 
-def read(table: Path) -> tuple[list[str] | None, list[Line]]:
-    """The labels in the order of their columns (None where they stand in one cell), and the lines.
+def read_label_sets(table: Path) -> tuple[list[str] | None, list[Line]]:
+    """The labels in the order of their columns (None where they are in one cell), and the lines.
 
     Raises:
-        UserError: a line that cannot be understood.
+        UserError: a line that cannot be parsed.
     """
     lines: list[Line] = []
     with open(table, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -72,7 +73,7 @@ def read(table: Path) -> tuple[list[str] | None, list[Line]]:
             if not path:
                 raise UserError(f"{table}, line {at}: the path is empty.", "Fill it, or remove the line.")
             if path in seen:
-                raise UserError(f"{table}, line {at}: {path} stands already in line {seen[path]}.", "Remove one.")
+                raise UserError(f"{table}, line {at}: {path} is already in line {seen[path]}.", "Remove one.")
             given = (row["split"] or "").strip() if "split" in columns else "train"
             split = SPLITS.get(given.lower())
             if split is None:

@@ -1,4 +1,4 @@
-"""Weights that are numbers: checked where they enter (files, artifacts) and leave (checkpoints, artifacts)."""
+"""Weights that are finite: checked where they enter (files, artifacts) and leave (checkpoints, artifacts)."""
 
 from __future__ import annotations
 
@@ -30,6 +30,6 @@ def non_finite(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> l
     return [name for name, good in zip(checked, finite, strict=True) if not good]
 
 
-def listed(names: list[str]) -> str:
+def list_first(names: list[str]) -> str:
     """The first of ``names`` and the number of the others."""
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")

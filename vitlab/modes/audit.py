@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vitlab.config import Config
 from vitlab.config.composed import Composed
-from vitlab.data.audit import Audit, audit, audit_folder, refuse_faults, write_audit
+from vitlab.data.audit import Audit, audit_dataset, audit_folder, refuse_faults, write_audit
 from vitlab.errors import UserError
 from vitlab.run.run import Run
 from vitlab.training.progress import Progress
@@ -52,7 +52,7 @@ def look(config: Config, home: Path, folder: Path) -> Audit:
     home.mkdir(parents=True, exist_ok=True)
     workers = config.hardware.workers or config.hardware.threads
     try:
-        result, splits = audit(config.dataset, home / CACHE, workers, step)
+        result, splits = audit_dataset(config.dataset, home / CACHE, workers, step)
     finally:
         for one in bar:
             one.__exit__(None, None, None)

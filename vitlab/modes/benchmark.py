@@ -48,11 +48,11 @@ class Costed:
 
 def answer(composed: Composed) -> int:
     """Count, time, write and print; the exit code."""
-    from vitlab.measure.backends import missing
+    from vitlab.measure.backends import missing_packages
 
     config = composed.config
     for backend in config.benchmark.backends:
-        if absent := missing(backend):
+        if absent := missing_packages(backend):
             raise UserError(
                 f"benchmark.backends: {backend} needs the package {absent[0]}, which is not installed.",
                 f"pip install {' '.join(absent)}, or leave {backend} out.",
@@ -92,7 +92,7 @@ def measure(
 
     from vitlab.measure.cost import measure_cost
     from vitlab.measure.cost_record import Latency
-    from vitlab.measure.timing import interleave
+    from vitlab.measure.timing import time_interleaved
     from vitlab.training.progress import Progress
 
     spec = subjects[0].config.evaluation
@@ -113,7 +113,7 @@ def measure(
         for batch in batches:
             contenders = [c for one in found for c in _contenders(one, backends, batch, files, device)]
             with Progress(f"benchmark, batch {batch}", spec.latency_repeats, unit="round") as progress:
-                timings += interleave(contenders, spec.latency_repeats, progress=progress.update)
+                timings += time_interleaved(contenders, spec.latency_repeats, progress=progress.update)
             torch._dynamo.reset()
     for one in found:
         own = [t for t in timings if (t.name, t.backend) == (one.subject.name, "eager")]
@@ -143,16 +143,16 @@ def _contenders(
             continue
         if backend in ("onnxruntime", "openvino"):
             assert file is not None
-            run = (ways.onnxruntime if backend == "onnxruntime" else ways.openvino)(file, images)
+            run = (ways.onnxruntime_pass if backend == "onnxruntime" else ways.openvino_pass)(file, images)
         elif backend == "compile":
-            run = ways.compiled(one.subject.network().to(device), images)
+            run = ways.compiled_pass(one.subject.network().to(device), images)
             try:
                 run()
             except Exception as error:  # whatever the compiler of this machine cannot do
                 one.skipped[backend] = _first_line(error)
                 continue
         else:
-            run = ways.eager(one.subject.network().to(device), images)
+            run = ways.eager_pass(one.subject.network().to(device), images)
         made.append(Contender(name, backend, batch, run))
     return made
 

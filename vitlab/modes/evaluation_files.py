@@ -117,7 +117,7 @@ def write(one: Measured) -> None:
 def note_in_model(one: Measured) -> None:
     """The figures into ``model.json`` of a run's model, if these are the run's own images. Weights and their hash, by
     which stored targets identify a teacher, stay as they are."""
-    from vitlab.models.artifact import note_metrics
+    from vitlab.models.artifact import write_metrics
 
     subject = one.subject
     if subject.run is None or subject.artifact is None or folder_of(subject) != subject.run.folder / "evaluation":
@@ -131,7 +131,7 @@ def note_in_model(one: Measured) -> None:
     }
     subject.meta.metrics = about | one.evaluation.metrics()
     subject.meta.fitted = one.task.stored_with_model(one.evaluation)
-    note_metrics(subject.artifact, subject.meta.metrics, subject.meta.fitted)
+    write_metrics(subject.artifact, subject.meta.metrics, subject.meta.fitted)
 
 
 def write_report_inputs(one: Measured, folder: Path) -> None:

@@ -24,15 +24,15 @@ from torchmetrics.functional.classification import (
 
 from vitlab.config import EvaluationConfig
 from vitlab.errors import OVERFLOW, UserError
-from vitlab.measure.classification import calibration
+from vitlab.measure.classification import calibration_error
 from vitlab.measure.multilabel import (
-    DEFAULT,
+    DEFAULT_THRESHOLD,
     LabelScore,
     MultilabelEvaluation,
     binary_nll,
+    bootstrap_metrics,
     choose_thresholds,
-    interval,
-    resampled,
+    percentile_interval,
     sigmoid,
 )
 from vitlab.tasks.base import Answers, Validation
@@ -91,7 +91,7 @@ def evaluate(
     decided = prob >= thresholds
     scores = _label_scores(prob, decided, thresholds, label, classes, spec.bins)
     known = [one for one in scores if one.n]
-    pooled_ece = calibration(np.minimum(prob.ravel(), 1.0), label.ravel().astype(bool), spec.bins)
+    pooled_ece = calibration_error(np.minimum(prob.ravel(), 1.0), label.ravel().astype(bool), spec.bins)
     found = MultilabelEvaluation(
         n=len(label),
         classes=list(classes),
@@ -113,18 +113,18 @@ def evaluate(
         found.thresholds_from, found.no_thresholds = validation.images, validation.missing
         found.default_thresholds = [classes[k] for k in unseen] if validation.answers is not None else []
     if spec.resamples:
-        (drawn,) = resampled([(prob, decided)], [test.logits], label, spec.resamples, groups=test.group)
-        found.intervals = {name: list(interval(values)) for name, values in drawn.items()}
+        (drawn,) = bootstrap_metrics([(prob, decided)], [test.logits], label, spec.resamples, groups=test.group)
+        found.intervals = {name: list(percentile_interval(values)) for name, values in drawn.items()}
     return found
 
 
 def _thresholds(validation: Validation | None, labels: int) -> tuple[NDArray[np.float64], list[int]]:
     """[K], and the labels that no validation image has."""
     if validation is None or validation.answers is None:
-        return np.full(labels, DEFAULT), []
+        return np.full(labels, DEFAULT_THRESHOLD), []
     chosen = choose_thresholds(sigmoid(validation.answers.logits), np.rint(validation.answers.label))
     unseen = np.flatnonzero(np.isnan(chosen)).tolist()
-    return np.where(np.isnan(chosen), DEFAULT, chosen), unseen
+    return np.where(np.isnan(chosen), DEFAULT_THRESHOLD, chosen), unseen
 
 
 def _label_scores(

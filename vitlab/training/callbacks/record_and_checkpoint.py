@@ -17,7 +17,7 @@ from vitlab.data.batch import Batch
 from vitlab.data.loader import Loader
 from vitlab.errors import UserError, written_to
 from vitlab.files import fsync_dir, write_json
-from vitlab.models.finite import listed, non_finite
+from vitlab.models.finite import list_first, non_finite
 from vitlab.run.recorder import Recorder
 from vitlab.training.checkpoint import CHECKPOINT, read_done
 from vitlab.training.distributed import all_reduce_max, all_reduce_sum, world_size
@@ -198,7 +198,7 @@ class RecordAndCheckpoint(Callback):
         for kind, network in networks.items():
             if names := non_finite(network):
                 raise UserError(
-                    f"Stage {self.stage}: {kind} that are not finite after step {learner.step} ({listed(names)}). "
+                    f"Stage {self.stage}: {kind} that are not finite after step {learner.step} ({list_first(names)}). "
                     f"{self._last_checkpoint()}",
                     DIVERGED,
                 )
