@@ -20,6 +20,10 @@ class UserError(Exception):
         self.cure = cure
 
 
+OVERFLOW = "Its weights overflow: use another model, or train it again with a lower recipe.lr."
+"""The cure for a model whose logits are not finite although its weights are."""
+
+
 class DamagedError(UserError, ValueError):
     """A file of vitlab's own that cannot be read as what it is; a ValueError for readers that have their own message.
 

@@ -9,6 +9,7 @@ import dataclasses
 import os
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 from vitlab.distill.draw import seeds_of
 from vitlab.distill.sparse import SparseTarget
 from vitlab.distill.store import TargetStore
-from vitlab.distill.store_spec import RECORDS, SEALED, SPEC, StoreSpec, keys_digest, slot_folder
+from vitlab.distill.store_spec import CRC, RECORDS, SEALED, SPEC, StoreSpec, keys_digest, slot_folder
+from vitlab.distill.store_writer import checksums
 from vitlab.files import write_json
 
 Batch = tuple[NDArray[np.int32], torch.Tensor, torch.Tensor]
@@ -117,7 +119,10 @@ def make_large(folder: Path, images: int, slots: int) -> None:
         inside.mkdir(parents=True)
         (inside / RECORDS).touch()
         os.truncate(inside / RECORDS, spec.slot_bytes)
-        write_json(inside / SEALED, {"crc32": 0})
+        if not slot:  # the others are like it
+            crc = np.fromiter(checksums(inside, spec), "<u4").tobytes()
+        (inside / CRC).write_bytes(crc)
+        write_json(inside / SEALED, {"crc32": zlib.crc32(crc)})
     write_json(folder / SPEC, spec.to_dict())
 
 

@@ -77,8 +77,8 @@ def test_counting_alone_keeps_the_times_of_before(run: Path, output: Path, compa
 def test_times_on_other_threads_do_not_replace_the_reports(
     run: Path,
     output: Path,
-    told: dict,
-    capsys: pytest.CaptureFixture[str],  # type: ignore[type-arg]
+    comparison: dict,  # type: ignore[type-arg]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = json.loads((run / "benchmark" / "done.json").read_text())["costs"]
     words = ["mode=benchmark", f"output={output}", f"run={run}", *SPEC, "benchmark.backends=[eager]"]

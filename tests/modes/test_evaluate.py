@@ -234,8 +234,8 @@ def test_another_root_of_a_folder_run_is_another_measurement(output: Path, tmp_p
     root = digit_folder(digit_folder(tmp_path / "own", 0), 60, 120, "train")
     other = digit_folder(digit_folder(tmp_path / "other", 60), 60, 120, "train")
     words = ("dataset=folder", f"dataset.root={root}", "model=tiny_vit_digits", "recipe=digits", "dataset.size=32")
-    words += ("recipe.batch_size=16", "recipe.duration=3st", "recipe.warmup=0st", "debug.max_images=null")
-    made = train(output, *words)
+    quick = ("recipe.batch_size=16", "recipe.duration=3st", "recipe.warmup=0st", "debug.max_images=null")
+    made = train(output, *words, *quick)
     own = [made / "evaluation" / "train.json", made / "train" / "model.json", made / "evaluation" / "done.json"]
     before = [file.read_bytes() for file in own]
     assert ask(output, "mode=evaluate", f"run={made}", f"dataset.root={other}", "evaluation.resamples=0") == 0

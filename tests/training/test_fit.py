@@ -144,6 +144,37 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_the_batch(
     assert run_command(tmp_path, *PLAIN) == 0, "the last checkpoint is from before, and the run goes on from it"
 
 
+def test_a_network_that_overflows_is_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """After one step at such a rate the weights are finite still, and so was the loss."""
+    words = ("recipe.optimizer=sgd", "recipe.lr=1e30", "recipe.schedule=constant", "recipe.clip=null")
+    assert run_command(tmp_path, *PLAIN, *words, "debug.max_steps=1") == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "after step 1 the network's outputs for 80 validation images are not finite" in message
+    assert "No checkpoint was written before." in message and "Lower recipe.lr" in message
+    assert not list(tmp_path.rglob("*.safetensors")) and not list(tmp_path.rglob("checkpoint.ckpt"))
+
+
+@pytest.mark.parametrize(("kind", "words"), [("weights", ()), ("averaged weights", ("recipe.ema=0.9",))])
+def test_a_checkpoint_has_finite_weights(
+    kind: str, words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The step is named, and what is said of the checkpoint is true: the run goes on from it."""
+
+    def spoil(learner: Learner) -> bool:
+        if learner.step + 1 == 5:
+            spoiled = learner.student if kind == "weights" else learner.result
+            next(spoiled.parameters()).data.view(-1)[0] = float("inf")
+        return False
+
+    words = (*PLAIN, *words, "recipe.checkpoint_every=1st", "recipe.validate_every=11st")
+    with at(Learner, "after_step", spoil, signal.SIGTERM):
+        assert run_command(tmp_path, *words) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"Stage train: {kind} that are not finite after step 5 (" in message
+    assert "The checkpoint is of step 4, with finite weights." in message
+    assert run_command(tmp_path, *words) == 0
+
+
 def test_record_has_named_losses_rates_and_norms(tmp_path: Path) -> None:
     assert run_command(tmp_path, *PLAIN, "recipe.clip=0.5") == 0
     rows = [row for row in read_rows(the_run(tmp_path) / "metrics.jsonl") if "loss" in row]

@@ -27,10 +27,10 @@ class ModelConfig:
     mean: Optional[list[float]] = None  # normalisation; null: the pretrained model's, else the dataset's
     std: Optional[list[float]] = None  # see mean
 
-    FIRST: ClassVar[tuple[str, ...]] = (
-        *("name", "pretrained", "checkpoint", "args", "mean", "std", "absent_class", "table_resize"),
-    )
+    FIRST: ClassVar[tuple[str, ...]] = (*("name", "pretrained", "checkpoint", "args", "mean", "std"),)
     """Fields of the first version, for names of folders with a model's results (:func:`vitlab.files.stable_dict`)."""
+    FORMER: ClassVar[dict[str, str]] = {"absent_class": "mean", "table_resize": "official"}
+    """Fields of the first version that are gone, with their neutral values, likewise."""
 
 
 @dataclass

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vitlab.errors import OVERFLOW, UserError
 from vitlab.measure.temperature import Temperature
 
 CALIBRATION_BINS = (10, 15, 20)
@@ -189,7 +190,7 @@ def score_images(logits: ArrayLike, label: ArrayLike) -> Scores:
         row, own = scores[part].astype(np.float64), truth[part].astype(np.int64)
         if not np.isfinite(row).all():
             bad = int((~np.isfinite(row).all(axis=1)).sum())
-            raise ValueError(f"logits of {bad} images (among rows {start} to {start + len(row) - 1}) are not finite")
+            raise UserError(f"The model's logits of {bad} images are not finite.", OVERFLOW)
         at = np.arange(len(row))
         mine = row[at, own][:, None]
         # Larger logits, and equal ones of a lower index: the order of argmax, so that top 1 is rank 0.

@@ -21,6 +21,7 @@ from vitlab._version import __version__
 from vitlab.errors import UserError
 from vitlab.files import atomic_write, read_json, sha256, write_json
 from vitlab.models.checkpoints import META_FILE, WEIGHTS_FILE
+from vitlab.models.finite import list_first, non_finite
 
 FORMAT = 1
 """Version of ``model.json``; raised when an older reader could misunderstand a newer file."""
@@ -73,12 +74,18 @@ def save_model(folder: Path, model: nn.Module, meta: ModelMeta, state: dict[str,
 
     Raises:
         ValueError: ``meta`` names another number of classes than the network has logits.
+        UserError: a weight is not finite; nothing is written.
     """
     logits = getattr(model, "num_classes", len(meta.classes))
     if logits != len(meta.classes):
         raise ValueError(f"{len(meta.classes)} class names for a network with {logits} logits")
     # Copies: safetensors refuses views and shared memory, and a network on a device is saved as one on the CPU.
     state = {name: value.detach().cpu().contiguous().clone() for name, value in (state or model.state_dict()).items()}
+    if names := non_finite(model, state):
+        raise UserError(
+            f"The weights of '{meta.name}' for {folder} are not finite ({list_first(names)}); no model was written.",
+            "Lower the learning rate, or start from other weights.",
+        )
     weights = save_bytes(state, metadata={"format": "pt"})
     meta = dataclasses.replace(meta, sha256=sha256(weights))
     atomic_write(folder / WEIGHTS_FILE, weights)
@@ -156,12 +163,17 @@ def build_from_meta(meta: ModelMeta, state: dict[str, Tensor]) -> nn.Module:
     """The network that ``meta`` describes with the weights ``state``: on the CPU, in eval mode, with ``.meta``.
 
     Raises:
-        UserError: an architecture that is not registered with timm here.
+        UserError: an architecture that is not registered with timm here, or weights that are not finite.
     """
     if not timm.is_model(meta.name.partition(".")[0]):
         raise UserError(f"timm {timm.__version__} has no model '{meta.name}' (model.json).", "Update timm.")
     model = timm.create_model(meta.name, pretrained=False, num_classes=len(meta.classes), **meta.args)
     model.load_state_dict(state)
+    if names := non_finite(model):
+        raise UserError(
+            f"The model '{meta.name}' has weights that are not finite ({list_first(names)}).",
+            "Use another one: the training that made it diverged.",
+        )
     model.eval()
     model.meta = meta  # type: ignore[assignment]  # torch types an attribute as a Tensor or a Module
     return model

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from vitlab.errors import UserError
 from vitlab.models.clip_weights import fold_projection, is_clip_classifier
+from vitlab.models.finite import list_first, non_finite
 from vitlab.models.imagenet22k import CLASSES, map_rows
 from vitlab.models.tinyvit_weights import adapt_state_dict
 
@@ -181,7 +182,8 @@ def load_weights(
     Raises:
         ValueError: ``new`` names a tensor that the network does not have, or a wrapper has tensors outside its backbone
             that are neither new nor its head.
-        UserError: some other tensor is missing, unexpected, or of another shape; all of them are listed.
+        UserError: some other tensor is missing, unexpected, or of another shape; all of them are listed. Or a weight
+            is not finite.
     """
     added = set(new if new is not None else new_parameters(model))
     if unknown := sorted(added.difference(model.state_dict())):
@@ -225,6 +227,11 @@ def load_weights(
         )
     fits = keep_head and all(name in state and state[name].shape == own[name].shape for name in head - added)
     matching = {name: value for name, value in state.items() if name in own and (fits or name not in head)}
+    if bad := non_finite(model, matching):
+        raise UserError(
+            f"The checkpoint {source} has weights that are not finite ({list_first(bad)}).",
+            "Use another one: the training that made it diverged, or the file is damaged.",
+        )
     model.load_state_dict(matching, strict=False)  # not strict: every difference was checked above
     zeroed = [] if fits else zero_head(model)
     return LoadReport(source, len(matching), zeroed, adapted, mapped, sorted(added.difference(state)))

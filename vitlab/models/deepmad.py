@@ -242,7 +242,7 @@ class DeepMAD(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups for layer-wise learning rates: a group a unit, or a superblock."""
         blocks = r"^block_list\.(\d+)" if coarse else [(r"^block_list\.(\d+)\.block_list\.(\d+)", None)]
-        return {"stem": r"^block_list\.0\.(conv1|bn1)", "blocks": blocks}
+        return {"stem": r"^block_list\.0\.(?:conv1|bn1)", "blocks": blocks}
 
     def forward_features(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] to [B, C, H / stride, W / stride]."""

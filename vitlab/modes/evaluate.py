@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlab.config.composed import Composed
-from vitlab.errors import UserError
+from vitlab.errors import OVERFLOW, UserError
 from vitlab.files import atomic_write, write_json
 from vitlab.modes.evaluation_files import (
     Measured,
@@ -148,6 +148,8 @@ def measure(subject: SelectedModel) -> Measured:
 
 def _answers(subject: SelectedModel, network: Any, title: str, split: str) -> Answers:
     """Logits and labels of a split in the order of its images, labels in the numbering of the model's classes."""
+    import numpy as np
+
     from vitlab.data.sources import groups_at
     from vitlab.tasks.parts.answers import gather_logits
     from vitlab.training.distributed import rank, world_size
@@ -158,6 +160,10 @@ def _answers(subject: SelectedModel, network: Any, title: str, split: str) -> An
     # The bar counts the images of this rank; the others have as many, but for a batch.
     with Progress(title, data.sizes[split] // world_size(), unit="image", quiet=rank() > 0) as progress:
         answers = gather_logits(network, loader, subject.device, progress.update)
+    if bad := int((~np.isfinite(answers.logits).all(axis=1)).sum()):
+        raise UserError(
+            f"{subject.title}: the logits of {bad} of {len(answers.logits)} images of {split} are not finite.", OVERFLOW
+        )
     answers.group = groups_at(data.sources[split], answers.index)
     answers.label = subject.task.match_classes(answers.label, data.classes, subject.meta.classes, subject.title)
     return answers

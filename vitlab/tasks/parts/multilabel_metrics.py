@@ -23,6 +23,7 @@ from torchmetrics.functional.classification import (
 )
 
 from vitlab.config import EvaluationConfig
+from vitlab.errors import OVERFLOW, UserError
 from vitlab.measure.classification import calibration_error
 from vitlab.measure.multilabel import (
     DEFAULT_THRESHOLD,
@@ -76,12 +77,14 @@ def evaluate(
     """Everything measured of one model; thresholds are chosen on the validation images alone.
 
     Raises:
-        ValueError: logits that are not finite, or whose shape does not fit the labels.
+        UserError: logits that are not finite.
+        ValueError: their shape does not fit the labels.
     """
     if test.logits.shape != test.label.shape or test.logits.shape[1] != len(classes):
         raise ValueError(f"logits {test.logits.shape} and label {test.label.shape} must be [N, {len(classes)}]")
     if not np.isfinite(test.logits).all():
-        raise ValueError("logits are not finite")
+        bad = int((~np.isfinite(test.logits).all(axis=1)).sum())
+        raise UserError(f"The model's logits of {bad} images are not finite.", OVERFLOW)
     label = np.rint(test.label).astype(np.int64)
     prob = sigmoid(test.logits)
     thresholds, unseen = _thresholds(validation, len(classes))
