@@ -249,7 +249,12 @@ def test_a_flat_folder_is_measured_whole(output: Path, tmp_path: Path, capsys: p
     """New pictures without split folders: all are measured. Of the folder of the training only the held-out part is,
     and a fraction that is typed counts."""
     flat, new = digit_folder(tmp_path, 0, 120, "own"), digit_folder(tmp_path, 120, 40, "new")
-    words = ("dataset=folder", f"dataset.root={flat / 'own'}", "model=tiny_vit_digits", "recipe=digits")
+    words: tuple[str, ...] = (
+        "dataset=folder",
+        f"dataset.root={flat / 'own'}",
+        "model=tiny_vit_digits",
+        "recipe=digits",
+    )
     words += ("dataset.size=32", "recipe.batch_size=16", "recipe.duration=3st", "recipe.warmup=0st")
     made = train(output, *words, "debug.max_images=null")
 

@@ -86,9 +86,10 @@ class Recorder:
             if row is None:  # damaged; lines of a run that is locked were checked before
                 continue
             if row["stage"] == stage:
-                if row["step"] > step:
+                at = int(str(row["step"]))
+                if at > step:
                     continue
-                if row["step"] == step:
+                if at == step:
                     self._replayed.add(_content(row))
             kept.append(line)
         if len(kept) < len(lines):
