@@ -17,7 +17,7 @@ from PIL import Image
 
 from tests.data.conftest import picture
 from vitlab.config import DatasetConfig
-from vitlab.data.audit import Audit, audit_dataset, inputs_of, refuse_faults, write_audit
+from vitlab.data.audit import Audit, audit_dataset, inputs_of, keep_together, refuse_faults, write_audit
 from vitlab.data.audit_duplicates import find_identical, find_similar
 from vitlab.data.audit_files import inspect_file, inspect_files
 from vitlab.data.folder import folder_sources
@@ -314,3 +314,31 @@ def test_names_that_are_not_utf8(make_images: MakeImages, tmp_path: Path) -> Non
     clean, _ = audit_dataset(config(root, leave_out=str(tmp_path / "out/unreadable.txt")))
     assert clean.files == 3 and not clean.unreadable
     assert len(folder_sources(config(root, csv=str(tmp_path / "out/split.csv")))["train"].keys) == len(splits["train"])
+
+
+def test_duplicates_stay_on_one_side(make_images: MakeImages, tmp_path: Path) -> None:
+    """What the audit found is a group for dataset.groups: nothing of it is on both sides of the split any more."""
+    root = make_images(*(f"{name}/{i}.png" for name in "ab" for i in range(30)))
+    for number, path in enumerate(sorted(root.rglob("*.png"))):
+        scene(number).save(path)
+    for i in range(8):
+        shutil.copy(root / f"a/{i}.png", root / f"a/copy{i}.png")
+        scene(30 + i).resize((100, 75)).save(root / f"b/small{i}.jpg", quality=60)
+    result, splits = audit_dataset(config(root, val_fraction=0.3))
+    written = write_audit(tmp_path / "audit", result, splits)
+    assert any(len(one.splits) > 1 for one in result.duplicates)
+    assert f"dataset.groups={written['duplicates']}" in keep_together(result, written)
+    cfg = config(root, val_fraction=0.3, groups=str(written["duplicates"]))
+    again, splits = audit_dataset(cfg)
+    assert len(again.duplicates) >= 8 and not any(len(one.splits) > 1 for one in again.duplicates)
+    assert {name: len(part) for name, part in splits.items()} == {
+        name: len(source) for name, source in folder_sources(cfg).items()
+    }
+    assert 12 <= len(splits["val"]) <= 32 and keep_together(again, written) == ""
+    table = written["duplicates"]
+    head, *lines = table.read_text().splitlines()
+    table.write_text("\n".join([head, *reversed(lines)]) + "\n")  # neither the order nor the numbers matter
+    assert list(folder_sources(cfg)["val"].keys) == [row.path for row in splits["val"]]
+    table.write_text(head + "\n1,same file,a/none.png,a,train\n")
+    with pytest.raises(UserError, match=r"line 2: a/none\.png is no image of the data set"):
+        folder_sources(cfg)

@@ -52,6 +52,7 @@ class DatasetConfig:
     folds: Optional[int] = None  # cross-validation: number of folds, assigned by a hash of the image; null: none
     fold: Optional[int] = None  # cross-validation: the fold used as test split, from 0 to folds - 1
     split_file: Optional[str] = None  # CSV with columns path,split, e.g. splits.csv of a run; null: the data set's own
+    groups: Optional[str] = None  # folder only: CSV path,group, e.g. duplicates.csv of an audit: not split apart
     classes: Any = None  # folder only: order, a list | listed (order of the CSV); null: classes.txt, else sorted
     embedded: bool = False  # part of a Python package: needs no root
     synthetic: bool = False  # random images: reports mark their metrics as meaningless
