@@ -29,10 +29,17 @@ from vitlab.training.callbacks.record_and_checkpoint import RecordAndCheckpoint
 from vitlab.training.callbacks.view_grid import ViewGrid
 from vitlab.training.checkpoint import CHECKPOINT, read_done, refuse_other_network
 from vitlab.training.class_balance import balanced
-from vitlab.training.distributed import device_of
+from vitlab.training.distributed import device_of, world_size
 from vitlab.training.learner import Learner, TeacherFn
 from vitlab.training.objectives import Objective, StepObjective
-from vitlab.training.out_of_memory import free_traceback, largest_that_fits, out_of_memory, too_large
+from vitlab.training.out_of_memory import (
+    free_traceback,
+    largest_that_fits,
+    one_value_per_channel,
+    out_of_memory,
+    too_large,
+    too_small,
+)
 from vitlab.training.overfit import Overfit
 from vitlab.training.profile import StepProfiler
 from vitlab.training.progress import Progress
@@ -127,7 +134,9 @@ class Training:
             resume = str(checkpoint) if checkpoint.exists() else None
             try:
                 trainer.fit(learner, loader, ckpt_path=resume, weights_only=True)
-            except RuntimeError as error:
+            except (RuntimeError, ValueError) as error:
+                if one_value_per_channel(error):
+                    raise too_small("recipe", recipe.batch_size // (world_size() * recipe.accumulate)) from error
                 if not out_of_memory(error):
                     raise
                 free_traceback(error)
