@@ -144,6 +144,17 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_the_batch(
     assert run_command(tmp_path, *PLAIN) == 0, "the last checkpoint is from before, and the run goes on from it"
 
 
+def test_one_value_per_channel_ends_a_training_in_one_paragraph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a network that the preflight does not see: a stage's own."""
+    monkeypatch.setattr("vitlab.launch.stages.preflight", lambda *_: None)
+    words = ("model=resnet18", "model.name=test_resnet", "model.pretrained=false", "recipe.accumulate=16")
+    assert run_command(tmp_path, *PLAIN, *words) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "leave BatchNorm one value per channel" in message and "Traceback" not in message
+
+
 def test_a_network_that_overflows_is_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """After one step at such a rate the weights are finite still, and so was the loss."""
     words = ("recipe.optimizer=sgd", "recipe.lr=1e30", "recipe.schedule=constant", "recipe.clip=null")

@@ -30,7 +30,7 @@ def one_value_per_channel(error: BaseException) -> bool:
 def too_small(key: str, at_once: int) -> UserError:
     """The message for :func:`one_value_per_channel`. ``key``: of the recipe; ``at_once``: images on each device."""
     return UserError(
-        f"{key}: {at_once} image(s) at once on each device leave BatchNorm one value per channel, which has no variance.",
+        f"{key}: {at_once} image(s) at once on each device leave BatchNorm one value per channel, without a variance.",
         f"Raise {key}.batch_size or lower {key}.accumulate, enlarge dataset.size, or freeze the statistics of a "
         f"pretrained network with {key}.freeze_batchnorm=true.",
     )

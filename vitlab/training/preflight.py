@@ -18,7 +18,8 @@ from vitlab.training.out_of_memory import one_value_per_channel, too_small
 
 
 def preflight(config: Config, reads: set[str]) -> None:
-    """Refuse a batch that the data cannot fill, or of which a BatchNorm sees one value per channel, a network that timm cannot build, an optimiser that it does not have.
+    """Refuse a batch that the data cannot fill or of which a BatchNorm sees one value per channel, a network that timm
+    cannot build or that does not classify a blank image, an optimiser that timm does not have.
 
     Networks are built without memory (on torch's meta device), a tenth of a second each.
 
