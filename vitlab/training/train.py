@@ -43,7 +43,7 @@ from vitlab.training.out_of_memory import (
 from vitlab.training.overfit import Overfit
 from vitlab.training.profile import StepProfiler
 from vitlab.training.progress import Progress
-from vitlab.training.schedule import Schedule, duration_steps
+from vitlab.training.schedule import Schedule, duration_steps, slow_average
 from vitlab.training.sharding import all_processes, full_state_dict, shard, uses_sharding
 from vitlab.training.teacher import load_teacher, make_teacher
 from vitlab.training.trainer import Stopwatch, make_trainer
@@ -104,6 +104,8 @@ class Training:
         per_epoch, total = self.data.steps_per_epoch, learner.schedule.total
         total = min(total, 3) if dry_run else total
         with Progress(stage, total, done=done.step, quiet=dry_run or recorder is None) as progress:
+            if (note := slow_average(recipe, total)) and not done.step:
+                progress.note(f"{stage}: {note}")
             keeper = RecordAndCheckpoint(
                 stage=stage,
                 folder=context.folder,
@@ -161,7 +163,14 @@ class Training:
             save_model(self.context.folder, kept, meta or self.meta, state)
         params = sum(p.numel() for p in kept.parameters())
         steps = self.learner.step if self.learner.finished else self.expected_steps
-        return {"seconds": round(self.seconds, 2), "params": params, "images": self.expected_images, "steps": steps}
+        note = slow_average(self.recipe, steps)
+        return {
+            "seconds": round(self.seconds, 2),
+            "params": params,
+            "images": self.expected_images,
+            "steps": steps,
+            **({"notes": [note]} if note else {}),
+        }
 
     def _observers(self) -> list[Callback]:
         """Callbacks that change nothing."""
@@ -222,6 +231,7 @@ def prepare(
         freeze_batchnorm=recipe.freeze_batchnorm,
         clip=recipe.clip,
         ema=recipe.ema,
+        ema_warmup=recipe.ema_warmup,
         seed=config.seed,
         compile=config.hardware.compile,
         task=task,
