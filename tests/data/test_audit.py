@@ -17,7 +17,7 @@ from PIL import Image
 
 from tests.data.conftest import picture
 from vitlab.config import DatasetConfig
-from vitlab.data.audit import Audit, audit_dataset, refuse_faults, write_audit
+from vitlab.data.audit import Audit, audit_dataset, inputs_of, refuse_faults, write_audit
 from vitlab.data.audit_duplicates import find_identical, find_similar
 from vitlab.data.audit_files import inspect_file, inspect_files
 from vitlab.data.folder import folder_sources
@@ -91,21 +91,40 @@ def test_the_audit_agrees_with_the_reader(broken: Path) -> None:
 
 def test_faults_stop_a_training_and_leave_out_goes_on(broken: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1 class folder without an image: ape.*Fix the data"):
-        refuse_faults(audit_dataset(config(broken))[0], tmp_path)
+        refuse_faults(audit_dataset(config(broken))[0], None)
     shutil.rmtree(broken / "ape")
     result, splits = audit_dataset(config(broken))
-    write_audit(tmp_path / "audit", result, splits)
-    listed = tmp_path / "audit/unreadable.txt"
+    listed = write_audit(tmp_path / "audit", result, splits)["unreadable"]
     with pytest.raises(UserError, match=r"4 files cannot be read.*dataset\.leave_out=") as raised:
-        refuse_faults(result, tmp_path / "audit")
+        refuse_faults(result, listed)
     assert str(listed) in str(raised.value)
     cfg = config(broken, leave_out=str(listed))
     clean, splits = audit_dataset(cfg)
-    refuse_faults(clean, tmp_path)
+    refuse_faults(clean, None)
     assert sorted(clean.left_out) == sorted(result.unreadable) and clean.files == result.files - 4
     assert sum(len(source) for source in folder_sources(cfg).values()) == clean.files
     write_audit(tmp_path / "audit", clean, splits)
-    assert not listed.exists()
+    assert listed.exists()  # another command may name it
+
+
+def test_files_that_the_command_names_are_not_written(broken: Path, tmp_path: Path) -> None:
+    """A list and a split that the audit wrote come back as dataset.leave_out and dataset.split_file."""
+    shutil.rmtree(broken / "ape")
+    out = tmp_path / "audit"
+    result, splits = audit_dataset(config(broken))
+    first = write_audit(out, result, splits)
+    (out / "split.csv").write_text((out / "split.csv").read_text() + "\n")
+    (broken / "dog/another.png").write_text("no image")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    cfg = config(broken, leave_out=str(first["unreadable"]), split_file=str(first["split"]))
+    result, splits = audit_dataset(config(broken, leave_out=str(first["unreadable"])))
+    again = write_audit(out, result, splits, inputs_of(cfg))
+    assert again["split"].name == "split-2.csv" and again["unreadable"].name == "unreadable-2.txt"
+    assert {name: (out / name).read_bytes() for name in ("split.csv", "unreadable.txt")} == {
+        name: before[name] for name in ("split.csv", "unreadable.txt")
+    }
+    clean, _ = audit_dataset(config(broken, leave_out=str(again["unreadable"])))  # the new list is enough by itself
+    assert not clean.unreadable and len(clean.left_out) == 5
 
 
 def test_leave_out_names_only_what_is_there(make_images: MakeImages, tmp_path: Path) -> None:
@@ -217,7 +236,7 @@ def test_the_split_is_written_and_reads_back(make_images: MakeImages, tmp_path: 
     result, splits = audit_dataset(cfg)
     assert "30 % of every class held out" in result.split
     paths = write_audit(tmp_path / "out", result, splits)
-    assert [path.name for path in paths][:2] == ["audit.json", "split.csv"]
+    assert [path.name for path in paths.values()][:2] == ["audit.json", "split.csv"]
     frozen, made = folder_sources(config(root, csv=str(tmp_path / "out/split.csv"))), folder_sources(cfg)
     for split in ("train", "val"):
         assert list(frozen[split].keys) == list(made[split].keys)

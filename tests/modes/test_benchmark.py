@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from tests.modes.conftest import ask, train
+from tests.modes.conftest import ask, signals_put_back, train
+from vitlab.cli.main import main
 from vitlab.measure.cost import count_macs, count_params
 from vitlab.models.artifact import load_model
 
@@ -69,6 +71,23 @@ def test_pictures_and_the_landscape_of_all_runs(run: Path, output: Path, compari
 def test_counting_alone_keeps_the_times_of_before(run: Path, output: Path, comparison: dict) -> None:  # type: ignore[type-arg]
     before = json.loads((run / "benchmark" / "done.json").read_text())["costs"]
     assert ask(output, "mode=benchmark", f"run={run}", SPEC[0], "evaluation.latency=false") == 0
+    assert json.loads((run / "benchmark" / "done.json").read_text())["costs"] == before
+
+
+def test_times_on_other_threads_do_not_replace_the_reports(
+    run: Path,
+    output: Path,
+    comparison: dict,  # type: ignore[type-arg]
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = json.loads((run / "benchmark" / "done.json").read_text())["costs"]
+    words = ["mode=benchmark", f"output={output}", f"run={run}", *SPEC, "benchmark.backends=[eager]"]
+    try:
+        with signals_put_back():
+            assert main([*words, "hardware=cpu", "hardware.threads=2"]) == 0
+    finally:
+        torch.set_num_threads(1)
+    assert "its report keeps the latency on cpu, 1 thread(s); this one is on cpu, 2" in capsys.readouterr().err
     assert json.loads((run / "benchmark" / "done.json").read_text())["costs"] == before
 
 

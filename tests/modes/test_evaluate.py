@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,61 @@ def test_other_images_go_beside_the_runs_own_record(run: Path, output: Path) -> 
     (folder,) = run.glob("evaluation-digits-*")
     assert json.loads((folder / "train.json").read_text())["n"] == 50
     assert [file.read_bytes() for file in files] == before
+
+
+def digit_folder(root: Path, start: int, count: int = 60, split: str = "test") -> Path:
+    """Real digits as class folders; the names do not depend on which digits they are."""
+    from vitlab.config import DatasetConfig
+    from vitlab.data.sets.digits import splits as digits
+
+    source = digits(DatasetConfig(name="digits", size=32, mean=[0.3] * 3, std=[0.3] * 3))["test"]
+    numbers = {str(label): 0 for label in range(10)}
+    for i in range(start, start + count):
+        image, label = source[i]
+        place = root / split / str(label) / f"{numbers[str(label)]}.png"
+        numbers[str(label)] += 1
+        place.parent.mkdir(parents=True, exist_ok=True)
+        image.save(place)
+    return root
+
+
+def test_measurements_elsewhere_leave_the_runs_own_result(
+    run: Path, output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two roots with one layout are two measurements; data that moved without a change are the run's own."""
+    first, second = digit_folder(tmp_path / "a", 0), digit_folder(tmp_path / "b", 60)
+    own = [run / "evaluation" / "train.json", run / "evaluation" / "train.npz", run / "train" / "model.json"]
+    before = [file.read_bytes() for file in own]
+    folders = set(run.glob("evaluation-folder-*"))
+    for root in (first, second):
+        words = ("dataset=folder", f"dataset.root={root}", "dataset.size=32", "dataset.crop_pct=1.0")
+        assert ask(output, "mode=evaluate", f"run={run}", *words, "evaluation.resamples=0") == 0
+        assert "not the images of" in capsys.readouterr().out
+    made = sorted(set(run.glob("evaluation-folder-*")) - folders)
+    assert len(made) == 2 and [file.read_bytes() for file in own] == before
+    copy = Path(shutil.copytree(first, tmp_path / "moved"))
+    words = ("dataset=folder", f"dataset.root={copy}", "dataset.size=32", "dataset.crop_pct=1.0")
+    assert ask(output, "mode=evaluate", f"run={run}", *words, "evaluation.resamples=0") == 0
+    assert sorted(set(run.glob("evaluation-folder-*")) - folders) == made
+    assert ask(output, "mode=report", f"run={run}") == 0
+    page = (run / "report.md").read_text()
+    assert page.count("Measured on other images, model: ") >= 2 and f"images of {second} (test split)" in page
+
+
+def test_another_root_of_a_folder_run_is_another_measurement(output: Path, tmp_path: Path) -> None:
+    """The case in which only dataset.root differs; and the same images under another root."""
+    root = digit_folder(digit_folder(tmp_path / "own", 0), 60, 120, "train")
+    other = digit_folder(digit_folder(tmp_path / "other", 60), 60, 120, "train")
+    words = ("dataset=folder", f"dataset.root={root}", "model=tiny_vit_digits", "recipe=digits", "dataset.size=32")
+    quick = ("recipe.batch_size=16", "recipe.duration=3st", "recipe.warmup=0st", "debug.max_images=null")
+    made = train(output, *words, *quick)
+    own = [made / "evaluation" / "train.json", made / "train" / "model.json", made / "evaluation" / "done.json"]
+    before = [file.read_bytes() for file in own]
+    assert ask(output, "mode=evaluate", f"run={made}", f"dataset.root={other}", "evaluation.resamples=0") == 0
+    assert [file.read_bytes() for file in own] == before and len(list(made.glob("evaluation-folder-*"))) == 1
+    moved = shutil.copytree(root, tmp_path / "moved")
+    assert ask(output, "mode=evaluate", f"run={made}", f"dataset.root={moved}", "evaluation.resamples=0") == 0
+    assert len(list(made.glob("evaluation-folder-*"))) == 1 and own[0].read_bytes() != before[0]
 
 
 def test_different_images_do_not_compare(run: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,6 +79,7 @@ MISTAKES = [
     (["run={output}"], ["is a folder of", "Give one: run={run}"]),
     (["run=[]"], ["names nothing"]),
     (["run={run}", "model=resnet18"], ["run= and model= both name the model"]),
+    (["run={run}", "dataset.root=photos"], ["dataset=digits is part of a package", "dataset=folder dataset.root="]),
     (["run={run}", "recipe.lr=1"], ["mode=evaluate does not read recipe"]),
     (["run={run}", "dataset.size=64"], ["dataset.size=64", "was made for 32 px"]),
     (["run={run}", "dataset=fake", "dataset.size=32"], ["does not know 10 of the 10 classes"]),

@@ -11,7 +11,7 @@ import csv
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -276,14 +276,38 @@ def audit_folder(output: Path, cfg: DatasetConfig) -> Path:
     return output / "audit" / f"{name}-{hashlib.sha256(place.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
 
 
-def write_audit(folder: Path, result: Audit, splits: dict[str, list[Row]]) -> list[Path]:
+def inputs_of(cfg: DatasetConfig) -> frozenset[Path]:
+    """The files that the keys of a data set name, resolved: a command reads them and must not write them."""
+    names = [name for name in (cfg.csv, cfg.leave_out, cfg.split_file) if name]
+    return frozenset(Path(name).expanduser().resolve() for name in names)
+
+
+def _free(path: Path, inputs: Collection[Path]) -> Path:
+    """``path``, or its first numbered sibling (``split-2.csv``) that is not one of ``inputs``."""
+    number, free = 1, path
+    while free.resolve() in inputs:
+        number += 1
+        free = path.with_stem(f"{path.stem}-{number}")
+    return free
+
+
+def write_audit(
+    folder: Path, result: Audit, splits: dict[str, list[Row]], inputs: Collection[Path] = ()
+) -> dict[str, Path]:
     """Write ``audit.json``, ``split.csv`` (a CSV for ``dataset.csv``: the split as it is used), ``unreadable.txt`` (a
     list for ``dataset.leave_out``) and ``duplicates.csv``; the latter two only where there is something to list.
 
-    Names that are not UTF-8 are written as the bytes they are, except in JSON, which escapes them.
+    ``unreadable.txt`` of an earlier audit is never deleted, since another command may name it. Names that are not UTF-8
+    are written as the bytes they are, except in JSON, which escapes them.
+
+    Args:
+        inputs: resolved paths of files that are not written (:func:`inputs_of`); a numbered sibling is instead.
+
+    Returns:
+        The files written, by kind: audit, split, duplicates, unreadable.
     """
-    paths = [folder / "audit.json", folder / "split.csv"]
-    write_json(paths[0], asdict(result))
+    paths = {"audit": _free(folder / "audit.json", inputs), "split": _free(folder / "split.csv", inputs)}
+    write_json(paths["audit"], asdict(result))
     grouped = any(row.group for part in splits.values() for row in part)
     rows = [
         [row.path, row.label, split, *([row.group] if grouped else [])]
@@ -291,8 +315,8 @@ def write_audit(folder: Path, result: Audit, splits: dict[str, list[Row]]) -> li
         for row in part
     ]
     label = "labels" if any(row.labels is not None for part in splits.values() for row in part) else "label"
-    _write_csv(paths[1], ["path", label, "split", *(["group"] if grouped else [])], rows)
-    doubtful = folder / "duplicates.csv"
+    _write_csv(paths["split"], ["path", label, "split", *(["group"] if grouped else [])], rows)
+    doubtful = _free(folder / "duplicates.csv", inputs)
     doubtful.unlink(missing_ok=True)
     if result.duplicates:
         where = {row.path: (row.label, split) for split, part in splits.items() for row in part}
@@ -302,13 +326,14 @@ def write_audit(folder: Path, result: Audit, splits: dict[str, list[Row]]) -> li
             for path in one.paths
         ]
         _write_csv(doubtful, ["picture", "kind", "path", "label", "split"], lines)
-        paths.append(doubtful)
-    bad = folder / "unreadable.txt"
-    bad.unlink(missing_ok=True)
+        paths["duplicates"] = doubtful
     if result.unreadable:
-        text = "\n".join([f"# files below {result.root} that cannot be read as an image", *result.unreadable, ""])
-        atomic_write(bad, text.encode("utf-8", "surrogateescape"))
-        paths.append(bad)
+        # With what is left out already, so that this one list is enough for the next command.
+        names = sorted({*result.unreadable, *result.left_out})
+        note = "that cannot be read as an image" + (", or were left out" if result.left_out else "")
+        paths["unreadable"] = _free(folder / "unreadable.txt", inputs)
+        text = "\n".join([f"# files below {result.root} {note}", *names, ""])
+        atomic_write(paths["unreadable"], text.encode("utf-8", "surrogateescape"))
     return paths
 
 
@@ -320,8 +345,11 @@ def _write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[str]]) -
     atomic_write(path, buffer.getvalue().encode("utf-8", "surrogateescape"))
 
 
-def refuse_faults(result: Audit, folder: Path) -> None:
-    """Refuse to train on data with faults.
+def refuse_faults(result: Audit, listed: Path | None) -> None:
+    """Stop before a training that could not end well.
+
+    Args:
+        listed: the list of unreadable files that :func:`write_audit` wrote.
 
     Raises:
         UserError: naming the faults and, where files cannot be read, how to train without them.
@@ -329,10 +357,8 @@ def refuse_faults(result: Audit, folder: Path) -> None:
     if not result.faults:
         return
     cure = "Fix the data, or choose another data set."
-    if result.unreadable and len(result.faults) == 1:
-        cure = f"Repair or remove them, or train without them: dataset.leave_out={folder / 'unreadable.txt'}."
-        if result.left_out:
-            cure = f"Repair or remove them, or add the lines of {folder / 'unreadable.txt'} to your dataset.leave_out."
+    if listed is not None and len(result.faults) == 1:
+        cure = f"Repair or remove them, or train without them: dataset.leave_out={listed}."
     raise UserError(f"The data in {result.root} cannot be trained on: {'; '.join(result.faults)}.", cure)
 
 

@@ -207,9 +207,14 @@ class Pool:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    def locate(self, index: int) -> tuple[Source, int]:
+        """The split that holds image ``index``, and its index there."""
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        return self.parts[which], index - (int(self._ends[which - 1]) if which else 0)
+
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        which = int(np.searchsorted(self._ends, index, side="right"))  # an index equal to an end is in the next part
-        return self.parts[which][index - (int(self._ends[which - 1]) if which else 0)]
+        part, at = self.locate(index)
+        return part[at]
 
 
 def groups_of(source: Source) -> Sequence[str] | None:

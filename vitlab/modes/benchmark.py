@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -181,13 +182,20 @@ def _first_line(error: Exception) -> str:
 
 
 def _record(run: Run, found: Sequence[Costed], session: str) -> None:
-    """Note the costs of a run's models; what was timed before stays where nothing was timed now."""
+    """Note the costs of a run's models. What was timed before stays where nothing was timed now, or where that was on
+    another device or number of threads: the report's latency is of one of them, benchmark.json has the new one."""
     before = run.read_done("benchmark").get("costs") if run.is_done("benchmark") else None
     every = dict(before) if isinstance(before, Mapping) else {}
     for one in found:
         new = one.cost.to_dict() | {"session": session}
-        if not new["latency"] and _key(one.subject) in every:
-            old = every[_key(one.subject)]
+        old = every.get(_key(one.subject), {})
+        timed_elsewhere = bool(old.get("latency")) and any(
+            old.get(key) != new.get(key) for key in ("device", "threads")
+        )
+        if new["latency"] and timed_elsewhere:
+            was, now_on = (f"{each.get('device')}, {each.get('threads')} thread(s)" for each in (old, new))
+            print(f"\n{run.name}: its report keeps the latency on {was}; this one is on {now_on}", file=sys.stderr)
+        if old and (not new["latency"] or timed_elsewhere):
             new |= {name: old[name] for name in ("latency", "device", "threads", "session") if name in old}
         every[_key(one.subject)] = new
     run.mark_done("benchmark", {"costs": every, "session": session})
