@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -37,10 +37,13 @@ _PREFIXES = ("module.", "_orig_mod.", "model.")
 """Added by DistributedDataParallel, torch.compile, and by modules that keep the network as ``self.model``."""
 
 
-_PLAIN = [
+_SCALAR: Any = np.float64(0).__reduce__()[0]
+"""The function that rebuilds a NumPy number from its type and bytes."""
+
+_PLAIN: list[Any] = [
     argparse.Namespace,
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    np._core.multiarray.scalar,
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    _SCALAR,
     np.dtype,
     *(type(np.dtype(kind)) for kind in "?bhilqBHILQefd"),
 ]
