@@ -110,6 +110,7 @@ class RecipeConfig:
     accumulate: int = 1  # gradient accumulation: micro-batches per optimiser step
     label_smoothing: float = 0.0  # label smoothing of the cross-entropy
     ema: Optional[float] = None  # decay of the exponential moving average of the weights; null: off
+    ema_warmup: bool = False  # let the decay of the average rise to ema over the first steps, for short trainings
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     validate_every: str = "1ep"  # duration between validations
     checkpoint_every: str = "1ep"  # duration between checkpoints
