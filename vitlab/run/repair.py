@@ -153,6 +153,7 @@ def relocated(table: str, record: Mapping[str, Any], folder: Path) -> str:
         record: of ``finished.json``. Earlier versions did not note the folder; the line on the report names it.
     """
     line = re.search(r"^report +(.+)/report\.html$", table, re.MULTILINE)
+    line = line or re.search(rf"^\w+ +(.*{re.escape(folder.name)})/", table, re.MULTILINE)  # a design has no report
     before = str(record.get("folder") or (line[1] if line else folder))
     return re.sub(rf"(?<=\s){re.escape(before)}(?=/)", lambda _: str(folder), table)
 
