@@ -223,18 +223,3 @@ def summary_notes(rows: Sequence[tuple[str, Evaluation]], main: tuple[str, Evalu
     pairs = [f"{a} taken for {b} ({count})" for a, b, count, _ in confused_pairs(found)[:5]]
     lines += [f"most frequent mistakes: {', '.join(pairs)}"] if pairs else []
     return lines
-
-
-LOAD_CODE = """\
-import torch
-import vitlab
-from PIL import Image
-from vitlab.distill.views import EvalView
-
-model = vitlab.load_model("{folder}")
-meta = model.meta
-view = EvalView(meta.size, meta.crop_pct, meta.mean, meta.std, meta.interpolation, meta.crop)
-with torch.inference_mode():
-    probability = model(view(Image.open("picture.png").convert("RGB"))[None]).softmax(1)[0]
-print(meta.classes[int(probability.argmax())], float(probability.max()))
-"""

@@ -196,21 +196,3 @@ def summary_notes(
         shares = ("–" if value is None else percent(value) for value in (one.ap, one.auroc, one.f1))
         table.append([one.name, f"{one.n:,}", *shares, f"{one.threshold:.3f}", percent(one.ece)])
     return [*lines, "", f"labels of {main[0]}, lowest average precision first", text_table(table)]
-
-
-LOAD_CODE = """\
-import torch
-import vitlab
-from PIL import Image
-from vitlab.distill.views import EvalView
-
-model = vitlab.load_model("{folder}")
-meta = model.meta
-view = EvalView(meta.size, meta.crop_pct, meta.mean, meta.std, meta.interpolation, meta.crop)
-with torch.inference_mode():
-    probability = model(view(Image.open("picture.png").convert("RGB"))[None]).sigmoid()[0].tolist()
-thresholds = meta.fitted.get("thresholds") or [0.5] * len(meta.classes)
-for name, p, threshold in zip(meta.classes, probability, thresholds):
-    if p >= threshold:
-        print(name, p)
-"""
