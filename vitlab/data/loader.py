@@ -134,12 +134,14 @@ def _sigterm_waits() -> Iterator[None]:
 
 
 def _prepare_worker(number: int) -> None:
-    """Leave Ctrl-C and SIGTERM, which may reach the process group, to the main process.
+    """Leave Ctrl-C, SIGTERM and SIGHUP, which may reach the process group, to the main process.
 
     It finishes its step, saves, and then ends the workers. torch has already limited this process to one thread and
     ends it when the main process is gone.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # Linux
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()

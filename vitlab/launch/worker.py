@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vitlab.compose.schema import from_tree
 from vitlab.config.debug import apply_debug
-from vitlab.errors import Interrupted, UserError, full_disk
+from vitlab.errors import Interrupted, StoppedAtOnce, UserError, full_disk
 from vitlab.files import read_json
 from vitlab.launch.processes import LAUNCH, write_outcome
 from vitlab.launch.rendezvous import Outcome
@@ -43,7 +43,7 @@ def main(run_folder: str, folder: str, parent: str) -> int:
     except UserError as error:
         write_outcome(outcomes, rank, Outcome("mistake", error.what, error.cure))
         return 2
-    except (Interrupted, KeyboardInterrupt) as error:
+    except (Interrupted, StoppedAtOnce, KeyboardInterrupt) as error:
         write_outcome(outcomes, rank, Outcome("stopped", str(error)))
     except Exception as error:
         if (full := full_disk(error)) is not None:
