@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-
 from tests.contract.story import small, the_run
 
 WORDS = ("method=supervised", "evaluation=quick", "export=none", "report.figures=false", "recipe.duration=2000ep")

@@ -111,6 +111,11 @@ class Audit:
         return lines
 
     @property
+    def ignored(self) -> str:
+        """How many files of each kind are passed over, in words; empty where there are none."""
+        return _tally({kind: len(paths) for kind, paths in self.passed.items()})
+
+    @property
     def totals(self) -> dict[str, int]:
         """Images of each class over all splits."""
         return dict(sum((Counter(part) for part in self.counts.values()), Counter()))
@@ -133,7 +138,7 @@ class Audit:
         if self.converted:
             lines.append(f"read as  RGB, upright; stored otherwise: {_tally(self.converted)}")
         if self.passed:
-            lines.append(f"ignored  {_tally({kind: len(paths) for kind, paths in self.passed.items()})}")
+            lines.append(f"ignored  {self.ignored}")
         if self.left_out:
             lines.append(f"left out {_count(len(self.left_out), 'image')} (dataset.leave_out)")
         lines += [f"FAULT    {line}" for line in self.faults]

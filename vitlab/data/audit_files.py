@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitlab.data.decode import to_rgb, why
+from vitlab.data.decode import NeedsPackageError, register_format, to_rgb, why
 
 SIDE = 8
 """Pixels of the side of a thumbnail."""
@@ -58,6 +58,7 @@ def look(path: str | Path) -> Look:
             data = file.read()
         if not data:
             return Look(size, changed, "the file is empty")
+        register_format(path)
         with Image.open(io.BytesIO(data)) as image:
             mode, (width, height) = image.mode, image.size
             frames = int(getattr(image, "n_frames", 1))
@@ -66,6 +67,8 @@ def look(path: str | Path) -> Look:
             rgb = to_rgb(image)
             rgb.load()
             format = image.format or ""
+    except NeedsPackageError as error:
+        return Look(-1, changed, str(error))  # no file's size, so that it is looked at again, perhaps with the package
     # Pillow's decoders raise whatever the format's code stumbles over, SyntaxError and struct.error among them.
     except Exception as error:
         return Look(size, changed, why(error))

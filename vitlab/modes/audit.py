@@ -82,6 +82,8 @@ def before_check(config: Config) -> None:
 
 def _judge(result: Audit, folder: Path) -> None:
     refuse_faults(result, folder)
+    if result.ignored:
+        print(f"data     ignored: {result.ignored}", file=sys.stderr)
     for line in result.doubts:
         print(f"data     {line}", file=sys.stderr)
     if result.doubts:
