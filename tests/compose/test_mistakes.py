@@ -108,6 +108,9 @@ CASES: list[tuple[str, list[str]]] = [
     ("recipe.min_lr=5", ["5 is above recipe.lr, which is 0.003"]),
     ("recipe.validate_every=0ep", ["at least 1st"]),
     ("output=", ["output=FOLDER"]),
+    ("output=README.md", ["output=README.md: README.md is a file"]),
+    ("mode=evaluate run=x output=README.md/deep/er", ["README.md is a file", "Give a folder"]),
+    ("hardware=cpu trainer.precision=16-mixed", ["trainer.precision=16-mixed needs a GPU", "bf16-mixed"]),
     ("model.args={}", ["changes nothing", "model.args.KEY=null"]),
     # choices
     ("model=resnet5", ["there is no model 'resnet5'", "Did you mean model=resnet50", "model.name=resnet5"]),

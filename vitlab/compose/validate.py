@@ -36,6 +36,7 @@ def check(config: Config, where: Where, read: set[str]) -> None:
     check_numbers(config, "", where)
     if not config.output:
         raise UserError(f"{where('output')}: the folder of the runs has no name.", "Give output=FOLDER.")
+    _folder("output", config.output, where)
     _recipe("recipe", config.recipe, where)
     if config.teacher.recipe is not None:
         _recipe("teacher.recipe", config.teacher.recipe, where)
@@ -49,6 +50,14 @@ def check(config: Config, where: Where, read: set[str]) -> None:
     _task(config, where)
     _teacher(config, where)
     check_run(config, where)
+
+
+def _folder(key: str, value: str, where: Where) -> None:
+    """Refuse a folder to write into that is a file, or lies below one."""
+    path = Path(value).expanduser()
+    there = next((one for one in (path, *path.parents) if one.exists()), None)
+    if there is not None and not there.is_dir():
+        raise UserError(f"{where(key)}: {there} is a file.", f"Give a folder: {key}=FOLDER.")
 
 
 def parts_of(value: object, key: str) -> Iterator[tuple[str, RecipeConfig | ModelConfig]]:

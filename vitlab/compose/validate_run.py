@@ -7,6 +7,7 @@ import re
 
 from vitlab.compose.rules import Where, one_of
 from vitlab.config import Config
+from vitlab.config.precision import HALF, no_half_on_cpu
 from vitlab.data.paths import shifted_root
 from vitlab.errors import UserError
 from vitlab.measure.robustness_names import BACKENDS, CORRUPTIONS, FAMILIES, SHIFTED
@@ -47,6 +48,8 @@ def check_run(config: Config, where: Where) -> None:
             "trainer.devices is a number of devices, a list of their indices such as [0,1], or auto.",
         )
     one_of("trainer.precision", config.trainer.precision, PRECISIONS, where)
+    if config.trainer.accelerator == "cpu" and config.trainer.precision in HALF:
+        raise no_half_on_cpu(where("trainer.precision"), config.trainer.precision)
     one_of("trainer.strategy", config.trainer.strategy, STRATEGIES, where)
     one_of("slurm.executor", config.slurm.executor, ("slurm", "local"), where)
     if config.trainer.sync_batchnorm and config.trainer.accelerator in ("cpu", "mps"):
