@@ -103,6 +103,8 @@ CASES: list[tuple[str, list[str]]] = [
     ("dataset.fold=1", ["the number of folds is not given"]),
     ("dataset.folds=3 dataset.fold=3", ["no fold 3 of 3", "from 0 to 2"]),
     ("dataset.folds=3 dataset.fold=0 dataset.split_file=x.csv", ["dataset.folds splits the images too"]),
+    ("dataset.columns={path:file}", ["there is no CSV", "dataset.csv=FILE"]),
+    ("dataset.csv=x.csv dataset.columns={pth:file}", ["'pth' is none of path, label", "Did you mean path?"]),
     ("dataset.split_file=none.csv", ["there is no file none.csv"]),
     ("dataset.classes=alphabet", ["'alphabet' is not an order of classes"]),
     ("recipe.min_lr=5", ["5 is above recipe.lr, which is 0.003"]),

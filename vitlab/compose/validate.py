@@ -197,6 +197,10 @@ def _dataset(config: Config, where: Where, read: bool) -> None:
 
     one_of("dataset.crop", dataset.crop, CROPS, where)
     _split(config, where)
+    for name in dataset.columns:
+        one_of("dataset.columns", name, ("path", "label", "labels", "split", "group"), where)
+    if dataset.columns and dataset.csv is None:
+        raise UserError(f"{where('dataset.columns')}: there is no CSV that has columns.", "Give dataset.csv=FILE.")
     if dataset.embedded or not read or (dataset.csv is not None and dataset.root is None):  # then beside the CSV
         return
     roots = data_roots(dataset)

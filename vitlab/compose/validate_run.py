@@ -49,7 +49,7 @@ def check_run(config: Config, where: Where) -> None:
         )
     one_of("trainer.precision", config.trainer.precision, PRECISIONS, where)
     if config.trainer.accelerator == "cpu" and config.trainer.precision in HALF:
-        raise no_half_on_cpu(where("trainer.precision"), config.trainer.precision)
+        raise no_half_on_cpu(where("trainer.precision"))
     one_of("trainer.strategy", config.trainer.strategy, STRATEGIES, where)
     one_of("slurm.executor", config.slurm.executor, ("slurm", "local"), where)
     if config.trainer.sync_batchnorm and config.trainer.accelerator in ("cpu", "mps"):

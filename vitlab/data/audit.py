@@ -71,9 +71,9 @@ class Audit:
             lines.append(f"{_count(len(self.unreadable), 'file')} cannot be read as an image: {named}")
         if self.empty:
             lines.append(f"{_count(len(self.empty), 'class folder')} without an image: {_named(self.empty)}")
-        for split, classes in self.lacking.items():
+        if classes := self.lacking.get("train"):
             lines.append(
-                f"split '{split}' lacks {_count(len(classes), 'class', 'es')} that another has: {_named(classes)}"
+                f"split 'train' lacks {_count(len(classes), 'class', 'es')} that another has: {_named(classes)}"
             )
         if len(self.classes) < 2:
             lines.append(f"{_count(len(self.classes), 'class', 'es')}; a classifier needs two")
@@ -100,6 +100,11 @@ class Audit:
         ]
         if self.split != GIVEN and (unseen := [name for name in unseen if name not in self.single]):
             lines.append(f"{_count(len(unseen), 'class', 'es')} that no split but train has: {_named(unseen)}")
+        for split, classes in self.lacking.items():
+            if split != "train":
+                lines.append(
+                    f"split '{split}' lacks {_count(len(classes), 'class', 'es')} that train has: {_named(classes)}"
+                )
         if self.single:
             lines.append(f"{_count(len(self.single), 'class', 'es')} with a single image: {_named(self.single)}")
         if self.small:
@@ -273,9 +278,16 @@ def _forms(one: Look) -> list[str]:
 
 def audit_folder(output: Path, cfg: DatasetConfig) -> Path:
     """Where ``mode=audit`` keeps its record of a data set: ``<output>/audit/<name>-<hash of its place>``."""
-    place = str(Path(cfg.csv or cfg.root or cfg.name).expanduser().resolve())
-    name = "".join(c if c.isalnum() or c in "_.+-" else "-" for c in Path(place).name) or "root"
-    return output / "audit" / f"{name}-{hashlib.sha256(place.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+    place = Path(cfg.csv or cfg.root or cfg.name).expanduser()
+    of = ""
+    if cfg.csv and cfg.root:  # a CSV of this name may lie in, or list the images of, several folders
+        root = Path(cfg.root).expanduser()
+        place = place if place.is_file() else root / place
+        of = f" of {root.resolve()}"
+    place = place.resolve()
+    name = "".join(c if c.isalnum() or c in "_.+-" else "-" for c in place.name) or "root"
+    digest = hashlib.sha256(f"{place}{of}".encode("utf-8", "surrogateescape")).hexdigest()
+    return output / "audit" / f"{name}-{digest[:8]}"
 
 
 def write_audit(folder: Path, result: Audit, splits: dict[str, list[Row]]) -> list[Path]:
@@ -307,8 +319,9 @@ def write_audit(folder: Path, result: Audit, splits: dict[str, list[Row]]) -> li
         paths.append(doubtful)
     bad = folder / "unreadable.txt"
     bad.unlink(missing_ok=True)
-    if result.unreadable:
-        text = "\n".join([f"# files below {result.root} that cannot be read as an image", *result.unreadable, ""])
+    if result.unreadable or result.empty:
+        head = f"# files below {result.root} that cannot be read as an image, and class folders without one"
+        text = "\n".join([head, *result.unreadable, *result.empty, ""])
         atomic_write(bad, text.encode("utf-8", "surrogateescape"))
         paths.append(bad)
     return paths
@@ -331,7 +344,7 @@ def refuse_faults(result: Audit, folder: Path) -> None:
     if not result.faults:
         return
     cure = "Mend the data, or choose others."
-    if result.unreadable and len(result.faults) == 1:
+    if len(result.faults) == bool(result.unreadable) + bool(result.empty):
         cure = f"Repair or remove them, or train without them: dataset.leave_out={folder / 'unreadable.txt'}."
         if result.left_out:
             cure = f"Repair or remove them, or add the lines of {folder / 'unreadable.txt'} to your dataset.leave_out."

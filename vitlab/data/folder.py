@@ -6,7 +6,6 @@ sources of it and refuses the first fault that a training could not live with.
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from vitlab.data.paths import data_roots, missing
 from vitlab.data.sources import Labels, Source, rarest
 from vitlab.data.split_file import SPLITS, splits_of_file
 from vitlab.data.subsets import held_out, held_out_groups
+from vitlab.data.table import read_table
 from vitlab.errors import UserError
 
 
@@ -110,7 +110,8 @@ def full_classes(root: Path, folder: Path) -> dict[str, list[str]]:
 def _no_image(folder: Path) -> UserError:
     return UserError(
         f"Class folder {folder} holds no image.",
-        f"Put images in it (one of {', '.join(sorted(EXTENSIONS))}), or remove the folder.",
+        f"Put images in it (one of {', '.join(sorted(EXTENSIONS))}), remove the folder, or name it in a text file: "
+        "dataset.leave_out=FILE.",
     )
 
 
@@ -230,7 +231,7 @@ def class_order(cfg: DatasetConfig, found: Found) -> list[str] | None:
 
 
 def _leave_out(found: Found, name: str) -> None:
-    """Drop the images that the text file ``name`` lists, one path relative to the root a line."""
+    """Drop the images and empty class folders that the text file ``name`` lists, a path relative to the root a line."""
     table = Path(name).expanduser()
     if not table.is_file():
         raise UserError(
@@ -238,13 +239,14 @@ def _leave_out(found: Found, name: str) -> None:
         )
     lines = table.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     names = {line.strip().removeprefix("./") for line in lines if line.strip() and not line.startswith("#")}
-    known = {row.path for part in found.rows.values() for row in part}
+    known = {row.path for part in found.rows.values() for row in part} | set(found.empty)
     if unknown := sorted(names - known):
         raise UserError(
             f"{table} names {len(unknown)} file(s) that are not of the data set, the first is {unknown[0]}.",
             f"Paths are relative to {found.root}.",
         )
-    found.left_out = sorted(names)
+    found.left_out = sorted(names.difference(found.empty))
+    found.empty = [path for path in found.empty if path not in names]
     for split, part in found.rows.items():
         found.rows[split] = [row for row in part if row.path not in names]
 
@@ -297,51 +299,46 @@ def read_csv(cfg: DatasetConfig) -> Found:
         table = root / table
     if not table.is_file():
         raise UserError(f"dataset.csv={cfg.csv} does not exist.", "Give the path of a CSV with columns path,label.")
-    if label_sets.has_several(table):
-        return _read_label_sets(table, root)
+    columns, lines = read_table(table, cfg.columns)
+    if label_sets.has_several(columns):
+        return _read_label_sets(table, root, columns, lines)
     found = Found(root, by_number=True)
-    with open(table, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.DictReader(file, skipinitialspace=True)
-        columns = list(reader.fieldnames or [])
-        if not {"path", "label"} <= set(columns):
+    if not {"path", "label"} <= set(columns):
+        raise UserError(
+            f"{table}: the first line must name the columns path,label[,split][,group]; it reads: {','.join(columns)}.",
+            "Add that line, or give the names that it has: dataset.columns={path:NAME,label:NAME}.",
+        )
+    seen: dict[str, int] = {}
+    for at, cells in lines:
+        line = dict(zip(columns, cells, strict=True))
+        path, label, group, given = line["path"], line["label"], line.get("group", ""), line.get("split", "train")
+        split = SPLITS.get(given.lower())
+        if not path or not label:
+            raise UserError(f"{table}, line {at}: path or label is empty.", "Fill both, or remove the line.")
+        if split is None:
+            raise UserError(f"{table}, line {at}: '{given}' is not a split.", "Write train, val or test.")
+        if path in seen:
+            raise UserError(f"{table}, line {at}: {path} stands already in line {seen[path]}.", "Remove one.")
+        if "group" in columns and not group:
             raise UserError(
-                f"{table}: the first line must name the columns path,label[,split][,group]; it reads: "
-                f"{','.join(columns)}.",
-                "Add that line, with commas between the columns.",
+                f"{table}, line {at}: the group is empty.",
+                "Give every image a group (one of its own, if need be), or remove the column.",
             )
-        seen: dict[str, int] = {}
-        for line in reader:
-            at = reader.line_num
-            path, label = (line["path"] or "").strip(), (line["label"] or "").strip()
-            group = (line["group"] or "").strip() if "group" in columns else ""
-            given = (line["split"] or "").strip() if "split" in columns else "train"
-            split = SPLITS.get(given.lower())
-            if not path or not label:
-                raise UserError(f"{table}, line {at}: path or label is empty.", "Fill both, or remove the line.")
-            if split is None:
-                raise UserError(f"{table}, line {at}: '{given}' is not a split.", "Write train, val or test.")
-            if path in seen:
-                raise UserError(f"{table}, line {at}: {path} stands already in line {seen[path]}.", "Remove one.")
-            if "group" in columns and not group:
-                raise UserError(
-                    f"{table}, line {at}: the group is empty.",
-                    "Give every image a group (one of its own, if need be), or remove the column.",
-                )
-            seen[path] = at
-            found.rows.setdefault(split, []).append(Row(path, label, group, at))
+        seen[path] = at
+        found.rows.setdefault(split, []).append(Row(path, label, group, at))
     if not found.rows:
         raise UserError(f"{table} holds no rows.", "Add one line path,label for each image.")
     return found
 
 
-def _read_label_sets(table: Path, root: Path) -> Found:
+def _read_label_sets(table: Path, root: Path, columns: list[str], cells: list[tuple[int, list[str]]]) -> Found:
     """The rows of a CSV that gives images several labels."""
     found = Found(root, by_number=True, several=True)
-    columns, lines = label_sets.read(table)
+    order, lines = label_sets.read(table, columns, cells)
     for line in lines:
         row = Row(line.path, ";".join(line.labels), line.group, line.number, line.labels)
         found.rows.setdefault(line.split, []).append(row)
-    found.order = columns
+    found.order = order
     if len(found.classes) < 2:
         raise UserError(f"{table} has {len(found.classes)} label(s).", "Several labels an image need at least two.")
     return found
@@ -421,11 +418,11 @@ def _sources(cfg: DatasetConfig, found: Found) -> dict[str, Source]:
     given = {} if cfg.folds or cfg.split_file or found.several else found.rows
     for split, part in given.items():
         absent = sorted(set(classes) - {row.label for row in part})
-        if absent:
+        if absent and split == "train":  # another split is measured on the classes that it has
             raise UserError(
                 f"Data set in {found.root}: split '{split}' has no image of class {', '.join(absent[:5])}"
                 f"{' ...' if len(absent) > 5 else ''}, which another split has.",
-                "Every split needs the same classes.",
+                "Add images of them to train, or remove them from the other split.",
             )
     sources: dict[str, Source] = {}
     for split, part in split_rows(cfg, found).items():

@@ -29,13 +29,13 @@ def answer(composed: Composed) -> int:
     if config.dataset.name != "folder":
         raise UserError(
             f"mode=audit looks at a folder of your own, and dataset={config.dataset.name} is not one.",
-            "Give dataset=folder dataset.root=FOLDER, or dataset.csv=FILE.",
+            "Give dataset=folder dataset.root=FOLDER, or dataset=folder dataset.csv=FILE.",
         )
     folder = audit_folder(Path(config.output), config.dataset)
     result = look(config, folder, folder)
     print(result.text())
     print(f"\nwritten  {folder}: {', '.join(sorted(path.name for path in folder.iterdir() if path.name != CACHE))}")
-    if result.unreadable:
+    if result.unreadable or result.empty:
         print(f"without them: dataset.leave_out={folder / 'unreadable.txt'}")
     return 2 if result.faults else 0
 

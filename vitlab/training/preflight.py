@@ -31,7 +31,7 @@ def preflight(config: Config, reads: set[str]) -> None:
     if not recipes:  # nothing is trained: a design needs no data
         return
     if config.trainer.precision in HALF and device_of(config).type == "cpu":  # accelerator=auto, and no GPU
-        raise no_half_on_cpu(f"trainer.precision={config.trainer.precision}", config.trainer.precision)
+        raise no_half_on_cpu(f"trainer.precision={config.trainer.precision}")
     if "teacher" in reads and config.recipe.balance != "none":
         raise UserError(
             f"recipe.balance={config.recipe.balance}: method={config.method.name} trains on a teacher's outputs for a "
