@@ -13,7 +13,7 @@ import pytest
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """The folder ``name``, filled by ``make`` in the first process that asks; the others wait for it.
+    """The folder ``name``, filled by ``make`` in the first process that calls this; the others wait for it.
 
     It is for reading: a test that writes takes a copy. Under pytest-xdist the processes share the parent of their own
     temporary folders, which belongs to this session alone.

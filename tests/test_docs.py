@@ -1,4 +1,4 @@
-"""What stands beside the code for whoever carries on: contributor page, workflow, hooks, changelog."""
+"""The files for contributors beside the code: contributor page, workflow, hooks, changelog."""
 
 from __future__ import annotations
 

@@ -148,5 +148,5 @@ def test_a_store_is_continued_by_a_release_with_more_fields(tmp_path: Path, monk
     assert "layout" not in read_json(tmp_path / "store.json")
     monkeypatch.undo()
     write_json(tmp_path / "store.json", {**read_json(tmp_path / "store.json"), "layout": "columns"})
-    with pytest.raises(UserError, match=r"store\.json says layout"):
+    with pytest.raises(UserError, match=r"store\.json has layout, unknown to this version"):
         TargetStore.open(tmp_path, allow_partial=True)

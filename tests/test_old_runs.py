@@ -130,9 +130,9 @@ def test_a_finished_run_shows_its_table(
     run = run_of(output, name)
     before = files_of(run)
     assert vitlab_main(words_of(run, output)) == 0
-    told = capsys.readouterr().out
-    assert f"This run is finished: {run}." in told
-    assert read_json(run / "finished.json")["table"] in told
+    text = capsys.readouterr().out
+    assert f"This run is finished: {run}." in text
+    assert read_json(run / "finished.json")["table"] in text
     assert files_of(run) == before
     assert len(list(output.glob("*/*/run.json"))) == 5, "no run beside it"
 
@@ -269,9 +269,9 @@ def test_a_key_that_is_gone_counts_unless_it_was_neutral_or_has_moved(
         tree["picture"] = {"px": tree["dataset"].pop("size")}
 
     change_tree(run, age)
-    told = refusal(output, capsys)
+    message = refusal(output, capsys)
     for part in ("recipe.boost: 0.5 → absent", "recipe.gradient_clip: 5.0 → absent", "dataset.size: absent → 16"):
-        assert part in told
+        assert part in message
     monkeypatch.setitem(schema.RENAMED, "RecipeConfig.gradient_clip", "clip")
     monkeypatch.setitem(schema.RENAMED, "Config.picture.px", "dataset.size")
     monkeypatch.setitem(schema.REMOVED, "Config.picture", {})

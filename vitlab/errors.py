@@ -20,6 +20,10 @@ class UserError(Exception):
         self.cure = cure
 
 
+OVERFLOW = "Its weights overflow: use another model, or train it again with a lower recipe.lr."
+"""The cure for a model whose logits are not finite although its weights are."""
+
+
 class Interrupted(Exception):
     """Ctrl-C, SIGTERM or SIGHUP: everything is saved, and the same command continues (exit code 130)."""
 

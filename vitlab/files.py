@@ -54,14 +54,15 @@ def stable_dict(record: Any) -> dict[str, Any]:
     """``dataclasses.asdict`` for hashes and comparisons with stored copies: a field added later does not change it.
 
     The fields listed in the class's ``FIRST`` (those of its first version) are always included, later ones only if
-    they differ from their default, so that a field added with a neutral default changes no fingerprint. A class
-    without ``FIRST`` gives all its fields.
+    they differ from their default, so that a field added with a neutral default changes no fingerprint. Fields that
+    the class lists in ``FORMER`` are gone and keep their neutral values here. A class without ``FIRST`` gives all its
+    fields.
 
     Raises:
         TypeError: a later field has no default.
     """
     first = getattr(record, "FIRST", None)
-    values = {}
+    values: dict[str, Any] = dict(getattr(record, "FORMER", {}))
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
         if first is not None and field.name not in first:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitlab.data.audit_files import look_at_all
+from vitlab.data.audit_files import inspect_files
 
 
 def make(folder: Path, count: int) -> list[str]:
@@ -37,12 +37,12 @@ def rates(count: int, rounds: int = 3) -> dict[str, float]:
         best = {"audit, one thread": 0.0, "audit, known files": 0.0, "decoded in full": 0.0}
         for _ in range(rounds):
             start = time.process_time()
-            look_at_all(folder, names, workers=1)
+            inspect_files(folder, names, workers=1)
             best["audit, one thread"] = max(best["audit, one thread"], count / (time.process_time() - start))
             cache = folder / "cache.sqlite"
-            look_at_all(folder, names, cache, workers=1)
+            inspect_files(folder, names, cache, workers=1)
             start = time.process_time()
-            look_at_all(folder, names, cache, workers=1)
+            inspect_files(folder, names, cache, workers=1)
             best["audit, known files"] = max(best["audit, known files"], count / (time.process_time() - start))
             start = time.process_time()
             for one in names:

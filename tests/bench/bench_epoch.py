@@ -100,7 +100,7 @@ class Lane:
         self.optimizer = torch.optim.AdamW(self.student.parameters(), 1e-3)
 
     def step(self, items: list[tuple[int, int]]) -> tuple[float, float]:
-        """CPU seconds of the whole step and of what comes before the student: views and labels."""
+        """CPU seconds of the complete step and of what comes before the student: views and labels."""
         start = time.process_time()
         batch = self.views.__getitems__(items)
         target: SparseTarget | torch.Tensor | None = batch.target

@@ -29,7 +29,7 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "stored, K=3": ("pretrain", ("method.topk=3", "method.baseline=false")),
     "stored, K=1": ("pretrain", ("method.topk=1", "method.baseline=false")),
 }
-"""Row of the table to the stage that is measured and what its run is told."""
+"""Row of the table to the stage that is measured and the overrides of its run."""
 
 Metrics = dict[str, float]
 

@@ -3,7 +3,7 @@
 A step's share is what handing over one record costs, divided by ``logger.every``. Rows are handed to every logger in
 turn, in rounds, so that a machine whose speed drifts slows all alike. CPU time is that of this process, all its
 threads, and of the processes it started (W&B has one of its own). Run as a script for the table; the test holds that
-every logger heard every row.
+every logger received every row.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def measure(rows: int, rounds: int, folder: Path) -> dict[str, list[float]]:
             stack.enter_context(logging_to(config, run, stages, stages[0], recorders[name]))
         for number in range(rounds + 1):
             for name in LOGGERS:
-                seconds = timed(lambda: write(recorders[name], rows, number), settle=name == "wandb")  # noqa: B023
+                seconds = timed(lambda: write(recorders[name], rows, number), drain=name == "wandb")  # noqa: B023
                 if number:  # the first round warms up
                     spent[name].append(seconds / rows)
     return spent
@@ -78,12 +78,12 @@ def write(recorder: Recorder, rows: int, number: int) -> None:
         recorder.write(stage="train", step=step, **{name: step / 7 + place for place, name in enumerate(VALUES)})
 
 
-def timed(work: Callable[[], None], settle: bool) -> float:
+def timed(work: Callable[[], None], drain: bool) -> float:
     """CPU seconds of ``work``; where another process does some of it, until that is idle again."""
     before = cpu_seconds()
     work()
     after = cpu_seconds()
-    while settle:
+    while drain:
         time.sleep(0.3)
         now = cpu_seconds()
         if now - after < 0.02:

@@ -3,8 +3,8 @@ two processes with one thread each.
 
 Two cores could halve the time of one. The floor is a step on half the batch, with nothing else at work, and the bare
 exchange of the gradients' bytes; what two processes need beyond it is ours, torch's, and what two processes at work
-take from each other (memory's speed). Seconds lie between the records of a run, so that starting Python, validating
-and writing checkpoints are not in them; the lower quartile is told, as other programs only add to it. Every way is a
+take from each other (memory's speed). Seconds lie between the records of a run, so that starting Python, validating and
+writing checkpoints are not in them; the lower quartile is reported, since other programs only add time. Every way is a
 process of its own, forked here: threads outlive no fork.
 
 Measured on two shared cores, milliseconds a step: one process with one thread 331, with two 195; two processes 180,
@@ -93,13 +93,13 @@ def exchange(bytes_: int, folder: Path, rounds: int = 30) -> float:
 def in_a_fork(*work: Callable[[], None]) -> None:
     """Each piece of work in a process of its own, all at once; what they say is shown where one does not end well."""
     children = []
-    with tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryFile("w+") as log:
         for piece in work:
             if (child := os.fork()) == 0:
                 code = 1
                 try:
-                    os.dup2(said.fileno(), 1)
-                    os.dup2(said.fileno(), 2)
+                    os.dup2(log.fileno(), 1)
+                    os.dup2(log.fileno(), 2)
                     piece()
                     code = 0
                 except BaseException:
@@ -110,8 +110,8 @@ def in_a_fork(*work: Callable[[], None]) -> None:
             children.append(child)
         codes = [os.waitpid(child, 0)[1] for child in children]
         if any(codes):
-            said.seek(0)
-            raise RuntimeError(said.read())
+            log.seek(0)
+            raise RuntimeError(log.read())
 
 
 def main(rounds: int = 1) -> None:

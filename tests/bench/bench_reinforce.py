@@ -5,7 +5,7 @@
 - CPU time of making the same batches of 224-pixel views from the same JPEG files in one process: plain views (random
   resized crop, flip, torchvision-like RandAugment of two ops, erasing) and stored ones replayed with their targets,
   NS = 50 and 400;
-- CPU time of whole steps on views of 64 pixels of the same files: labels alone, reinforced data, and the teacher, of
+- CPU time of complete steps on views of 64 pixels of the same files: labels alone, reinforced data, and the teacher, of
   four times the student's size, run at every step (the networks and the loop of bench_epoch.py).
 
 All alternate, in CPU time, so that a busy machine does not spoil the ratios. The pictures are synthetic and the stored
@@ -50,7 +50,7 @@ from vitlab.distill.views import View
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLASSES, K, SIZE = 1000, 10, 224
 FLOOR = 0.97
-"""Of the speed of plain views: the paper's "no extra cost", as the specification asks for it."""
+"""Of the speed of plain views: the paper's "no extra cost", as the specification requires it."""
 
 
 def source_of(folder: Path, images: int) -> Files:
@@ -158,8 +158,8 @@ def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 9
     found = compare(64, (50, 400), rounds)
     for title, (rate, ratio) in found.items():
-        told = "" if title == "plain" or ratio >= FLOOR else f"   below {FLOOR}"
-        print(f"{title:<8} {rate:7.1f} images per CPU second   {ratio:.3f} of plain{told}")
+        note = "" if title == "plain" or ratio >= FLOOR else f"   below {FLOOR}"
+        print(f"{title:<8} {rate:7.1f} images per CPU second   {ratio:.3f} of plain{note}")
     with tempfile.TemporaryDirectory() as name:
         bench_epoch.report(steps(Path(name), 256, 50), rounds)
 

@@ -88,8 +88,8 @@ def measure(
         models[ROWS[-2]] = strong / "train"
         images = corruptions(first, seed)
         for row, folder in models.items():
-            told = read_json(folder.parent / "evaluation" / "done.json")["metrics"][folder.name]
-            found[row].append({"top1": told["top1"], "ece": told["ece"], **robustness(folder, *images)})
+            record = read_json(folder.parent / "evaluation" / "done.json")["metrics"][folder.name]
+            found[row].append({"top1": record["top1"], "ece": record["ece"], **robustness(folder, *images)})
     return found
 
 
@@ -190,7 +190,7 @@ def test_every_row_is_there(tmp_path: Path) -> None:
     short = ("debug.max_images=48", "debug.max_steps=2", "debug.max_slots=51", "recipe.batch_size=16")
     found = measure(tmp_path, (0,), (*short, "dataset.labels_per_class=null"), ("teacher.recipe.batch_size=16",))
     assert list(found) == list(ROWS) and all(len(rows) == 1 for rows in found.values())
-    assert table(found).count("\n") == 2 + len(ROWS) and "not told apart" in conclusions(found)
+    assert table(found).count("\n") == 2 + len(ROWS) and "no clear difference" in conclusions(found)
 
 
 def main() -> None:
@@ -198,14 +198,14 @@ def main() -> None:
     epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 100
     words = [f"recipe.duration={epochs}ep", "recipe.batch_size=50", "recipe.validate_every=1000ep"]
     output = Path("outputs/reinforce_digits")
-    whole = story(output / "all", "teacher", 0, *words[1:], *ALONE, *LEARNS_ALL) / "teacher"
+    full = story(output / "all", "teacher", 0, *words[1:], *ALONE, *LEARNS_ALL) / "teacher"
     text = ""
-    for title, fixed in {"all 1,347 digits": whole, "the same hundred digits": None}.items():
+    for title, fixed in {"all 1,347 digits": full, "the same hundred digits": None}.items():
         place = "fixed" if fixed else "own"
         found = measure(output / place, SEEDS, words, [f"teacher.{word}" for word in words], fixed)
-        told = f"A teacher of {title}:\n\n{table(found)}\n{conclusions(found)}\n"
-        print(told, flush=True)
-        text += told
+        section = f"A teacher of {title}:\n\n{table(found)}\n{conclusions(found)}\n"
+        print(section, flush=True)
+        text += section
     if len(sys.argv) > 2:
         Path(sys.argv[2]).write_text(text)
 

@@ -147,8 +147,8 @@ def main() -> None:
     print(f"{'step':<24}{'bare loop':>12}{'vitlab':>12}{'ratio':>8}{'overhead':>12}")
     for name, sizes, steps in (("trivial (80 weights)", (7, 4, 0), 400), ("about 50 ms", (768, 1024, 6), 60)):
         bare, ours = measure(*sizes, steps, rounds=5)
-        told = f"{1e3 * bare:>9.2f} ms{1e3 * ours:>9.2f} ms{ours / bare:>8.2f}{1e3 * (ours - bare):>9.2f} ms"
-        print(f"{name:<24}{told}")
+        row = f"{1e3 * bare:>9.2f} ms{1e3 * ours:>9.2f} ms{ours / bare:>8.2f}{1e3 * (ours - bare):>9.2f} ms"
+        print(f"{name:<24}{row}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import dataclasses
 import os
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 from vitlab.distill.draw import seeds_of
 from vitlab.distill.sparse import SparseTarget
 from vitlab.distill.store import TargetStore
-from vitlab.distill.store_spec import RECORDS, SEALED, SPEC, StoreSpec, keys_digest, slot_folder
+from vitlab.distill.store_spec import CRC, RECORDS, SEALED, SPEC, StoreSpec, keys_digest, slot_folder
+from vitlab.distill.store_writer import checksums
 from vitlab.files import write_json
 
 Batch = tuple[NDArray[np.int32], torch.Tensor, torch.Tensor]
@@ -72,7 +74,7 @@ def readers(folder: Path) -> dict[str, Callable[[NDArray[np.int64]], Batch]]:
     spec = store.spec
     path = slot_folder(folder, 0) / RECORDS
     records = np.memmap(path, spec.record, "r")
-    file = open(path, "rb")  # noqa: SIM115  # stays open for the whole measurement, as in a loader worker
+    file = open(path, "rb")  # noqa: SIM115  # stays open during the measurement, as in a loader worker
 
     def gather(index: NDArray[np.int64]) -> Batch:
         seed, target = store.gather(np.zeros(len(index), np.int64), index)
@@ -110,14 +112,17 @@ def reading_rate(read: Callable[[NDArray[np.int64]], Batch], images: int, batch:
 
 
 def make_large(folder: Path, images: int, slots: int) -> None:
-    """A sealed store of holes: as large as asked for, and no disk used."""
+    """A sealed store of holes: of the requested size, without disk space."""
     spec = dataclasses.replace(make_spec(1, 100, ["0"]), images=images, slots=slots, base_seed=None)
     for slot in range(slots):
         inside = slot_folder(folder, slot)
         inside.mkdir(parents=True)
         (inside / RECORDS).touch()
         os.truncate(inside / RECORDS, spec.slot_bytes)
-        write_json(inside / SEALED, {"crc32": 0})
+        if not slot:  # the others are like it
+            crc = np.fromiter(checksums(inside, spec), "<u4").tobytes()
+        (inside / CRC).write_bytes(crc)
+        write_json(inside / SEALED, {"crc32": zlib.crc32(crc)})
     write_json(folder / SPEC, spec.to_dict())
 
 

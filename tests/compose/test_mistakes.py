@@ -146,6 +146,18 @@ CASES: list[tuple[str, list[str]]] = [
     # missing data
     ("dataset=cifar10", ["cifar10", "dataset.root", "VITLAB_DATA"]),
     ("dataset=folder dataset.root=/nonexistent", ["/nonexistent", "dataset.root"]),
+    (
+        "dataset.root=photos",
+        ["dataset=digits is part of a package", "dataset=folder dataset.root=photos?"],
+    ),
+    ("dataset.csv=table.csv", ["dataset is digits", "Did you mean dataset=folder dataset.csv=table.csv?"]),
+    ("dataset.leave_out=a.txt", ["Did you mean dataset=folder dataset.leave_out=a.txt?"]),
+    ("dataset.length=64", ["Did you mean dataset=fake dataset.length=64?"]),
+    ("dataset.download=true", ["there is nothing to download"]),
+    ("logger.project=mine", ["Did you mean logger=wandb logger.project=mine?"]),
+    ("recipe.decay_at=[1ep]", ["recipe.schedule is cosine", "Add recipe.schedule=step"]),
+    ("slurm.minutes=5", ["slurm. is read with hardware=slurm only"]),
+    ("method=tinyvit teacher.train=false teacher.recipe.lr=0.1", ["the teacher is not trained"]),
     ("dataset=cifar10 dataset.download=true", ["cifar10", "dataset.root", "VITLAB_DATA"]),
     # no key=value at all
     ("digits", ["Did you mean dataset=digits"]),

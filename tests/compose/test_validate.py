@@ -102,8 +102,7 @@ def test_every_number_declares_its_range() -> None:
             if hints[one.name] in (int, float) or any(f"[{kind}" in text for kind in ("int", "float")):
                 yield one
 
-    classes = [
-        one for one in vars(tree).values() if dataclasses.is_dataclass(one) and one is not tree.AugmentationConfig
-    ]
+    found: list[Any] = list(vars(tree).values())
+    classes: list[Any] = [one for one in found if dataclasses.is_dataclass(one) and one is not tree.AugmentationConfig]
     lacking = [f"{cls.__name__}.{one.name}" for cls in classes for one in numbers(cls) if range_of(one) is None]
     assert len(classes) > 15 and lacking == []

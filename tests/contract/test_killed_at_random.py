@@ -24,7 +24,7 @@ def test_killed_at_random_moments_gives_the_same_result(tmp_path: Path) -> None:
     dice = random.Random(0)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     line = [sys.executable, "-m", "vitlab", *SMALL, *WORDS, f"output={tmp_path / 'killed'}"]
-    kills, seconds = 0, 12.0
+    kills, seconds = 0, 6.0
     while True:
         process = subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:

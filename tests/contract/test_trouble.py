@@ -90,7 +90,7 @@ def test_loader_process_killed(sound: Path, tmp_path: Path, capsys: pytest.Captu
     with at(Learner, "after_step", kill_loaders, signal.SIGTERM):
         assert run_command(tmp_path, *PLAIN, "hardware.workers=1") == 2
     text = message(capsys)
-    assert "A loader process" in text and "was ended from outside" in text and "hardware.workers" in text
+    assert "A loader process" in text and "was killed" in text and "hardware.workers" in text
     assert run_command(tmp_path, *PLAIN, "hardware.workers=1") == 0
     assert_same(the_run(tmp_path), sound)
 

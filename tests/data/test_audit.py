@@ -17,10 +17,11 @@ from PIL import Image
 
 from tests.data.conftest import picture
 from vitlab.config import DatasetConfig
-from vitlab.data.audit import Audit, audit, refuse_faults, write_audit
-from vitlab.data.audit_duplicates import look_alikes, same_bytes
-from vitlab.data.audit_files import look, look_at_all
-from vitlab.data.folder import folder, read_csv
+from vitlab.data.audit import Audit, audit_dataset, inputs_of, refuse_faults, write_audit
+from vitlab.data.audit_duplicates import find_identical, find_similar
+from vitlab.data.audit_files import inspect_file, inspect_files
+from vitlab.data.folder import folder_sources
+from vitlab.data.folder_contents import read_csv
 from vitlab.data.sources import labels_of
 from vitlab.data.subsets import held_out_groups
 from vitlab.errors import UserError
@@ -55,12 +56,12 @@ def broken(make_images: MakeImages) -> Path:
 
 
 def test_every_fault_is_named(broken: Path) -> None:
-    result, _ = audit(config(broken))
+    result, _ = audit_dataset(config(broken))
     assert result.unreadable == {
         "cat/void.jpg": "the file is empty",
         "dog/cut.jpg": result.unreadable["dog/cut.jpg"],
         "dog/float.tiff": result.unreadable["dog/float.tiff"],
-        "dog/text.jpeg": "not an image, whatever its name says",
+        "dog/text.jpeg": "not an image, in spite of its name",
     }
     assert "truncated" in result.unreadable["dog/cut.jpg"] and "unstated range" in result.unreadable["dog/float.tiff"]
     assert result.empty == ["ape"] and result.single == ["bird"]
@@ -77,9 +78,9 @@ def test_every_fault_is_named(broken: Path) -> None:
 def test_the_audit_agrees_with_the_reader(broken: Path) -> None:
     """What the audit cannot read is what a training could not read, and nothing else."""
     shutil.rmtree(broken / "ape")
-    result, _ = audit(config(broken))
+    result, _ = audit_dataset(config(broken))
     refused = set()
-    for source in folder(config(broken)).values():
+    for source in folder_sources(config(broken)).values():
         for i in range(len(source)):
             try:
                 source[i]
@@ -89,39 +90,58 @@ def test_the_audit_agrees_with_the_reader(broken: Path) -> None:
 
 
 def test_faults_stop_a_training_and_leave_out_goes_on(broken: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"1 class folder without an image: ape.*dataset\.leave_out="):
-        refuse_faults(audit(config(broken))[0], tmp_path)
+    with pytest.raises(UserError, match=r"1 class folder without an image: ape.*Fix the data"):
+        refuse_faults(audit_dataset(config(broken))[0], None)
     shutil.rmtree(broken / "ape")
-    result, splits = audit(config(broken))
-    write_audit(tmp_path / "audit", result, splits)
-    listed = tmp_path / "audit/unreadable.txt"
+    result, splits = audit_dataset(config(broken))
+    listed = write_audit(tmp_path / "audit", result, splits)["unreadable"]
     with pytest.raises(UserError, match=r"4 files cannot be read.*dataset\.leave_out=") as raised:
-        refuse_faults(result, tmp_path / "audit")
+        refuse_faults(result, listed)
     assert str(listed) in str(raised.value)
     cfg = config(broken, leave_out=str(listed))
-    clean, splits = audit(cfg)
-    refuse_faults(clean, tmp_path)
+    clean, splits = audit_dataset(cfg)
+    refuse_faults(clean, None)
     assert sorted(clean.left_out) == sorted(result.unreadable) and clean.files == result.files - 4
-    assert sum(len(source) for source in folder(cfg).values()) == clean.files
+    assert sum(len(source) for source in folder_sources(cfg).values()) == clean.files
     write_audit(tmp_path / "audit", clean, splits)
-    assert not listed.exists()
+    assert listed.exists()  # another command may name it
+
+
+def test_files_that_the_command_names_are_not_written(broken: Path, tmp_path: Path) -> None:
+    """A list and a split that the audit wrote come back as dataset.leave_out and dataset.split_file."""
+    shutil.rmtree(broken / "ape")
+    out = tmp_path / "audit"
+    result, splits = audit_dataset(config(broken))
+    first = write_audit(out, result, splits)
+    (out / "split.csv").write_text((out / "split.csv").read_text() + "\n")
+    (broken / "dog/another.png").write_text("no image")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    cfg = config(broken, leave_out=str(first["unreadable"]), split_file=str(first["split"]))
+    result, splits = audit_dataset(config(broken, leave_out=str(first["unreadable"])))
+    again = write_audit(out, result, splits, inputs_of(cfg))
+    assert again["split"].name == "split-2.csv" and again["unreadable"].name == "unreadable-2.txt"
+    assert {name: (out / name).read_bytes() for name in ("split.csv", "unreadable.txt")} == {
+        name: before[name] for name in ("split.csv", "unreadable.txt")
+    }
+    clean, _ = audit_dataset(config(broken, leave_out=str(again["unreadable"])))  # the new list is enough by itself
+    assert not clean.unreadable and len(clean.left_out) == 5
 
 
 def test_leave_out_names_only_what_is_there(make_images: MakeImages, tmp_path: Path) -> None:
     root = make_images(*(f"{name}/{i}.png" for name in ("a", "b") for i in range(3)))
     (tmp_path / "out.txt").write_text("# two\n./a/0.png\n\nb/9.png\n")
     with pytest.raises(UserError, match=r"names 1 file\(s\) that are not of the data set, the first is b/9\.png"):
-        folder(config(root, leave_out=str(tmp_path / "out.txt")))
+        folder_sources(config(root, leave_out=str(tmp_path / "out.txt")))
     with pytest.raises(UserError, match=r"leave_out=none\.txt does not exist"):
-        folder(config(root, leave_out="none.txt"))
+        folder_sources(config(root, leave_out="none.txt"))
 
 
 def test_a_clean_folder(make_images: MakeImages) -> None:
     root = make_images(*(f"{name}/{i}.png" for name in ("a", "b") for i in range(10)))
     for number, path in enumerate(sorted(root.rglob("*.png"))):
         scene(number).save(path)
-    result, splits = audit(config(root))
-    assert not result.faults and not result.doubts and "clean    nothing to object to" in result.text()
+    result, splits = audit_dataset(config(root))
+    assert not result.faults and not result.doubts and "clean    no faults, no doubts" in result.text()
     assert {name: len(part) for name, part in splits.items()} == {"train": 16, "val": 4}
     assert result.width == (160, 160, 160) and result.formats == {"PNG": 20} and not result.converted
 
@@ -136,7 +156,7 @@ def test_stored_forms_are_told(make_images: MakeImages) -> None:
     exif[0x0112] = 8
     Image.new("RGB", (70, 40)).save(root / "b/turned.jpg", exif=exif)
     scene(1).save(root / "b/moving.gif", save_all=True, append_images=[scene(2)])
-    result, _ = audit(config(root))
+    result, _ = audit_dataset(config(root))
     assert result.converted == {
         "grey": 1,
         "CMYK": 1,
@@ -147,7 +167,7 @@ def test_stored_forms_are_told(make_images: MakeImages) -> None:
         "several frames, the first is read": 1,
     }
     assert result.height[2] == 120 and result.small == ["a/rgb.png", "b/rgb.png"]
-    turned = look(root / "b/turned.jpg")
+    turned = inspect_file(root / "b/turned.jpg")
     assert (turned.width, turned.height, turned.orientation) == (70, 40, 8)
 
 
@@ -159,7 +179,7 @@ def test_sizes_are_those_that_are_seen(tmp_path: Path) -> None:
         path = tmp_path / "photos" / f"{name}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         scene(orientation).resize(size).save(path, exif=exif)
-    result, _ = audit(config(tmp_path / "photos"))
+    result, _ = audit_dataset(config(tmp_path / "photos"))
     assert (result.width, result.height) == ((40, 50, 90), (30, 60, 70))
 
 
@@ -171,7 +191,7 @@ def test_copies_across_classes_and_splits_come_first(make_images: MakeImages) ->
     shutil.copy(root / "train/a/1.png", root / "val/a/leak.png")
     shutil.copy(root / "train/b/0.png", root / "train/a/torn.png")
     scene(5).resize((90, 70)).save(root / "val/b/again.jpg", quality=60)  # train/b/2.png, smaller and coded anew
-    result, _ = audit(config(root))
+    result, _ = audit_dataset(config(root))
     assert [(one.kind, one.classes, one.splits) for one in result.duplicates] == [
         ("same file", ["a", "b"], ["train"]),
         ("same file", ["a"], ["train", "val"]),
@@ -195,29 +215,29 @@ def test_pictures_that_differ_are_not_alike(make_images: MakeImages) -> None:
     for level in range(40):
         Image.new("RGB", (50, 50), (level, 100, 6 * level)).save(root / f"plain{level}.png")
     names = [f"{seed}.png" for seed in range(400)]
-    plain = [look(root / f"plain{level}.png") for level in range(40)]
-    originals = [look(root / name) for name in names]
-    assert look_alikes([*originals, *plain]) == [] and same_bytes(originals) == []
+    plain = [inspect_file(root / f"plain{level}.png") for level in range(40)]
+    originals = [inspect_file(root / name) for name in names]
+    assert find_similar([*originals, *plain]) == [] and find_identical(originals) == []
     for seed in range(400):
         scene(seed).resize((100, 75)).save(root / f"{seed}.jpg", quality=60)
-    copies = [look(root / f"{seed}.jpg") for seed in range(400)]
-    assert look_alikes([*originals, *copies]) == [[seed, seed + 400] for seed in range(400)]
+    copies = [inspect_file(root / f"{seed}.jpg") for seed in range(400)]
+    assert find_similar([*originals, *copies]) == [[seed, seed + 400] for seed in range(400)]
 
 
 def test_a_split_that_lacks_a_class_is_named(make_images: MakeImages) -> None:
     root = make_images("train/a/0.png", "train/b/0.png", "train/b/1.png", "val/b/0.png")
-    result, _ = audit(config(root))
+    result, _ = audit_dataset(config(root))
     assert result.lacking == {"val": ["a"]} and "split 'val' lacks 1 class that train has: a" in result.doubts
 
 
 def test_the_split_is_written_and_reads_back(make_images: MakeImages, tmp_path: Path) -> None:
     root = make_images(*(f"{name}/{i}.png" for name in ("a", "b, c") for i in range(10)))
     cfg = config(root, val_fraction=0.3)
-    result, splits = audit(cfg)
+    result, splits = audit_dataset(cfg)
     assert "30 % of every class held out" in result.split
     paths = write_audit(tmp_path / "out", result, splits)
-    assert [path.name for path in paths][:2] == ["audit.json", "split.csv"]
-    frozen, made = folder(config(root, csv=str(tmp_path / "out/split.csv"))), folder(cfg)
+    assert [path.name for path in paths.values()][:2] == ["audit.json", "split.csv"]
+    frozen, made = folder_sources(config(root, csv=str(tmp_path / "out/split.csv"))), folder_sources(cfg)
     for split in ("train", "val"):
         assert list(frozen[split].keys) == list(made[split].keys)
         assert labels_of(frozen[split]).tolist() == labels_of(made[split]).tolist()
@@ -233,12 +253,12 @@ def test_groups_stay_together(make_images: MakeImages, tmp_path: Path) -> None:
     lines = [f"{path},{'xyz'[i % 3]},burst{i // 4}" for i, path in enumerate(paths)]
     table.write_text("\n".join(["path,label,group", *lines]))
     cfg = config(None, csv=str(table), val_fraction=0.25)
-    result, splits = audit(cfg)
+    result, splits = audit_dataset(cfg)
     groups = {split: {row.group for row in part} for split, part in splits.items()}
     assert not groups["train"] & groups["val"] and len(groups["train"] | groups["val"]) == 15
     assert 12 <= len(splits["val"]) <= 18 and set(result.counts["val"]) == {"x", "y", "z"}
-    assert "whole groups" in result.split
-    assert [len(source) for source in folder(cfg).values()] == [len(part) for part in splits.values()]
+    assert "by groups" in result.split
+    assert [len(source) for source in folder_sources(cfg).values()] == [len(part) for part in splits.values()]
     write_audit(tmp_path / "out", result, splits)
     with open(tmp_path / "out/split.csv") as file:
         rows = list(csv.DictReader(file))
@@ -257,7 +277,7 @@ def test_grouped_split_does_not_hang_on_the_order() -> None:
     assert (again == held[order]).all()
     shares = np.bincount(labels[held], minlength=5) / np.bincount(labels)
     assert (np.abs(shares - 0.2) < 0.06).all()
-    # One group for a whole class: it stays in training. One group in all: nothing is held out.
+    # One group with all images of a class: it stays in training. One group in all: nothing is held out.
     assert not held_out_groups(["g"] * 5 + ["h", "i", "j"], np.array([0] * 5 + [1] * 3), 0.5)[:5].any()
     assert not held_out_groups(["g"] * 5, np.zeros(5, np.int64), 0.5).any()
 
@@ -266,19 +286,19 @@ def test_seen_files_are_not_opened_again(make_images: MakeImages, tmp_path: Path
     root = make_images(*(f"a/{i}.png" for i in range(8)))
     names, cache = [f"a/{i}.png" for i in range(8)], tmp_path / "cache.sqlite"
     counted: list[int] = []
-    first = look_at_all(root, names, cache, 2, counted.append)
+    first = inspect_files(root, names, cache, 2, counted.append)
     assert counted == list(range(1, 9)) and list(first) == names
     stamp = os.stat(root / "a/3.png")
     (root / "a/3.png").write_bytes(b"\0" * stamp.st_size)  # other content of the same size and time: not looked at
     os.utime(root / "a/3.png", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    assert look_at_all(root, names, cache, 1, counted.append) == first and counted == list(range(1, 9))
+    assert inspect_files(root, names, cache, 1, counted.append) == first and counted == list(range(1, 9))
     os.utime(root / "a/3.png", ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))
     picture(99).save(root / "a/8.png")
     counted.clear()
-    last = look_at_all(root, [*names, "a/8.png"], cache, 1, counted.append)
+    last = inspect_files(root, [*names, "a/8.png"], cache, 1, counted.append)
     assert counted == [8, 9] and last["a/3.png"].error and not last["a/8.png"].error
     (root / "a/0.png").unlink()
-    assert look_at_all(root, names, cache)["a/0.png"].error == "there is no such file"
+    assert inspect_files(root, names, cache)["a/0.png"].error == "there is no such file"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are text elsewhere")
@@ -287,10 +307,10 @@ def test_names_that_are_not_utf8(make_images: MakeImages, tmp_path: Path) -> Non
     os.rename(os.fsencode(root / "a/0.png"), os.fsencode(root / "a") + b"/caf\xe9.png")
     (root / "b/1.png").write_text("broken")
     os.rename(os.fsencode(root / "b/1.png"), os.fsencode(root / "b") + b"/\xff.png")
-    result, splits = audit(config(root), tmp_path / "cache.sqlite")
+    result, splits = audit_dataset(config(root), tmp_path / "cache.sqlite")
     write_audit(tmp_path / "out", result, splits)
-    assert audit(config(root), tmp_path / "cache.sqlite")[0] == result
+    assert audit_dataset(config(root), tmp_path / "cache.sqlite")[0] == result
     assert len(result.unreadable) == 1
-    clean, _ = audit(config(root, leave_out=str(tmp_path / "out/unreadable.txt")))
+    clean, _ = audit_dataset(config(root, leave_out=str(tmp_path / "out/unreadable.txt")))
     assert clean.files == 3 and not clean.unreadable
-    assert len(folder(config(root, csv=str(tmp_path / "out/split.csv")))["train"].keys) == len(splits["train"])
+    assert len(folder_sources(config(root, csv=str(tmp_path / "out/split.csv")))["train"].keys) == len(splits["train"])

@@ -36,12 +36,12 @@ def test_every_class_is_shown_equally_often_and_every_view_once() -> None:
 
 
 def test_resuming_in_mid_epoch_gives_the_batches_that_remain() -> None:
-    whole = [sampler().batch(number) for number in range(30)]
+    full = [sampler().batch(number) for number in range(30)]
     resumed = sampler()
     resumed.position = 17
     rest = [batch for _ in range(2) for batch in resumed]
-    assert rest[:13] == whole[17:]
-    assert sampler().batch(29) == whole[29]
+    assert rest[:13] == full[17:]
+    assert sampler().batch(29) == full[29]
 
 
 @pytest.mark.parametrize("paired", [False, True])

@@ -53,7 +53,7 @@ def test_batch_order_workers_and_company_do_not_matter(make_images: MakeImages) 
     assert len(alone) == 6 * 5 and len(set(alone.values())) == 6 * 5
     assert pixels(Loader(views, [every[::-1][:7], every[::-1][7:]], 2)) == alone
     part = CorruptedViews(Subset(files, np.array([5, 1])), VIEW, NAMES, LEVELS, 7)
-    few = pixels(Loader(part, [[(0, 1), (1, 1)]], 0), {0: 5, 1: 1})
-    assert few == {key: value for key, value in alone.items() if key in few} and len(few) == 2
+    subset = pixels(Loader(part, [[(0, 1), (1, 1)]], 0), {0: 5, 1: 1})
+    assert subset == {key: value for key, value in alone.items() if key in subset} and len(subset) == 2
     other = pixels(Loader(CorruptedViews(files, VIEW, NAMES, LEVELS, 8), [every], 0))
     assert all(other[key] != alone[key] for key in alone)

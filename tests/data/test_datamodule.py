@@ -81,14 +81,14 @@ def test_epochs_by_position_with_persistent_workers() -> None:
     loader = data.train_dataloader()
     data.train_sampler.position = 3
     assert all_same(loader, straight[3:6])
-    assert all_same(loader, straight[6:12])  # the same processes, told nothing but indices and slots
+    assert all_same(loader, straight[6:12])  # the same workers, which receive indices and slots only
     data.train_sampler.position = 7
     assert all_same(loader, straight[7:12])
     assert len(loader) == 6
 
 
 class WhoReads:
-    """Tells which process reads."""
+    """Records which process reads."""
 
     def __len__(self) -> int:
         return 8
@@ -110,7 +110,7 @@ def test_processes_are_kept_and_survive_signals() -> None:
     loader: Any = Loader(WhoReads(), ShardSampler(8, 1), workers=2)  # type: ignore[arg-type]
     readers = set(loader)
     assert len(readers) == 2 and 0 not in readers and os.getpid() not in readers
-    for name in ("-INT", "-TERM") if hasattr(signal, "sigwaitinfo") else ("-INT",):  # macOS cannot tell who sent it
+    for name in ("-INT", "-TERM") if hasattr(signal, "sigwaitinfo") else ("-INT",):  # macOS does not give the sender
         subprocess.run(["kill", name, *map(str, readers)], check=True)  # from a process that is not their parent
     assert set(loader) == readers
     for worker in loader._iterator._workers:  # as multiprocessing does when the main process exits
@@ -151,16 +151,16 @@ def test_evaluation_covers_every_image_once() -> None:
 def test_labelling_shows_the_views_of_the_training(augmentation: AugmentationConfig) -> None:
     """Also after an interruption, with workers and on two ranks, and mixed with the same partners."""
     data = make(augmentation)
-    whole = list(data.label_dataloader(1, range(50), 6))
-    assert sorted(torch.cat([batch.index for batch in whole]).tolist()) == list(range(50))
-    shown = {int(i): image for batch in whole for i, image in zip(batch.index, batch.image, strict=True)}
+    full = list(data.label_dataloader(1, range(50), 6))
+    assert sorted(torch.cat([batch.index for batch in full]).tolist()) == list(range(50))
+    shown = {int(i): image for batch in full for i, image in zip(batch.index, batch.image, strict=True)}
     for batch in data.train_loader(6, 12):
         for index, slot, image in zip(batch.index, batch.slot, batch.image, strict=True):
             assert slot == 1 and torch.equal(image, shown[int(index)])
-    missing = whole[4].index[:1].tolist() + whole[7].index[2:].tolist()
-    assert all_same(make(augmentation, workers=2).label_dataloader(1, missing, 6), [whole[4], whole[7]])
+    missing = full[4].index[:1].tolist() + full[7].index[2:].tolist()
+    assert all_same(make(augmentation, workers=2).label_dataloader(1, missing, 6), [full[4], full[7]])
     ranks = [list(make(augmentation, rank=r, world=2).label_dataloader(1, missing, 6)) for r in range(2)]
-    assert all_same([*ranks[0], *ranks[1]], [whole[4], whole[7]])
+    assert all_same([*ranks[0], *ranks[1]], [full[4], full[7]])
 
 
 def write_store(folder: Path, data: VisionData, slots: int = 2) -> None:

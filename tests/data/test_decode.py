@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from vitlab.data.audit_files import look
+from vitlab.data.audit_files import inspect_file
 from vitlab.data.decode import EXTENSIONS, Files, read_rgb, to_rgb
 from vitlab.errors import UserError
 
@@ -118,7 +118,7 @@ def test_formats_that_pillow_reads_are_images(tmp_path: Path, suffix: str) -> No
         pytest.skip("this Pillow was built without AVIF")
     Image.new("RGB", (8, 6), (250, 0, 0)).save(tmp_path / f"a{suffix}")
     assert suffix in EXTENSIONS and read_rgb(tmp_path / f"a{suffix}").size == (8, 6)
-    assert look(tmp_path / f"a{suffix}").error == ""
+    assert inspect_file(tmp_path / f"a{suffix}").error == ""
 
 
 def test_heic_names_its_package(tmp_path: Path) -> None:
@@ -128,10 +128,10 @@ def test_heic_names_its_package(tmp_path: Path) -> None:
     if importlib.util.find_spec("pillow_heif") is None:
         with pytest.raises(UserError, match=r'HEIC needs the package pillow-heif: pip install "vitlab\[heic\]"\)'):
             read_rgb(path)
-        assert "pip install" in look(path).error
+        assert "pip install" in inspect_file(path).error
         return
     from pillow_heif import register_heif_opener
 
     register_heif_opener()
     Image.new("RGB", (32, 16), (250, 0, 0)).save(path)
-    assert read_rgb(path).size == (32, 16) and look(path).format == "HEIF"
+    assert read_rgb(path).size == (32, 16) and inspect_file(path).format == "HEIF"

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from vitlab.config import DatasetConfig
-from vitlab.data.audit import audit
+from vitlab.data.audit import audit_dataset
 from vitlab.data.build import open_splits, write_splits
 from vitlab.data.folds import fold_numbers
 from vitlab.data.sources import Arrays, MapStyle, Source, Subset, fingerprint, groups_of, labels_of
-from vitlab.data.subsets import hold_out, limit, per_class_subset
+from vitlab.data.subsets import hold_out, limit_images, per_class_subset
 from vitlab.errors import UserError
 
 MakeImages = Callable[..., Path]
@@ -49,7 +49,7 @@ def test_held_out_images_are_of_other_patients() -> None:
 def test_few_labels_and_a_limit_take_a_class_patient_by_patient() -> None:
     """Three of a class are of two patients at most, where by image they would be of three."""
     shuffled = patients(order=np.random.default_rng(0).permutation(60))
-    for take in (lambda one: per_class_subset(one, 3, 7), lambda one: limit(one, 12, 7)):
+    for take in (lambda one: per_class_subset(one, 3, 7), lambda one: limit_images(one, 12, 7)):
         part = take(patients())
         assert set(take(shuffled).keys) == set(part.keys)
         for label in (2, 3):
@@ -59,10 +59,10 @@ def test_few_labels_and_a_limit_take_a_class_patient_by_patient() -> None:
 
 
 def test_groups_go_with_every_kind_of_source_and_are_no_part_of_its_fingerprint() -> None:
-    whole = patients()
-    plain = Arrays(whole.images, whole.labels, whole.classes, list(whole.keys), "train")
-    assert fingerprint(plain) == fingerprint(whole) and groups_of(plain) is None
-    assert groups_of(Subset(Subset(whole, np.arange(60)[::-1]), np.array([0])))[0] == "patient 11"  # type: ignore[index]
+    full = patients()
+    plain = Arrays(full.images, full.labels, full.classes, list(full.keys), "train")
+    assert fingerprint(plain) == fingerprint(full) and groups_of(plain) is None
+    assert groups_of(Subset(Subset(full, np.arange(60)[::-1]), np.array([0])))[0] == "patient 11"  # type: ignore[index]
     mapped = MapStyle([(None, 0), (None, 1)], ["a", "b"], labels=[0, 1], groups=["x", "y"])
     assert list(groups_of(mapped) or ()) == ["x", "y"]
     with pytest.raises(ValueError, match="2 items and 1 groups"):
@@ -156,7 +156,7 @@ def test_folds_of_a_csv_keep_patients_whole_and_the_audit_shows_the_same(table: 
         parts = [members(splits[name]) for name in ("train", "val", "test")]
         assert sum(map(len, parts)) == len(set.union(*parts)) == 12 and all(parts)
         seen += splits["test"].keys
-        result, rows = audit(cfg)
+        result, rows = audit_dataset(cfg)
         assert {name: [row.path for row in part] for name, part in rows.items()} == {
             name: list(source.keys) for name, source in splits.items()
         }
@@ -244,7 +244,7 @@ def test_classes_keep_the_order_that_is_given(table: Path, make_images: MakeImag
     for given, message in (
         (["zebra", "ant", "emu"], "1 class.* without images, the first is emu"),
         (["ant", "ant"], "ant is named twice"),
-        ("sorted", "sorted is no order"),
+        ("sorted", "sorted is not a list of classes"),
     ):
         with pytest.raises(UserError, match=message):
             order(classes=given)

@@ -1,4 +1,4 @@
-"""The loader whose processes die: told once, where the next batch is fetched, and nowhere else."""
+"""A loader whose workers are killed: one error, raised where the next batch is fetched."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def shoot(children: list[multiprocessing.process.BaseProcess], number: signal.Si
         time.sleep(0.05)
 
 
-KILLED, ENDED = (signal.SIGKILL, "ended from outside"), (signal.SIGUSR1, "without a word")
+KILLED, ENDED = (signal.SIGKILL, "was killed"), (signal.SIGUSR1, "exited with code -10")
 
 
 @pytest.mark.parametrize(("number", "how"), [KILLED, ENDED])
-def test_death_is_told_at_the_next_batch_and_nowhere_else(number: signal.Signals, how: str) -> None:
+def test_a_killed_worker_is_an_error_at_the_next_batch_only(number: signal.Signals, how: str) -> None:
     """Also where two loaders lose their processes, one after the other: torch raises at each death, wherever it is."""
     before = signal.getsignal(signal.SIGCHLD)
     several = [loader(2), loader(1)]
@@ -54,13 +54,13 @@ def test_death_is_told_at_the_next_batch_and_nowhere_else(number: signal.Signals
         next(batches)
     children = [child for each in several for child in each._iterator._workers]  # type: ignore[union-attr]
     shoot(children[:1], number)  # nothing is raised here
-    with pytest.raises(UserError, match=rf"A loader process \(\d+\) .*{how}.* memory") as told:
+    with pytest.raises(UserError, match=rf"A loader process \(\d+\) .*{how}.* memory") as excinfo:
         try:
             for _ in running[0]:
                 pass
         finally:
             shoot(children[1:], number)  # nor here, in the midst of the answer
-    assert "the last checkpoint" in str(told.value)
+    assert "the last checkpoint" in str(excinfo.value)
     with pytest.raises(UserError, match="A loader process"):
         list(running[1])
     assert signal.getsignal(signal.SIGCHLD) == before
@@ -69,6 +69,6 @@ def test_death_is_told_at_the_next_batch_and_nowhere_else(number: signal.Signals
 @pytest.mark.parametrize("workers", [0, 1])
 def test_mistakes_of_others_stay_what_they_are(workers: int) -> None:
     for number, raised in ((13, UserError), (14, ValueError)):
-        with pytest.raises(raised) as told:
+        with pytest.raises(raised) as excinfo:
             list(Loader(Numbers(), [[12], [number]], workers))
-        assert "loader process" not in str(told.value)
+        assert "loader process" not in str(excinfo.value)

@@ -142,7 +142,7 @@ def test_a_share_of_the_items_is_plain(policy: str) -> None:
 
 
 def test_resized_copies_are_refused(source: Source, tmp_path: Path) -> None:
-    """Their names are the same, and nothing but the crops tells."""
+    """Their names are the same; only the crops reveal it."""
     folder = make_store(tmp_path, source, Reinforcement("rrc"))
     pixels = np.zeros((len(source), 6, 6, 3), np.uint8)
     small = Arrays(pixels, labels_of(source), source.classes, list(source.keys), "train")

@@ -131,7 +131,7 @@ def test_position_is_read_when_the_iterator_is_made() -> None:
 
 def test_a_position_set_after_reading_ahead_wins() -> None:
     sampler = EpochSampler(20, 5)
-    list(sampler)  # a loader has asked for the whole epoch
+    list(sampler)  # a loader has read all batches of the epoch
     sampler.position = 1  # but one batch was trained on
     assert list(sampler) == [EpochSampler(20, 5).batch(number) for number in (1, 2, 3)]
 
@@ -290,12 +290,12 @@ def test_what_is_left_to_label_comes_in_the_batches_of_an_uninterrupted_pass(
     length: int, paired: bool, world: int, slot: int, data: st.DataObject
 ) -> None:
     missing = data.draw(st.sets(st.integers(0, length - 1)))
-    whole = list(SlotSampler(length, 8, slot, range(length), paired=paired))
-    assert sorted(itertools.chain(*whole)) == [(i, slot) for i in range(length)]
+    full = list(SlotSampler(length, 8, slot, range(length), paired=paired))
+    assert sorted(itertools.chain(*full)) == [(i, slot) for i in range(length)]
     shards = [SlotSampler(length, 8, slot, sorted(missing), paired=paired, rank=r, world=world) for r in range(world)]
     left = list(itertools.chain(*shards))
     assert sum(len(shard) for shard in shards) == len(left)
-    assert sorted(left) == sorted(batch for batch in whole if missing & {i for i, _ in batch})
+    assert sorted(left) == sorted(batch for batch in full if missing & {i for i, _ in batch})
 
 
 def test_pairs_need_even_batches_to_be_labelled() -> None:

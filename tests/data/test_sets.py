@@ -12,7 +12,7 @@ from vitlab.compose.load import load
 from vitlab.config import DatasetConfig
 from vitlab.config.catalogue import conf_dir
 from vitlab.data import sets
-from vitlab.data.build import describe, open_splits
+from vitlab.data.build import describe_dataset, open_splits
 from vitlab.data.sets import find_set, set_names
 from vitlab.errors import UserError
 from vitlab.run.identity import differences
@@ -61,8 +61,11 @@ def test_embedded_sets_need_no_folder_and_others_do(monkeypatch: pytest.MonkeyPa
 def test_synthetic_is_a_fact_of_the_yaml_or_of_the_source() -> None:
     assert load(["method=supervised", "dataset=fake"]).config.dataset.synthetic
     old_run = DatasetConfig(name="fake", size=8)  # its tree has no such key
-    assert describe(old_run)["synthetic"] and not describe(DatasetConfig(name="digits", size=8))["synthetic"]
-    assert describe(DatasetConfig(name="digits", size=8, synthetic=True))["synthetic"]
+    assert (
+        describe_dataset(old_run)["synthetic"]
+        and not describe_dataset(DatasetConfig(name="digits", size=8))["synthetic"]
+    )
+    assert describe_dataset(DatasetConfig(name="digits", size=8, synthetic=True))["synthetic"]
 
 
 def test_these_facts_are_no_part_of_what_a_run_is() -> None:

@@ -80,8 +80,8 @@ def test_objectnet_by_its_own_mappings_without_its_frame(make_images: MakeImages
     }
     found = find_set(root, "objectnet")
     assert found is not None
-    whole = np.asarray(Files.__getitem__(found.source, 1)[0])
-    np.testing.assert_array_equal(np.asarray(found.source[1][0]), whole[2:-2, 2:-2])
+    full = np.asarray(Files.__getitem__(found.source, 1)[0])
+    np.testing.assert_array_equal(np.asarray(found.source[1][0]), full[2:-2, 2:-2])
     (root / "objectnet-1.0/mappings/pytorch_to_imagenet_2012_id.json").write_text('{"504": 0}')
     with pytest.raises(UserError, match=r"mappings do not place its class Chair"):
         find_set(root, "objectnet")

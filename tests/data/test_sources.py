@@ -23,7 +23,7 @@ from vitlab.data.sources import (
     fingerprint,
     labels_of,
 )
-from vitlab.data.subsets import class_rank, held_out, limit, per_class_subset
+from vitlab.data.subsets import class_rank, held_out, limit_images, per_class_subset
 from vitlab.errors import UserError
 
 
@@ -50,25 +50,25 @@ def test_strings_keep_file_names_that_are_not_utf8() -> None:
 
 
 def test_subset_shows_the_same_images_under_the_same_keys() -> None:
-    whole = source()
-    part = per_class_subset(whole, 4, seed=0)
+    full = source()
+    part = per_class_subset(full, 4, seed=0)
     assert np.bincount(part.labels if part.labels is not None else []).tolist() == [4, 4, 4]
     for i, index in enumerate(part.indices):
         image, label = part[i]
-        assert (np.asarray(image) == np.asarray(whole[int(index)][0])).all()
-        assert (part.keys[i], label) == (whole.keys[int(index)], whole[int(index)][1])
+        assert (np.asarray(image) == np.asarray(full[int(index)][0])).all()
+        assert (part.keys[i], label) == (full.keys[int(index)], full[int(index)][1])
 
 
 def test_subset_does_not_depend_on_the_order_of_the_source() -> None:
     shuffled = source(order=np.random.default_rng(0).permutation(30))
     assert set(per_class_subset(source(), 4, 7).keys) == set(per_class_subset(shuffled, 4, 7).keys)
-    assert set(limit(source(), 8, 7).keys) == set(limit(shuffled, 8, 7).keys)
+    assert set(limit_images(source(), 8, 7).keys) == set(limit_images(shuffled, 8, 7).keys)
 
 
 def test_subsets_are_nested_and_seeded() -> None:
-    few, more = (set(per_class_subset(source(), n, 0).keys) for n in (2, 5))
-    assert few < more
-    assert few != set(per_class_subset(source(), 2, 1).keys)
+    subset, more = (set(per_class_subset(source(), n, 0).keys) for n in (2, 5))
+    assert subset < more
+    assert subset != set(per_class_subset(source(), 2, 1).keys)
 
 
 def test_too_many_labels_per_class_is_answered() -> None:
@@ -77,16 +77,16 @@ def test_too_many_labels_per_class_is_answered() -> None:
 
 
 def test_limit_takes_classes_in_turn() -> None:
-    part = limit(source(), 7, 0)
+    part = limit_images(source(), 7, 0)
     assert np.bincount(labels_of(part)).tolist() == [3, 2, 2]
-    assert limit(source(), 30, 0).keys[29] == "image 29"
+    assert limit_images(source(), 30, 0).keys[29] == "image 29"
 
 
 def test_class_rank_counts_within_each_class() -> None:
-    whole = source()
-    rank = class_rank(whole.keys, whole.labels, 0)
+    full = source()
+    rank = class_rank(full.keys, full.labels, 0)
     for label in range(3):
-        assert sorted(rank[whole.labels == label].tolist()) == list(range(10))
+        assert sorted(rank[full.labels == label].tolist()) == list(range(10))
 
 
 def test_held_out_share_of_each_class() -> None:
@@ -131,23 +131,23 @@ def digits_with(**more: Any) -> DatasetConfig:
 
 def test_a_part_of_train_is_held_out_and_never_trained_on() -> None:
     """``dataset.val_fraction`` of a built-in set: of every class, for every seed; to a store, other data."""
-    whole = open_splits(digits_with(), 0)
-    assert whole["val"] is whole["test"]
+    full = open_splits(digits_with(), 0)
+    assert full["val"] is full["test"]
     for fraction in (0.1, 0.25):
         splits = open_splits(digits_with(val_fraction=fraction), 0)
         train, val = splits["train"], splits["val"]
-        assert sorted([*train.keys, *val.keys]) == sorted(whole["train"].keys)
+        assert sorted([*train.keys, *val.keys]) == sorted(full["train"].keys)
         assert (val.split_name, splits["test"].split_name) == ("val", "test")
-        assert fingerprint(splits["test"]) == fingerprint(whole["test"])
-        assert fingerprint(train) != fingerprint(whole["train"])
-        counts = [np.bincount(labels_of(part), minlength=10) for part in (val, whole["train"])]
+        assert fingerprint(splits["test"]) == fingerprint(full["test"])
+        assert fingerprint(train) != fingerprint(full["train"])
+        counts = [np.bincount(labels_of(part), minlength=10) for part in (val, full["train"])]
         assert counts[0].tolist() == [round(fraction * n) for n in counts[1].tolist()]
         again = open_splits(digits_with(val_fraction=fraction, labels_per_class=7), 3)
         assert list(again["val"].keys) == list(val.keys)
         assert len(again["train"]) == 70 and set(again["train"].keys) < set(train.keys)
         image, label = val[3]
-        where = list(whole["train"].keys).index(val.keys[3])
-        assert label == whole["train"][where][1] and image.tobytes() == whole["train"][where][0].tobytes()
+        where = list(full["train"].keys).index(val.keys[3])
+        assert label == full["train"][where][1] and image.tobytes() == full["train"][where][0].tobytes()
 
 
 def test_a_set_that_is_measured_on_val_keeps_it_and_one_with_both_refuses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ def test_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     splits = cifar10(cfg("cifar10", tmp_path))
     assert {name: len(source) for name, source in splits.items()} == {"train": 20, "test": 4}
     assert splits["train"].classes[3] == "name3"
-    # torchvision's reader, told the sums of these files, sees the same pixels and labels.
+    # torchvision's reader, given the checksums of these files, reads the same pixels and labels.
     base = tmp_path / "cifar-10-batches-py"
     sums = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in base.iterdir()}
     for name in ("train_list", "test_list"):

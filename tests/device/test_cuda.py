@@ -16,7 +16,7 @@ from tests.contract.story import assert_same, at, run_command, the_run
 from vitlab.compose.load import load
 from vitlab.data.build import open_splits
 from vitlab.distill.views import EvalView
-from vitlab.measure.latency_table import Part, Whole, measure_table
+from vitlab.measure.latency_table import HeldOutNetwork, Part, measure_table
 from vitlab.models.artifact import read_meta
 from vitlab.run.recorder import read_rows
 from vitlab.training.learner import Learner
@@ -90,7 +90,7 @@ def test_a_latency_table_of_a_gpu(tmp_path: Path) -> None:
 
     parts = {"mlp": Part({"embed": (256, 512, 768), "hidden": (256, 1024, 2048, 3072)}, mlp)}
     blocks = [{"embed": 640, "hidden": 1536}, {"embed": 640, "hidden": 2560}]
-    held = Whole(blocks, lambda: (nn.Sequential(MLP(640, 1536), MLP(640, 2560)), tokens(640)))
+    held = HeldOutNetwork(blocks, lambda: (nn.Sequential(MLP(640, 1536), MLP(640, 2560)), tokens(640)))
     table = measure_table(
         "MLP", parts, device=torch.device("cuda"), batch=64, held_out=[held], rounds=5, seconds=0.02,
         partial=tmp_path / "partial.json",

@@ -137,7 +137,7 @@ def test_crops_lie_inside(width: int, height: int) -> None:
 
 
 def test_crop_fallback_is_centred() -> None:
-    """A 100:1 strip never takes a legal crop of its whole area; the fallback is the widest legal one, centred."""
+    """A 100:1 strip never takes a legal crop of its full area; the fallback is the widest legal one, centred."""
     aug = Augmentation(size=32, crop_scale=(1.0, 1.0))
     assert draw(aug, 3, 2000, 20).crop == (0, (2000 - 27) // 2, 20, 27)
     assert draw(aug, 3, 20, 2000).crop == ((2000 - 27) // 2, 0, 27, 20)

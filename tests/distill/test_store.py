@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import math
 import multiprocessing
 import multiprocessing.context
 import os
 import signal
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,7 @@ from vitlab.distill.draw import Augmentation, seed_of, seeds_of
 from vitlab.distill.sparse import SparseTarget, sparsify
 from vitlab.distill.store import TargetStore
 from vitlab.distill.store_spec import StoreSpec, keys_digest
+from vitlab.distill.store_writer import checksums
 from vitlab.errors import UserError
 
 AUG = Augmentation(size=8, flip=0.5)
@@ -315,6 +319,51 @@ def test_foreign_files_are_named(tmp_path: Path, name: str) -> None:
         TargetStore.create(tmp_path, make_spec(), make_keys(40))
 
 
+def test_records_whose_sync_failed_are_not_marked_as_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second sync succeeds although the records are lost, so a writer that closes after an error makes none."""
+    store, index = TargetStore.create(tmp_path, make_spec(), make_keys(40)), np.arange(8)
+    writer = store.writer(0)
+    writer.write(index, seeds_of(11, 0, index), label(store.spec, 0, index))
+    sync = os.fsync
+
+    def fail(descriptor: int) -> None:
+        monkeypatch.setattr(os, "fsync", sync)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        writer.flush()
+    writer.close()
+    assert store.count(0) == 0 and len(store.missing(0)) == 40
+
+
+def reseal(folder: Path, spec: StoreSpec) -> None:
+    """Make the checksums of a slot those of its content."""
+    crc = np.fromiter(checksums(folder, spec), "<u4").tobytes()
+    (folder / "crc32.bin").write_bytes(crc)
+    marker = json.loads((folder / "sealed.json").read_text())
+    (folder / "sealed.json").write_text(json.dumps(marker | {"crc32": zlib.crc32(crc)}))
+
+
+@pytest.mark.parametrize("prob", ["f2", "f4", "bf16"])
+@pytest.mark.parametrize(("field", "value"), [("index", 7), ("prob", math.nan), ("prob", -0.25), ("prob", 1.5)])
+def test_impossible_targets_are_damage_of_the_store(tmp_path: Path, prob: str, field: str, value: float) -> None:
+    """Also where the checksums are right: the record was damaged before it was sealed."""
+    store = make_store(tmp_path, make_spec(prob=prob))
+    folder = tmp_path / "slot_00001"
+    records = np.fromfile(folder / "records.bin", store.spec.record)
+    as_bf16 = field == "prob" and prob == "bf16"
+    stored = torch.tensor([value]).bfloat16().view(torch.int16).numpy().view(np.uint16) if as_bf16 else [value]
+    records[field][4, 1] = stored[0]
+    records.tofile(folder / "records.bin")
+    reseal(folder, store.spec)
+    opened = TargetStore.open(tmp_path)
+    for read in (opened.gather, opened.read):
+        with pytest.raises(UserError, match=r"damaged: the record of image 4 in slot 1 holds class"):
+            read([0, 1, 1], [4, 3, 4])
+        read([0, 1, 1], [4, 3, 5])
+
+
 def test_damage_is_found(tmp_path: Path) -> None:
     store = make_store(tmp_path)
     path = tmp_path / "slot_00001" / "records.bin"
@@ -325,11 +374,20 @@ def test_damage_is_found(tmp_path: Path) -> None:
     damaged[size * 4 + 10] ^= 1  # in a probability
     path.write_bytes(damaged)
     assert any("checksum" in problem for problem in store.verify())
+    opened = TargetStore.open(tmp_path)
+    opened.gather([0], [4])  # the other slot is sound
+    for read in (opened.gather, opened.read):
+        with pytest.raises(UserError, match=r"slot_00001 are damaged: images 0 to 8191: checksum") as caught:
+            read([1], [9])  # a record of the same block
+        assert "Delete that folder" in caught.value.cure
+    with pytest.raises(UserError, match="damaged"):
+        opened.records(1, [9])
 
     damaged = bytearray(good)
-    damaged[size * 4] ^= 1  # in a seed: noticed at once
+    damaged[size * 4] ^= 1  # in a seed
     path.write_bytes(damaged)
     assert any("seed" in problem for problem in store.verify())
+    reseal(path.parent, store.spec)
     with pytest.raises(UserError, match="image 4 in slot 1 holds seed"):
         TargetStore.open(tmp_path).gather([1], [4])
 
@@ -339,6 +397,11 @@ def test_damage_is_found(tmp_path: Path) -> None:
     assert any("bytes" in problem for problem in store.verify())
 
     path.write_bytes(good)
+    reseal(path.parent, store.spec)
+    (path.parent / "crc32.bin").write_bytes(b"????")
+    with pytest.raises(UserError, match=r"crc32.bin is not the file that was sealed"):
+        TargetStore.open(tmp_path).gather([1], [4])
+    reseal(path.parent, store.spec)
     (tmp_path / "keys.txt").write_text("other\n")
     assert store.verify() == ["keys.txt: not the keys that the store was made with"]
 

@@ -109,7 +109,7 @@ def test_no_gradient_no_training_mode_no_state(batch: Rows) -> None:
     torch.testing.assert_close(prob.sum(1), torch.ones(5))
     student = nn.Linear(2, 2)
     student.teacher = own  # type: ignore[assignment]
-    assert list(student.state_dict()) == ["weight", "bias"]  # a plain attribute is in nobody's checkpoint
+    assert list(student.state_dict()) == ["weight", "bias"]  # a plain attribute is in no checkpoint
     logits = torch.zeros(5, 6, requires_grad=True)
     soft_cross_entropy(logits, prob).backward()  # the label can be saved for backward
     assert logits.grad is not None

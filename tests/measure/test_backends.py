@@ -29,7 +29,7 @@ def images() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def expected(network: torch.nn.Module, images: np.ndarray) -> np.ndarray:
-    out = backends.eager(network, images)()
+    out = backends.eager_pass(network, images)()
     assert isinstance(out, torch.Tensor)
     with torch.no_grad():
         assert torch.equal(out, network(torch.from_numpy(images)))
@@ -47,26 +47,26 @@ def file(network: torch.nn.Module, images: np.ndarray, tmp_path_factory: pytest.
 
 
 def test_onnxruntime(file: Path, images: np.ndarray, expected: np.ndarray) -> None:
-    out = backends.onnxruntime(file, images)()
+    out = backends.onnxruntime_pass(file, images)()
     np.testing.assert_allclose(np.asarray(out)[0], expected, atol=1e-5)
 
 
 def test_openvino(file: Path, images: np.ndarray, expected: np.ndarray) -> None:
-    if backends.missing("openvino"):
+    if backends.missing_packages("openvino"):
         pytest.skip("OpenVINO is an extra")
-    out = backends.openvino(file, images)()
+    out = backends.openvino_pass(file, images)()
     np.testing.assert_allclose(out[0], expected, atol=1e-4)  # type: ignore[index]
 
 
 @pytest.mark.slow
 def test_compile(network: torch.nn.Module, images: np.ndarray, expected: np.ndarray) -> None:
-    out = backends.compiled(network, images)()
+    out = backends.compiled_pass(network, images)()
     assert isinstance(out, torch.Tensor)
     np.testing.assert_allclose(out.numpy(), expected, atol=1e-4)
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert backends.missing("eager") == backends.missing("compile") == []
+    assert backends.missing_packages("eager") == backends.missing_packages("compile") == []
     monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None if name == "openvino" else name)
-    assert backends.missing("openvino") == ["openvino"]
+    assert backends.missing_packages("openvino") == ["openvino"]
     assert set(backends.NEEDS) < set(BACKENDS)

@@ -13,9 +13,9 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from vitlab.measure.classification import (
     Evaluation,
-    calibration,
+    calibration_error,
     evaluate_logits,
-    wilson,
+    wilson_interval,
 )
 
 CONFIDENCE = [0.95, 0.91, 0.88, 0.77, 0.66, 0.62, 0.55, 0.48, 0.35, 0.22, 0.99, 0.81]
@@ -25,7 +25,7 @@ CORRECT = [1, 1, 0, 1, 0, 1, 1, 0, 0, 1, 1, 1]
 @pytest.mark.parametrize(("bins", "expected"), [(10, 0.284167), (15, 0.300833)])
 def test_calibration_error_of_the_worked_example(bins: int, expected: float) -> None:
     """Dataset Reinforcement, acceptance check D."""
-    ece, largest, table = calibration(CONFIDENCE, CORRECT, bins)
+    ece, largest, table = calibration_error(CONFIDENCE, CORRECT, bins)
     assert ece == pytest.approx(expected, abs=1e-6)
     assert largest == pytest.approx(0.78, abs=1e-12)
     assert len(table) == bins
@@ -33,7 +33,7 @@ def test_calibration_error_of_the_worked_example(bins: int, expected: float) -> 
 
 
 def test_bins_are_closed_on_the_right() -> None:
-    _, _, table = calibration([0.0, 0.5, 0.5000001, 1.0], [0, 1, 1, 1], bins=2)
+    _, _, table = calibration_error([0.0, 0.5, 0.5000001, 1.0], [0, 1, 1, 1], bins=2)
     assert [each.n for each in table] == [2, 2]
     assert (table[0].lo, table[0].hi, table[1].hi) == (0.0, 0.5, 1.0)
 
@@ -41,7 +41,7 @@ def test_bins_are_closed_on_the_right() -> None:
 @pytest.mark.parametrize("bad", [([], []), ([0.5], [1, 0]), ([1.5], [1]), ([float("nan")], [1])])
 def test_calibration_refuses(bad: tuple[list[float], list[int]]) -> None:
     with pytest.raises(ValueError, match="confidence"):
-        calibration(*bad)
+        calibration_error(*bad)
 
 
 @pytest.fixture(scope="module", params=[(400, 12, 0), (257, 3, 1), (60, 2, 2)], ids=["12", "3", "2 classes"])
@@ -151,9 +151,9 @@ def test_wilson_interval_is_his_formula(right: int, n: int) -> None:
     """Wilson 1927: the shares p for which |right/n - p| = z sqrt(p (1 - p) / n)."""
     z = 1.959963984540054
     ends = np.roots([n + z * z, -(2 * right + z * z), right * right / n])
-    assert wilson(right, n) == pytest.approx(sorted(ends.real), abs=1e-9)
+    assert wilson_interval(right, n) == pytest.approx(sorted(ends.real), abs=1e-9)
 
 
 def test_wilson_refuses_more_than_all() -> None:
     with pytest.raises(ValueError, match="11 of 10"):
-        wilson(11, 10)
+        wilson_interval(11, 10)

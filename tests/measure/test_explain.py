@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitlab.errors import UserError
-from vitlab.measure.explain import enlarge, grad_cam, usual_layer
-from vitlab.measure.model_randomization import randomised, rank_correlation, sanity_check
+from vitlab.measure.explain import grad_cam, upsample_maps, usual_layer
+from vitlab.measure.model_randomization import randomise_cascading, rank_correlation, sanity_check
 from vitlab.measure.rollout import attention_rollout, catch_attention
 
 VIT: dict[str, Any] = {"embed_dim": 24, "num_heads": 2, "depth": 3}
@@ -220,7 +220,7 @@ def test_small_images_are_read_where_there_is_a_grid(family: str, layer: str | N
 
 def test_maps_are_stretched() -> None:
     maps = torch.stack([torch.arange(4.0).reshape(2, 2) + 7, torch.zeros(2, 2), torch.full((2, 2), 3.0)])
-    big = enlarge(maps, 8, 6)
+    big = upsample_maps(maps, 8, 6)
     assert big.shape == (3, 8, 6) and big[0].max() == 1 and big[0].min() == 0 and not big[1:].any()
 
 
@@ -240,7 +240,7 @@ def test_randomising_goes_from_the_head_down_and_keeps_the_distribution() -> Non
     state = {name: value.clone() for name, value in model.state_dict().items()}
     changed: set[str] = set()
     reached = []
-    for name, random in randomised(model, steps=4):
+    for name, random in randomise_cascading(model, steps=4):
         reached.append(name)
         now = {key for key, value in random.state_dict().items() if not torch.equal(value, state[key])}
         assert now > changed

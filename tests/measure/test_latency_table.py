@@ -15,8 +15,8 @@ from scipy.interpolate import RegularGridInterpolator
 from torch import nn
 
 from vitlab.errors import UserError
-from vitlab.measure.grids import interpolate, monotone
-from vitlab.measure.latency_table import Grid, HeldOut, LatencyTable, Part, Whole, measure_table
+from vitlab.measure.grids import interpolate, make_monotone
+from vitlab.measure.latency_table import Grid, HeldOut, HeldOutNetwork, LatencyTable, Part, measure_table
 from vitlab.measure.timing import Conditions
 
 CONDITIONS = Conditions("a device", 1, 256, "32", "eager", False, "2.0", "1.0")
@@ -38,19 +38,19 @@ def separable() -> LatencyTable:
 def test_smoothing_increases_along_every_axis() -> None:
     rng = np.random.default_rng(0)
     rising = rng.random((4, 5, 6)).cumsum(0).cumsum(1).cumsum(2)
-    assert np.array_equal(monotone(rising), rising)
+    assert np.array_equal(make_monotone(rising), rising)
     noisy = rising + rng.normal(size=rising.shape)
-    found = monotone(noisy)
+    found = make_monotone(noisy)
     assert all(np.diff(found, axis=axis).min() >= -1e-12 for axis in range(3))
     assert any(np.diff(noisy, axis=axis).min() < 0 for axis in range(3))
     assert found.mean() == pytest.approx(noisy.mean())  # least squares keeps the mean of a line
-    assert monotone(np.array([1.0, 4.0, 2.0, 3.0])).tolist() == [1, 3, 3, 3]
+    assert make_monotone(np.array([1.0, 4.0, 2.0, 3.0])).tolist() == [1, 3, 3, 3]
 
 
 def test_smoothing_of_part_of_a_grid() -> None:
     """Where costly layers are not timed, lines end early: what is there increases, and the rest stays unknown."""
     stairs = np.array([[3.0, 1.0, 5.0], [2.0, 6.0, np.nan], [4.0, np.nan, np.nan]])
-    found = monotone(stairs)
+    found = make_monotone(stairs)
     assert np.array_equal(np.isnan(found), np.isnan(stairs))
     for axis in (0, 1):
         steps = np.diff(found, axis=axis)
@@ -174,12 +174,12 @@ def test_a_table_of_layers_measured_here(tmp_path: Path) -> None:
 
     parts = {"mlp": Part({"embed": (32, 96), "hidden": (0, 64, 256)}, mlp), "norm": Part({"embed": (32, 96)}, norm)}
     blocks = [{"embed": 64, "hidden": 100}, {"embed": 64, "hidden": 200}]
-    held = Whole(blocks, lambda: (nn.Sequential(MLP(64, 100), MLP(64, 200)), tokens(64)))
-    file, told = tmp_path / "partial.json", []
+    held = HeldOutNetwork(blocks, lambda: (nn.Sequential(MLP(64, 100), MLP(64, 200)), tokens(64)))
+    file, totals = tmp_path / "partial.json", []
 
     def stop(done: int, total: int) -> None:
-        told.append(total)
-        if len(told) == 5:
+        totals.append(total)
+        if len(totals) == 5:
             raise KeyboardInterrupt
 
     def measure(**more: Any) -> LatencyTable:
@@ -192,7 +192,7 @@ def test_a_table_of_layers_measured_here(tmp_path: Path) -> None:
         measure(progress=stop)
     kept = json.loads(file.read_text())["seconds"]
     table = measure()
-    assert told == [3 * (4 + 2 + 1)] * 5, "points without work are not timed"
+    assert totals == [3 * (4 + 2 + 1)] * 5, "points without work are not timed"
     assert {"embed": 32, "hidden": 0} not in built
     grid = table.grids["mlp"]
     assert grid.seconds[:, 0].tolist() == [0, 0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vitlab.measure.memory import Live, peak_memory
+from vitlab.measure.memory import LiveStorage, peak_memory
 
 MB = 2**20
 
@@ -38,7 +38,7 @@ def test_a_longer_network_holds_no_more_than_its_worst_layer() -> None:
 
 
 def test_what_is_freed_is_counted_off() -> None:
-    with Live() as live:
+    with LiveStorage() as live:
         held = torch.empty(MB, dtype=torch.uint8)
         for _ in range(5):
             torch.empty(3 * MB, dtype=torch.uint8)

@@ -31,10 +31,10 @@ def test_a_tally_in_parts_is_the_whole() -> None:
         tally.add(logits[part], label[part], slot[part])
     for number in (0, 1):
         cell = tally.cell("fog", 3, 12, number)
-        whole = evaluate_logits(logits[slot == number], label[slot == number], list("abcdefg"), 12)
+        full = evaluate_logits(logits[slot == number], label[slot == number], list("abcdefg"), 12)
         for name in ("n", "top1", "top5", "nll", "brier", "ece", "max_ece", "mean_confidence"):
-            assert getattr(cell, name) == pytest.approx(getattr(whole, name), abs=1e-12), name
-        np.testing.assert_allclose(cell.calibrations, whole.calibrations)
+            assert getattr(cell, name) == pytest.approx(getattr(full, name), abs=1e-12), name
+        np.testing.assert_allclose(cell.calibrations, full.calibrations)
 
 
 def test_several_right_answers() -> None:

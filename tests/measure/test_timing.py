@@ -17,11 +17,11 @@ from vitlab.measure.timing import (
     Samples,
     block_size,
     core_count,
-    interleave,
     time_block,
     time_calls,
     time_for,
     time_in_rounds,
+    time_interleaved,
 )
 
 
@@ -63,7 +63,7 @@ def test_ratios_hold_on_a_machine_that_slows_down() -> None:
         machine.load *= 1.1
 
     a, b = machine.contender("a", 0.010), machine.contender("b", 0.025)
-    first, second = interleave([a, b], 21, clock=lambda: machine.now, progress=slower)
+    first, second = time_interleaved([a, b], 21, clock=lambda: machine.now, progress=slower)
     assert (first.ratio, first.ratio_lo, first.ratio_hi) == pytest.approx((1, 1, 1))
     assert (second.ratio, second.ratio_lo, second.ratio_hi) == pytest.approx((2.5, 2.5, 2.5))
     assert first.median_ms == pytest.approx(10 * 1.1**10)
@@ -75,7 +75,7 @@ def test_ratios_hold_on_a_machine_that_slows_down() -> None:
 
 def test_every_round_times_each_once_in_changing_order() -> None:
     machine = Machine()
-    interleave([machine.contender(name, 0.001) for name in "abc"], 40, clock=lambda: machine.now)
+    time_interleaved([machine.contender(name, 0.001) for name in "abc"], 40, clock=lambda: machine.now)
     timed = machine.calls[3 * WARMUP :]
     rounds = ["".join(timed[i : i + 3]) for i in range(0, len(timed), 3)]
     assert len(rounds) == 40
@@ -89,7 +89,7 @@ def test_refuses_what_does_not_compare() -> None:
     other = Contender("b", "eager", 8, one.run)
     for contenders, repeats in (([], 3), ([one], 0), ([one, other], 3)):
         with pytest.raises(ValueError, match="one batch size"):
-            interleave(contenders, repeats)
+            time_interleaved(contenders, repeats)
 
 
 def test_one_call_over_and_over() -> None:
@@ -164,25 +164,25 @@ def test_an_interrupted_measurement_goes_on(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         time_in_rounds(
-            machine.cells(a=0.5, b=2.0), 3, 1.0, clock=machine.clock, partial=file, question={"x": 1}, progress=stop
+            machine.cells(a=0.5, b=2.0), 3, 1.0, clock=machine.clock, partial=file, spec={"x": 1}, progress=stop
         )
     kept = json.loads(file.read_text())["seconds"]
     assert sum(map(len, kept.values())) == 3
-    machine.load = 10  # what is measured now is told from what was kept
-    told: list[int] = []
+    machine.load = 10  # distinguishes new samples from those in the file
+    calls: list[int] = []
     found = time_in_rounds(
-        machine.cells(a=0.5, b=2.0), 3, 1.0, clock=machine.clock, partial=file, question={"x": 1},
-        progress=lambda done, total: told.append(done),
+        machine.cells(a=0.5, b=2.0), 3, 1.0, clock=machine.clock, partial=file, spec={"x": 1},
+        progress=lambda done, total: calls.append(done),
     )  # fmt: skip
-    assert told == [4, 5, 6]
+    assert calls == [4, 5, 6]
     assert {name: row[: len(kept[name])] for name, row in found.seconds.items()} == kept
     assert sorted(len(row) for row in found.seconds.values()) == [3, 3]
-    again = time_in_rounds(machine.cells(a=0.5, b=2.0), 3, 1.0, partial=file, question={"x": 1})
+    again = time_in_rounds(machine.cells(a=0.5, b=2.0), 3, 1.0, partial=file, spec={"x": 1})
     assert again.seconds == found.seconds, "nothing is left to time"
     with pytest.raises(UserError, match="other x"):
-        time_in_rounds(machine.cells(a=0.5, b=2.0), 3, 1.0, partial=file, question={"x": 2})
+        time_in_rounds(machine.cells(a=0.5, b=2.0), 3, 1.0, partial=file, spec={"x": 2})
     with pytest.raises(UserError, match="other cells"):
-        time_in_rounds(machine.cells(a=0.5), 3, 1.0, partial=file, question={"x": 1})
+        time_in_rounds(machine.cells(a=0.5), 3, 1.0, partial=file, spec={"x": 1})
     file.write_text("[]")
     with pytest.raises(UserError, match="no unfinished measurement"):
         time_in_rounds(machine.cells(a=0.5), 3, 1.0, partial=file)

@@ -12,8 +12,9 @@ import vitlab
 from vitlab.config import ModelConfig
 from vitlab.errors import UserError
 from vitlab.files import sha256
-from vitlab.models.artifact import ModelMeta, load_model, read_meta, save_model
-from vitlab.models.build import architecture, build_model
+from vitlab.models.artifact import ModelMeta, build_from_meta, load_model, read_meta, save_model
+from vitlab.models.build import build_model, resolve_architecture
+from vitlab.models.checkpoints import load_weights
 
 VIT = ModelConfig(name="vit_tiny_patch16_224", args={"embed_dim": 24, "depth": 1, "num_heads": 1})
 
@@ -30,7 +31,7 @@ def _trained(cfg: ModelConfig, size: int) -> nn.Module:
 
 
 def _meta(cfg: ModelConfig, size: int, **more: Any) -> ModelMeta:
-    return ModelMeta(*architecture(cfg, size), ["a", "b", "c"], size, [0.1, 0.2, 0.3], [0.5] * 3, **more)
+    return ModelMeta(*resolve_architecture(cfg, size), ["a", "b", "c"], size, [0.1, 0.2, 0.3], [0.5] * 3, **more)
 
 
 @pytest.fixture
@@ -119,3 +120,21 @@ def test_no_folder_and_no_json(tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text('{"format": 1, "na')
     with pytest.raises(UserError, match="is damaged"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", ["parameters", "buffers"])
+def test_weights_that_are_not_finite_are_neither_written_nor_loaded(
+    tmp_path: Path, tiny: ModelConfig, kind: str, value: float
+) -> None:
+    model = _trained(tiny, 32)
+    tensors = dict(getattr(model, f"named_{kind}")())
+    name = next(name for name in tensors if kind == "parameters" or name.endswith("running_var"))
+    tensors[name].data[0] = value
+    with pytest.raises(UserError, match=rf"not finite \({name}\); no model was written"):
+        save_model(tmp_path / "model", model, _meta(tiny, 32))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match=rf"weights that are not finite \({name}\)"):
+        build_from_meta(_meta(tiny, 32), model.state_dict())
+    with pytest.raises(UserError, match=rf"The checkpoint a file has weights that are not finite \({name}\)"):
+        load_weights(build_model(tiny, 3, 32), model.state_dict(), "a file")

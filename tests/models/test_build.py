@@ -9,7 +9,7 @@ import torch
 from vitlab.config import ModelConfig
 from vitlab.errors import UserError
 from vitlab.models.artifact import ModelMeta, save_model
-from vitlab.models.build import architecture, build_model, normalisation
+from vitlab.models.build import build_model, normalisation, resolve_architecture
 
 DATASET = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
 
@@ -33,9 +33,12 @@ def test_overrides_of_a_timm_network_are_built(tiny: ModelConfig) -> None:
 
 
 def test_the_input_size_reaches_networks_built_for_one_size_only() -> None:
-    assert architecture(ModelConfig(name="deit_tiny_patch16_224"), 64) == ("deit_tiny_patch16_224", {"img_size": 64})
-    assert architecture(ModelConfig(name="resnet18"), 64) == ("resnet18", {})
-    assert architecture(ModelConfig(name="tiny_vit_5m_224"), 64) == ("tiny_vit_5m_224", {})
+    assert resolve_architecture(ModelConfig(name="deit_tiny_patch16_224"), 64) == (
+        "deit_tiny_patch16_224",
+        {"img_size": 64},
+    )
+    assert resolve_architecture(ModelConfig(name="resnet18"), 64) == ("resnet18", {})
+    assert resolve_architecture(ModelConfig(name="tiny_vit_5m_224"), 64) == ("tiny_vit_5m_224", {})
     small = ModelConfig(name="vit_tiny_patch16_224", args={"embed_dim": 24, "depth": 1, "num_heads": 1})
     assert build_model(small, 3, 48).get_parameter("pos_embed").shape == (1, 1 + 3 * 3, 24)
 
@@ -69,7 +72,7 @@ def test_wrong_arguments_are_named() -> None:
 def test_weights_that_cannot_be_downloaded_are_answered_with_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     message = _message(ModelConfig(name="test_resnet.r160_in1k", pretrained=True))
-    assert "'test_resnet.r160_in1k' could not be had" in message
+    assert "'test_resnet.r160_in1k' could not be loaded" in message
     assert "model.checkpoint" in message
 
 

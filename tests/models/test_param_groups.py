@@ -7,10 +7,13 @@ import timm
 import torch
 from torch import nn
 
-from vitlab.config import ModelConfig
+from vitlab.compose.load import load
+from vitlab.config import ModelConfig, RecipeConfig
+from vitlab.config.catalogue import conf_dir
 from vitlab.errors import UserError
 from vitlab.models.build import build_model, parameter_groups
 from vitlab.models.param_groups import head_names, layer_levels, undecayed_names
+from vitlab.training.build import make_optimizer
 
 OFFICIAL_SCALES = [
     *(0.085899, 0.107374, 0.134218, 0.167772, 0.209715, 0.262144),
@@ -92,6 +95,31 @@ def test_an_optimiser_takes_the_groups(tiny: ModelConfig) -> None:
     model = build_model(tiny, 3, 32)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.05, 0.5), lr=1.0)  # type: ignore[arg-type]
     assert [group["lr_scale"] for group in optimizer.param_groups[-2:]] == [1.0, 1.0]
+
+
+def _is_own(name: str) -> bool:
+    return timm.models.model_entrypoint(name).__module__.startswith("vitlab.")
+
+
+OWN = [name for name in timm.list_models() if _is_own(name) and name != "deepmad"]  # that one needs a structure
+RECIPES = sorted(path.stem for path in (conf_dir() / "recipe").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def recipes() -> list[RecipeConfig]:
+    """Every ``recipe=`` of the configuration."""
+    return [load(["method=supervised", f"recipe={name}"]).config.recipe for name in RECIPES]
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_every_registered_network_takes_the_optimiser_of_every_recipe(name: str, recipes: list[RecipeConfig]) -> None:
+    """Fine-tuning, the default of ``dataset=folder``, has a layer decay."""
+    with torch.device("meta"):
+        model = build_model(ModelConfig(name=name, pretrained=False), 4, 224)
+    assert any(recipe.layer_decay < 1 for recipe in recipes)
+    for recipe in recipes:
+        scales = {group["lr_scale"] for group in make_optimizer(model, recipe).param_groups}
+        assert (len(scales) > 3) == (recipe.layer_decay < 1), (recipe, scales)
 
 
 def test_layer_decay_needs_named_layers() -> None:

@@ -20,9 +20,9 @@ from vitlab.config import ModelConfig
 from vitlab.errors import UserError
 from vitlab.measure.explain import network_maps
 from vitlab.models.artifact import ModelMeta, load_model, save_model
-from vitlab.models.build import architecture, build_backbone, build_model, normalisation
+from vitlab.models.build import build_backbone, build_model, normalisation, resolve_architecture
 from vitlab.models.checkpoints import load_weights, new_parameters
-from vitlab.models.deepmad import published
+from vitlab.models.deepmad import published_structure
 from vitlab.models.param_groups import layer_levels
 
 
@@ -49,8 +49,8 @@ def test_importing_the_package_registers_every_network() -> None:
         "sorted({model_entrypoint(one).__module__ for one in list_models() "
         "if model_entrypoint(one).__module__.startswith('vitlab')}))"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.split(maxsplit=1) == ["672", f"{sorted(f'vitlab.models.{one}' for one in files)}\n"]
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.split(maxsplit=1) == ["672", f"{sorted(f'vitlab.models.{one}' for one in files)}\n"]
 
 
 def test_the_package_itself_stays_light() -> None:
@@ -112,7 +112,7 @@ def test_a_wrapper_as_artifact_comes_back(tmp_path: Path) -> None:
     torch.manual_seed(0)
     cfg = ModelConfig("wrapped_vit")
     model = build_model(cfg, 2, 32).eval()
-    name, args = architecture(cfg, 32)
+    name, args = resolve_architecture(cfg, 32)
     save_model(tmp_path, model, ModelMeta(name, args, ["a", "b"], 32, [0.5] * 3, [0.2] * 3))
     image = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_a_wrapper_as_artifact_comes_back(tmp_path: Path) -> None:
 
 def test_a_wrapper_starts_from_a_model_folder_of_what_is_inside(tmp_path: Path) -> None:
     inside = build_model(ModelConfig("small_vit"), 2, 32)
-    name, args = architecture(ModelConfig("small_vit"), 32)
+    name, args = resolve_architecture(ModelConfig("small_vit"), 32)
     save_model(tmp_path, inside, ModelMeta(name, args, ["a", "b"], 32, [0.5] * 3, [0.2] * 3))
     model = build_model(ModelConfig("wrapped_vit", checkpoint=str(tmp_path)), 2, 32, ["a", "b"])
     assert isinstance(model, Gated)
@@ -188,7 +188,7 @@ def test_timms_feature_extractor_reads_our_networks() -> None:
     assert network.feature_info.reduction() == [2, 8]
     published_one: Any = timm.create_model("deepmad_r18", features_only=True)
     assert published_one.feature_info.reduction() == [2, 4, 8, 16, 32]
-    assert len(published("r18")) == 6
+    assert len(published_structure("r18")) == 6
 
 
 def test_a_backbone_has_the_weights_and_no_classifier(donor: dict[str, Tensor], tmp_path: Path) -> None:

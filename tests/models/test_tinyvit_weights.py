@@ -14,7 +14,7 @@ from torch import Tensor
 from vitlab.config import ModelConfig
 from vitlab.errors import UserError
 from vitlab.models.build import build_model
-from vitlab.models.imagenet22k import CLASSES, class_map, map_rows, synsets
+from vitlab.models.imagenet22k import CLASSES, class_map, map_rows, wordnet_ids_22k
 from vitlab.models.tinyvit_weights import is_official, resize_table, to_official, to_timm
 
 WNIDS_1K: list[str] = ImageNetInfo("imagenet1k").label_names()
@@ -90,7 +90,7 @@ def test_class_map_is_the_official_file() -> None:
     assert rows[:5].tolist() == [359, 368, 460, 475, 486]
     digest = hashlib.sha256(" ".join(map(str, rows)).encode()).hexdigest()
     assert digest[:16] == "c3000ef7603d6e24"  # of the 1,000 numbers that the authors published
-    assert len(synsets()) == CLASSES and list(synsets()) == sorted(synsets())
+    assert len(wordnet_ids_22k()) == CLASSES and list(wordnet_ids_22k()) == sorted(wordnet_ids_22k())
     assert class_map(["cat", "dog"]) is None and class_map([*WNIDS_1K[:10], "cat"]) is None
     assert class_map([]) is None and class_map(["n99999999", "n04399382"]) is None
 
@@ -120,9 +120,9 @@ def test_a_22k_checkpoint_is_cut_down_to_its_classes(tmp_path: Path, tiny: Model
         assert model.state_dict()[name].equal(map_rows(state[name], rows, absent))
     image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        whole = build_model(replace(cfg, args=tiny.args), CLASSES, 32).eval()(image)
+        full = build_model(replace(cfg, args=tiny.args), CLASSES, 32).eval()(image)
         logits = model.eval()(image)
-    torch.testing.assert_close(logits[:, rows >= 0], whole[:, rows[rows >= 0]])
+    torch.testing.assert_close(logits[:, rows >= 0], full[:, rows[rows >= 0]])
     if absent == "zero":
         assert not logits[:, 5].any(), "the official evaluation: logit 0"
 

@@ -57,7 +57,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def run(output: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run: supervised, 200 real digits, a few seconds of training, one stage ``train``."""
+    """The folder of a finished run: supervised, 200 real digits, some seconds of training, one stage ``train``."""
     return copied(made_once(tmp_path_factory, "run", train), output)
 
 

@@ -1,10 +1,11 @@
-"""mode=evaluate on a small real run: the files agree with each other, with scikit-learn and with what is said."""
+"""mode=evaluate on a small real run: the files agree with each other, with scikit-learn and with what is printed."""
 
 from __future__ import annotations
 
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from tests.modes.conftest import QUIET, ask, train
 from vitlab.compose.load import load
 from vitlab.errors import UserError
 from vitlab.files import sha256, write_json
-from vitlab.measure.bootstrap import mcnemar
+from vitlab.measure.bootstrap import mcnemar_p_value
 from vitlab.measure.classification import Evaluation
 from vitlab.models.artifact import ModelMeta, read_meta
 from vitlab.modes.evaluate import measure
@@ -26,7 +27,7 @@ from vitlab.tasks.classification import class_numbers
 
 
 @pytest.fixture(scope="module")
-def said(run: Path, output: Path) -> str:
+def printed(run: Path, output: Path) -> str:
     """What the prompt says of one run."""
     import contextlib
     import io
@@ -36,7 +37,7 @@ def said(run: Path, output: Path) -> str:
     return out.getvalue()
 
 
-def test_the_files_agree_with_scikit_learn(run: Path, said: str) -> None:
+def test_the_files_agree_with_scikit_learn(run: Path, printed: str) -> None:
     kept = np.load(run / "evaluation" / "train.npz")
     images = find_subject(load(["mode=evaluate", f"run={run}", *QUIET])).data.sources["test"]
     assert kept["key"].tolist() == [images.keys[int(i)] for i in kept["index"]] and "group" not in kept
@@ -47,17 +48,17 @@ def test_the_files_agree_with_scikit_learn(run: Path, said: str) -> None:
     assert found.nll == pytest.approx(log_loss(kept["label"], prob, labels=range(10)), rel=1e-5)
     assert [row[0] for row in found.calibrations] == [10, 15, 20]
     assert found.intervals["top1"][0] < found.top1 < found.intervals["top1"][1]
-    assert f"{100 * found.top1:.2f}" in said
+    assert f"{100 * found.top1:.2f}" in printed
     assert found.view == "resized to 32 × 32, nothing cut, bicubic"
-    assert found.view in said
+    assert found.view in printed
 
 
-def test_no_temperature_is_fitted_without_a_validation_split(run: Path, said: str) -> None:
+def test_no_temperature_is_fitted_without_a_validation_split(run: Path, printed: str) -> None:
     found = Evaluation.from_dict(json.loads((run / "evaluation" / "train.json").read_text()))
     assert found.temperature is None
-    assert said.count("temperature") == 1
-    assert f"no temperature is fitted: {found.no_temperature}" in said
-    assert "digits has no validation split" in said and "dataset.val_fraction=0.1" in said
+    assert printed.count("temperature") == 1
+    assert f"no temperature is fitted: {found.no_temperature}" in printed
+    assert "digits has no validation split" in printed and "dataset.val_fraction=0.1" in printed
 
 
 def test_a_temperature_is_fitted_on_images_held_out_of_train(
@@ -75,14 +76,14 @@ def test_a_temperature_is_fitted_on_images_held_out_of_train(
     assert found.temperature is not None and found.no_temperature == ""
     assert found.temperature.fitted_on == "200 images held out of train"
     assert found.temperature.nll < found.nll
-    said = capsys.readouterr().out
-    row = next(line.split() for line in said.splitlines() if f" {found.temperature.value:.3g} " in line)
+    text = capsys.readouterr().out
+    row = next(line.split() for line in text.splitlines() if f" {found.temperature.value:.3g} " in line)
     assert row[-3:] == [
         f"{100 * found.temperature.ece:.2f}",
         f"{found.temperature.nll:.3f}",
         f"{found.temperature.brier:.3f}",
     ]
-    assert "\nfitted on the 200 images held out of train\n" in said
+    assert "\nfitted on the 200 images held out of train\n" in text
     model = load_model(other / "train")
     meta = model.meta
     assert isinstance(meta, ModelMeta)
@@ -119,7 +120,7 @@ def test_a_run_of_other_training_images_gets_no_temperature(other: Path, output:
     assert one.evaluation.no_temperature.endswith("was trained on 160 images, not on the 200 left")
 
 
-def test_the_figures_stand_in_the_models_own_description(run: Path, said: str) -> None:
+def test_the_figures_stand_in_the_models_own_description(run: Path, printed: str) -> None:
     found = Evaluation.from_dict(json.loads((run / "evaluation" / "train.json").read_text()))
     meta = read_meta(run / "train")
     assert {name: meta.metrics[name] for name in found.metrics()} == found.metrics()
@@ -130,7 +131,7 @@ def test_the_figures_stand_in_the_models_own_description(run: Path, said: str) -
 
 
 def test_several_devices_measure_every_image_once(
-    run: Path, said: str, output: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, printed: str, output: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Seven does not divide 200: a set dealt out to seven processes in equal parts would have doubles."""
     before = (run / "evaluation" / "train.json").read_bytes()
@@ -142,7 +143,7 @@ def test_several_devices_measure_every_image_once(
     assert sorted(index.tolist()) == list(range(200))
 
 
-def test_the_class_table_and_pictures(run: Path, said: str) -> None:
+def test_the_class_table_and_pictures(run: Path, printed: str) -> None:
     with open(run / "evaluation" / "train-classes.csv") as file:
         rows = list(csv.DictReader(file))
     found = Evaluation.from_dict(json.loads((run / "evaluation" / "train.json").read_text()))
@@ -151,10 +152,10 @@ def test_the_class_table_and_pictures(run: Path, said: str) -> None:
     for name in ("reliability", "confusion", "mistakes"):
         with Image.open(run / "evaluation" / f"train-{name}.png") as picture:
             assert min(picture.size) > 200
-    assert re.search(r"weakest classes of model: \d", said)
+    assert re.search(r"weakest classes of model: \d", printed)
 
 
-def test_the_markers_follow(run: Path, said: str) -> None:
+def test_the_markers_follow(run: Path, printed: str) -> None:
     done = json.loads((run / "evaluation" / "done.json").read_text())
     found = Evaluation.from_dict(json.loads((run / "evaluation" / "train.json").read_text()))
     assert done["metrics"]["train"] == found.metrics()
@@ -165,19 +166,19 @@ def test_two_runs_are_compared_on_the_same_images(
     run: Path, other: Path, output: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ask(output, "mode=evaluate", f"run=[{run.name},{other.name}]", "evaluation.resamples=200") == 0
-    said = capsys.readouterr().out
+    text = capsys.readouterr().out
     (file,) = (output / "evaluate").glob("*-runs-*/comparisons.json")
     (found,) = json.loads(file.read_text())
     a, b = (np.load(one / "evaluation" / "train.npz") for one in (run, other))
     right = [one["logits"].argmax(1) == one["label"] for one in (a, b)]
     assert found["only_first"] == int((right[0] & ~right[1]).sum())
-    assert found["p_value"] == mcnemar(found["only_first"], found["only_second"])
+    assert found["p_value"] == mcnemar_p_value(found["only_first"], found["only_second"])
     difference = found["differences"]["top1"]
     assert difference["value"] == pytest.approx(right[1].mean() - right[0].mean())
     assert difference["lo"] <= difference["value"] <= difference["hi"]
-    assert f"{other.name}: model against {run.name}: model: " in said
-    assert "McNemar p = " in said
-    assert file.with_name("evaluation.txt").read_text().strip() in said
+    assert f"{other.name}: model against {run.name}: model: " in text
+    assert "McNemar p = " in text
+    assert file.with_name("evaluation.txt").read_text().strip() in text
 
 
 def test_other_images_go_beside_the_runs_own_record(run: Path, output: Path) -> None:
@@ -189,11 +190,66 @@ def test_other_images_go_beside_the_runs_own_record(run: Path, output: Path) -> 
     assert [file.read_bytes() for file in files] == before
 
 
+def digit_folder(root: Path, start: int, count: int = 60, split: str = "test") -> Path:
+    """Real digits as class folders; the names do not depend on which digits they are."""
+    from vitlab.config import DatasetConfig
+    from vitlab.data.sets.digits import splits as digits
+
+    source = digits(DatasetConfig(name="digits", size=32, mean=[0.3] * 3, std=[0.3] * 3))["test"]
+    numbers = {str(label): 0 for label in range(10)}
+    for i in range(start, start + count):
+        image, label = source[i]
+        place = root / split / str(label) / f"{numbers[str(label)]}.png"
+        numbers[str(label)] += 1
+        place.parent.mkdir(parents=True, exist_ok=True)
+        image.save(place)
+    return root
+
+
+def test_measurements_elsewhere_leave_the_runs_own_result(
+    run: Path, output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two roots with one layout are two measurements; data that moved without a change are the run's own."""
+    first, second = digit_folder(tmp_path / "a", 0), digit_folder(tmp_path / "b", 60)
+    own = [run / "evaluation" / "train.json", run / "evaluation" / "train.npz", run / "train" / "model.json"]
+    before = [file.read_bytes() for file in own]
+    folders = set(run.glob("evaluation-folder-*"))
+    for root in (first, second):
+        words = ("dataset=folder", f"dataset.root={root}", "dataset.size=32", "dataset.crop_pct=1.0")
+        assert ask(output, "mode=evaluate", f"run={run}", *words, "evaluation.resamples=0") == 0
+        assert "not the images of" in capsys.readouterr().out
+    made = sorted(set(run.glob("evaluation-folder-*")) - folders)
+    assert len(made) == 2 and [file.read_bytes() for file in own] == before
+    copy = Path(shutil.copytree(first, tmp_path / "moved"))
+    words = ("dataset=folder", f"dataset.root={copy}", "dataset.size=32", "dataset.crop_pct=1.0")
+    assert ask(output, "mode=evaluate", f"run={run}", *words, "evaluation.resamples=0") == 0
+    assert sorted(set(run.glob("evaluation-folder-*")) - folders) == made
+    assert ask(output, "mode=report", f"run={run}") == 0
+    page = (run / "report.md").read_text()
+    assert page.count("Measured on other images, model: ") >= 2 and f"images of {second} (test split)" in page
+
+
+def test_another_root_of_a_folder_run_is_another_measurement(output: Path, tmp_path: Path) -> None:
+    """The case in which only dataset.root differs; and the same images under another root."""
+    root = digit_folder(digit_folder(tmp_path / "own", 0), 60, 120, "train")
+    other = digit_folder(digit_folder(tmp_path / "other", 60), 60, 120, "train")
+    words = ("dataset=folder", f"dataset.root={root}", "model=tiny_vit_digits", "recipe=digits", "dataset.size=32")
+    quick = ("recipe.batch_size=16", "recipe.duration=3st", "recipe.warmup=0st", "debug.max_images=null")
+    made = train(output, *words, *quick)
+    own = [made / "evaluation" / "train.json", made / "train" / "model.json", made / "evaluation" / "done.json"]
+    before = [file.read_bytes() for file in own]
+    assert ask(output, "mode=evaluate", f"run={made}", f"dataset.root={other}", "evaluation.resamples=0") == 0
+    assert [file.read_bytes() for file in own] == before and len(list(made.glob("evaluation-folder-*"))) == 1
+    moved = shutil.copytree(root, tmp_path / "moved")
+    assert ask(output, "mode=evaluate", f"run={made}", f"dataset.root={moved}", "evaluation.resamples=0") == 0
+    assert len(list(made.glob("evaluation-folder-*"))) == 1 and own[0].read_bytes() != before[0]
+
+
 def test_different_images_do_not_compare(run: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = train(output, "debug.max_images=120", "debug.max_steps=3")
     assert ask(output, "mode=evaluate", f"run=[{run},{small}]", "evaluation.resamples=0") == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert "were not measured on the same images" in said
+    text = " ".join(capsys.readouterr().err.split())
+    assert "were not measured on the same images" in text
 
 
 def test_a_model_folder_on_typed_data_with_a_validation_split(run: Path, output: Path, tmp_path: Path) -> None:
@@ -234,5 +290,5 @@ def test_a_checkpoint_from_elsewhere(
     model = ("model.name=test_resnet", f"model.checkpoint={tmp_path / 'w.pth'}")
     data = ("dataset=digits", "debug.max_images=40", "evaluation.resamples=0")
     assert ask(output, "mode=evaluate", *model, *data) == code
-    said = capsys.readouterr()
-    assert words in " ".join((said.out + said.err).split())
+    captured = capsys.readouterr()
+    assert words in " ".join((captured.out + captured.err).split())

@@ -15,7 +15,7 @@ import tests.models.networks  # noqa: F401  (registers wrapped_vit with timm)
 from tests.modes.conftest import ask
 from vitlab.config.size import hw
 from vitlab.files import read_json
-from vitlab.measure.explain import enlarge, grad_cam
+from vitlab.measure.explain import grad_cam, upsample_maps
 from vitlab.models.artifact import load_model, read_meta
 from vitlab.report.saliency_figures import Shown, overlay, sanity_sheet, sheet
 from vitlab.report.style import LIGHT, png, themed
@@ -53,8 +53,8 @@ def test_files_and_a_class_by_name(output: Path, run: Path, tmp_path: Path, caps
     (tmp_path / "b.png").write_text("no image")
     words = (f"input=[{tmp_path}/a.png,{tmp_path}/b.png]", "explain.target=7", "explain.methods=[gradcam]")
     assert ask(output, "mode=explain", f"run={run}", *words, "explain.sanity=false") == 2
-    said = capsys.readouterr()
-    assert "b.png cannot be read as an image" in said.err and "a.png" in said.out
+    captured = capsys.readouterr()
+    assert "b.png cannot be read as an image" in captured.err and "a.png" in captured.out
     record = read_json(run / "explain/explain.json")
     assert [(one["explained"], one["label"]) for one in record["images"]] == [("7", None)] and record["sanity"] == {}
     assert not (run / "explain/image-2.png").exists()  # of the command before
@@ -90,8 +90,8 @@ def test_a_network_shows_its_own_maps(output: Path, tmp_path: Path, capsys: pyte
     assert np.asarray(Image.open(folder / "image-1.png").convert("RGB")).std() > 20
     capsys.readouterr()
     assert ask(output, *words, "explain.methods=[gates]") == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert "has no map 'gates'; it has gradcam, rollout, gate. Did you mean gate?" in said
+    text = " ".join(capsys.readouterr().err.split())
+    assert "has no map 'gates'; it has gradcam, rollout, gate. Did you mean gate?" in text
 
 
 def test_the_pictures_show_the_map(run: Path) -> None:
@@ -107,7 +107,7 @@ def test_the_pictures_show_the_map(run: Path) -> None:
     model, meta = load_model(run / "train"), read_meta(run / "train")
     torch.manual_seed(0)
     view = torch.randn(2, 3, *hw(meta.size))
-    maps = enlarge(grad_cam(model, view, torch.tensor([0, 1])), *hw(meta.size)).numpy()
+    maps = upsample_maps(grad_cam(model, view, torch.tensor([0, 1])), *hw(meta.size)).numpy()
     shown = [Shown(image.repeat(4, 0).repeat(4, 1), {"Grad-CAM": one}, "seven 91%", "label 7") for one in maps]
     with themed(LIGHT):
         assert png(sheet(shown, LIGHT, "t")) == png(sheet(shown, LIGHT, "t"))

@@ -17,8 +17,8 @@ from vitlab.run.run import Run
 
 def test_a_run_is_exported_twice_and_keeps_both(output: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ask(output, "mode=export", f"run={run}", "export.formats=[hub]", "debug.max_images=60") == 0
-    said = capsys.readouterr().out
-    assert "hub" in said and "largest difference of a logit 0.0e+00" in said
+    text = capsys.readouterr().out
+    assert "hub" in text and "largest difference of a logit 0.0e+00" in text
     assert ask(output, "mode=export", f"run={run.name}", "export.formats=[timm,safetensors]") == 0
     files = read_json(run / "export/done.json")["files"]
     assert [one["format"] for one in files] == ["hub", "timm", "safetensors"]
@@ -55,10 +55,10 @@ def test_int8_of_a_checkpoint_is_measured_on_the_data_that_are_named(
     assert ask(output, "mode=export", *words) == 2
     assert "measured on labelled images" in " ".join(capsys.readouterr().err.split())
     assert ask(output, "mode=export", *words, "dataset=digits", "debug.max_images=40") == 0
-    said = capsys.readouterr().out
-    assert " of 40 test images" in said and "times smaller than ONNX" in said
+    text = capsys.readouterr().out
+    assert " of 40 test images" in text and "times smaller than ONNX" in text
     (path,) = output.glob("export/train-digits-*/model-int8.onnx")
-    assert str(path) in said
+    assert str(path) in text
 
 
 @pytest.mark.parametrize(

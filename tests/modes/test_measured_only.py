@@ -37,10 +37,10 @@ def test_imagenet_with_nothing_but_val(output: Path, tmp_path: Path, capsys: pyt
     noise(*(tmp_path / "in1k" / "val" / name / "x.JPEG" for name in wordnet_ids()))
     words = (*NETWORK, f"model.checkpoint={tmp_path / 'weights.safetensors'}", "dataset=imagenet", "dataset.size=32")
     assert ask(output, "mode=evaluate", *words, f"dataset.root={tmp_path / 'in1k'}", *FAST) == 0
-    said = capsys.readouterr().out
-    assert "imagenet, val split, 1,000 images" in said
-    told = read_json(next((output / "evaluate").glob("vit_tiny*imagenet*/dataset.json")))
-    assert (told["train"], told["test"], len(told["classes"])) == (0, 1000, 1000)
+    text = capsys.readouterr().out
+    assert "imagenet, val split, 1,000 images" in text
+    record = read_json(next((output / "evaluate").glob("vit_tiny*imagenet*/dataset.json")))
+    assert (record["train"], record["test"], len(record["classes"])) == (0, 1000, 1000)
     assert ask(output, "method=supervised", *words[:-2], "dataset=imagenet", f"dataset.root={tmp_path / 'in1k'}") == 2
     assert "no train split, only val" in " ".join(capsys.readouterr().err.split())
 

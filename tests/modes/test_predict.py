@@ -56,9 +56,9 @@ def expected(run: Path, paths: list[Path], temperature: float = 1.0) -> torch.Te
 def test_json_lines_of_a_folder(output: Path, run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("predict.format=jsonl", "predict.calibrated=false", "evaluation.batch_size=5")
     code = ask(output, "mode=predict", f"run={run}", f"input={photos}", *words)
-    said = capsys.readouterr()
-    rows = lines(said.out)
-    assert code == 0 and said.err.endswith("probabilities  as the network gives them\n")
+    captured = capsys.readouterr()
+    rows = lines(captured.out)
+    assert code == 0 and captured.err.endswith("probabilities  as the network gives them\n")
     paths = sorted(photos.glob("*/[0-9]*.png"))
     assert [row["path"] for row in rows] == [str(path) for path in paths]
     prob = expected(run, paths)
@@ -79,10 +79,10 @@ def test_calibrated_probabilities(output: Path, run: Path, photos: Path, capsys:
     write_json(path, {**stored, "temperature": {"value": 2.5, "fitted_on": "val split, 40 images"}})
     try:
         ask(output, "mode=predict", f"run={run}", f"input={photos}/a/00.png", "predict.format=jsonl")
-        said = capsys.readouterr()
-        assert "calibrated: logits divided by 2.5, fitted on the val split, 40 images" in said.err
+        captured = capsys.readouterr()
+        assert "calibrated: logits divided by 2.5, fitted on the val split, 40 images" in captured.err
         own = expected(run, [photos / "a/00.png"], 2.5)[0]
-        assert lines(said.out)[0]["probability"] == pytest.approx(float(own.max()), abs=1e-5)
+        assert lines(captured.out)[0]["probability"] == pytest.approx(float(own.max()), abs=1e-5)
     finally:
         write_json(path, stored)
 
@@ -92,19 +92,19 @@ def test_bad_files_are_named_counted_and_told_by_the_exit_code(
 ) -> None:
     words = f"input=[{photos}/a/00.png,{bad},{photos}/none.png,{photos}/b/07.png]"
     assert ask(output, "mode=predict", f"run={run}", words, "predict.format=csv", "predict.topk=2") == 2
-    said = capsys.readouterr()
-    rows = list(csv.DictReader(io.StringIO(said.out)))
+    captured = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(captured.out)))
     assert list(rows[0]) == ["path", "class", "probability", "class_2", "probability_2", "error"]
-    assert [row["error"] for row in rows] == ["", "not an image, whatever its name says", "there is no such file", ""]
+    assert [row["error"] for row in rows] == ["", "not an image, in spite of its name", "there is no such file", ""]
     assert rows[1]["class"] == "" and 0 <= float(rows[3]["probability_2"]) <= float(rows[3]["probability"]) <= 1
-    assert f"{bad}: not an image" in said.err and "2 of 4 files could not be read" in said.err
+    assert f"{bad}: not an image" in captured.err and "2 of 4 files could not be read" in captured.err
 
 
 def test_table_of_a_glob(output: Path, run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ask(output, "mode=predict", f"run={run}", f"input={photos}/*/0[57].png") == 0
-    said = capsys.readouterr()
-    assert "no temperature was fitted: digits has no validation split" in said.err
-    rows = said.out.splitlines()
+    captured = capsys.readouterr()
+    assert "no temperature was fitted: digits has no validation split" in captured.err
+    rows = captured.out.splitlines()
     assert [Path(row.split()[0]).name for row in rows] == ["05.png", "07.png"] and all(" %" in row for row in rows)
 
 
@@ -119,8 +119,8 @@ def test_names_from_standard_input_and_a_file_of_answers(
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{photos}/a/01.png\n\n{photos}/b\n"))
     target = tmp_path / "deep/answers.jsonl"
     code = ask(output, "mode=predict", f"run={run}", "input=-", "predict.format=jsonl", f"predict.output={target}")
-    said = capsys.readouterr()
-    assert code == 0 and said.out == "" and f"written  {target}" in said.err
+    captured = capsys.readouterr()
+    assert code == 0 and captured.out == "" and f"written  {target}" in captured.err
     assert [Path(str(row["path"])).name for row in lines(target.read_text())] == [
         "01.png",
         *(f"{number:02d}.png" for number in range(6, 12)),
@@ -175,15 +175,15 @@ def test_reading_ahead_keeps_the_order(photos: Path, bad: Path) -> None:
 
 
 def test_answers_do_not_wait_for_the_rest_of_a_list(photos: Path) -> None:
-    asked: list[int] = []
+    requested: list[int] = []
 
     def names() -> object:
         for number in range(200):
-            asked.append(number)
+            requested.append(number)
             yield str(photos / "a/00.png")
 
     first = next(iter(read_all(names(), workers=1, ahead=4)))  # type: ignore[arg-type]
-    assert isinstance(first[1], Image.Image) and len(asked) <= 5
+    assert isinstance(first[1], Image.Image) and len(requested) <= 5
 
 
 def test_an_interrupted_answer_leaves_no_file(

@@ -22,14 +22,14 @@ from vitlab.tasks.base import find_task
 
 def words_of(page: Path) -> str:
     class Reader(HTMLParser):
-        said = ""
+        text = ""
 
         def handle_data(self, data: str) -> None:
-            self.said += data
+            self.text += data
 
     reader = Reader()
     reader.feed(page.read_text())
-    return " ".join(reader.said.split())
+    return " ".join(reader.text.split())
 
 
 def test_a_run_closed_without_figures_gets_them_later(run: Path, output: Path) -> None:
@@ -48,19 +48,19 @@ def test_a_run_closed_without_figures_gets_them_later(run: Path, output: Path) -
     assert one.identity() == load(["method=supervised", "dataset=digits", "report.figures=false"]).identity()
 
 
-def test_a_page_is_written_anew_and_says_what_was_evaluated_since(run: Path, output: Path) -> None:
+def test_a_page_is_rewritten_with_later_evaluations(run: Path, output: Path) -> None:
     assert ask(output, "mode=evaluate", f"run={run}", "evaluation.resamples=50", "evaluation.bins=12") == 0
     before = (run / "report.html").stat().st_mtime_ns
     assert ask(output, "mode=report", f"run={run}") == 0
     assert (run / "report.html").stat().st_mtime_ns > before
     found = ReportData.load(run / "report.json", find_task).main.evaluation
     assert isinstance(found, Evaluation) and found.bins == 12 and found.temperature is None
-    said = words_of(run / "report.html")
-    for page in (said, (run / "report.md").read_text()):
+    text = words_of(run / "report.html")
+    for page in (text, (run / "report.md").read_text()):
         assert "No temperature was fitted: digits has no validation split" in page
-    assert "ECE of 12 bins; NLL" in said
-    assert "The view that is measured: resized to 32 × 32, nothing cut, bicubic." in said
-    assert "Alpaydin" in said, "origin of the data"
+    assert "ECE of 12 bins; NLL" in text
+    assert "The view that is measured: resized to 32 × 32, nothing cut, bicubic." in text
+    assert "Alpaydin" in text, "origin of the data"
 
 
 def test_the_command_on_the_page_is_the_one_that_trained(run: Path, output: Path) -> None:
@@ -113,9 +113,9 @@ def test_several_runs_stand_side_by_side(
     fitted = second.temperature
     assert fitted is not None and f"{100 * fitted.ece:.2f}" in words_of(folder / "report.html")
     assert len(data.curves) == 2
-    said = words_of(folder / "report.html")
-    assert "On the same images" in said
-    assert "times are of different sessions" in said
+    text = words_of(folder / "report.html")
+    assert "On the same images" in text
+    assert "times are of different sessions" in text
     assert 'src="http' not in (folder / "report.html").read_text()
 
 

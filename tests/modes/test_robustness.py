@@ -19,7 +19,7 @@ from vitlab.data.batch import Batch
 from vitlab.data.corrupted import image_seed
 from vitlab.data.sets.digits import splits as digits
 from vitlab.data.shifted import wordnet_ids
-from vitlab.data.subsets import limit
+from vitlab.data.subsets import limit_images
 from vitlab.distill.views import EvalView
 from vitlab.errors import Interrupted
 from vitlab.measure.corruptions import corrupt
@@ -37,7 +37,7 @@ def read(folder: Path) -> Robustness:
 
 @pytest.fixture
 def answered(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Sizes of the batches that networks were asked for, counted where they are asked."""
+    """Sizes of the batches that networks were evaluated on, recorded in the forward pass."""
     sizes: list[int] = []
     real = evaluation_files.evaluation_logits
 
@@ -66,7 +66,7 @@ def test_a_training_closes_with_corruptions(robust: Path) -> None:
 
 def test_a_cell_is_what_a_hand_finds(robust: Path) -> None:
     source = digits(DatasetConfig(name="digits", size=32, mean=[0.3] * 3, std=[0.3] * 3))["test"]
-    part = limit(limit(source, 200, 0), 40, 0)
+    part = limit_images(limit_images(source, 200, 0), 40, 0)
     model = vitlab.load_model(robust / "train")
     meta = model.meta
     assert isinstance(meta, ModelMeta)
@@ -104,7 +104,7 @@ def test_stopped_between_corruptions_it_goes_on(
     robust: Path, output: Path, answered: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = robust / "evaluation" / "train-robust.json"
-    whole = read(robust)
+    full = read(robust)
     file.unlink()
     calls = iter(range(100))
 
@@ -118,16 +118,16 @@ def test_stopped_between_corruptions_it_goes_on(
     assert ask(output, "mode=evaluate", f"run={robust}", *WORDS) == 0
     assert sum(answered) == 40 * 2 * 5  # the second corruption twice
     done = read(robust)
-    assert all(whole.at(one.name, one.severity) == one for one in done.cells) and len(done.cells) == 8
+    assert all(full.at(one.name, one.severity) == one for one in done.cells) and len(done.cells) == 8
 
 
 def test_the_prompt_and_the_pages_tell_it(robust: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ask(output, "mode=evaluate", f"run={robust}", *WORDS) == 0
-    said = capsys.readouterr().out
-    assert "4 corruptions of severity 1, 4, made on the fly, 40 of 200 images each." in said
+    printed = capsys.readouterr().out
+    assert "4 corruptions of severity 1, 4, made on the fly, 40 of 200 images each." in printed
     found = read(robust)
-    assert f"{100 * found.mean('top1', name='contrast'):.2f}" in said
-    assert "mean error %" in said and "mCE" not in said
+    assert f"{100 * found.mean('top1', name='contrast'):.2f}" in printed
+    assert "mean error %" in printed and "mCE" not in printed
     assert ask(output, "mode=report", f"run={robust}") == 0
     for page in (robust / "report.md", robust / "report.html"):
         text = page.read_text()
@@ -154,7 +154,7 @@ def test_two_runs_side_by_side(robust: Path, output: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("evaluation.corruptions=[rain]",), "'rain' is none of all, noise"),
         (("evaluation.corruptions=[fogg]",), "Did you mean fog?"),
@@ -165,19 +165,19 @@ def test_two_runs_side_by_side(robust: Path, output: Path) -> None:
     ],
 )
 def test_mistakes(
-    robust: Path, output: Path, words: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str],
+    robust: Path, output: Path, words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.delenv("VITLAB_DATA", raising=False)
     assert ask(output, "mode=evaluate", f"run={robust}", *words) == 2
-    assert told in " ".join(capsys.readouterr().err.split())
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 # ------------------------------------------------------------------------------------------------------- shifted sets
 
 
 def write(root: Path, *places: str) -> None:
-    """Pictures whose colour tells the first of four classes from the others."""
+    """Pictures whose colour distinguishes the first of four classes from the others."""
     for number, place in enumerate(places):
         path = root / place
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -226,7 +226,7 @@ def test_the_sets_that_are_there(classifier: Path, imagenet: Path, output: Path,
     val, v2, a = found.sets
     own = json.loads((classifier / "evaluation" / "train.json").read_text())
     assert val.full.top1 == own["top1"] and val.full.nll == pytest.approx(own["nll"]) and val.restricted is None
-    assert (v2.full.n, v2.left_out, v2.classes) == (8, 2, 4), "class 12 is not known, and said to be left out"
+    assert (v2.full.n, v2.left_out, v2.classes) == (8, 2, 4), "class 12 is not known, and reported as left out"
     assert a.classes == 2 and a.restricted is not None and a.restricted.top1 >= a.full.top1
     assert found.corrupted is not None and found.corrupted.mce is None
     assert {(one.name, one.severity, one.n) for one in found.corrupted.cells} == {

@@ -78,7 +78,8 @@ MISTAKES = [
     (["run={output}/*/nope*"], ["matches no run"]),
     (["run={output}"], ["is a folder of", "Give one: run={run}"]),
     (["run=[]"], ["names nothing"]),
-    (["run={run}", "model=resnet18"], ["run= and model= both say which model is meant"]),
+    (["run={run}", "model=resnet18"], ["run= and model= both name the model"]),
+    (["run={run}", "dataset.root=photos"], ["dataset=digits is part of a package", "dataset=folder dataset.root="]),
     (["run={run}", "recipe.lr=1"], ["mode=evaluate does not read recipe"]),
     (["run={run}", "dataset.size=64"], ["dataset.size=64", "was made for 32 px"]),
     (["run={run}", "dataset=fake", "dataset.size=32"], ["does not know 10 of the 10 classes"]),
@@ -95,10 +96,10 @@ def test_a_mistake_is_answered(
 ) -> None:
     names = {"run": run, "name": run.name, "output": output}
     assert ask(output, "mode=evaluate", *(word.format(**names) for word in words)) == 2
-    said = " ".join(capsys.readouterr().err.split())
+    printed = " ".join(capsys.readouterr().err.split())
     for text in expected:
-        assert " ".join(text.format(**names).split()) in said
-    assert "Traceback" not in said
+        assert " ".join(text.format(**names).split()) in printed
+    assert "Traceback" not in printed
 
 
 def test_several_runs_where_one_model_is_meant(run: Path, output: Path) -> None:

@@ -50,9 +50,9 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_sound_store_is_sound(stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ask(tmp_path, "mode=verify", f"run={stored}", "method.recheck=30") == 0
-    said = capsys.readouterr().out
-    assert "48 images x 2 views, K=5 of 10 classes" in said and said.endswith("sound\n")
-    assert "30 records recomputed" in said and "half-precision unit 0.00%" in said
+    output = capsys.readouterr().out
+    assert "48 images x 2 views, K=5 of 10 classes" in output and output.endswith("sound\n")
+    assert "30 records recomputed" in output and "half-precision unit 0.00%" in output
 
 
 def test_a_flipped_byte_and_another_teacher_are_found(
@@ -65,8 +65,8 @@ def test_a_flipped_byte_and_another_teacher_are_found(
     data[100] ^= 1
     records.write_bytes(data)
     assert ask(tmp_path, "mode=verify", f"run={copy}") == 1
-    said = capsys.readouterr().out
-    assert "slot 1, images 0..47: checksum" in said and said.endswith("NOT SOUND\n")
+    output = capsys.readouterr().out
+    assert "slot 1, images 0..47: checksum" in output and output.endswith("NOT SOUND\n")
 
     shutil.rmtree(copy / "store")
     shutil.copytree(stored / "store", copy / "store")
@@ -107,9 +107,9 @@ def test_there_and_back_and_trained_from(stored: Path, tmp_path: Path, ranks: in
     assert ask(tmp_path, "mode=convert", f"run={stored}", f"method.convert_to={v0}", f"method.ranks={ranks}") == 0
     assert sorted(path.name for path in v0.iterdir()) == ["logits_top5_epoch0", "logits_top5_epoch1"]
     assert len(list((v0 / "logits_top5_epoch0").iterdir())) == 2 * ranks
-    asked = ("dataset=digits", "debug=smoke", "debug.max_images=48")
-    assert ask(tmp_path, "mode=convert", *asked, f"method.store={v0}", f"method.convert_to={back}") == 0
-    assert ask(tmp_path, "mode=verify", *asked, f"method.store={v0}") == 0
+    requested = ("dataset=digits", "debug=smoke", "debug.max_images=48")
+    assert ask(tmp_path, "mode=convert", *requested, f"method.store={v0}", f"method.convert_to={back}") == 0
+    assert ask(tmp_path, "mode=verify", *requested, f"method.store={v0}") == 0
     ours, again = TargetStore.open(stored / "store" / "targets"), TargetStore.open(back)
     index = np.arange(48)
     for slot in range(2):
@@ -126,7 +126,7 @@ def test_there_and_back_and_trained_from(stored: Path, tmp_path: Path, ranks: in
 def test_mistakes_are_answered(stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = f"method.store={stored}/store/targets"
     longer = [word.replace("max_steps=6", "max_steps=9") for word in SMALL]
-    for words, said in (
+    for words, message in (
         (["mode=verify"], "none is named"),
         (["mode=verify", "method.store=nowhere"], "there is no such folder"),
         (["mode=convert", f"run={stored}"], "method.convert_to=FOLDER"),
@@ -139,7 +139,7 @@ def test_mistakes_are_answered(stored: Path, tmp_path: Path, capsys: pytest.Capt
         ([*SMALL, "teacher.train=false", "teacher.recipe=null"], "is a network without weights"),
     ):  # fmt: skip
         assert ask(tmp_path, *words) == 2, words
-        assert said in capsys.readouterr().err.replace("\n", " "), words
+        assert message in capsys.readouterr().err.replace("\n", " "), words
 
 
 def test_contraction_at_the_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,22 +150,22 @@ def test_contraction_at_the_prompt(tmp_path: Path, capsys: pytest.CaptureFixture
         "method.contract.holdout=0.2",
     )  # fmt: skip
     assert ask(tmp_path, *words) == 0
-    said = capsys.readouterr().out
-    assert "**chosen**" in said and "from 258,773 to" in said
+    output = capsys.readouterr().out
+    assert "**chosen**" in output and "from 258,773 to" in output
     (found,) = tmp_path.glob("contract/*/contraction.json")
     assert json.loads(found.read_text())["params"] <= 220e3
     assert not list(found.parent.glob("candidates/*")), "networks of candidates are not kept"
     assert ask(tmp_path, *words) == 0
-    assert capsys.readouterr().out == said, "a finished search is told again"
+    assert capsys.readouterr().out == output, "a finished search is printed again"
 
 
 def test_candidates_are_not_chosen_on_the_test_split() -> None:
     """Section 7: 99 to 1 of the training images; a set with a validation split keeps it."""
     dataset = load(["dataset=digits"]).config.dataset
-    whole, judged = open_splits(dataset, 0), open_splits(with_validation(dataset, 0, 0.01), 0)
+    full, judged = open_splits(dataset, 0), open_splits(with_validation(dataset, 0, 0.01), 0)
     train, val, test = (set(judged[split].keys) for split in ("train", "val", "test"))
-    assert not train & val and not val & test and train | val == set(whole["train"].keys)
-    assert test == set(whole["test"].keys) and len(val) == 10, "one image of each digit: the nearest to a hundredth"
+    assert not train & val and not val & test and train | val == set(full["train"].keys)
+    assert test == set(full["test"].keys) and len(val) == 10, "one image of each digit: the nearest to a hundredth"
     apart = with_validation(dataset, 0, 0.2)
     assert with_validation(apart, 0, 0.01) == apart
 

@@ -51,7 +51,7 @@ def test_a_run_is_the_start_of_another_on_other_classes(run: Path, output: Path)
 
 
 def test_a_run_is_the_start_on_reinforced_data_too(run: Path, output: Path) -> None:
-    """The whole way to a "+" set: a teacher finetuned there, stored views, a student that starts from another run."""
+    """All stages to a "+" set: a teacher finetuned there, stored views, a student that starts from another run."""
     words: tuple[str, ...] = (
         "method=reinforce",
         "dataset=digits",
@@ -122,7 +122,7 @@ def test_the_papers_set_ups(name: str, kind: str, tmp_path: Path, monkeypatch: p
 
 
 def small_set(name: str, root: Path) -> None:
-    """A few images of noise in the layout as downloaded, every class at least once in each split that is read."""
+    """Some images of noise in the layout as downloaded, every class at least once in each split that is read."""
     rng = np.random.default_rng(0)
 
     def noise(path: Path) -> None:

@@ -15,14 +15,14 @@ from vitlab.methods.deepmad.build import count_network, verify
 from vitlab.methods.deepmad.evaluate import Scoring, evaluate
 from vitlab.methods.deepmad.structure import Structure
 from vitlab.models.build import build_model
-from vitlab.models.deepmad import PUBLISHED, DeepMAD, published
+from vitlab.models.deepmad import PUBLISHED, DeepMAD, published_structure
 
 ALPHAS = (1.0, 1.0, 1.0, 1.0, 8.0)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_counts_of_the_module(name: str) -> None:
-    structure, side = Structure.from_list(published(name)), 288 if name == "29m_288" else 224
+    structure, side = Structure.from_list(published_structure(name)), 288 if name == "29m_288" else 224
     params = evaluate(structure, side, Scoring(ALPHAS, 0.0)).params
     found = verify(structure, side, params)
     with torch.device("meta"):
@@ -31,7 +31,7 @@ def test_counts_of_the_module(name: str) -> None:
 
 
 def test_a_wrong_count_is_refused() -> None:
-    structure = Structure.from_list(published("r18"))
+    structure = Structure.from_list(published_structure("r18"))
     with pytest.raises(RuntimeError, match="designed"):
         verify(structure, 224, 11_153_089)
 
@@ -105,12 +105,12 @@ def test_features() -> None:
     assert [tuple(x.shape[1:]) for x in network(image)] == [(16, 32, 32), (24, 16, 16), (64, 8, 8)]
     assert network.feature_info.channels() == [16, 24, 64]
     assert network.feature_info.reduction() == [2, 4, 8]
-    whole: Any = timm.create_model("deepmad", structure=SMALL)
+    full: Any = timm.create_model("deepmad", structure=SMALL)
     network.eval()
-    whole.eval()
+    full.eval()
     state = {name.removeprefix("model."): value for name, value in network.state_dict().items()}
-    whole.load_state_dict({**whole.state_dict(), **state})
-    last, found = whole.forward_intermediates(image)
+    full.load_state_dict({**full.state_dict(), **state})
+    last, found = full.forward_intermediates(image)
     assert torch.equal(found[-1], last)
     assert all(torch.equal(a, b) for a, b in zip(found, network(image), strict=True))
 

@@ -18,10 +18,10 @@ from vitlab.methods.deepmad.evaluate import (
     mlp_entropy,
 )
 from vitlab.methods.deepmad.structure import Conv, Structure, Superblock
-from vitlab.models.deepmad import PUBLISHED, published
+from vitlab.models.deepmad import PUBLISHED, published_structure
 
 ALPHAS = (1.0, 1.0, 1.0, 1.0, 8.0)
-NETS = {name: Structure.from_list(published(name)) for name in PUBLISHED}
+NETS = {name: Structure.from_list(published_structure(name)) for name in PUBLISHED}
 
 COUNTS = {  # params, params with 1000 classes, FLOPs, convolutions' multiply-adds
     "r18": (11_153_088, 11_826_088, 1_837_323_208, 1_810_902_016),

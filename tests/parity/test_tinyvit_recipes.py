@@ -12,7 +12,7 @@ from vitlab.compose.load import load
 from vitlab.config import Config, RecipeConfig
 from vitlab.measure.cost import count_params
 from vitlab.methods.base import find_method
-from vitlab.models.build import architecture
+from vitlab.models.build import resolve_architecture
 from vitlab.models.param_groups import parameter_groups
 from vitlab.training.schedule import Schedule
 
@@ -76,7 +76,7 @@ def test_column_and_size(column: str, size: str, tmp_path: Path) -> None:
     assert stages == {"scratch": ["train"], "distill": ["teacher", "store", "pretrain"]}.get(column, ["finetune"])
 
     classes = 21_841 if column == "distill" else 1000
-    name, args = architecture(config.model, config.dataset.size)
+    name, args = resolve_architecture(config.model, config.dataset.size)
     model = timm.create_model(name, num_classes=classes, device="meta", **args)
     tables = {384: 144 * 1.0, 512: 256.0}.get(pixels, 49.0)
     assert model.state_dict()["stages.1.blocks.0.attn.attention_biases"].shape[1] == tables
@@ -92,7 +92,7 @@ def test_column_and_size(column: str, size: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("size", "params"), [(384, 21_230_488), (512, 21_268_120)])
 def test_larger_views_have_the_published_sizes(size: int, params: int) -> None:
     model = load([f"experiment=tinyvit_21m_{size}"]).config.model
-    name, args = architecture(model, size)
+    name, args = resolve_architecture(model, size)
     assert count_params(timm.create_model(name, num_classes=1000, device="meta", **args)) == params
 
 

@@ -182,8 +182,8 @@ def test_no_bits_left_is_black() -> None:
 def test_magnitude_ten_is_as_rare_as_the_specification_says() -> None:
     """About 0.27 % of the views of the usual augmentation ask for 0 bits: 8 of 3000 seeds were counted."""
     aug = Augmentation(224, (0.08, 1.0), flip=0.5, randaug="rand-m9-mstd0.5-inc1", erase=0.25)
-    asked = sum(("PosterizeIncreasing", 0.0) in draw(aug, seed, 320, 256).ops for seed in range(6000))
-    assert 4 <= asked <= 32  # expected 16, five standard deviations below; the rate itself is not exact
+    requested = sum(("PosterizeIncreasing", 0.0) in draw(aug, seed, 320, 256).ops for seed in range(6000))
+    assert 4 <= requested <= 32  # expected 16, five standard deviations below; the rate itself is not exact
 
 
 @pytest.mark.parametrize("amounts", [(0.4, 0.4, 0.4), (0.3, 0.2, 0.5, 0.1)])

@@ -24,8 +24,8 @@ import vitlab
 from vitlab.config import ModelConfig
 from vitlab.distill.views import EvalView
 from vitlab.errors import UserError
-from vitlab.models.artifact import ModelMeta, rebuild
-from vitlab.models.build import architecture, build_model
+from vitlab.models.artifact import ModelMeta, build_from_meta
+from vitlab.models.build import build_model, resolve_architecture
 from vitlab.report import export_formats
 from vitlab.report.export import Exported, export
 from vitlab.report.export_card import Facts, model_card, squashed
@@ -44,7 +44,7 @@ CFG = ModelConfig(
 )
 FORMATS = ["safetensors", "onnx", "timm", "hub", "onnx_int8", "torch_export"]
 TASK = Classification()
-META = ModelMeta(*architecture(CFG, 32), list("0123456789"), 32, [0.305] * 3, [0.376] * 3, method="supervised")
+META = ModelMeta(*resolve_architecture(CFG, 32), list("0123456789"), 32, [0.305] * 3, [0.376] * 3, method="supervised")
 
 
 @pytest.fixture(scope="module")
@@ -129,14 +129,18 @@ def test_onnx_gives_equal_logits_at_any_batch(
     np.testing.assert_allclose(logits, _logits(model, sample[:batch]).numpy(), atol=1e-4)
 
 
-def test_onnx_says_what_a_runtime_must_know(exported: list[Exported]) -> None:
+def test_onnx_metadata_describes_input_and_classes(exported: list[Exported]) -> None:
     session = onnxruntime.InferenceSession(exported[1]["path"], providers=["CPUExecutionProvider"])
-    said = session.get_modelmeta().custom_metadata_map
-    assert json.loads(said["classes"]) == list("0123456789")
-    assert json.loads(said["mean"]) == [0.305] * 3
-    assert json.loads(said["std"]) == [0.376] * 3
-    assert (said["size"], said["crop_pct"], said["interpolation"]) == ("32", "1.0", "bicubic")
-    assert (said["model"], said["method"], said["vitlab"]) == ("tiny_vit_5m_224", "supervised", vitlab.__version__)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["classes"]) == list("0123456789")
+    assert json.loads(metadata["mean"]) == [0.305] * 3
+    assert json.loads(metadata["std"]) == [0.376] * 3
+    assert (metadata["size"], metadata["crop_pct"], metadata["interpolation"]) == ("32", "1.0", "bicubic")
+    assert (metadata["model"], metadata["method"], metadata["vitlab"]) == (
+        "tiny_vit_5m_224",
+        "supervised",
+        vitlab.__version__,
+    )
 
 
 def test_timm_loads_the_folder(exported: list[Exported], model: nn.Module, sample: Tensor) -> None:
@@ -152,10 +156,10 @@ def test_timm_loads_the_folder(exported: list[Exported], model: nn.Module, sampl
 
 @pytest.mark.parametrize(("crop_pct", "crop"), [(0.8, "auto"), (1.0, "auto"), (1.0, "center"), (0.9, "squash")])
 def test_timms_transform_shows_the_view(model: nn.Module, tmp_path: Path, crop_pct: float, crop: str) -> None:
-    """config.json leads timm to the pixels that the model was measured with, on a photograph that is not square."""
+    """With config.json timm makes the pixels that the model was measured with, on a photograph that is not square."""
     meta = replace(META, crop_pct=crop_pct, crop=crop)
     sample = torch.zeros(3, 3, 32, 32)
-    export_timm(rebuild(meta, model.state_dict()), meta, tmp_path, sample, 1e-4)
+    export_timm(build_from_meta(meta, model.state_dict()), meta, tmp_path, sample, 1e-4)
     again = timm.create_model(f"local-dir:{tmp_path}/timm", pretrained=True)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(again), is_training=False)
     image = Image.fromarray(load_sample_images().images[0])
@@ -216,14 +220,14 @@ def test_int8_is_refused_where_it_cannot_be_measured_or_gains_nothing(
 def test_the_program_runs_without_the_network(
     exported: list[Exported], model: nn.Module, sample: Tensor, batch: int
 ) -> None:
-    said = {"model.json": ""}
-    program = torch.export.load(exported[5]["path"], extra_files=said).module()
+    record = {"model.json": ""}
+    program = torch.export.load(exported[5]["path"], extra_files=record).module()
     assert torch.equal(program(sample[:batch]), _logits(model, sample[:batch]))
-    assert json.loads(said["model.json"])["classes"] == list("0123456789")
+    assert json.loads(record["model.json"])["classes"] == list("0123456789")
 
 
 def test_an_upload_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # no server there
     with pytest.raises(UserError, match=r"export\.push=me/x: the upload failed \(.*hf auth login"):
         push(tmp_path, "me/x")
     with pytest.raises(UserError, match=r"export\.push=no name: the upload failed \(HFValidationError"):
@@ -234,12 +238,12 @@ def test_an_upload_arrives_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """The hub's own client against a server of three answers on this machine: what it is sent is what lies there."""
     for name, content in (("README.md", b"# x"), ("config.json", b"{}"), ("model.safetensors", bytes(range(256)))):
         (tmp_path / name).write_bytes(content)
-    asked: dict[str, bytes] = {}
+    requested: dict[str, bytes] = {}
 
     class Hub(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             path = self.path.partition("?")[0]
-            asked[path] = body = self.rfile.read(int(self.headers["Content-Length"]))
+            requested[path] = body = self.rfile.read(int(self.headers["Content-Length"]))
             answer: dict[str, Any] = {"url": f"{address}/me/x"}
             if "/preupload/" in path:
                 names = [one["path"] for one in json.loads(body)["files"]]
@@ -261,9 +265,9 @@ def test_an_upload_arrives_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
         assert push(tmp_path, "me/x") == f"{address}/me/x"
         server.shutdown()
-    made = json.loads(asked["/api/repos/create"])
+    made = json.loads(requested["/api/repos/create"])
     assert made.get("visibility", "private" if made.get("private") else "public") == "private"
-    lines = [json.loads(line)["value"] for line in asked["/api/models/me/x/commit/main"].splitlines()]
+    lines = [json.loads(line)["value"] for line in requested["/api/models/me/x/commit/main"].splitlines()]
     files = {one["path"]: base64.b64decode(one["content"]) for one in lines if "content" in one}
     assert files == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 

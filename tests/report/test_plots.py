@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
-from vitlab.measure.classification import Evaluation, wilson
+from vitlab.measure.classification import Evaluation, wilson_interval
 from vitlab.measure.cost_record import Cost
 from vitlab.report import curves, plots, style
 from vitlab.report.data import ModelRow, ReportData
@@ -93,7 +93,7 @@ def test_intervals_are_wilsons(data: ReportData) -> None:
     assert drawing is not None
     found = data.rows[0].evaluation
     assert isinstance(found, Evaluation)
-    lo, hi = wilson(round(found.top1 * found.n), found.n)
+    lo, hi = wilson_interval(round(found.top1 * found.n), found.n)
     assert drawing.axes[0].lines[0].get_xdata() == pytest.approx([100 * lo, 100 * hi])
 
 

@@ -1,4 +1,4 @@
-"""The written report: whole, self-contained, and with the numbers it was given."""
+"""The written report: complete, self-contained, and with the numbers it was given."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.report.sample import CLASSES, make
-from vitlab.measure.classification import Evaluation, wilson
+from vitlab.measure.classification import Evaluation, wilson_interval
 from vitlab.measure.cost_record import Cost
 from vitlab.report import page
 from vitlab.report.compare import DASH, SYNTHETIC
@@ -171,18 +171,18 @@ def test_numbers_of_the_classes_and_mistakes_are_the_data(data: ReportData, writ
 def test_headline_and_findings_are_the_data(data: ReportData, html: Page) -> None:
     found, other = data.main.evaluation, data.rows[2].evaluation
     assert isinstance(found, Evaluation) and isinstance(other, Evaluation)
-    lo, hi = wilson(round(found.top1 * found.n), found.n)
+    lo, hi = wilson_interval(round(found.top1 * found.n), found.n)
     tile = page.tiles(data, TASK)[0]
     assert (tile.value, tile.detail) == (
         f"{100 * found.top1:.2f}",
         f"{100 * lo:.1f} to {100 * hi:.1f} (95 % interval), 240 images",
     )
     assert [each.value for each in page.tiles(data, TASK)[2:]] == ["301", "21.5", "2.34", "1.22"]
-    said = page.findings(data, TASK)
-    assert f"{100 * (found.top1 - other.top1):.2f} points above that of same student, labels alone" in said[1]
-    assert "10.7 % of its parameters and 6.89 % of its multiply-adds" in said[0]
-    assert said[0].endswith("the difference may be chance.")
-    assert said[1].endswith(
+    sentences = page.findings(data, TASK)
+    assert f"{100 * (found.top1 - other.top1):.2f} points above that of same student, labels alone" in sentences[1]
+    assert "10.7 % of its parameters and 6.89 % of its multiply-adds" in sentences[0]
+    assert sentences[0].endswith("the difference may be chance.")
+    assert sentences[1].endswith(
         "On 41 images it is right where same student, labels alone is wrong, and on 12 the other way round (McNemar "
         "p = 0.00034): that is more than chance explains."
     )
@@ -191,8 +191,8 @@ def test_headline_and_findings_are_the_data(data: ReportData, html: Page) -> Non
         " On 1 image it is right where same student, labels alone is wrong, and on 2 "
         in page.findings(replace(data, comparisons=[one]), TASK)[1]
     )
-    assert said[3].startswith("Dividing the logits by 1.23 changes the calibration error")
-    for sentence in said:
+    assert sentences[3].startswith("Dividing the logits by 1.23 changes the calibration error")
+    for sentence in sentences:
         assert sentence in html.text.replace("\u00a0", " ")
 
 
@@ -249,9 +249,9 @@ def test_a_report_is_rebuilt_from_its_json_without_torch(
 
 
 def test_the_smallest_report_is_a_report(tmp_path: Path) -> None:
-    whole = make()
+    full = make()
     row = ModelRow("only", "train", "student", {"top1": 0.5})
-    data = ReportData("t", "s", "c", "r", whole.created, whole.dataset, [row], "only")
+    data = ReportData("t", "s", "c", "r", full.created, full.dataset, [row], "only")
     paths = write_report(tmp_path, data, TASK)
     html = Page(paths.html.read_text())
     assert "50.00" in html.text and not paths.figures
@@ -271,13 +271,13 @@ def test_without_figures_every_table_is_there(data: ReportData, html: Page, tmp_
 
 
 def test_contradictions_are_refused() -> None:
-    whole = make()
+    full = make()
     with pytest.raises(ValueError, match="primary row 'x'"):
-        replace(whole, primary="x")
+        replace(full, primary="x")
     with pytest.raises(ValueError, match="different names"):
-        replace(whole, rows=[whole.rows[0], whole.rows[0]])
+        replace(full, rows=[full.rows[0], full.rows[0]])
     with pytest.raises(ValueError, match="stand beside"):
-        replace(whole, paper_rows=[PaperRow("p", "Table 1", "nobody", {}, Cost())])
+        replace(full, paper_rows=[PaperRow("p", "Table 1", "unknown", {}, Cost())])
     with pytest.raises(ValueError, match="uint8"):
         Example.of(np.zeros((2, 2, 3)), "a", "b", 0.5, 0.5)  # type: ignore[arg-type]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from vitlab.run.recorder import Recorder, Row, read_rows
+from vitlab.errors import DiskFullError
+from vitlab.run.recorder import Recorder, Row, append_line, read_rows
 
 
 def without_time(rows: list[Row]) -> list[Row]:
@@ -49,6 +51,29 @@ def test_other_readers_can_read_non_finite_values(tmp_path: Path) -> None:
 
     row = json.loads(recorder.path.read_text(), parse_constant=refuse)
     assert (row["x"], row["y"], row["z"]) == ("NaN", "Infinity", "-Infinity")
+
+
+def test_a_row_that_could_not_be_written_is_not_written_later(tmp_path: Path) -> None:
+    """The recorder of the failed session may live on in the process of the next one."""
+    path = tmp_path / "metrics.jsonl"
+    failed = Recorder(path)
+    failed.write(stage="a", step=1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, limits[1]))
+    try:
+        with pytest.raises(DiskFullError):
+            failed.write(stage="a", step=2)
+        with pytest.raises(DiskFullError):
+            append_line(path, {"stage": "a", "step": 3})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text().endswith("}\n"), "a part of the row is left"
+    with pytest.raises(DiskFullError):
+        failed.write(stage="a", step=4)
+    following = Recorder(path)
+    following.write(stage="a", step=5)
+    failed.close()
+    assert [row["step"] for row in read_rows(path)] == [1, 5]
 
 
 @pytest.mark.parametrize("value", [[1.0], {"a": 1}, object()])

@@ -51,7 +51,7 @@ def test_a_column_for_each_label_in_the_order_of_the_columns(tmp_path: Path) -> 
     [
         ("path,labels,cat\na.png,dog,1\n", "has a column labels and further ones: cat"),
         ("path,cat,dog\na.png,1,2\n", "line 2: column dog holds '2', not 0 or 1"),
-        ("path,labels\na.png,dog;cat\na.png,cat\n", "line 3: a.png stands already in line 2"),
+        ("path,labels\na.png,dog;cat\na.png,cat\n", "line 3: a.png is already in line 2"),
         ("path,labels\nz.png,dog;cat\n", "1 of 1 files do not exist"),
         ("path,labels\na.png,dog\n", r"has 1 label\(s\)"),
         ("path,labels,split\na.png,dog,train\nb.png,cat,test\n", "no training image has the label cat"),
@@ -63,9 +63,9 @@ def test_mistakes_of_a_table_are_named(tmp_path: Path, text: str, message: str) 
 
 
 def test_an_audit_counts_labels_and_images(tmp_path: Path) -> None:
-    from vitlab.data.audit import audit, write_audit
+    from vitlab.data.audit import audit_dataset, write_audit
 
-    found, splits = audit(write(tmp_path, CELL))
+    found, splits = audit_dataset(write(tmp_path, CELL))
     assert found.counts == {"train": {"cat": 1, "dog": 2, "rain": 1}, "val": {"cat": 1}}
     assert "splits   train 3, val 1 (given)" in found.text() and not found.faults
     write_audit(tmp_path / "audit", found, splits)
@@ -121,11 +121,11 @@ def test_the_embedded_pictures_are_the_same_every_time_and_share_no_digit() -> N
     assert {split: len(source) for split, source in one.items()} == digits_multi.COUNTS
     for split, source in one.items():
         again = other[split]
-        assert isinstance(source, digits_multi.SeveralDigits) and isinstance(again, digits_multi.SeveralDigits)
+        assert isinstance(source, digits_multi.MultiDigitImages) and isinstance(again, digits_multi.MultiDigitImages)
         np.testing.assert_array_equal(source.images, again.images)
         counts = source.labels.sum(1)
         assert counts.min() == 1 and counts.max() == 4 and source.labels.sum(0).min() > 20
-    pools = digits_multi.pools(cfg)
+    pools = digits_multi.digit_pools(cfg)
     keys = [set(pool.keys) for pool in pools.values()]
     assert sum(map(len, keys)) == len(set.union(*keys)) == 1797
 

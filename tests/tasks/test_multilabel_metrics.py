@@ -126,12 +126,12 @@ def test_a_bootstrap_holds_what_was_measured_and_draws_groups_together() -> None
     test = answers(0)
     prob = ml.sigmoid(test.logits)
     models = [(prob, prob >= 0.5)]
-    (alone,) = ml.resampled(models, [test.logits], test.label, 300)
+    (alone,) = ml.bootstrap_metrics(models, [test.logits], test.label, 300)
     groups = [str(i // 15) for i in range(150)]
-    (together,) = ml.resampled(models, [test.logits], test.label, 300, groups=groups)
+    (together,) = ml.bootstrap_metrics(models, [test.logits], test.label, 300, groups=groups)
     at = ml.weighted_metrics(*models[0], test.logits, test.label.astype(bool), np.ones((1, 150)))[:, 0]
     for row, name in enumerate(ml.METRICS):
-        lo, hi = ml.interval(alone[name])
+        lo, hi = ml.percentile_interval(alone[name])
         assert lo < at[row] < hi
     assert not np.array_equal(alone["map"], together["map"])
 
@@ -139,9 +139,9 @@ def test_a_bootstrap_holds_what_was_measured_and_draws_groups_together() -> None
 def test_a_model_compared_with_itself_differs_in_nothing() -> None:
     test = answers(0)
     one = (test.logits, np.full(4, 0.5))
-    same = ml.compare("a", "b", one, one, test.label, 50)
+    same = ml.compare_multilabel("a", "b", one, one, test.label, 50)
     assert same.p_value == 1.0 and {d.value for d in same.differences.values()} == {0.0}
-    worse = ml.compare("a", "b", one, (-test.logits, np.full(4, 0.5)), test.label, 50)
+    worse = ml.compare_multilabel("a", "b", one, (-test.logits, np.full(4, 0.5)), test.label, 50)
     assert worse.differences["map"].hi < 0 and worse.only_first > worse.only_second and worse.p_value < 1e-6
 
 

@@ -53,8 +53,8 @@ def test_weights_are_inverse_frequencies_of_mean_one(mixed: bool, smoothing: flo
     assert float(found["loss"]) == pytest.approx(float(expected), rel=1e-6)
     # Micro-batches average to the batch, whatever classes they hold.
     halves = [balanced(label_cross_entropy, "weight", source())(logits[i::2], label[i::2], None) for i in (0, 1)]
-    whole = balanced(label_cross_entropy, "weight", source())(logits, label, None)["loss"]
-    assert float(sum(half["loss"] for half in halves) / 2) == pytest.approx(float(whole), rel=1e-6)
+    full = balanced(label_cross_entropy, "weight", source())(logits, label, None)["loss"]
+    assert float(sum(half["loss"] for half in halves) / 2) == pytest.approx(float(full), rel=1e-6)
 
 
 @pytest.mark.parametrize("mixed", [False, True])

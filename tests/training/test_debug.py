@@ -1,4 +1,4 @@
-"""debug=: batches that few images fill, where the time goes, learning by heart."""
+"""debug=: batches from a small number of images, the timing of a step, memorising a batch."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def test_few_images_make_small_batches() -> None:
 def test_a_profile_says_where_the_time_goes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ("debug=profile", "debug.profile=6", "debug.max_steps=16", "debug.max_images=96", "recipe.batch_size=16")
     run = run_command(tmp_path, *words, "method.baseline=false", method="tinyvit")
-    said = capfd.readouterr().err
-    assert "ms a batch on cpu (mean of 6)" in said and "USDT" not in said
+    output = capfd.readouterr().err
+    assert "ms a batch on cpu (mean of 6)" in output and "USDT" not in output
     labelling = json.loads((run / "store" / "profile" / "profile.json").read_text())
     assert list(labelling["ms"]) == ["data", "teacher", "writing", "sealing"] and labelling["batches"] > 0
-    assert all(value > 0 for value in labelling["ms"].values()) and "\nstore: " in said
+    assert all(value > 0 for value in labelling["ms"].values()) and "\nstore: " in output
     folder = run / "pretrain" / "profile"
     found = json.loads((folder / "profile.json").read_text())
     assert found["batches"] == 6
@@ -91,8 +91,8 @@ def test_the_smallest_loss_is_that_of_a_network_that_says_its_target() -> None:
     prob = torch.softmax(torch.randn(3, 5, generator=torch.Generator().manual_seed(0)), 1)
     entropy = float(-(prob * prob.log()).sum(1).mean())
     assert float(distillation(perfect(prob), label, prob)["loss"]) == pytest.approx(entropy, rel=1e-5)
-    few = sparsify(prob, 2)
-    least = float(distillation(perfect(few), label, few)["loss"])
+    subset = sparsify(prob, 2)
+    least = float(distillation(perfect(subset), label, subset)["loss"])
     for shift in 0.01, -0.01:
-        moved = perfect(few) + shift * torch.arange(5.0)
-        assert float(distillation(moved, label, few)["loss"]) > least
+        moved = perfect(subset) + shift * torch.arange(5.0)
+        assert float(distillation(moved, label, subset)["loss"]) > least

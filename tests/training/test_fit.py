@@ -91,9 +91,9 @@ def test_micro_batches_add_up_to_the_batch(tmp_path: Path) -> None:
     model = ("model=deit_tiny", "model.pretrained=false", *sizes, "recipe.optimizer=sgd")
     for name, parts in (("whole", 1), ("parts", 4)):
         assert run_command(tmp_path / name, *PLAIN, *model, f"recipe.accumulate={parts}") == 0
-    whole, parts_ = weights(the_run(tmp_path / "whole")), weights(the_run(tmp_path / "parts"))
-    for name in whole:
-        torch.testing.assert_close(whole[name], parts_[name], rtol=0, atol=1e-6)
+    full, parts_ = weights(the_run(tmp_path / "whole")), weights(the_run(tmp_path / "parts"))
+    for name in full:
+        torch.testing.assert_close(full[name], parts_[name], rtol=0, atol=1e-6)
 
 
 def sgd(network: torch.nn.Module) -> torch.optim.Optimizer:
@@ -135,13 +135,44 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_the_batch(
     calls: list[torch.Tensor] = []
     monkeypatch.setattr(losses, "label_cross_entropy", at_fifth)
     assert run_command(tmp_path, *PLAIN) == 2
-    told = " ".join(capsys.readouterr().err.split())
-    assert "the loss is not finite at step 7" in told and "recipe.lr" in told
+    output = " ".join(capsys.readouterr().err.split())
+    assert "the loss is not finite at step 7" in output and "recipe.lr" in output
     what = json.loads((the_run(tmp_path) / "train" / "not_finite.json").read_text())
     assert (what["step"], what["batch"]) == (7, 7)
     assert len(what["index"]) == 16 and set(what["slot"]) == {1}  # five batches an epoch: the second epoch
     monkeypatch.setattr(losses, "label_cross_entropy", honest)
     assert run_command(tmp_path, *PLAIN) == 0, "the last checkpoint is from before, and the run goes on from it"
+
+
+def test_a_network_that_overflows_is_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """After one step at such a rate the weights are finite still, and so was the loss."""
+    words = ("recipe.optimizer=sgd", "recipe.lr=1e30", "recipe.schedule=constant", "recipe.clip=null")
+    assert run_command(tmp_path, *PLAIN, *words, "debug.max_steps=1") == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "after step 1 the network's outputs for 80 validation images are not finite" in message
+    assert "No checkpoint was written before." in message and "Lower recipe.lr" in message
+    assert not list(tmp_path.rglob("*.safetensors")) and not list(tmp_path.rglob("checkpoint.ckpt"))
+
+
+@pytest.mark.parametrize(("kind", "words"), [("weights", ()), ("averaged weights", ("recipe.ema=0.9",))])
+def test_a_checkpoint_has_finite_weights(
+    kind: str, words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The step is named, and what is said of the checkpoint is true: the run goes on from it."""
+
+    def spoil(learner: Learner) -> bool:
+        if learner.step + 1 == 5:
+            spoiled = learner.student if kind == "weights" else learner.result
+            next(spoiled.parameters()).data.view(-1)[0] = float("inf")
+        return False
+
+    words = (*PLAIN, *words, "recipe.checkpoint_every=1st", "recipe.validate_every=11st")
+    with at(Learner, "after_step", spoil, signal.SIGTERM):
+        assert run_command(tmp_path, *words) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"Stage train: {kind} that are not finite after step 5 (" in message
+    assert "The checkpoint is of step 4, with finite weights." in message
+    assert run_command(tmp_path, *words) == 0
 
 
 def test_record_has_named_losses_rates_and_norms(tmp_path: Path) -> None:

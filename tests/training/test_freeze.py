@@ -1,4 +1,4 @@
-"""BatchNorm of a finetuned network keeps its running statistics, also after somebody validated."""
+"""BatchNorm of a finetuned network keeps its running statistics, also after a validation."""
 
 from __future__ import annotations
 

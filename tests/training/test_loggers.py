@@ -81,17 +81,17 @@ def wandb_records(run: Path, job: str = "train") -> list[Any]:
     number = (run / "wandb" / f"{job}.id").read_text()
     records = []
     for file in sorted(run.glob(f"wandb/offline-run-*-{number}/*.wandb")):
-        data, at, whole = file.read_bytes(), 7, b""
+        data, at, full = file.read_bytes(), 7, b""
         while at + 7 <= len(data):
             if 32768 - at % 32768 < 7:  # what is left of the block is too short for a head
                 at += 32768 - at % 32768
                 continue
             length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-            whole += data[at + 7 : at + 7 + length]
+            full += data[at + 7 : at + 7 + length]
             at += 7 + length
             if kind in (1, 4):  # a full record, or the last part of one
-                records.append(Record.FromString(whole))
-                whole = b""
+                records.append(Record.FromString(full))
+                full = b""
     return records
 
 
@@ -163,8 +163,8 @@ def test_a_measured_model_has_numbers_tables_and_pictures(distilled: Path) -> No
     record = of_kind(records, "run")[0]
     assert (record.run_group, record.job_type) == (distilled.name, "evaluation")
     summary = {i.key: json.loads(i.value_json) for one in of_kind(records, "summary") for i in one.update}
-    told = json.loads((distilled / "evaluation" / "pretrain.json").read_text())
-    assert summary["top1"] == told["top1"] and summary["ece"] == told["ece"] and summary["params"] > 1e5
+    stored = json.loads((distilled / "evaluation" / "pretrain.json").read_text())
+    assert summary["top1"] == stored["top1"] and summary["ece"] == stored["ece"] and summary["params"] > 1e5
     media = next(distilled.glob(f"wandb/*-{record.run_id}/files/media"))
 
     def table(name: str) -> list[dict[str, Any]]:
@@ -178,8 +178,8 @@ def test_a_measured_model_has_numbers_tables_and_pictures(distilled: Path) -> No
     images = [one for one in tables["predictions"].contents if one.path.endswith(".png")]
     assert len(images) == 9 and all(distilled in Path(one.local_path).parents for one in images)
     assert all(row["right"] == (row["label"] == row["predicted"]) for row in predictions)
-    assert sum(row["images"] for row in table("confusion")) == told["n"]
-    assert sum(row["images"] for row in table("reliability")) == told["n"]
+    assert sum(row["images"] for row in table("confusion")) == stored["n"]
+    assert sum(row["images"] for row in table("reliability")) == stored["n"]
     assert {path.name.partition("_")[0] for path in (media / "images" / "pictures").iterdir()} == {
         *("reliability", "confusion", "views")
     }

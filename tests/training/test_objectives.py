@@ -1,4 +1,4 @@
-"""The losses that stages minimise, and the accuracies that they tell on the way, by hand."""
+"""The losses that stages minimise, and the accuracies that they report, against values computed by hand."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def test_labels() -> None:
 
 @pytest.mark.parametrize("label", [LABEL, MIXED], ids=["ids", "mixed"])
 def test_smoothing_spreads_a_share_over_all_classes(label: Tensor) -> None:
-    whole = label if label.ndim == 2 else torch.eye(3)[label]
-    smooth = 0.7 * whole + 0.3 / 3
+    full = label if label.ndim == 2 else torch.eye(3)[label]
+    smooth = 0.7 * full + 0.3 / 3
     torch.testing.assert_close(label_cross_entropy(LOGITS, label, smoothing=0.3)["loss"], -(smooth * LOG).sum(1).mean())
 
 
@@ -34,11 +34,11 @@ def test_distillation_reads_the_teacher_and_not_the_label() -> None:
     sparse = SparseTarget(torch.tensor([[0.2, 0.7], [0.5, 0.4]]), torch.tensor([[2, 0], [1, 2]]), 3)
     dense = torch.tensor([[0.7, 0.1, 0.2], [0.1, 0.5, 0.4]])
     for target in (sparse, dense):
-        told = distillation(LOGITS, LABEL, target)
-        torch.testing.assert_close(told["loss"], -(dense * LOG).sum(1).mean())
-        assert told["teacher_accuracy"] == 0.5, "right of the first view, class 1 instead of 2 of the second"
+        losses = distillation(LOGITS, LABEL, target)
+        torch.testing.assert_close(losses["loss"], -(dense * LOG).sum(1).mean())
+        assert losses["teacher_accuracy"] == 0.5, "right of the first view, class 1 instead of 2 of the second"
         mixed = distillation(LOGITS, torch.tensor([[0.2, 0.8, 0.0], [0.1, 0.9, 0.0]]), target)
-        assert mixed["loss"] == told["loss"]
+        assert mixed["loss"] == losses["loss"]
         assert mixed["teacher_accuracy"] == 0.5, "the largest share of a mixed label counts"
     with pytest.raises(ValueError, match="needs a teacher's output"):
         distillation(LOGITS, LABEL, None)

@@ -12,7 +12,7 @@ from vitlab.training.preflight import preflight
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["model.name=resnet5"], "no model 'resnet5' .* resnet50"),
         (["model.args={depthz:3}"], "no argument 'depthz'"),
@@ -26,9 +26,9 @@ from vitlab.training.preflight import preflight
         (["method=deepmad", "experiment=deepmad_digits", "method.other.name=resnet5"], "no model 'resnet5'"),
     ],
 )
-def test_a_later_stage_would_fail(overrides: list[str], told: str) -> None:
+def test_a_later_stage_would_fail(overrides: list[str], message: str) -> None:
     config = load(overrides).config
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         preflight(config, find_method(config.method.name).reads(config))
 
 

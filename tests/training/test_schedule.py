@@ -55,7 +55,7 @@ def test_durations_become_steps() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"duration": "90"}, "recipe.duration"),
         ({"warmup": "20ep"}, "the whole training"),
@@ -63,6 +63,6 @@ def test_durations_become_steps() -> None:
         ({"duration": "10%"}, "needs a total"),
     ],
 )
-def test_mistakes_name_the_key(changes: dict[str, object], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_mistakes_name_the_key(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         Schedule.from_recipe(recipe(**changes), steps_per_epoch=7)

@@ -80,8 +80,8 @@ def expect_shares(rank: int) -> None:
         kept = sum(local(weight) for weight in learner.student.parameters())
         moments = sum(local(state["exp_avg"]) for state in optimizer.optimizer.state.values())
         average = sum(local(weight) for weight in learner.result.parameters())
-        whole = sum(weight.numel() for weight in learner.student.parameters())
-        assert kept == moments == average and kept < 0.6 * whole
+        full = sum(weight.numel() for weight in learner.student.parameters())
+        assert kept == moments == average and kept < 0.6 * full
         original(learner)
 
     Learner.after_step = looked_at  # type: ignore[method-assign, assignment]
@@ -127,17 +127,17 @@ def test_units_are_the_blocks_inner_ones_first(name: str, several: str) -> None:
         network = timm.create_model(name)
     found = units(network)
     names = {id(module): name for name, module in network.named_modules()}
-    told = [names[id(unit)] for unit in found]
-    assert several in told and len(told) == len(set(told))
-    for place, one in enumerate(told):
-        assert not any(later.startswith(f"{one}.") for later in told[place:])
+    unit_names = [names[id(unit)] for unit in found]
+    assert several in unit_names and len(unit_names) == len(set(unit_names))
+    for place, one in enumerate(unit_names):
+        assert not any(later.startswith(f"{one}.") for later in unit_names[place:])
 
 
 @pytest.mark.slow
 def test_a_teacher_that_is_asked_at_every_step_is_shared_out_too(alone: Path, tmp_path: Path) -> None:
     member = f"{{name:vit_tiny_patch16_224,args:{ARGS},checkpoint:{the_run(alone) / 'train'}}}"
-    asked = tuple(word for word in WORDS if not word.startswith(("method=", "recipe.layer_decay")))
-    words = (*asked, "method=tinyvit", "method.online=true", "method.baseline=false", "teacher.train=false")
+    requested = tuple(word for word in WORDS if not word.startswith(("method=", "recipe.layer_decay")))
+    words = (*requested, "method=tinyvit", "method.online=true", "method.baseline=false", "teacher.train=false")
     words = (*words, f"teacher.members=[{member}]")
     assert run_command(tmp_path / "one", *words) == 0
     assert run_ranks(tmp_path / "two", *words, "trainer.strategy=fsdp") == [0, 0]

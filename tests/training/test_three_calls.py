@@ -45,12 +45,12 @@ from vitlab.models.build import build_model
 from vitlab.run.recorder import Recorder, read_rows
 from vitlab.stage import Context, Stage
 from vitlab.training.build import make_data
+from vitlab.training.checkpoint import CHECKPOINT, Done, read_done
 from vitlab.training.distributed import rank
 from vitlab.training.learner import Learner
 from vitlab.training.objectives import StepObjective, label_cross_entropy
 from vitlab.training.schedule import Schedule
 from vitlab.training.train import Training, prepare, train_on_labels
-from vitlab.training.trainer import CHECKPOINT, Done, read_done
 
 WORDS = (
     *("method=supervised", "dataset=digits", "hardware=cpu", "hardware.threads=1", "debug=smoke", "logger.every=3"),
@@ -107,6 +107,7 @@ class Gates(Callback):
         self.gates = torch.zeros(10, 16)
         self.events = 0
         self.norms: list[float] = []
+        self.seeds: list[int] = []  # of the generator of each batch, on this rank
 
     def state_dict(self) -> dict[str, Any]:
         return {"gates": self.gates, "events": self.events, "norms": self.norms}
@@ -124,6 +125,7 @@ class Gates(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, learner: L.LightningModule, *_: object) -> None:
         assert isinstance(learner, Learner)
+        self.seeds.append(torch.initial_seed())
         if self.end is None or not learner.completes_step:
             return
         assert len(self.norms) == learner.step + 1  # called before the step is counted
@@ -166,6 +168,7 @@ def prune(
     gates = Gates()
     training.run([gates])
     record = training.save(replace(training.meta, name="two_heads", args={}))
+    (folder / f"seeds_{rank()}.txt").write_text("\n".join(map(str, gates.seeds)))
     if recorder is not None:
         torch.save(gates.state_dict(), folder / "gates.pt")
         recorder.close()
@@ -221,6 +224,8 @@ def test_a_stage_of_its_own_ends_early_and_continues_bit_for_bit(
     assert [row["step"] for row in found["rows"] if "loss" in row] == [3, 6, 9]
     assert (found["events"], len(found["norms"])) == (2, END)
     assert [row["share"] for row in found["rows"] if "loss" in row] == pytest.approx([1 / 12, 4 / 12, 7 / 12])
+    seeds = [seed for path in straight.glob("seeds_*.txt") for seed in path.read_text().split()]
+    assert len(set(seeds)) == len(seeds) == 2 * END * processes  # every batch of every rank draws its own dropout
     assert read_done(straight / CHECKPOINT) == Done(END, finished=True)
     state = torch.load(straight / CHECKPOINT, weights_only=True)
     assert state["learner"] == {"step": END, "student_eval": True, "finished": True}
@@ -307,7 +312,9 @@ def test_an_early_end_must_be_announced(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_an_older_vitlab_goes_on(tmp_path: Path) -> None:
-    torch.save({"learner": {"step": 7}}, tmp_path / "old.ckpt")
+    torch.save(
+        {"learner": {"step": 7}, "state_dict": {}, "optimizer_states": [], "callbacks": {}}, tmp_path / "old.ckpt"
+    )
     assert read_done(tmp_path / "old.ckpt") == Done(7, finished=False)
     learner = Learner(TwoHeads(0.0), label_cross_entropy, Schedule("constant", 0.1, 9), sgd)
     learner.accumulate = 2

@@ -32,6 +32,7 @@ from vitlab.compose.hydra_private import (
 )
 from vitlab.compose.overrides import check_keys, describe_field, is_choice, parse_overrides, unknown_key
 from vitlab.compose.schema import Field, fields, find
+from vitlab.compose.unread_keys import check_unread
 from vitlab.compose.validate import check, check_read
 from vitlab.compose.yaml_errors import Files, defaults_error, file_error, interpolation_error, missing_file, yaml_error
 from vitlab.config import Config
@@ -101,6 +102,10 @@ def load(overrides: list[str]) -> Composed:
     read = _reads_of_mode(config, set(chosen)) or set(method.reads(config))
     check(config, where, read)
     check_read(config, method, chosen)
+    given = {word.key_or_group: str(word.input_line) for word in words if not is_choice(word)}
+    if config.run is not None and "dataset" not in {word.key_or_group for word in words if is_choice(word)}:
+        given = {key: line for key, line in given.items() if not key.startswith("dataset.")}  # of the run's data set
+    check_unread(config, given, known)
     changed = {key: value for key, value in after.items() if before.get(key, ...) != value}
     config = apply_debug(config)
     unchanged = {key: before.get(key) for key in changed}

@@ -17,7 +17,7 @@ from vitlab.compose.validate_run import check_run
 from vitlab.config import AugmentationConfig, Config, ModelConfig, RecipeConfig, to_steps
 from vitlab.config.catalogue import GROUPS, MODE_KEYS, TRAINING_KEYS, mode_files, mode_meanings
 from vitlab.config.size import hw
-from vitlab.data.paths import data_roots, missing
+from vitlab.data.paths import data_roots, not_found_error
 from vitlab.errors import UserError
 from vitlab.methods.base import Method, find_method, method_names
 from vitlab.run.run import model_folder
@@ -207,7 +207,7 @@ def _dataset(config: Config, where: Where, read: bool) -> None:
     if not dataset.download and not any(one.is_dir() for one in roots):
         from vitlab.data.sets import find_set  # imports numpy
 
-        raise missing(dataset, "a folder", downloadable=getattr(find_set(dataset.name), "DOWNLOADABLE", False))
+        raise not_found_error(dataset, "a folder", downloadable=getattr(find_set(dataset.name), "DOWNLOADABLE", False))
 
 
 def _split(config: Config, where: Where) -> None:
@@ -264,7 +264,7 @@ def _task(config: Config, where: Where) -> None:
         if dataset.targets != task.targets:
             other = {"labels": "task=multilabel", "class": "task=classification"}[dataset.targets]
             raise UserError(
-                f"{where('task.name')}: task={task.name} needs images with {TARGETS[task.targets]} each, and those of "
+                f"task={task.name} needs images with {TARGETS[task.targets]} each, and those of "
                 f"dataset={dataset.name} have {TARGETS[dataset.targets]}.",
                 f"Give {other}, or other data (mode=list group=dataset).",
             )

@@ -29,10 +29,10 @@ class ModelConfig:
     mean: Optional[list[float]] = number(None, -1e3, 1e3)  # normalisation; null: pretrained model's or dataset's
     std: Optional[list[float]] = number(None, 0, 1e3, open_low=True)  # see mean
 
-    FIRST: ClassVar[tuple[str, ...]] = (
-        *("name", "pretrained", "checkpoint", "args", "mean", "std", "absent_class", "table_resize"),
-    )
+    FIRST: ClassVar[tuple[str, ...]] = (*("name", "pretrained", "checkpoint", "args", "mean", "std"),)
     """Fields of the first version, for names of folders with a model's results (:func:`vitlab.files.stable_dict`)."""
+    FORMER: ClassVar[dict[str, str]] = {"absent_class": "mean", "table_resize": "official"}
+    """Fields of the first version that are gone, with their neutral values, likewise."""
 
 
 @dataclass

@@ -1,8 +1,8 @@
-"""A user's own folder, looked at before anything is trained on it: what cannot be read, what is doubtful, the split.
+"""Checks of a user's own folder before anything is trained on it: unreadable files, doubtful ones, and the split.
 
-Faults (:attr:`Audit.faults`) would stop a training or make it meaningless; doubts (:attr:`Audit.doubts`) are for a
-person to judge. Nothing is changed: the audit writes what it found beside the run; images are left out with
-``dataset.leave_out``.
+Faults (:attr:`Audit.faults`) would stop a training or make it meaningless; doubts (:attr:`Audit.doubts`) are for the
+user to judge. The data are not changed: the audit writes its findings to a folder of its own, and images are left out
+with ``dataset.leave_out``.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ import csv
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 
 from vitlab.config import DatasetConfig
-from vitlab.data.audit_duplicates import look_alikes, same_bytes
-from vitlab.data.audit_files import Look, look_at_all
-from vitlab.data.folder import Found, Row, find, made_here, split_rows
+from vitlab.data.audit_duplicates import find_identical, find_similar
+from vitlab.data.audit_files import FileInfo, inspect_files
+from vitlab.data.folder import split_is_generated, split_rows
+from vitlab.data.folder_contents import FolderContents, Row, read_contents
 from vitlab.errors import UserError
 from vitlab.files import atomic_write, write_json
 
@@ -40,7 +41,7 @@ class Duplicate:
 
 @dataclass
 class Audit:
-    """What was found. All paths are relative to ``root``."""
+    """The findings of an audit. All paths are relative to ``root``."""
 
     root: str
     files: int
@@ -81,7 +82,7 @@ class Audit:
 
     @property
     def doubts(self) -> list[str]:
-        """What a person should look at, each as one line."""
+        """What the user should look at, each as one line."""
         lines = []
         leaks = [one for one in self.duplicates if len(one.splits) > 1]
         torn = [one for one in self.duplicates if len(one.classes) > 1]
@@ -149,54 +150,54 @@ class Audit:
         lines += [f"FAULT    {line}" for line in self.faults]
         lines += [f"doubt    {line}" for line in self.doubts]
         if not self.faults and not self.doubts:
-            lines.append("clean    nothing to object to")
+            lines.append("clean    no faults, no doubts")
         return "\n".join(lines)
 
 
-def audit(
+def audit_dataset(
     cfg: DatasetConfig,
     cache: Path | None = None,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Audit, dict[str, list[Row]]]:
-    """Look at every file of ``dataset=folder``.
+    """Inspect every file of ``dataset=folder``.
 
     Args:
         cfg: the data set, as a training would read it.
-        cache: what was seen before, by path, size and time; see :func:`~vitlab.data.audit_files.look_at_all`.
+        cache: results of earlier audits, by path, size and time; see :func:`~vitlab.data.audit_files.inspect_files`.
         workers: threads; None: one for each core.
         progress: called with (files done, files in all).
 
     Returns:
-        What was found, and the rows of every split.
+        The findings, and the rows of every split.
 
     Raises:
-        UserError: there is nothing to look at, or a CSV that cannot be understood.
+        UserError: there are no images, or a CSV cannot be parsed.
     """
-    found = find(cfg)
-    splits = split_rows(cfg, found)
+    contents = read_contents(cfg)
+    splits = split_rows(cfg, contents)
     rows = [row for part in splits.values() for row in part]
     where = {row.path: (row.label, split) for split, part in splits.items() for row in part}
     total = len(rows)
-    looks = look_at_all(
-        found.root, [row.path for row in rows], cache, workers, (lambda n: progress(n, total)) if progress else None
+    looks = inspect_files(
+        contents.root, [row.path for row in rows], cache, workers, (lambda n: progress(n, total)) if progress else None
     )
-    classes = found.classes
+    classes = contents.classes
     result = Audit(
-        root=str(found.root),
+        root=str(contents.root),
         files=total,
         classes=classes,
         counts={split: dict(Counter(name for row in part for name in row.names)) for split, part in splits.items()},
-        split=_how(cfg, found),
+        split=_how(cfg, contents),
         unreadable={path: one.error for path, one in looks.items() if one.error},
-        empty=found.empty,
+        empty=contents.empty,
         lacking={
             split: absent
-            for split, part in ({} if cfg.folds or cfg.split_file or found.several else found.rows).items()
+            for split, part in ({} if cfg.folds or cfg.split_file or contents.multilabel else contents.rows).items()
             if (absent := sorted(set(classes) - {row.label for row in part}))
         },
-        passed=found.passed,
-        left_out=found.left_out,
+        passed=contents.skipped,
+        left_out=contents.left_out,
         duplicates=_duplicates(rows, looks, where),
         images={split: len(part) for split, part in splits.items()},
     )
@@ -205,25 +206,26 @@ def audit(
     return result, splits
 
 
-def _how(cfg: DatasetConfig, found: Found) -> str:
+def _how(cfg: DatasetConfig, contents: FolderContents) -> str:
     if cfg.split_file:
         return f"as {cfg.split_file} has it"
-    if not made_here(cfg, found):
+    if not split_is_generated(cfg, contents):
         return GIVEN
-    grouped = any(row.group for part in found.rows.values() for row in part)
+    grouped = any(row.group for part in contents.rows.values() for row in part)
     if cfg.folds:
         of = "by groups" if grouped else "stratified"
         return f"fold {cfg.fold} of {cfg.folds} is test, {100 * cfg.val_fraction:g} % of the rest val, by a hash, {of}"
-    part = "every class" if set(found.rows) == {"train"} else "every class of train"
-    return f"{100 * cfg.val_fraction:g} % of {part} held out by a hash, {'whole groups' if grouped else 'stratified'}"
+    part = "every class" if set(contents.rows) == {"train"} else "every class of train"
+    return f"{100 * cfg.val_fraction:g} % of {part} held out by a hash, {'by groups' if grouped else 'stratified'}"
 
 
-def _duplicates(rows: Sequence[Row], looks: dict[str, Look], where: dict[str, tuple[str, str]]) -> list[Duplicate]:
-    """The groups, those that contradict each other first."""
+def _duplicates(rows: Sequence[Row], looks: dict[str, FileInfo], where: dict[str, tuple[str, str]]) -> list[Duplicate]:
+    """Groups of files with the same picture, first those whose classes or splits contradict each other."""
     ordered = [looks[row.path] for row in rows]
-    copies = same_bytes(ordered)
-    standing = {group[0]: group for group in copies}  # in a group of look-alikes one file stands for its copies
-    alike = [[member for one in group for member in standing.get(one, [one])] for group in look_alikes(ordered)]
+    copies = find_identical(ordered)
+    # Only one file of each content was compared; its byte-identical copies are put back into the group.
+    copies_of = {group[0]: group for group in copies}
+    alike = [[member for one in group for member in copies_of.get(one, [one])] for group in find_similar(ordered)]
     found = []
     for kind, groups in (("same file", copies), ("look alike", alike)):
         for group in groups:
@@ -233,13 +235,14 @@ def _duplicates(rows: Sequence[Row], looks: dict[str, Look], where: dict[str, tu
     return sorted(found, key=lambda one: (-len(one.classes), -len(one.splits), one.kind != "same file", one.paths))
 
 
-def _describe(result: Audit, looks: dict[str, Look]) -> None:
+def _describe(result: Audit, looks: dict[str, FileInfo]) -> None:
     """Sizes, formats and stored forms of the images that could be read."""
     read = {path: one for path, one in looks.items() if not one.error}
     if not read:
         return
     result.formats = dict(Counter(one.format for one in read.values()).most_common())
     result.converted = dict(Counter(form for one in read.values() for form in _forms(one)).most_common())
+    # EXIF orientations 5 to 8 turn the image by 90 degrees.
     upright = [(one.width, one.height) if one.orientation < 5 else (one.height, one.width) for one in read.values()]
     widths, heights = sorted(width for width, _ in upright), sorted(height for _, height in upright)
     result.width = widths[0], int(median(widths)), widths[-1]
@@ -248,8 +251,8 @@ def _describe(result: Audit, looks: dict[str, Look]) -> None:
     result.bytes = sum(one.size for one in looks.values())
 
 
-def _forms(one: Look) -> list[str]:
-    """What a person would call a file that is not plain upright RGB."""
+def _forms(one: FileInfo) -> list[str]:
+    """Plain names of what distinguishes a file from upright RGB."""
     known = {
         "1": "black and white",
         "L": "grey",
@@ -290,14 +293,38 @@ def audit_folder(output: Path, cfg: DatasetConfig) -> Path:
     return output / "audit" / f"{name}-{digest[:8]}"
 
 
-def write_audit(folder: Path, result: Audit, splits: dict[str, list[Row]]) -> list[Path]:
-    """Write ``audit.json``, ``split.csv`` (a CSV for ``dataset.csv``: the split as it is used), ``unreadable.txt`` (a
-    list for ``dataset.leave_out``) and ``duplicates.csv``; the latter two only where there is something in them.
+def inputs_of(cfg: DatasetConfig) -> frozenset[Path]:
+    """The files that the keys of a data set name, resolved: a command reads them and must not write them."""
+    names = [name for name in (cfg.csv, cfg.leave_out, cfg.split_file) if name]
+    return frozenset(Path(name).expanduser().resolve() for name in names)
 
-    Names that are not UTF-8 are written as the bytes they are, except in JSON, which escapes them.
+
+def _free(path: Path, inputs: Collection[Path]) -> Path:
+    """``path``, or its first numbered sibling (``split-2.csv``) that is not one of ``inputs``."""
+    number, free = 1, path
+    while free.resolve() in inputs:
+        number += 1
+        free = path.with_stem(f"{path.stem}-{number}")
+    return free
+
+
+def write_audit(
+    folder: Path, result: Audit, splits: dict[str, list[Row]], inputs: Collection[Path] = ()
+) -> dict[str, Path]:
+    """Write ``audit.json``, ``split.csv`` (a CSV for ``dataset.csv``: the split as it is used), ``unreadable.txt`` (a
+    list for ``dataset.leave_out``) and ``duplicates.csv``; the latter two only where there is something to list.
+
+    ``unreadable.txt`` of an earlier audit is never deleted, since another command may name it. Names that are not UTF-8
+    are written as the bytes they are, except in JSON, which escapes them.
+
+    Args:
+        inputs: resolved paths of files that are not written (:func:`inputs_of`); a numbered sibling is instead.
+
+    Returns:
+        The files written, by kind: audit, split, duplicates, unreadable.
     """
-    paths = [folder / "audit.json", folder / "split.csv"]
-    write_json(paths[0], asdict(result))
+    paths = {"audit": _free(folder / "audit.json", inputs), "split": _free(folder / "split.csv", inputs)}
+    write_json(paths["audit"], asdict(result))
     grouped = any(row.group for part in splits.values() for row in part)
     rows = [
         [row.path, row.label, split, *([row.group] if grouped else [])]
@@ -305,8 +332,8 @@ def write_audit(folder: Path, result: Audit, splits: dict[str, list[Row]]) -> li
         for row in part
     ]
     label = "labels" if any(row.labels is not None for part in splits.values() for row in part) else "label"
-    _write_csv(paths[1], ["path", label, "split", *(["group"] if grouped else [])], rows)
-    doubtful = folder / "duplicates.csv"
+    _write_csv(paths["split"], ["path", label, "split", *(["group"] if grouped else [])], rows)
+    doubtful = _free(folder / "duplicates.csv", inputs)
     doubtful.unlink(missing_ok=True)
     if result.duplicates:
         where = {row.path: (row.label, split) for split, part in splits.items() for row in part}
@@ -316,14 +343,15 @@ def write_audit(folder: Path, result: Audit, splits: dict[str, list[Row]]) -> li
             for path in one.paths
         ]
         _write_csv(doubtful, ["picture", "kind", "path", "label", "split"], lines)
-        paths.append(doubtful)
-    bad = folder / "unreadable.txt"
-    bad.unlink(missing_ok=True)
+        paths["duplicates"] = doubtful
     if result.unreadable or result.empty:
-        head = f"# files below {result.root} that cannot be read as an image, and class folders without one"
-        text = "\n".join([head, *result.unreadable, *result.empty, ""])
-        atomic_write(bad, text.encode("utf-8", "surrogateescape"))
-        paths.append(bad)
+        # With what is left out already, so that this one list is enough for the next command.
+        names = sorted({*result.unreadable, *result.left_out, *result.empty})
+        note = "that cannot be read as an image" + (", or were left out" if result.left_out else "")
+        note += "; class folders without an image" if result.empty else ""
+        paths["unreadable"] = _free(folder / "unreadable.txt", inputs)
+        text = "\n".join([f"# files below {result.root} {note}", *names, ""])
+        atomic_write(paths["unreadable"], text.encode("utf-8", "surrogateescape"))
     return paths
 
 
@@ -335,19 +363,20 @@ def _write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[str]]) -
     atomic_write(path, buffer.getvalue().encode("utf-8", "surrogateescape"))
 
 
-def refuse_faults(result: Audit, folder: Path) -> None:
+def refuse_faults(result: Audit, listed: Path | None) -> None:
     """Stop before a training that could not end well.
+
+    Args:
+        listed: the list of unreadable files that :func:`write_audit` wrote.
 
     Raises:
         UserError: naming the faults and, where files cannot be read, how to train without them.
     """
     if not result.faults:
         return
-    cure = "Mend the data, or choose others."
-    if len(result.faults) == bool(result.unreadable) + bool(result.empty):
-        cure = f"Repair or remove them, or train without them: dataset.leave_out={folder / 'unreadable.txt'}."
-        if result.left_out:
-            cure = f"Repair or remove them, or add the lines of {folder / 'unreadable.txt'} to your dataset.leave_out."
+    cure = "Fix the data, or choose another data set."
+    if listed is not None and len(result.faults) == bool(result.unreadable) + bool(result.empty):
+        cure = f"Repair or remove them, or train without them: dataset.leave_out={listed}."
     raise UserError(f"The data in {result.root} cannot be trained on: {'; '.join(result.faults)}.", cure)
 
 

@@ -1,7 +1,7 @@
-"""One look at every file of a folder: does it decode, what is in it, what does it look like; remembered between looks.
+"""Inspection of every file of a folder: whether it decodes, its format and size, and a hash of its picture; cached.
 
-A large JPEG is decoded at down to an eighth of its size: all of its data are read, so that a cut file is noticed, and
-most of the arithmetic is saved. Pillow works outside Python's lock, so threads are enough to use every core.
+A large JPEG is decoded at down to an eighth of its size: all of its data are read, so that a truncated file is noticed,
+and most of the arithmetic is saved. Pillow releases Python's lock, so threads are enough to use every core.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitlab.data.decode import NeedsPackageError, register_format, to_rgb, why
+from vitlab.data.decode import NeedsPackageError, describe_error, register_format, to_rgb
 
 SIDE = 8
 """Pixels of the side of a thumbnail."""
@@ -27,12 +27,12 @@ SIDE = 8
 DRAFT = 96
 """Pixels of the shorter side down to which a JPEG may be reduced while it is decoded (by 2, 4 or 8)."""
 
-BLOCK = 512  # files between two commits of the cache: what a kill costs
+BLOCK = 512  # files between two commits of the cache: at most so many are inspected again after a kill
 
 
 @dataclass(frozen=True)
-class Look:
-    """What was seen in one file. Of a file that does not decode only ``size``, ``changed`` and ``error`` are known."""
+class FileInfo:
+    """Properties of one file. Of a file that does not decode only ``size``, ``changed`` and ``error`` are known."""
 
     size: int  # bytes
     changed: int  # time of the last change, ns
@@ -48,8 +48,8 @@ class Look:
     thumbnail: bytes = b""  # SIDE x SIDE x 3
 
 
-def look(path: str | Path) -> Look:
-    """Read one file. What is wrong with it is in ``error``; nothing is raised."""
+def inspect_file(path: str | Path) -> FileInfo:
+    """Read one file. A failure is reported in ``error``; nothing is raised."""
     size = changed = 0
     try:
         with open(path, "rb") as file:
@@ -57,28 +57,29 @@ def look(path: str | Path) -> Look:
             size, changed = stat.st_size, stat.st_mtime_ns
             data = file.read()
         if not data:
-            return Look(size, changed, "the file is empty")
+            return FileInfo(size, changed, "the file is empty")
         register_format(path)
         with Image.open(io.BytesIO(data)) as image:
             mode, (width, height) = image.mode, image.size
             frames = int(getattr(image, "n_frames", 1))
             orientation = int(image.getexif().get(0x0112, 1))
-            image.draft(None, (DRAFT, DRAFT))
+            image.draft(None, (DRAFT, DRAFT))  # after the size was read, which it changes; of a JPEG only
             rgb = to_rgb(image)
             rgb.load()
             format = image.format or ""
-    except NeedsPackageError as error:
-        return Look(-1, changed, str(error))  # no file's size, so that it is looked at again, perhaps with the package
-    # Pillow's decoders raise whatever the format's code stumbles over, SyntaxError and struct.error among them.
+    except NeedsPackageError as error:  # no file has this size: it is read again, perhaps with the package
+        return FileInfo(-1, changed, str(error))
+    # Pillow's decoders raise exceptions of any type on damaged data, SyntaxError and struct.error among them.
     except Exception as error:
-        return Look(size, changed, why(error))
+        return FileInfo(size, changed, describe_error(error))
     content = hashlib.blake2b(data, digest_size=16).digest()
     gradient, thumbnail = _likeness(rgb)
-    return Look(size, changed, "", format, mode, width, height, orientation, frames, content, gradient, thumbnail)
+    return FileInfo(size, changed, "", format, mode, width, height, orientation, frames, content, gradient, thumbnail)
 
 
 def _likeness(rgb: Image.Image) -> tuple[bytes, bytes]:
-    """The gradient hash (dHash, rows and columns) and the thumbnail, alike for copies of other size or quality."""
+    """The gradient hash (dHash, rows and columns) and the thumbnail; nearly equal for copies of another size or
+    quality."""
     thumbnail = rgb.resize((SIDE, SIDE), Image.Resampling.BOX)
     grey = np.asarray(rgb.convert("L").resize((SIDE + 1, SIDE + 1), Image.Resampling.BOX), np.int16)
     # Two grey levels of slack: plain areas are plain, whatever a coder's noise there.
@@ -86,21 +87,21 @@ def _likeness(rgb: Image.Image) -> tuple[bytes, bytes]:
     return np.packbits(np.stack([rows, columns])).tobytes(), thumbnail.tobytes()
 
 
-def look_at_all(
+def inspect_files(
     root: Path,
     paths: Sequence[str],
     cache: Path | None = None,
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
-) -> dict[str, Look]:
-    """Look at ``paths`` below ``root``; files whose path, size and time are in the cache are not opened.
+) -> dict[str, FileInfo]:
+    """Inspect ``paths`` below ``root``; files whose path, size and time are in the cache are not opened.
 
     Args:
-        cache: an SQLite file, made if need be; several processes may share it.
+        cache: an SQLite file, created if necessary; several processes may share it.
         workers: threads; None: one for each core of this process.
         progress: called with the number of files done.
     """
-    seen: dict[str, Look] = {}
+    seen: dict[str, FileInfo] = {}
     if cache is None:
         for path, found in _look_at(root, paths, workers):
             seen[path] = found
@@ -108,8 +109,9 @@ def look_at_all(
                 progress(len(seen))
         return seen
     cache.parent.mkdir(parents=True, exist_ok=True)
+    # SQLite and not JSON: a row is added without rewriting the file, and several processes may share it.
     with closing(_open(cache)) as store:
-        known = {bytes(row[0]): Look(*row[1:]) for row in store.execute(_SELECT)}
+        known = {bytes(row[0]): FileInfo(*row[1:]) for row in store.execute(_SELECT)}
         new = []
         for path in paths:
             one = known.get(_key(path))
@@ -126,31 +128,31 @@ def look_at_all(
                     _save(store, pending)
                 if progress is not None:
                     progress(len(seen))
-        finally:  # also when interrupted: what was seen is not looked at again
+        finally:  # also when interrupted: the next audit continues from here
             _save(store, pending)
     return {path: seen[path] for path in paths}
 
 
-def _look_at(root: Path, paths: Sequence[str], workers: int | None) -> Iterator[tuple[str, Look]]:
-    """Looks in the order of ``paths``; few are under way at a time, so that an interrupt is prompt."""
-    threads = workers or cores()
+def _look_at(root: Path, paths: Sequence[str], workers: int | None) -> Iterator[tuple[str, FileInfo]]:
+    """Results in the order of ``paths``; submitted block by block, so that an interrupt does not wait for all files."""
+    threads = workers or available_cores()
     with ThreadPoolExecutor(threads, thread_name_prefix="audit") as pool:
         try:
             for start in range(0, len(paths), BLOCK):
                 block = paths[start : start + BLOCK]
-                yield from zip(block, pool.map(look, [root / path for path in block]), strict=True)
+                yield from zip(block, pool.map(inspect_file, [root / path for path in block]), strict=True)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def cores() -> int:
+def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_COLUMNS = ", ".join(field.name for field in fields(Look))
+_COLUMNS = ", ".join(field.name for field in fields(FileInfo))
 _SELECT = f"SELECT path, {_COLUMNS} FROM look"
-_VERSION = 1  # of what Look means; another one starts the cache anew
+_VERSION = 1  # of the fields of FileInfo; a cache of another version is emptied
 
 
 def _open(cache: Path) -> sqlite3.Connection:
@@ -165,7 +167,7 @@ def _open(cache: Path) -> sqlite3.Connection:
 
 
 def _save(store: sqlite3.Connection, pending: list[tuple[object, ...]]) -> None:
-    marks = ", ".join("?" * (len(fields(Look)) + 1))
+    marks = ", ".join("?" * (len(fields(FileInfo)) + 1))
     store.executemany(f"INSERT OR REPLACE INTO look VALUES ({marks})", pending)
     store.commit()
     pending.clear()
@@ -175,7 +177,7 @@ def _key(path: str) -> bytes:
     return path.encode("utf-8", "surrogateescape")
 
 
-def _unchanged(path: Path, known: Look) -> bool:
+def _unchanged(path: Path, known: FileInfo) -> bool:
     try:
         stat = os.stat(path)
     except OSError:

@@ -13,12 +13,12 @@ class BalancedSampler(EpochSampler):
     """An :class:`~vitlab.data.sampler.EpochSampler` whose epochs show every class equally often.
 
     An epoch has as many items as the source has images, N / K of each of the K classes (the rest of the division is
-    one more for some of them, others each epoch). Within a class the images are taken in a random order that begins
-    anew, in another order, when all have been taken: in an epoch the counts of a class's images differ by at most one.
-    The order is a function of (seed, epoch) alone and is dealt to the ranks as the parent class deals it, so that
-    resuming in mid-epoch, the number of ranks and accumulation change nothing.
+    one more for some of them, others each epoch). Within a class the images are taken in a random order, and in another
+    one when all have been taken: in an epoch the counts of a class's images differ by at most one.
+    The order is a function of (seed, epoch) alone and is distributed over the ranks as in the parent class: resuming
+    within an epoch, the number of ranks and accumulation change nothing.
 
-    Views are drawn anew for every item: the r-th item of one image in an epoch has slot ``epoch * copies + r``, where
+    Every item is a new view: the r-th item of one image in an epoch has slot ``epoch * copies + r``, where
     ``copies`` is the largest number of times that an image can occur in an epoch.
 
     Args:
@@ -62,6 +62,7 @@ class BalancedSampler(EpochSampler):
         """Index and slot, ``[M]`` each, of everything that this rank sees in ``epoch``."""
         classes = len(self.members)
         share, rest = divmod(self.length, classes)
+        # One seed for each class: its draws do not shift when another class gains or loses an image.
         seeds = np.random.SeedSequence([self.seed, epoch]).generate_state(classes + 1, np.uint64)
         more = np.random.default_rng(seeds[classes]).permutation(classes) < rest
         index = np.empty(self.length, np.int64)
@@ -70,10 +71,11 @@ class BalancedSampler(EpochSampler):
         for number, members in enumerate(self.members):
             count = share + int(more[number])
             rng = np.random.default_rng(seeds[number])
-            rounds = -(-count // len(members))
+            rounds = -(-count // len(members))  # complete passes over the class, the last one cut off
             index[start : start + count] = np.concatenate([rng.permutation(members) for _ in range(rounds)])[:count]
             repeat[start : start + count] = np.arange(count) // len(members)
             start += count
+        # So far the items lie class by class; the permutation of the parent class mixes them.
         shuffled = permutation(self.length, self.seed, epoch)[: self.length // self.batch_size * self.batch_size]
         own = shuffled.reshape(-1, 2 if self.paired else 1)[self.rank :: self.world].ravel()
         return index[own], epoch * self.copies + repeat[own]

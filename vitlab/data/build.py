@@ -1,4 +1,4 @@
-"""From a dataset config to sources: the splits of a set as it gives them, or as keys of ``dataset`` split it."""
+"""From a dataset config to sources: the splits of the set itself, or those that keys of ``dataset`` request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vitlab.data.folds import splits_of_fold
 from vitlab.data.sets import find_set
 from vitlab.data.sources import Pool, Source, Subset, groups_of
 from vitlab.data.split_file import splits_of_file, write_split_file
-from vitlab.data.subsets import hold_out, limit, per_class_subset
+from vitlab.data.subsets import hold_out, limit_images, per_class_subset
 from vitlab.errors import UserError
 from vitlab.files import atomic_write
 
@@ -25,14 +25,14 @@ def open_splits(
 ) -> dict[str, Source]:
     """Sources of ``train``, ``val`` and ``test``, listing the files once.
 
-    ``dataset.folds`` and ``dataset.split_file`` pool all images of the set and split them anew
+    ``dataset.folds`` and ``dataset.split_file`` pool all images of the set and replace its splits
     (:func:`~vitlab.data.folds.splits_of_fold`, :func:`~vitlab.data.split_file.splits_of_file`).
 
     Where a set has no ``val``, ``dataset.val_fraction`` of ``train`` is held out as such; with a fraction of 0 ``test``
-    stands in for it. A set without ``test`` is measured on its ``val``, and keeps doing so when a part of ``train`` is
-    held out. ``source.split_name`` is the split that it really is.
+    is used in its place. A set without ``test`` is measured on its ``val``, also when a part of ``train`` is held out.
+    ``source.split_name`` is the split that it really is.
 
-    ``dataset.labels_per_class`` thins out what is left of ``train``; ``max_images`` cuts every split. Both choose by a
+    ``dataset.labels_per_class`` reduces what is left of ``train``; ``max_images`` limits every split. Both choose by a
     hash of (``seed``, key) within each class; where there are groups, group by group.
 
     ``measuring``: nothing is trained, and a set without ``train`` gets an empty one.
@@ -55,10 +55,10 @@ def open_splits(
         raise UserError(
             f"dataset.classes: the classes of {cfg.name} have an order of their own.", "It is for dataset=folder."
         )
-    own = cfg.name == "folder"  # a folder splits its own rows, so that mode=audit shows the same
-    if (cfg.folds or cfg.split_file) and not own:
+    is_folder = cfg.name == "folder"  # it splits its own rows (split_rows), so that mode=audit shows the same split
+    if (cfg.folds or cfg.split_file) and not is_folder:
         found = _split_anew(cfg, found)
-    elif cfg.val_fraction and not own:
+    elif cfg.val_fraction and not is_folder:
         if {"val", "test"} <= set(found):
             raise UserError(
                 f"dataset.val_fraction={cfg.val_fraction:g}: {cfg.name} has a val split of its own.", "Leave it out."
@@ -66,6 +66,7 @@ def open_splits(
         if measured := found.get("test", found.get("val")):
             train, val = hold_out(found["train"], cfg.val_fraction)
             found = {"train": train, "val": val, "test": measured}
+    # val and test each replace the other where one is missing; as the same object, which write_split_file relies on.
     held = found.get("val", found.get("test"))
     if held is None:
         raise UserError(
@@ -80,7 +81,7 @@ def open_splits(
     if cfg.labels_per_class is not None:
         splits["train"] = per_class_subset(splits["train"], cfg.labels_per_class, seed)
     if max_images is not None:
-        splits = {name: limit(source, max_images, seed) for name, source in splits.items()}
+        splits = {name: limit_images(source, max_images, seed) for name, source in splits.items()}
     return splits
 
 
@@ -91,10 +92,10 @@ def build_source(cfg: DatasetConfig, split: str, seed: int) -> Source:
     return open_splits(cfg, seed)[split]
 
 
-def describe(cfg: DatasetConfig, seed: int = 0) -> dict[str, Any]:
-    """What a plan prints, without decoding an image: sizes, class names, which split measures, files passed over."""
+def describe_dataset(cfg: DatasetConfig, seed: int = 0) -> dict[str, Any]:
+    """What a plan prints, without decoding an image: sizes, class names, real split names, files passed over."""
     splits = open_splits(cfg, seed)
-    files = splits["val"]  # never thinned out, so what it is made of is at hand
+    files = splits["val"]  # never a Subset of labels_per_class, which has no record of the files passed over
     return {
         "name": cfg.name,
         "classes": splits["train"].classes,
@@ -106,7 +107,7 @@ def describe(cfg: DatasetConfig, seed: int = 0) -> dict[str, Any]:
 
 
 def is_synthetic(cfg: DatasetConfig, source: Source) -> bool:
-    """Whether the images are made up, so that numbers about them mean nothing: as the YAML or the source states it."""
+    """Whether the images are synthetic, so that metrics on them mean nothing; the YAML or the source states it."""
     return cfg.synthetic or getattr(source, "synthetic", False)
 
 
@@ -131,7 +132,7 @@ def _split_anew(cfg: DatasetConfig, parts: dict[str, Source]) -> dict[str, Sourc
     found: dict[str, Source] = {}
     for name in SPLITS:
         part = Subset(pool, np.flatnonzero(split == name))
-        part.split_name, part.held_out = name, name == "val"
+        part.split_name, part.held_out = name, name == "val"  # val is taken from images that would be trained on
         if len(part):
             found[name] = part
     return found

@@ -1,8 +1,8 @@
 """Test images as a network sees them, under the corruptions of ImageNet-C, made while they are read.
 
-As in ImageNet-C the corruption comes after the cut to the network's view, so that its strength is that of the pixels
-the network sees. A corrupted image is a function of (seed, corruption, severity, name of the image): not of the batch,
-the order, the process that makes it, or of how many other images are measured.
+As in ImageNet-C the corruption follows the crop to the network's view, so that its strength refers to the pixels that
+the network sees. A corrupted image is a function of (seed, corruption, severity, key of the image): not of the batch,
+the order, the process that makes it, or the number of other images.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STRIDE = len(SEVERITIES) + 1  # a slot is STRIDE * corruption + severity
 
 
 def image_seed(seed: int, key: str) -> int:
-    """The number from which the noise of one image comes."""
+    """The seed of the noise of one image."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode("utf-8", "surrogateescape")).digest()[:8])
 
 
@@ -63,7 +63,7 @@ class CorruptedViews(Dataset[Batch]):
         rows = [(index, number, level) for index, number in items for level in self.severities[number]]
         image = torch.empty((len(rows), 3, self.view.height, self.view.width), dtype=torch.float32)
         label = torch.empty(len(rows), dtype=torch.int64)
-        seen = -1
+        seen = -1  # rows of one image are consecutive, so that remembering the last one suffices
         for row, (index, number, level) in enumerate(rows):
             if index != seen:
                 picture, target = self.source[index]

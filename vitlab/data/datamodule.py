@@ -1,4 +1,4 @@
-"""The data of one training, as Lightning wants them: sources, samplers, loaders."""
+"""The data of one training as a LightningDataModule: sources, samplers, loaders."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ class VisionData(L.LightningDataModule):
         options: batch sizes, loader processes and ranks; the tail of an epoch that does not fill ``batch_size * world *
             accumulate`` is dropped.
         mean, std: per channel, the student's normalisation.
-        views: where training views come from; None: nothing is trained, so that a set without training images will do.
+        views: where training views come from; None: nothing is trained, and a set without training images is accepted.
         seed: of the order, of the views and of the choice of ``labels_per_class``.
-        max_images: cut every split to so many images.
+        max_images: limit every split to so many images.
         balanced: epochs show every class equally often, see :class:`~vitlab.data.balanced_sampler.BalancedSampler`.
         targets: how targets become labels: the task; None: class numbers.
 
     Attributes:
         sizes: images in ``train``, ``val`` and ``test``.
         split_names: which split these really are.
-        synthetic: the images are made up.
-        fingerprint: of the training images (after ``labels_per_class``); stored targets belong to it.
+        synthetic: the images are generated, and metrics on them mean nothing.
+        fingerprint: of the training images (after ``labels_per_class``), with which stored targets must agree.
 
     Raises:
         UserError: the batch does not divide or exceeds the data; stored views of something else.
@@ -87,7 +87,7 @@ class VisionData(L.LightningDataModule):
 
     def _make_sampler(self, slots: Slots, balanced: bool) -> EpochSampler:
         options = self.options
-        batch_size = options.batch_size * options.world * options.accumulate
+        batch_size = options.batch_size * options.world * options.accumulate  # images of an optimiser step
         if balanced and slots.repeats > 1:
             raise UserError(
                 "recipe.balance=sampler and repeated augmentation both decide how often an epoch shows an image.",
@@ -145,7 +145,7 @@ class VisionData(L.LightningDataModule):
 
     def val_dataloader(self) -> Loader:
         """The validation images, each once over all ranks."""
-        if self._validation is None:  # validated again and again: its processes are kept
+        if self._validation is None:  # used after every epoch: its workers are kept
             self._validation = self._eval_loader("val")
         return self._validation
 
@@ -181,12 +181,12 @@ class VisionData(L.LightningDataModule):
         sampler = SlotSampler(len(self.train_source), at_once, samples.start, missing, rank=rank, world=world)
         blocks = [[index for index, _ in items] for items in sampler]
         fresh = ReinforcingViews(self.train_source, views, self.replay_view(backend), self.seed, samples)
-        # Many views of every image, with everything that augments them: worth a process also for data in memory.
+        # Many augmented views of every image: worth worker processes also for data in memory.
         workers = self.options.workers
         return Loader(fresh, blocks, default_workers(self.train_source, costly=True) if workers is None else workers)
 
     def replay_view(self, backend: str) -> View:
-        """What makes stored views: they are resized bilinearly, as the teacher saw them."""
+        """The transform of stored views: bilinear resizing, as the teacher saw them."""
         return View(self.view.size, self.mean, self.std, "bilinear", backend=backend)
 
     def _eval_loader(self, split: str) -> Loader:

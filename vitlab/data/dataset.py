@@ -26,7 +26,7 @@ from vitlab.distill.views import EvalView, View, mix_weight
 class TrainViews(Dataset[Batch]):
     """Augmented views. A view is a function of (``base_seed``, slot, index): not of the batch, the rank or the process.
 
-    With a store the seed is the stored one, so that the view is the one that the teacher saw, and the batch carries
+    With a store the seed is the stored one, so that the view is the one that the teacher saw, and the batch contains
     the stored output. Where the augmentation mixes, items come in pairs (2t, 2t+1); an odd last one stays unmixed.
 
     Args:
@@ -56,7 +56,7 @@ class TrainViews(Dataset[Batch]):
         self._opened: TargetStore | V0Store | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # A loader process opens its own memory maps; a pickled one would be a copy of the store.
+        # A worker opens its own memory maps: pickling one would copy the store.
         return self.__dict__ | {"_opened": None}
 
     def with_store(self, store: Path) -> TrainViews:
@@ -94,7 +94,7 @@ class TrainViews(Dataset[Batch]):
     def _seeds(self, slot: np.ndarray, index: np.ndarray) -> tuple[list[int], SparseTarget | None]:
         if self.store is None:
             return seeds_of(self.base_seed, slot, index).tolist(), None
-        if self._opened is None:
+        if self._opened is None:  # on the first batch, in the process that reads
             self._opened = open_targets(self.store, self.source.keys, self.num_classes, self.augmentation.mixes)
         seeds, target = self._opened.gather(slot, index)
         return seeds.tolist(), target
@@ -107,15 +107,15 @@ class TrainViews(Dataset[Batch]):
         rows = rows.to(torch.float32)
         for a in range(0, len(seeds) - 1, 2):
             b = a + 1
-            # One draw for both members, seeded by the two seeds together (and in either order): each alone would let a
-            # view that is paired anew repeat its old mixture.
+            # One draw for both members, seeded by both seeds, in either order: with the seed of one alone, a view that
+            # gets another partner would repeat its previous mixture.
             mix = draw_mix(self.augmentation, seeds[a], seeds[b], self.view.height, self.view.width)
             if mix is None:
                 continue
-            # Both before either is written: the second needs the first one's unmixed pixels.
+            # Both are computed before either is written: the second needs the unmixed pixels of the first.
             first, second = self.view.mix(image[a], image[b], mix), self.view.mix(image[b], image[a], mix)
             image[a], image[b] = first, second
-            # Of the pixels that were mixed: a box is rounded and cut at the border.
+            # The share of the pixels as mixed, not as drawn: a box is rounded and clipped at the border.
             weight = mix_weight(mix, self.view.size)
             own, other = rows[a].clone(), rows[b].clone()
             rows[a] = weight * own + (1 - weight) * other

@@ -1,4 +1,4 @@
-"""Image files to RGB, as a person looking at the file expects to see them."""
+"""Image files to RGB, as an image viewer shows them."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: for floating-point and 32-bit integer images, whose range the file does not state.
     """
-    if image.getexif().get(0x0112, 1) != 1:
+    if image.getexif().get(0x0112, 1) != 1:  # Orientation; exif_transpose copies the image even where it is 1
         image = ImageOps.exif_transpose(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16"):  # Pillow's own conversion clips at 255 instead of scaling
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(f"the file holds {image.mode} pixels of unstated range; save it with 8 or 16 bits per channel")
@@ -80,12 +80,12 @@ def read_rgb(path: Path, upright: bool = True) -> Image.Image:
         register_format(path)
         with Image.open(path) as image:
             rgb = to_rgb(image) if upright else image.convert("RGB")
-            rgb.load()
-    # Pillow's decoders raise whatever the format's code stumbles over, SyntaxError and struct.error among them.
+            rgb.load()  # while the file is open: Pillow decodes lazily
+    # Pillow's decoders raise exceptions of any type on damaged data, SyntaxError and struct.error among them.
     except Exception as error:
         empty = path.is_file() and path.stat().st_size == 0
         raise UserError(
-            f"{path} cannot be read as an image ({'the file is empty' if empty else why(error)}).",
+            f"{path} cannot be read as an image ({'the file is empty' if empty else describe_error(error)}).",
             "Install it, or take the file out of the data set."
             if isinstance(error, NeedsPackageError)
             else "Repair the file, or take it out of the data set.",
@@ -93,12 +93,12 @@ def read_rgb(path: Path, upright: bool = True) -> Image.Image:
     return rgb
 
 
-def why(error: Exception) -> str:
-    """The cause of an exception met while reading an image, in short."""
+def describe_error(error: Exception) -> str:
+    """The cause of an exception raised while reading an image, in short."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     if isinstance(error, UnidentifiedImageError):
-        return "not an image, whatever its name says"
+        return "not an image, in spite of its name"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return str(error).splitlines()[0] if str(error) else type(error).__name__

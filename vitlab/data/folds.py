@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitlab.config import DatasetConfig
-from vitlab.data.sources import Indices, Labels, class_counts, rarest
+from vitlab.data.sources import Indices, Labels, class_counts, rarest_labels
 from vitlab.data.subsets import class_rank, hash_draws, held_out, held_out_groups
 from vitlab.errors import UserError
 
@@ -22,13 +22,13 @@ from vitlab.errors import UserError
 def fold_numbers(keys: Sequence[str], labels: Labels, folds: int, groups: Sequence[str] | None = None) -> Indices:
     """``[N]`` the fold in which each image is tested, 0 to ``folds - 1``, stratified by class.
 
-    Without groups the images of a class are dealt to the folds in turn, in the order of SHA-256 of their keys; a class
-    starts at the fold after the last one of the class before it. Folds differ by at most one image, in every class and
-    in all.
+    Without groups the images of a class are assigned to the folds in turn, in the order of SHA-256 of their keys; a
+    class starts at the fold after the last one of the class before it. Folds differ by at most one image, in every
+    class and in total.
 
-    Groups are dealt undivided: from the largest to the smallest (equal ones by SHA-256 of their names), each
-    to the fold where the sum over classes of ``(images of the class in the fold / images of the class)^2`` stays
-    smallest over all folds, which evens out every class; of equally good folds to the one with fewer images.
+    Groups are not divided. From the largest to the smallest (equal ones by SHA-256 of their names), each goes to the
+    fold for which the sum, over all folds and classes, of ``(images of the class in the fold / images of the class)^2``
+    stays smallest, which evens out every class; of equally good folds it goes to the one with fewer images.
 
     Args:
         keys: [N] names of the images.
@@ -44,6 +44,7 @@ def fold_numbers(keys: Sequence[str], labels: Labels, folds: int, groups: Sequen
         raise ValueError(f"{folds} folds of {units} {'images' if groups is None else 'groups'}")
     if groups is None:
         counts = np.bincount(labels)
+        # The offset of each class: if all began at fold 0, the remainders would add up in the first folds.
         before = np.cumsum(counts) - counts
         numbers: Indices = (class_rank(keys, labels, 0) + before[labels]) % folds
         return numbers
@@ -55,7 +56,7 @@ def fold_numbers(keys: Sequence[str], labels: Labels, folds: int, groups: Sequen
     fold_of_group = np.zeros(len(names), np.int64)
     for group in np.lexsort((hash_draws(names.tolist(), 0), -content.sum(1))):
         own = content[group]
-        # (have + own)^2 - have^2: what the sum over all folds grows by.
+        # (have + own)^2 - have^2: the growth of the sum. Rounded, so that equal folds tie on every machine.
         growth = ((2 * have + own) * own * weight).sum(1)
         fold = int(np.lexsort((np.arange(folds), have.sum(1), growth.round(12)))[0])
         fold_of_group[group] = fold
@@ -71,17 +72,16 @@ def checked_fold_numbers(
     classes: Sequence[str],
     groups: Sequence[str] | None,
 ) -> Indices:
-    """:func:`fold_numbers` of a data set whose every fold can be trained for; ``targets`` are class numbers [N], or
-    rows [N, K] of 0 and 1, which are stratified by the rarest label of each.
+    """:func:`fold_numbers`, checked: outside of every fold each class has an image to train on. ``targets`` are class
+    numbers [N], or rows [N, K] of 0 and 1, which are stratified by the rarest label of each.
 
     Raises:
-        UserError: too many folds, or a class whose images all lie in one fold, so that nothing would be left to train
-            it on.
+        UserError: too many folds, or a class whose images are all in one fold.
     """
     assert cfg.folds is not None
     unit = "images" if groups is None else "groups"
     try:
-        numbers = fold_numbers(keys, rarest(targets) if targets.ndim == 2 else targets, cfg.folds, groups)
+        numbers = fold_numbers(keys, rarest_labels(targets) if targets.ndim == 2 else targets, cfg.folds, groups)
     except ValueError as error:
         raise UserError(f"dataset.folds={cfg.folds}: {error}.", f"Give from 2 folds to as many as {unit}.") from None
     table = np.stack([class_counts(targets[numbers == fold], len(classes)) for fold in range(cfg.folds)], axis=1)
@@ -104,14 +104,14 @@ def splits_of_fold(
 ) -> npt.NDArray[np.str_]:
     """``[N]`` the split of each image in fold ``dataset.fold`` of ``dataset.folds``: its images are ``test``.
 
-    ``dataset.val_fraction`` of the others is held out as ``val`` (whole groups, the same for every seed); with a
-    fraction of 0 there is no ``val``, and ``test`` stands in for it as it does elsewhere.
+    ``dataset.val_fraction`` of the others is held out as ``val`` (complete groups, the same for every seed); with a
+    fraction of 0 there is no ``val``, and ``test`` is used in its place, as for any set without ``val``.
 
     Raises:
         UserError: as :func:`checked_fold_numbers`.
     """
     numbers = checked_fold_numbers(cfg, keys, targets, classes, groups)
-    labels = rarest(targets) if targets.ndim == 2 else targets
+    labels = rarest_labels(targets) if targets.ndim == 2 else targets
     split = np.where(numbers == cfg.fold, "test", "train").astype("<U6")
     if cfg.val_fraction:
         rest = np.flatnonzero(split == "train")

@@ -1,12 +1,12 @@
 """A user's own images with several labels each: a CSV, with the images below ``dataset.root`` or beside the CSV.
 
-Two forms are read, by their heading::
+Two forms are read, distinguished by their header line::
 
     path,labels[,split][,group]          path,cat,dog,rain[,split][,group]
     a.jpg,cat;dog                        a.jpg,1,1,0
     b.jpg,                               b.jpg,0,0,0
 
-In the first, labels stand in one cell, separated by ``;`` (or ``|``); the classes are all labels that occur, sorted. In
+In the first, labels are in one cell, separated by ``;`` (or ``|``); the classes are all labels that occur, sorted. In
 the second every other column is a label, of 0 and 1; the classes have the order of the columns. An empty cell, or a row
 of zeros, is an image that shows none of the labels.
 """
@@ -34,30 +34,31 @@ KNOWN = ("path", "label", "labels", "split", "group")
 class Line:
     """One image of the table."""
 
-    path: str  # as it stands there
+    path: str  # as written there
     labels: tuple[str, ...]
     split: str
     group: str
     number: int  # of the line
 
 
-def has_several(columns: Sequence[str]) -> bool:
-    """Whether the heading of a CSV is one of the two forms."""
+def has_label_sets(columns: Sequence[str]) -> bool:
+    """Whether the header line of a CSV is one of the two forms."""
+    # A single further column is left to read_csv, whose message names the columns that are expected.
     several = "labels" in columns or len(set(columns) - set(KNOWN)) >= 2
     return "path" in columns and "label" not in columns and several
 
 
-def read(
+def read_label_sets(
     table: Path, columns: Sequence[str], rows: Sequence[tuple[int, list[str]]]
 ) -> tuple[list[str] | None, list[Line]]:
-    """The labels in the order of their columns (None where they stand in one cell), and the lines.
+    """The labels in the order of their columns (None where they are in one cell), and the lines.
 
     Args:
         table: the file, for messages.
         columns, rows: of :func:`vitlab.data.table.read_table`.
 
     Raises:
-        UserError: a line that cannot be understood.
+        UserError: a line that cannot be parsed.
     """
     lines: list[Line] = []
     named = [name for name in columns if name not in KNOWN]
@@ -73,7 +74,7 @@ def read(
         if not path:
             raise UserError(f"{table}, line {at}: the path is empty.", "Fill it, or remove the line.")
         if path in seen:
-            raise UserError(f"{table}, line {at}: {path} stands already in line {seen[path]}.", "Remove one.")
+            raise UserError(f"{table}, line {at}: {path} is already in line {seen[path]}.", "Remove one.")
         given = row.get("split", "train")
         split = SPLITS.get(given.lower())
         if split is None:

@@ -1,4 +1,4 @@
-"""The one DataLoader: batches as the data set makes them, processes that outlive Ctrl-C, errors that stay readable."""
+"""The one DataLoader: complete batches from the data set, workers that ignore Ctrl-C, readable errors."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from vitlab.errors import UserError
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """How batches are read; what an optimiser step sees follows from ``batch_size * world * accumulate`` alone.
+    """How batches are read; the images of an optimiser step depend on ``batch_size * world * accumulate`` alone.
 
     Attributes:
-        batch_size: of one rank and one micro-batch of training.
+        batch_size: of one rank in one micro-batch of training.
         eval_batch_size: of one rank in evaluation; None: ``batch_size``.
         accumulate: micro-batches of one optimiser step.
         workers: loader processes; None: :func:`default_workers`.
@@ -42,16 +42,16 @@ class LoaderOptions:
 class Loader(DataLoader[Batch]):
     """Batches that ``sampler`` lists and ``dataset.__getitems__`` makes.
 
-    What a batch holds does not depend on ``workers``. A mistake in the data that a worker process meets is raised here
-    as the same :class:`UserError`, without the process's stack trace around it.
+    A batch does not depend on ``workers``. A :class:`UserError` in a worker process is raised here as it is, without
+    the stack trace of the worker around it.
     """
 
     def __init__(self, dataset: Dataset[Batch], sampler: Iterable[list[Any]], workers: int) -> None:
         super().__init__(
-            _Courier(dataset),
+            _ErrorsAsValues(dataset),
             batch_sampler=sampler,
             num_workers=workers,
-            collate_fn=_as_is,
+            collate_fn=_identity,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
             worker_init_fn=_prepare_worker,
@@ -59,38 +59,40 @@ class Loader(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names its private iterator class
         try:
-            # Threads that a library starts in the forked process (telemetry) inherit the mask.
-            with _sigterm_waits(), _deaths_wait():
+            # Workers are forked here. SIGTERM stays blocked until they have set up their own handling; threads that a
+            # library starts in the forked process (telemetry) inherit the mask.
+            with _block_sigterm(), _keep_sigchld_handler():
                 batches = super().__iter__()
             for batch in batches:
                 if isinstance(batch, UserError):
                     raise batch
                 yield batch
         except (RuntimeError, EOFError, OSError) as error:
-            if (gone := self._process_gone()) is None:
+            # torch reports a killed worker as whichever of these its queue or its shared memory runs into first.
+            if (ended := self._ended_worker_error()) is None:
                 raise
-            raise gone from error
+            raise ended from error
 
-    def _process_gone(self) -> UserError | None:
-        """The answer where a loader process is gone; torch may fail at the batch that it was handing over before that
-        is known."""
+    def _ended_worker_error(self) -> UserError | None:
+        """The error of a worker process that has ended; None while all are alive. torch may fail on the batch that the
+        worker was sending before the exit itself can be observed, hence the wait."""
         processes = getattr(self._iterator, "_workers", [])
         if not processes:
             return None
-        gone = wait([process.sentinel for process in processes], timeout=2)
-        ended = [process for process in processes if process.sentinel in gone]
+        ready = wait([process.sentinel for process in processes], timeout=2)
+        ended = [process for process in processes if process.sentinel in ready]
         if not ended:
             return None
         ended[0].join(timeout=5)  # a sentinel is ready a moment before the exit code is
-        how = "was ended from outside" if ended[0].exitcode == -signal.SIGKILL else "ended without a word"
+        how = "was killed" if ended[0].exitcode == -signal.SIGKILL else f"exited with code {ended[0].exitcode}"
         return UserError(
-            f"A loader process ({ended[0].pid}) {how}, most often for want of memory.",
+            f"A loader process ({ended[0].pid}) {how}, most often for lack of memory.",
             "The same command continues from the last checkpoint; hardware.workers=1 (or 0) needs less.",
         )
 
 
-class _Courier(Dataset[Batch]):
-    """Hands a UserError over as a value: torch would wrap a raised one in the text of a stack trace."""
+class _ErrorsAsValues(Dataset[Batch]):
+    """Returns a UserError instead of raising it: torch would wrap a raised one in the text of a stack trace."""
 
     def __init__(self, dataset: Dataset[Batch]) -> None:
         self.dataset = dataset
@@ -102,14 +104,14 @@ class _Courier(Dataset[Batch]):
             return error
 
 
-def _as_is(batch: Any) -> Any:
-    return batch
+def _identity(batch: Any) -> Any:
+    return batch  # ``__getitems__`` has made the batch; a lambda would not pickle where workers are spawned
 
 
 @contextmanager
-def _deaths_wait() -> Iterator[None]:
-    """Keep torch from handling SIGCHLD: its handler raises wherever the main process is, in a writer or in the midst of
-    answering the first death. The loader asks after its processes anyway, after 5 s without a batch."""
+def _keep_sigchld_handler() -> Iterator[None]:
+    """Undo torch's SIGCHLD handler, which raises at any point of the main process: within the writing of a file, or
+    within the handling of the first worker's exit. The loader checks its workers itself after 5 s without a batch."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -121,9 +123,9 @@ def _deaths_wait() -> Iterator[None]:
 
 
 @contextmanager
-def _sigterm_waits() -> Iterator[None]:
-    """SIGTERM is held back until the block is left; processes begun in it do not get it before they are prepared."""
-    if not hasattr(signal, "sigwaitinfo"):
+def _block_sigterm() -> Iterator[None]:
+    """Block SIGTERM until the context is left; processes forked in it inherit the mask (:func:`_prepare_worker`)."""
+    if not hasattr(signal, "sigwaitinfo"):  # not Linux
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -134,29 +136,30 @@ def _sigterm_waits() -> Iterator[None]:
 
 
 def _prepare_worker(number: int) -> None:
-    """Leave Ctrl-C, SIGTERM and SIGHUP, which may reach the process group, to the main process.
+    """Ignore Ctrl-C, SIGTERM and SIGHUP, which may be sent to the process group: the main process handles them.
 
-    It finishes its step, saves, and then ends the workers. torch has already limited this process to one thread and
-    ends it when the main process is gone.
+    The main process finishes its step, saves, and then ends the workers. torch has already limited this process to one
+    thread and ends it when the main process has exited.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # Linux
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_exit_on_sigterm_of, args=(os.getppid(),), daemon=True).start()
 
 
-def _obey(parent: int) -> None:
-    """End on the SIGTERM of the main process, by which multiprocessing ends its children, and on no other process's."""
+def _exit_on_sigterm_of(parent: int) -> None:
+    """Exit on a SIGTERM from the main process, with which multiprocessing ends its children, and on no other."""
+    # sigwaitinfo gives the sender, which a signal handler in Python does not get.
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
 
 
 def default_workers(source: Source, costly: bool = False) -> int:
-    """One process per free core of this rank's share, one core left to the main process; none for data in memory,
-    unless much is done to the images (``costly``)."""
+    """One worker for each core of this rank's share but one, which the main process uses; none for data in memory,
+    unless the views are expensive (``costly``)."""
     if source.in_memory and not costly:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

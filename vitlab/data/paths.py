@@ -1,4 +1,4 @@
-"""Where data lie: ``dataset.root`` or ``evaluation.shifted_root``, else ``$VITLAB_DATA``."""
+"""Folders of data sets: ``dataset.root`` or ``evaluation.shifted_root``, else ``$VITLAB_DATA``."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def data_roots(cfg: DatasetConfig) -> list[Path]:
     return [Path(base).expanduser() / cfg.name, Path(base).expanduser()]
 
 
-def missing(cfg: DatasetConfig, expected: str, downloadable: bool = False) -> UserError:
-    """The error that names what was looked for, the places, and the cures."""
+def not_found_error(cfg: DatasetConfig, expected: str, downloadable: bool = False) -> UserError:
+    """The error for a data set that was not found: expected files, searched folders, and the cures."""
     places = " or ".join(str(root) for root in data_roots(cfg))
     ways = [f"Give dataset.root=/path (now {'set to ' + cfg.root if cfg.root else 'taken from VITLAB_DATA'})"]
     if downloadable:

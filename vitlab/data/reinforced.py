@@ -1,4 +1,4 @@
-"""Views of Dataset Reinforcement: drawn anew to be labelled, or replayed from what was stored, with their targets."""
+"""Views of Dataset Reinforcement: drawn to be labelled, or replayed from stored parameters with their targets."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ class ReinforcingViews(Dataset[Batch]):
 class ReplayedViews(TrainViews):
     """Stored views replayed, with the teacher's stored probabilities.
 
-    A slot past the stored samples means a plain view of the image, with ``plain``'s augmentation and its label for
-    certain (the share 1 - p of the official code).
+    A slot past the stored samples means a plain view of the image, with the augmentation of ``plain`` and probability 1
+    for its label (the share 1 - p of the official code).
 
     Args:
         plain: makes the plain views; its augmentation does not mix.
@@ -108,16 +108,17 @@ class ReplayedViews(TrainViews):
         index = np.array([item[0] for item in items], dtype=np.int64)
         slot = np.array([item[1] for item in items], dtype=np.int64)
         plain = slot >= self._reader.samples
+        # One read for the batch: rows of plain views read sample 0, and are overwritten below.
         draws, target = self._reader.read(np.where(plain, 0, slot), index)
         seeds = seeds_of(self.base_seed, slot, index).tolist()
         image = torch.empty((len(items), 3, self.replayed.height, self.replayed.width), dtype=torch.float32)
         label = torch.empty(len(items), dtype=torch.int64)
-        pictures = _Pictures(self.source)
+        pictures = _Pictures(self.source)  # for this batch only: the cache would otherwise grow to the data set
         for row, position in enumerate(index.tolist()):
             picture, label[row] = pictures[position]
             if plain[row]:
                 self.view(picture, draw(self.augmentation, seeds[row], *picture.size), out=image[row])
-                _certain(target, row, int(label[row]))
+                _set_one_hot(target, row, int(label[row]))
             else:
                 try:
                     make_view(self.replayed, pictures, position, draws[row], image[row])
@@ -131,7 +132,7 @@ class ReplayedViews(TrainViews):
 
 
 class _Pictures:
-    """Decoded images of one batch, each decoded once."""
+    """Images of one batch, each decoded once: a partner of a mixture may be in the batch, or be used twice."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -165,8 +166,8 @@ def make_view(view: View, pictures: _Pictures, index: int, drawn: Draw, out: Ten
         out.copy_(view.mix(out, other, mix))
 
 
-def _certain(target: SparseTarget, row: int, label: int) -> None:
-    """Give ``label`` probability one in ``row``."""
+def _set_one_hot(target: SparseTarget, row: int, label: int) -> None:
+    """Give ``label`` probability one in ``row``; the other kept classes are any, with probability zero."""
     kept = target.prob.shape[1]
     target.index[row] = (label + torch.arange(kept)) % target.classes
     target.prob[row] = torch.eye(1, kept)[0]

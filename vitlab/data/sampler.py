@@ -2,11 +2,11 @@
 
 Batches are numbered through all epochs of a training. Batch k of a rank is a function of k and the constructor's
 arguments alone, so resuming anywhere is starting at another k, and nothing about the past needs to be stored. A batch
-is a list of ``(index, slot)``: the slot travels with the index, and loader processes need not know the epoch.
+is a list of ``(index, slot)``: the slot is passed with the index, so that loader processes do not need the epoch.
 
 The order is that of TinyViT's official code (papers: arXiv 2207.10666): ``torch.randperm`` from a generator seeded
-with ``seed + epoch``, seen as rows of two where views are mixed in pairs, row t going to rank t mod world. What the
-ranks see in a step is therefore what one rank alone sees in that step.
+with ``seed + epoch``, cut into rows of two where views are mixed in pairs; row t belongs to rank t mod world. All ranks
+together therefore see in a step what a single rank would see in that step.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ SlotPolicy = Literal["epoch", "cycle", "uniform", "permuted"]
 
 def permutation(length: int, seed: int, epoch: int) -> Indices:
     """``[length]`` order of an epoch."""
+    # A generator of its own: torch's global one is also drawn from by initialisation and dropout, and its state would
+    # then decide the order of the data.
     generator = torch.Generator().manual_seed(seed + epoch)
     order: Indices = torch.randperm(length, generator=generator).numpy()
     return order
@@ -38,6 +40,7 @@ def uniform_slots(index: Indices, seed: int, epoch: int, num_slots: int) -> Indi
 
     Over the epochs an image sees its slots independently and uniformly, as a draw with replacement.
     """
+    # The two odd factors keep (seed, epoch) and (seed + 1, epoch - 1) apart, which a sum of the two would not.
     mask = (1 << 64) - 1
     key = np.uint64((seed * 0x9E3779B97F4A7C15 + epoch * 0xD1B54A32D192ED03 + 0x8CB92BA72F3D8DD7) & mask)
     with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
@@ -46,6 +49,7 @@ def uniform_slots(index: Indices, seed: int, epoch: int, num_slots: int) -> Indi
             x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             x = x ^ (x >> np.uint64(31))
+    # The high 32 bits, which are mixed best, as a fraction of 2^32, scaled to [0, num_slots).
     slots: Indices = ((x >> np.uint64(32)) * np.uint64(num_slots) >> np.uint64(32)).astype(np.int64)
     return slots
 
@@ -54,9 +58,12 @@ def permuted_slots(index: Indices, seed: int, epoch: int, num_slots: int) -> Ind
     """``[B]`` a slot in [0, num_slots) for each index: place ``epoch mod num_slots`` of a permutation of its own.
 
     The permutation is p -> (a p + b) mod num_slots, a among the numbers prime to num_slots and b drawn by a hash of
-    (seed, index): in ``num_slots`` epochs an image sees each of its slots once, and nothing is remembered.
+    (seed, index): in ``num_slots`` epochs an image sees each of its slots once, and no state is kept.
     """
+    # An affine map with a factor prime to num_slots is a permutation, so two hashes replace a stored order for each
+    # image.
     units = np.array([a for a in range(num_slots) if math.gcd(a, num_slots) == 1] or [0])
+    # Seeds beyond 32 bits, so that no other seed that a user gives has the same draws.
     step = units[uniform_slots(index, seed + (2 << 32), 0, len(units))]
     slots: Indices = (uniform_slots(index, seed + (3 << 32), 0, num_slots) + step * (epoch % num_slots)) % num_slots
     return slots
@@ -76,13 +83,13 @@ class EpochSampler:
         paired: keep the pairs (2t, 2t+1) that are mixed together; pairs are then a function of the slot, as stored
             labels of mixed views are of one pair only.
         slots: ``epoch``: slot = epoch; ``cycle``: epoch mod ``num_slots``; ``uniform``: a hash of
-            (seed, epoch, index); ``permuted``: all in turn, in an order of the image's own.
-        num_slots: views there are of each image; None: as many as epochs.
+            (seed, epoch, index); ``permuted``: all in turn, each image in an order of its own.
+        num_slots: number of views of each image; None: as many as epochs.
         plain_share: this share of the items, chosen by a hash of (seed, epoch, index), gets slot ``num_slots + epoch``
-            instead: a view beside the stored ones.
+            instead: a view that is not among the stored ones.
         repeats: repeated augmentation (arXiv 1901.09335), as DeiT's RASampler: an image comes ``repeats`` times in
-            a row of the order, each time in another slot (``epoch * repeats + k``), so that an epoch of as many batches
-            shows one image in ``repeats``, and the views of an image go to different ranks as far as there are ranks.
+            a row of the order, each time in another slot (``epoch * repeats + k``). The number of batches stays, so an
+            epoch shows one image in ``repeats``. The views of an image go to different ranks as far as there are ranks.
         padded: instead of dropping the tail, repeat the head of the order until the ranks are even, as the official
             code does; the last batch may then be short.
 
@@ -170,11 +177,11 @@ class EpochSampler:
         return self.length // self.batch_size * self.accumulate
 
     def __iter__(self) -> Iterator[list[Item]]:
-        # Read here, not at the first next(): a loader that reads ahead asks for the iterator first.
+        # Read here, not at the first next(): a loader that reads ahead creates the iterator before it takes a batch.
         return self._rest(self.position)
 
     def _rest(self, start: int) -> Iterator[list[Item]]:
-        stop = (start // len(self) + 1) * len(self)
+        stop = (start // len(self) + 1) * len(self)  # the end of the epoch in which start lies
         for number in range(start, stop):
             yield self.batch(number)
         self.position = stop
@@ -182,7 +189,7 @@ class EpochSampler:
     def batch(self, number: int) -> list[Item]:
         """Batch ``number`` of this rank, counted from 0 over all epochs."""
         epoch, within = divmod(number, len(self))
-        # Kept for the epoch: drawing the order anew for every batch would cost a permutation of all images each time.
+        # The order is kept for the epoch: a batch would otherwise cost a permutation of all images.
         if self._cached is None or self._cached[0] != epoch:
             self._cached = (epoch, *self.order(epoch))
         _, index, slot = self._cached
@@ -200,8 +207,8 @@ class EpochSampler:
         rows = self._rows(epoch, slot).reshape(-1, width)
         if self.repeats > 1:
             return self._repeated(rows, epoch)
-        # Row t goes to rank t mod world, and a batch is the next rows of its rank: the rows that all ranks have in step
-        # s are then the rows of step s of one rank alone, whatever the number of ranks and micro-batches.
+        # Row t goes to rank t mod world, and a batch takes the next rows of its rank. The rows of all ranks in step s
+        # are then those of step s on a single rank, for any number of ranks and micro-batches.
         index = rows[self.rank :: self.world].ravel()
         if self.slots in ("uniform", "permuted"):
             assert self.num_slots is not None  # checked in the constructor
@@ -211,6 +218,7 @@ class EpochSampler:
 
     def _repeated(self, rows: Indices, epoch: int) -> tuple[Indices, Indices]:
         """Index and slot of this rank where each row of the order comes ``repeats`` times; as many rows as before."""
+        # The strided slice again: neighbouring rows, which are the views of one image, go to different ranks.
         numbers = np.arange(len(rows))[self.rank :: self.world]
         index, again = rows[numbers // self.repeats], numbers % self.repeats
         return index.ravel(), np.repeat(epoch * self.repeats + again, rows.shape[1])
@@ -236,13 +244,15 @@ class EpochSampler:
         if not self.paired:
             order = permutation(self.length, self.seed, epoch)
         else:
-            # A slot that comes round again keeps its pairs and is dealt out in a new order.
+            # Pairs depend on the slot (stored labels belong to one pair); only their order depends on the epoch.
             order = permutation(self.length, self.seed, slot)
             if epoch != slot:
                 pairs = order[: self.length // 2 * 2].reshape(-1, 2)
                 shuffled = pairs[permutation(len(pairs), self.seed, epoch)].ravel()
                 order = np.concatenate((shuffled, order[len(shuffled) :]))
         if not self.padded:
+            # Full batches of all ranks only, so that every rank makes the same number of steps and no collective call
+            # hangs.
             return order[: self.length // self.batch_size * self.batch_size]
         rows = self.world * (2 if self.paired else 1)
         return np.resize(order, -(-self.length // rows) * rows)
@@ -271,10 +281,10 @@ class Span:
 class SlotSampler:
     """Batches that visit every image once in one slot, leaving out what is already done.
 
-    Batches are a fixed partition of the data (pairs of the slot kept together): a batch is visited in full if any
-    image of it is missing, else left out. So a view is always computed in the same batch, and an interrupted
-    pass that is taken up again gives the same bits, also where arithmetic depends on the batch. Batch b belongs to
-    rank b mod world. With an odd number of images the last one has no partner.
+    Batches are a fixed partition of the data (pairs of the slot kept together): a batch is visited in full if any image
+    of it is missing, else left out. A view is therefore always computed in the same batch, and an interrupted pass that
+    is resumed gives the same bits, also where arithmetic depends on the batch. Batch b belongs to rank b mod world.
+    With an odd number of images the last one has no partner.
 
     Args:
         missing: ``[M]`` indices not done yet.
@@ -304,10 +314,10 @@ class SlotSampler:
         self.batch_size = batch_size
         self.slot = slot
         self._order = permutation(length, seed, slot) if paired else np.arange(length, dtype=np.int64)
-        wanted = np.zeros(length, dtype=bool)
-        wanted[np.asarray(missing, dtype=np.int64)] = True
+        absent = np.zeros(length, dtype=bool)
+        absent[np.asarray(missing, dtype=np.int64)] = True
         starts = np.arange(0, length, batch_size)
-        needed = np.logical_or.reduceat(wanted[self._order], starts) if length else np.zeros(0, dtype=bool)
+        needed = np.logical_or.reduceat(absent[self._order], starts) if length else np.zeros(0, dtype=bool)
         mine = np.arange(len(starts)) % world == rank
         self._starts: Indices = starts[needed & mine]
 

@@ -1,4 +1,4 @@
-"""ImageNet's validation images and the sets that shift away from them, each read as it is downloaded.
+"""ImageNet's validation images and the test sets with a distribution shift, each read as it is downloaded.
 
 =============  =============================================  ========================================================
 name           folder below the root                          what is in it
@@ -14,7 +14,7 @@ objectnet      objectnet-1.0                                  ``images/<folder>/
 c              imagenet-c, or its families as unpacked        ``[<family>/]<corruption>/<severity>/<wnid>/``
 =============  =============================================  ========================================================
 
-Labels are WordNet ids, so that a network is asked by the names of its classes and not by their numbers.
+Labels are WordNet ids, so that they are matched to a network's logits by class name and not by number.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from vitlab.data.decode import Files
-from vitlab.data.folder import full_classes
+from vitlab.data.folder_contents import list_nonempty_classes
 from vitlab.data.sets.imagenet import flat_val, wordnet_ids
 from vitlab.errors import UserError
 from vitlab.measure.robustness_names import FAMILIES, SEVERITIES
@@ -38,19 +38,19 @@ BORDER = 2  # pixels around every image of ObjectNet, red so that they are recog
 
 @dataclass
 class ShiftedImages:
-    """A set that was found.
+    """One of the sets, as found on disk.
 
     Attributes:
         source: images; a label is a number into ``accepted``.
         accepted: for each class of the set, the WordNet ids that are right answers.
-        whole: images of the published set, to tell an incomplete one.
+        published: images of the published set, by which an incomplete copy is recognised.
     """
 
     name: str
     title: str
     source: Files
     accepted: list[tuple[str, ...]]
-    whole: int
+    published: int
 
 
 def find_set(root: Path, name: str) -> ShiftedImages | None:
@@ -59,16 +59,16 @@ def find_set(root: Path, name: str) -> ShiftedImages | None:
     Raises:
         UserError: the folder is there and is not laid out as the set is.
     """
-    title, folders, whole, read = SETS[name]
+    title, folders, published, read = SETS[name]
     for folder in folders:
         if (root / folder).is_dir():
             source, accepted = read(root / folder)
-            return ShiftedImages(name, title, source, accepted, whole)
+            return ShiftedImages(name, title, source, accepted, published)
     return None
 
 
 def _by_wordnet(folder: Path) -> tuple[Files, list[tuple[str, ...]]]:
-    listing = full_classes(folder, folder)
+    listing = list_nonempty_classes(folder, folder)
     known = set(wordnet_ids())
     strange = sorted(set(listing) - known)
     if strange or not listing:
@@ -82,7 +82,7 @@ def _by_wordnet(folder: Path) -> tuple[Files, list[tuple[str, ...]]]:
 
 def _by_number(folder: Path) -> tuple[Files, list[tuple[str, ...]]]:
     """ImageNetV2. Its folders are numbers, and sorting their names as text (0, 1, 10, 100, ...) would mix them up."""
-    listing = full_classes(folder, folder)
+    listing = list_nonempty_classes(folder, folder)
     strange = sorted(name for name in listing if not name.isdecimal() or int(name) >= len(wordnet_ids()))
     if strange or not listing:
         raise UserError(
@@ -94,7 +94,7 @@ def _by_number(folder: Path) -> tuple[Files, list[tuple[str, ...]]]:
 
 
 def _val(folder: Path) -> tuple[Files, list[tuple[str, ...]]]:
-    if full_classes(folder, folder):
+    if list_nonempty_classes(folder, folder):
         return _by_wordnet(folder)
     return flat_val(folder.parent, list(wordnet_ids())), [(name,) for name in wordnet_ids()]
 
@@ -109,7 +109,7 @@ class Framed(Files):
 
 
 def _objectnet(folder: Path) -> tuple[Files, list[tuple[str, ...]]]:
-    """Its own mappings say which of its 313 classes are classes of ImageNet: one of them may be several of those."""
+    """ObjectNet's mappings give, for 113 of its 313 classes, the ImageNet classes that are right: one or several."""
     mappings = folder / "mappings"
     try:
         titles: dict[str, str] = json.loads((mappings / "folder_to_objectnet_label.json").read_text())
@@ -118,6 +118,7 @@ def _objectnet(folder: Path) -> tuple[Files, list[tuple[str, ...]]]:
         lines = (mappings / "imagenet_to_label_2012_v2").read_text().splitlines()
     except (OSError, ValueError) as error:
         raise UserError(f"ObjectNet's mappings cannot be read: {error}.", "Unpack objectnet-1.0 again.") from None
+    # The overlap names ImageNet classes by text; text -> line of the list -> number of the class in PyTorch's order.
     number_at = {int(line): int(number) for number, line in line_of.items()}
     number_of = {text.strip(): number_at.get(line) for line, text in enumerate(lines)}
     accepted: dict[str, tuple[str, ...]] = {}
@@ -127,7 +128,9 @@ def _objectnet(folder: Path) -> tuple[Files, list[tuple[str, ...]]]:
             if None in numbers:
                 raise UserError(f"ObjectNet's mappings do not place its class {title}.", "Unpack objectnet-1.0 again.")
             accepted[name] = tuple(wordnet_ids()[number] for number in numbers if number is not None)
-    listing = {name: paths for name, paths in full_classes(folder, folder / "images").items() if name in accepted}
+    listing = {
+        name: paths for name, paths in list_nonempty_classes(folder, folder / "images").items() if name in accepted
+    }
     if not listing:
         raise UserError(
             f"{folder / 'images'} holds no folder that ObjectNet's mappings name.", "Unpack objectnet-1.0 again."
@@ -171,14 +174,14 @@ SETS: dict[str, tuple[str, Sequence[str], int, Reader]] = {
     "sketch": ("ImageNet-Sketch", ("sketch", "imagenet-sketch", "ImageNet-Sketch"), 50_889, _by_wordnet),
     "objectnet": ("ObjectNet", ("objectnet-1.0",), 18_574, _objectnet),
 }
-"""Name to title, folders below the root, images of the whole set, and how it is read."""
+"""Name to title, folders below the root, images of the published set, and its reader."""
 
 CORRUPTED = "ImageNet-C"
 
 
 def find_corrupted(root: Path) -> dict[tuple[str, int], ShiftedImages]:
-    """What is there of ImageNet-C: (corruption, severity) to its images. Its archives are one a family, and may be
-    unpacked with or without a folder for each."""
+    """The parts of ImageNet-C that are present: (corruption, severity) to its images. There is one archive for each
+    family, which may be unpacked with or without a folder of its own."""
     homes = [root / name for name in ("imagenet-c", "ImageNet-C", "imagenet_c", "ImageNetC")] + [root]
     found = {}
     for family, names in FAMILIES.items():

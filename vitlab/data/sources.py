@@ -1,12 +1,12 @@
 """A source: labelled images with a stable order and stable names.
 
 A source may also have ``groups``, the name of each image's group (a patient, a plant, a burst): images of one group are
-not independent, so splits, subsets, folds and bootstrap resamples take groups as units. And it may state that it is
+not independent, so splits, subsets, folds and bootstrap resamples take groups as units. It may also state that it is
 ``synthetic``. Both are optional: :func:`groups_of` and ``getattr`` read them.
 
-Reproducibility depends on sources: stored teacher labels are addressed by its indices and
-refused when :func:`fingerprint` differs, and every subset or split here is a function of keys and seed alone, never of
-the order in which a file system lists names.
+Reproducibility depends on sources: stored teacher labels are addressed by the indices of a source and refused when its
+:func:`fingerprint` differs, and every subset or split is a function of keys and seed alone, never of the order in which
+a file system lists names.
 
 This module is free of torch, so that a plan can be printed quickly.
 """
@@ -27,7 +27,7 @@ Indices = npt.NDArray[np.int64]
 
 
 class Source(Protocol):
-    """What the rest of vitlab needs to know about a data set."""
+    """The interface of a data set: everything that the rest of vitlab reads of it."""
 
     split_name: str
     """Which split this really is: ``test`` where a set has no ``val`` and ``val`` was requested."""
@@ -45,8 +45,8 @@ class Source(Protocol):
 
     @property
     def labels(self) -> npt.NDArray[Any] | None:
-        """``[N]`` class numbers, or ``[N, K]`` rows of 0 and 1 where images have several labels; None where only
-        decoding every image would tell."""
+        """``[N]`` class numbers, or ``[N, K]`` rows of 0 and 1 where images have several labels; None where they are
+        known only by reading every item."""
 
     def __len__(self) -> int: ...
 
@@ -64,6 +64,7 @@ class Strings(Sequence[str]):
     def __init__(self, items: Iterable[str]) -> None:
         # surrogateescape: a file name on Linux is any bytes, and must come back as it was.
         encoded = [item.encode("utf-8", "surrogateescape") for item in items]
+        # String i is the bytes from _ends[i] to _ends[i + 1].
         self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
 
@@ -71,7 +72,7 @@ class Strings(Sequence[str]):
         return len(self._ends) - 1
 
     def digest(self) -> str:
-        """sha256 hex of all strings: as fast as their bytes can be read."""
+        """SHA-256 (hex) of all strings, without making them one by one."""
         digest = hashlib.sha256(self._ends.data)
         digest.update(self._bytes.data)
         return digest.hexdigest()
@@ -125,7 +126,7 @@ class MapStyle:
 
     Labels are taken from ``labels``, else from the data set's own ``targets`` (as torchvision's data sets have them),
     else they stay unknown until needed. Keys are indices as text unless given: give real names where the order of the
-    data set may change, for keys and labels are all by which stored targets recognise it.
+    data set may change, since stored targets are matched to it by keys and labels alone.
     """
 
     in_memory = False
@@ -183,9 +184,8 @@ class Subset:
 
 
 class Pool:
-    """All splits of a data set as one source, one after the other; its keys are theirs, which must differ.
-
-    Where splits share keys, as index numbers do, a key is ``<split>/<key>``.
+    """All splits of a data set concatenated to one source. Keys are those of the splits; where two splits share a key,
+    as with index numbers, all are ``<split>/<key>``.
     """
 
     def __init__(self, parts: dict[str, Source]) -> None:
@@ -207,9 +207,14 @@ class Pool:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def locate(self, index: int) -> tuple[Source, int]:
+        """The split that holds image ``index``, and its index there."""
         which = int(np.searchsorted(self._ends, index, side="right"))
-        return self.parts[which][index - (int(self._ends[which - 1]) if which else 0)]
+        return self.parts[which], index - (int(self._ends[which - 1]) if which else 0)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        part, at = self.locate(index)
+        return part[at]
 
 
 def groups_of(source: Source) -> Sequence[str] | None:
@@ -226,9 +231,9 @@ def groups_at(source: Source, index: Indices) -> list[str] | None:
 
 def labels_of(source: Source) -> Labels:
     """``[N]`` labels of a source; reads every item where they are not known. Where images have several labels, the
-    rarest of each image: see :func:`rarest`."""
+    rarest of each image: see :func:`rarest_labels`."""
     known = targets_of(source)
-    return rarest(known) if known.ndim == 2 else known
+    return rarest_labels(known) if known.ndim == 2 else known
 
 
 def targets_of(source: Source) -> npt.NDArray[Any]:
@@ -246,11 +251,11 @@ def class_counts(targets: npt.NDArray[Any], classes: int) -> npt.NDArray[np.int6
     return counts
 
 
-def rarest(targets: npt.NDArray[Any]) -> Labels:
+def rarest_labels(targets: npt.NDArray[Any]) -> Labels:
     """[N] strata of rows [N, K] of 0 and 1: the number of the rarest label of each, K where there is none."""
     order = np.argsort(targets.sum(0), kind="stable")  # rarest first
     sorted_rows = targets[:, order]
-    first = sorted_rows.argmax(1)
+    first = sorted_rows.argmax(1)  # the first 1 of each row; 0 also for a row of zeros, which any() below separates
     found: Labels = np.where(sorted_rows.any(1), order[first], targets.shape[1]).astype(np.int64)
     return found
 
@@ -261,7 +266,7 @@ def fingerprint(source: Source) -> str:
     Pixels are not read; a file replaced under the same name and label is not noticed. Unknown labels count as absent.
     """
     digest = hashlib.sha256(json.dumps({"length": len(source), "classes": source.classes}).encode())
-    for start in range(0, len(source), 65536):
+    for start in range(0, len(source), 65536):  # in blocks, so that not all keys are in memory as Python strings
         block = "\n".join(source.keys[start : start + 65536]) + "\n"
         digest.update(block.encode("utf-8", "surrogateescape"))
     if source.labels is not None:

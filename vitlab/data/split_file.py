@@ -1,4 +1,4 @@
-"""``dataset.split_file``: a split written down, image by image, and read again."""
+"""``dataset.split_file``: a CSV that states the split of every image, read and written."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ UNUSED = "unused"
 def splits_of_file(
     cfg: DatasetConfig, keys: Sequence[str], targets: npt.NDArray[Any], classes: Sequence[str]
 ) -> npt.NDArray[np.str_]:
-    """``[N]`` the split of each image as ``dataset.split_file`` has it: train, val, test or unused.
+    """``[N]`` the split of each image according to ``dataset.split_file``: train, val, test or unused.
 
-    The file is a CSV with the columns ``path,split`` and any others; ``path`` is the image's key. Every image stands in
-    it exactly once.
+    The file is a CSV with the columns ``path,split`` and any others; ``path`` is the image's key. Every image is listed
+    exactly once.
 
     Raises:
-        UserError: no such file, a line that cannot be understood or names no image, an image that no line names, or a
-            class that ``train`` lacks.
+        UserError: no such file, a line that cannot be parsed or names no image, an image that no line names, or a class
+            that ``train`` lacks.
     """
     table = Path(cfg.split_file or "").expanduser()
     if not table.is_file():
@@ -83,7 +83,7 @@ def write_split_file(path: Path, splits: dict[str, Source]) -> None:
         splits: of :func:`vitlab.data.build.open_splits`, before any subset of them is taken.
     """
     parts = {name: splits[name] for name in ("train", "val", "test")}
-    if parts["test"] is parts["val"]:  # one of them stands in for the other
+    if parts["test"] is parts["val"]:  # one is used in place of the other
         del parts["test" if parts["val"].split_name == "val" else "val"]
     keys = {name: list(source.keys) for name, source in parts.items()}
     if len(set().union(*keys.values())) < sum(map(len, keys.values())):  # as vitlab.data.sources.Pool names them

@@ -13,7 +13,10 @@ from vitlab.errors import UserError
 
 
 def hash_draws(keys: Iterable[str], seed: int) -> npt.NDArray[np.uint64]:
-    """``[N]`` 64 bits for each key: the first bytes of SHA-256 of ``"<seed>:<key>"``."""
+    """``[N]`` 64 random bits for each key: the first eight bytes of SHA-256 of ``"<seed>:<key>"``.
+
+    A hash instead of a generator: the draw of an image depends on its key, not on its position or on the other images.
+    """
     return np.frombuffer(
         b"".join(hashlib.sha256(f"{seed}:{key}".encode("utf-8", "surrogateescape")).digest()[:8] for key in keys),
         dtype=">u8",
@@ -26,10 +29,12 @@ def class_rank(keys: Sequence[str], labels: Labels, seed: int, groups: Sequence[
     The order is that of SHA-256(seed, key): it does not depend on how the images are listed, and adding an image moves
     the others by at most one place. Taking ranks below n gives nested subsets: 10 per class lie within 20 per class.
 
-    With ``groups`` the order is that of SHA-256(seed, group) first: a class's images of one group follow each other, so
-    that n of a class come from as few groups as hold them, as they do where labels are collected patient by patient.
+    With ``groups`` the order is that of SHA-256(seed, group) first: a class's images of one group are consecutive, so
+    that n of a class come from as small a number of groups as possible, as where labels are collected patient by
+    patient.
     """
     draws = hash_draws(keys, seed)
+    # lexsort sorts by its last key first: by class, within it by the draw (of the group, then of the image).
     order = np.lexsort((draws, labels) if groups is None else (draws, hash_draws(groups, seed), labels))
     counts = np.bincount(labels)
     starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
@@ -60,11 +65,12 @@ def per_class_subset(source: Source, n: int, seed: int) -> Subset:
     return Subset(source, np.flatnonzero(class_rank(source.keys, labels, seed, groups_of(source)) < n))
 
 
-def limit(source: Source, n: int, seed: int) -> Source:
-    """At most ``n`` images, taken from the classes in turn (of a class group by group), in the source's order."""
+def limit_images(source: Source, n: int, seed: int) -> Source:
+    """At most ``n`` images, taken from the classes in turn (within a class group by group), in the source's order."""
     if n >= len(source):
         return source
     labels = labels_of(source)
+    # By rank within the class first: the first image of every class, then the second of every class, ...
     turn = np.lexsort((labels, class_rank(source.keys, labels, seed, groups_of(source))))
     return Subset(source, np.sort(turn[:n]))
 
@@ -72,8 +78,8 @@ def limit(source: Source, n: int, seed: int) -> Source:
 def hold_out(train: Source, fraction: float) -> tuple[Source, Source]:
     """``train`` without ``fraction`` of every class, and that part, called ``val`` and marked ``held_out``.
 
-    The choice is that of :func:`held_out`, or of :func:`held_out_groups` where there are
-    groups: the same images for every run and every seed, so that no run trains on what another is calibrated on.
+    The choice is that of :func:`held_out`, or of :func:`held_out_groups` where there are groups: the same images for
+    every run and every seed, so that no run trains on what another is calibrated on.
 
     Raises:
         UserError: no class has an image to spare.
@@ -101,7 +107,7 @@ def held_out(keys: Sequence[str], labels: Labels, fraction: float, seed: int = 0
 
 
 def held_out_groups(groups: Sequence[str], labels: Labels, fraction: float, seed: int = 0) -> npt.NDArray[np.bool_]:
-    """``[N]`` true where an image is held out: whole groups, near ``fraction`` of every class.
+    """``[N]`` true where an image is held out: complete groups, near ``fraction`` of every class.
 
     Groups are taken in the order of SHA-256(seed, group), so the choice depends on their names and not on their order.
     One is held out if that brings the held-out counts of the classes nearer to ``fraction`` of each class (the sum of
@@ -118,13 +124,14 @@ def held_out_groups(groups: Sequence[str], labels: Labels, fraction: float, seed
     content = np.zeros((len(names), classes), np.int64)
     np.add.at(content, (member, labels), 1)
     left = content.sum(0)
-    want = fraction * left
+    target = fraction * left
     have = np.zeros(classes, np.int64)
     out = np.zeros(len(names), bool)
     draws = [hashlib.sha256(f"{seed}:{name}".encode("utf-8", "surrogateescape")).digest() for name in names]
     for group in sorted(range(len(names)), key=draws.__getitem__):
         own = content[group]
-        nearer = np.abs(want - have - own).sum() < np.abs(want - have).sum()
+        nearer = np.abs(target - have - own).sum() < np.abs(target - have).sum()
+        # Only classes of this group can run out of training images.
         if nearer and bool((left - own)[own > 0].all()):
             out[group] = True
             have += own

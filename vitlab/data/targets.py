@@ -1,6 +1,6 @@
-"""Targets of images on their way into a batch: moved with the pixels, then collated.
+"""Targets of images: transformed together with the pixels, then collated to a batch.
 
-A task implements :class:`Targets` (:mod:`vitlab.tasks.base`); data sets are handed it as a value.
+A task implements :class:`Targets` (:mod:`vitlab.tasks.base`), and data sets receive it as an argument.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Where training views come from, as one value: drawn as they are needed, or stored before with a teacher's output.
 
-Each value knows its data set class, which slots the sampler deals out, and what has to agree with the data.
+Each class opens its data set, defines the slots that the sampler assigns, and checks what must agree with the data.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class FreshViews(Views):
     """Views drawn from the recipe's augmentation as they are needed.
 
     Args:
-        different: so many different views of each image, shown in turn; None: a new one in each epoch.
+        different: number of different views of each image, shown in turn; None: a new one in each epoch.
         repeats: repeated augmentation (Hoffer et al., arXiv 1901.09335; DeiT trains with 3): an epoch shows ``repeats``
             different views of one image in ``repeats`` of the images. Its number of batches stays.
     """
@@ -80,14 +80,14 @@ class StoredViews(Views):
     Args:
         path: of a sealed :class:`~vitlab.distill.store.TargetStore`, or of TinyViT's official store (which does not
             record its augmentation).
-        exact: epoch e reads stored view e and no other; else the views come round again when epochs outnumber them.
+        exact: epoch e reads stored view e and no other; else epochs beyond the stored views start again at the first.
     """
 
     path: Path
     exact: bool = False
 
     def open(self, plain: TrainViews, fingerprint: str, replay: Callable[[str], View]) -> tuple[TrainViews, Slots]:
-        """The store must be of the same images, classes and augmentation; where views are mixed, of the same pairs."""
+        """Refuses a store of other images, classes or augmentation; where views are mixed, of other pairs."""
         mixes = plain.augmentation.mixes
         same: dict[str, object] = {
             "data_fingerprint": fingerprint,
@@ -125,7 +125,7 @@ class ReinforcedViews(Views):
 
     Args:
         folders: of the reinforcements; several are read as one.
-        in_turn: each sample of an image once before one comes again; else any at random.
+        in_turn: each sample of an image once before any is repeated; else drawn at random.
         plain_share: share of views of the recipe's own augmentation, with their label, instead of stored ones; that
             augmentation must not mix.
         backend: of RandAugment at replay: pil, tensor (see :class:`~vitlab.distill.views.View`), or auto: the store's.
@@ -137,7 +137,7 @@ class ReinforcedViews(Views):
     backend: str = "auto"
 
     def open(self, plain: TrainViews, fingerprint: str, replay: Callable[[str], View]) -> tuple[TrainViews, Slots]:
-        """The reinforcements must be of the same images and classes."""
+        """Refuses reinforcements of other images or classes."""
         same: dict[str, object] = {"data_fingerprint": fingerprint}
         stored = open_reinforcements(self.folders, len(plain.source), plain.num_classes, same)
         backend = stored.backend if self.backend == "auto" else self.backend

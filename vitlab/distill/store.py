@@ -6,7 +6,6 @@ whose records are addressed by image index, so opening loads nothing and reading
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import mmap
@@ -20,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vitlab.distill.draw import seeds_of
 from vitlab.distill.sparse import SparseTarget
+from vitlab.distill.store_blocks import SealedBlocks
 from vitlab.distill.store_spec import (
     BLOCK,
     CRC,
@@ -44,6 +44,9 @@ from vitlab.distill.store_writer import (
 from vitlab.errors import UserError
 from vitlab.files import atomic_write, read_json, sha256, write_json
 
+SLACK = 5e-3
+"""How far above 1 rounding may bring a stored probability."""
+
 _MEANING = {
     "data_fingerprint": "another data set",
     "keys_sha256": "another list of images",
@@ -65,6 +68,7 @@ class TargetStore:
         self._record = spec.record
         self._raw: dict[int, NDArray[np.uint8]] = {}
         self._bits: dict[int, NDArray[np.uint8]] = {}
+        self._blocks: dict[int, SealedBlocks] = {}
 
     @classmethod
     def create(cls, folder: Path, spec: StoreSpec, keys: Sequence[str]) -> TargetStore:
@@ -186,7 +190,8 @@ class TargetStore:
         Raises:
             IndexError: for a slot or an image outside the store.
             RuntimeError: for a record that is not on disk yet.
-            UserError: a slot is truncated, or a record holds the seed of another view.
+            UserError: a slot is damaged: truncated, a block with another checksum, a record with the seed of another
+                view or impossible probabilities.
             ValueError: if the records of this store hold no seed (:meth:`read` is for them).
         """
         if not self.spec.seeded:
@@ -203,7 +208,7 @@ class TargetStore:
                     int(slot_of_row),
                     f"the record of image {indices[row]} in slot {slot_of_row} holds seed {seed[row]}, not its own",
                 )
-        return seed, self._target(raw)
+        return seed, self._checked(self._target(raw), slots, indices)
 
     def read(self, slot: ArrayLike, index: ArrayLike) -> tuple[NDArray[np.void], SparseTarget]:
         """Records [B] with all their fields, and targets of many (slot, image) pairs.
@@ -211,9 +216,10 @@ class TargetStore:
         Raises:
             IndexError: for a slot or an image outside the store.
             RuntimeError: for a record that is not on disk yet.
+            UserError: a slot is damaged, see :meth:`gather`.
         """
-        _, raw = self._gather(slot, index)
-        return raw.view(self._record)[:, 0], self._target(raw)
+        slots, raw = self._gather(slot, index)
+        return raw.view(self._record)[:, 0], self._checked(self._target(raw), slots, np.asarray(index))
 
     def _gather(self, slot: ArrayLike, index: ArrayLike) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         """Slots, [B] or one for all, and records as bytes [B, record bytes]."""
@@ -237,6 +243,19 @@ class TargetStore:
         if self.spec.prob == "bf16":
             prob = prob.view(torch.bfloat16)
         return SparseTarget(prob.to(torch.float32), classes, self.spec.classes)
+
+    def _checked(self, target: SparseTarget, slots: NDArray[Any], index: NDArray[Any]) -> SparseTarget:
+        """``target``, whose classes the head has and whose probabilities are some; two passes over [B, K] numbers."""
+        low, high = torch.aminmax(target.prob)  # NaN if one is
+        if int(target.index.max()) < self.spec.classes and low >= 0 and high <= 1 + SLACK:
+            return target
+        wrong = (target.index >= self.spec.classes) | ~((target.prob >= 0) & (target.prob <= 1 + SLACK))
+        row, column = wrong.nonzero()[0].tolist()
+        slot = int(np.broadcast_to(slots, index.shape)[row])
+        held = f"class {int(target.index[row, column])} with probability {float(target.prob[row, column])}"
+        raise self._damaged(
+            slot, f"the record of image {index[row]} in slot {slot} holds {held}, of {self.spec.classes} classes"
+        )
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> list[str]:
         """Read every sealed slot and return the problems found; an empty list is a sound store.
@@ -268,8 +287,8 @@ class TargetStore:
         return problems
 
     def _check_block(self, slot: int, rows: NDArray[np.int64]) -> Iterator[str]:
-        checked = dataclasses.replace(self.spec, base_seed=None)  # so that a wrong seed is reported, not raised
-        records, target = TargetStore(self.folder, checked, self.allow_partial).read(np.full(len(rows), slot), rows)
+        raw = self._take(slot, rows, check=False)  # what is wrong is reported, not raised
+        records, target = raw.view(self._record)[:, 0], self._target(raw)
         slack = 4e-3 if self.spec.prob == "bf16" else 1e-3  # each value is rounded by up to half a unit
         spec = self.spec
         if (
@@ -294,7 +313,7 @@ class TargetStore:
             raise IndexError(f"slot {slot} is outside 0..{self.spec.slots - 1} of {self.folder}")
         return slot_folder(self.folder, slot)
 
-    def _take(self, slot: int, index: NDArray[Any]) -> NDArray[np.uint8]:
+    def _take(self, slot: int, index: NDArray[Any], check: bool = True) -> NDArray[np.uint8]:
         """Records as bytes [B, record bytes]."""
         if slot not in self._raw:
             self._map(slot)
@@ -302,6 +321,13 @@ class TargetStore:
             raise IndexError(f"image {index.min()}..{index.max()} is outside 0..{self.spec.images - 1}")
         if slot in self._bits and not (present := read_bits(self._bits[slot], index)).all():
             raise RuntimeError(f"{self.folder}: image {index[~present][0]} of slot {slot} is not stored yet")
+        if check and slot not in self._bits:
+            try:
+                if slot not in self._blocks:
+                    self._blocks[slot] = SealedBlocks(self._slot_folder(slot), self.spec)
+                self._blocks[slot].check(index)
+            except ValueError as error:
+                raise self._damaged(slot, str(error)) from error
         return self._raw[slot].take(index, axis=0)
 
     def _map(self, slot: int) -> None:

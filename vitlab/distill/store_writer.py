@@ -12,6 +12,7 @@ import re
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -77,6 +78,7 @@ class SlotWriter:
         self._where = np.zeros(buffer, np.int64)
         self._filled = 0
         self._last_flush = time.monotonic()
+        self._failed = False  # a write or a sync failed: what this writer still holds is dropped
 
     def write(self, index: ArrayLike, seed: ArrayLike | None, target: SparseTarget, **fields: ArrayLike) -> int:
         """Add records: image ``index`` [B], ``seed`` [B] in [0, 2^31), the teacher's ``target``, further fields [B, n].
@@ -119,7 +121,7 @@ class SlotWriter:
         """Sync everything written so far to the disk, and only then mark it as done."""
         self._drain()
         if not np.array_equal(self._done, self._drained):
-            with written_to(self._folder):
+            with self._once(), written_to(self._folder):
                 # Records first: after a power loss a bit without its record would pass zeros off as a target.
                 os.fsync(self._records)
                 self._done[:] = self._drained
@@ -139,16 +141,27 @@ class SlotWriter:
         size = self.spec.record.itemsize
         data = records.view(np.uint8).data
         starts = np.flatnonzero(np.diff(where, prepend=-2) != 1).tolist()
-        with written_to(self._folder / RECORDS, len(where) * size):
+        with self._once(), written_to(self._folder / RECORDS, len(where) * size):
             for first, last in zip(starts, [*starts[1:], len(where)], strict=True):
                 _pwrite(self._records, data[first * size : last * size], int(where[first]) * size)
         set_bits(self._drained, where)
         self._filled = 0
 
-    def close(self) -> None:
-        """Flush and close the files."""
+    @contextmanager
+    def _once(self) -> Iterator[None]:
+        """Remember that a write or a sync failed. A second sync would succeed although the records are lost: the
+        operating system reports an error once, and then takes the pages for written."""
         try:
-            self.flush()
+            yield
+        except OSError:
+            self._failed = True
+            raise
+
+    def close(self) -> None:
+        """Flush, unless a write or a sync failed before, and close the files."""
+        try:
+            if not self._failed:
+                self.flush()
         finally:
             os.close(self._records)
             release(self._bitmap)

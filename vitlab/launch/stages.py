@@ -18,12 +18,12 @@ from vitlab.methods.base import Context, Method, Stage, find_method
 from vitlab.run.recorder import Recorder
 from vitlab.run.run import Run
 from vitlab.stage import recipes_of
+from vitlab.training.checkpoint import CHECKPOINT
 from vitlab.training.distributed import barrier, configure_torch, device_of, rank
 from vitlab.training.interrupt import install_signal_handlers, stop, stop_requested_on_any_rank
 from vitlab.training.loggers import logging_to
 from vitlab.training.preflight import preflight
 from vitlab.training.progress import format_duration, print_line
-from vitlab.training.trainer import CHECKPOINT
 
 
 def run_method(run: Run, config: Config, command: str) -> int:

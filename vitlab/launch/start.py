@@ -20,13 +20,14 @@ from vitlab.config import Config
 from vitlab.config.catalogue import Mode, find_mode
 from vitlab.config.composed import Composed
 from vitlab.errors import Interrupted, UserError
+from vitlab.files import read_json, write_json
 from vitlab.launch.plan import batches, check_division, plan
 from vitlab.launch.processes import known_process_count
 from vitlab.launch.rendezvous import NodeInfo, Rendezvous, node_info
 from vitlab.launch.slurm import is_queued, submit
 from vitlab.methods.base import find_method
 from vitlab.run.environment import environment
-from vitlab.run.run import Run
+from vitlab.run.run import IMAGES, Run
 
 Work = Callable[[], int]
 """What remains to be done; returns the exit code.
@@ -88,6 +89,11 @@ def show_finished(run: Run, composed: Composed) -> int:
     print(plan(run, composed))
     print(run.read_finished()["table"])
     print(f"\nThis run is finished: {run.folder}. fresh=true starts another one beside it.")
+    if changed := changed_images(run, composed.config):
+        print(
+            f"\nThe images have changed since it was trained: {'; '.join(changed)}. fresh=true trains on them as they "
+            f"are now; mode=evaluate run={run.folder} measures this model on them."
+        )
     return 0
 
 
@@ -99,7 +105,9 @@ def prepare_run(run: Run, composed: Composed, command: str) -> Work:
     try:
         print(plan(run, composed), flush=True)
         run.note_environment(environment(command))
+        refuse_changed_images(run, config)
         audit_data(run, config)
+        note_images(run, config)
         from vitlab.launch.processes import process_count
 
         processes = process_count(config)
@@ -155,6 +163,7 @@ def check(run: Run, config: Config, composed: Composed) -> int:
     """
     print(plan(run, composed), flush=True)
     check_division(config, known_process_count(config))
+    refuse_changed_images(run, config)
     if audits_data(config):
         from vitlab.modes.audit import before_check
 
@@ -178,10 +187,45 @@ def audit_data(run: Run, config: Config) -> None:
         before_training(config, run)
 
 
+def changed_images(run: Run, config: Config) -> list[str]:
+    """What has changed in the images of a folder since the run's first start; [] for runs without a record of them."""
+    path = run.folder / IMAGES
+    if not reads_folder(config) or not path.is_file():
+        return []
+    from vitlab.data.content import changes, record
+
+    return changes(read_json(path), record(config.dataset, config.seed))
+
+
+def refuse_changed_images(run: Run, config: Config) -> None:
+    """Do not continue a run on other images than it was started on.
+
+    Raises:
+        UserError: naming the changes and the choices.
+    """
+    if run.state != "new" and (changed := changed_images(run, config)):
+        raise UserError(
+            f"The images have changed since {run.folder} was started: {'; '.join(changed)}.",
+            "Put them back to continue this run, or start another one on them as they are now with fresh=true.",
+        )
+
+
+def note_images(run: Run, config: Config) -> None:
+    """Record what the folder of images holds, at the first start of a run."""
+    if reads_folder(config) and not (run.folder / IMAGES).exists():
+        from vitlab.data.content import record
+
+        write_json(run.folder / IMAGES, record(config.dataset, config.seed))
+
+
+def reads_folder(config: Config) -> bool:
+    """Whether some stage reads images of the user's own, which may change; published sets do not."""
+    return config.dataset.name == "folder" and "dataset" in find_method(config.method.name).reads(config)
+
+
 def audits_data(config: Config) -> bool:
     """Whether dataset=folder is audited before the training: some stage reads it, and audit.before_training is on."""
-    folder = config.dataset.name == "folder" and config.audit.before_training
-    return folder and "dataset" in find_method(config.method.name).reads(config)
+    return config.audit.before_training and reads_folder(config)
 
 
 if __name__ == "__main__":

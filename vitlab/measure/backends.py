@@ -1,7 +1,7 @@
-"""A network as the ways in which it is run: eager, compiled by torch, in ONNX Runtime, in OpenVINO.
+"""Backends that run a network: eager PyTorch, torch.compile, ONNX Runtime, OpenVINO.
 
-Each gives a function of no arguments: one forward pass of the same random images, finished when it returns. Threads
-are torch's number of threads for all of them.
+Each is a function that returns a call without arguments: one forward pass of the same random images, finished when it
+returns. All use torch's number of threads.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ NEEDS = {"onnxruntime": ("onnx", "onnxruntime", "onnxscript"), "openvino": ("onn
 Pass = Callable[[], object]
 
 
-def missing(backend: str) -> list[str]:
+def missing_packages(backend: str) -> list[str]:
     """Packages that ``backend`` needs and that are not installed."""
     return [name for name in NEEDS.get(backend, ()) if importlib.util.find_spec(name) is None]
 
 
-def eager(model: nn.Module, images: NDArray[np.float32]) -> Pass:
+def eager_pass(model: nn.Module, images: NDArray[np.float32]) -> Pass:
     """PyTorch, operation by operation, on the model's device and in eval mode (as it must be already)."""
     like = next(model.parameters())
     batch = torch.from_numpy(images).to(like.device, like.dtype)
     return forward_pass(model, batch)
 
 
-def compiled(model: nn.Module, images: NDArray[np.float32]) -> Pass:
+def compiled_pass(model: nn.Module, images: NDArray[np.float32]) -> Pass:
     """torch.compile for this one shape; compilation happens in the first call."""
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # speaks of CUDA where there is none
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns of missing CUDA on a CPU
     like = next(model.parameters())
     batch = torch.from_numpy(images).to(like.device, like.dtype)
     fast = torch.compile(model, dynamic=False)
 
     def run() -> object:
-        with torch.no_grad():  # inference tensors are guarded against anew in every call
+        with torch.no_grad():  # not inference_mode: torch.compile would add guards on inference tensors to every call
             out = fast(batch)
         synchronize(like.device)
         return out
@@ -52,8 +52,8 @@ def compiled(model: nn.Module, images: NDArray[np.float32]) -> Pass:
     return run
 
 
-def onnxruntime(file: Path, images: NDArray[np.float32]) -> Pass:
-    """ONNX Runtime on the CPU; its threads sleep between calls instead of spinning, to leave the others in peace."""
+def onnxruntime_pass(file: Path, images: NDArray[np.float32]) -> Pass:
+    """ONNX Runtime on the CPU; its threads sleep between calls, since spinning would slow down the other backends."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -64,7 +64,7 @@ def onnxruntime(file: Path, images: NDArray[np.float32]) -> Pass:
     return lambda: session.run(None, {session.get_inputs()[0].name: images})
 
 
-def openvino(file: Path, images: NDArray[np.float32]) -> Pass:
+def openvino_pass(file: Path, images: NDArray[np.float32]) -> Pass:
     """OpenVINO on the CPU."""
     import openvino as ov
 
@@ -72,7 +72,7 @@ def openvino(file: Path, images: NDArray[np.float32]) -> Pass:
     settings = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the CPU has it: faster, and other logits
+        "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 on CPUs that support it, with other logits
     }
     network = core.compile_model(core.read_model(str(file)), "CPU", settings)
     request = network.create_infer_request()

@@ -1,7 +1,7 @@
-"""How much of a number, or of a difference between two models, is chance: bootstrap and McNemar's test.
+"""Uncertainty of a metric, or of its difference between two models: bootstrap and McNemar's test.
 
-The bootstrap (Efron 1979, percentile interval) draws the measured images anew, with replacement; two models are
-compared on the same draws (paired), so that what is hard for both does not count as a difference. Where images come in
+The bootstrap (Efron 1979, percentile interval) resamples the measured images with replacement; two models are compared
+on the same resamples (paired), so that images which are hard for both do not add to the variance. Where images come in
 groups (patients), they are not independent, and groups are drawn instead (cluster bootstrap; Davison and Hinkley 1997,
 section 3.8): all images of a drawn group count as often as it was drawn, and a metric is their weighted mean.
 """
@@ -18,7 +18,7 @@ from vitlab.measure.classification import Scores, bin_of
 
 LEVEL = 0.95
 METRICS = ("top1", "top5", "nll", "brier", "ece")
-HELD = 4_000_000  # weights held at a time (32 MB)
+CHUNK = 4_000_000  # weights in memory at a time (32 MB)
 
 COMPARED = ("top1", "nll", "brier", "ece")
 """Metrics whose difference between two models is stated."""
@@ -48,13 +48,13 @@ class Comparison:
     differences: dict[str, Difference]  # top1 (share), nll, brier, ece: second minus first
 
 
-def bootstrap(
+def bootstrap_intervals(
     scores: Scores, bins: int, resamples: int, seed: int = 0, groups: Sequence[str] | None = None
 ) -> dict[str, tuple[float, float]]:
     """95 % percentile intervals of ``top1``, ``top5``, ``nll``, ``brier`` and ``ece``.
 
-    The expected calibration error of a resample is larger than that of the images on average, as it is for any finite
-    sample; its interval shows how uncertain it is, not where the error of infinitely many images lies.
+    The expected calibration error of a finite sample is biased upwards, and that of a resample once more: its interval
+    shows how much it varies, not where the error of infinitely many images lies.
 
     Args:
         scores: of N images.
@@ -81,8 +81,8 @@ def compare_models(
 ) -> Comparison:
     """Two models measured on the same images in the same order.
 
-    With ``groups`` [N] the intervals are of the cluster bootstrap; McNemar's test takes the images as independent all
-    the same, so its p-value is then too small.
+    With ``groups`` [N] the intervals are of the cluster bootstrap. McNemar's test still assumes independent images, so
+    its p-value is then too small.
 
     Raises:
         ValueError: the two have different numbers of images.
@@ -107,12 +107,12 @@ def compare_models(
         only_first=only_first,
         only_second=only_second,
         both_wrong=int((~a.correct & ~b.correct).sum()),
-        p_value=mcnemar(only_first, only_second),
+        p_value=mcnemar_p_value(only_first, only_second),
         differences=differences,
     )
 
 
-def mcnemar(only_first: int, only_second: int) -> float:
+def mcnemar_p_value(only_first: int, only_second: int) -> float:
     """Two-sided exact p-value of McNemar's test (1947): the smaller of the two counts as a binomial of share 1/2.
 
     Args:
@@ -147,9 +147,10 @@ def resample_weights(
     member = None if groups is None else np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)[1]
     n = images if member is None else int(member.max()) + 1  # what is drawn: images, or groups
     rng = np.random.default_rng(seed)
-    step = max(1, HELD // images)
+    step = max(1, CHUNK // images)
     for start in range(0, resamples, step):
         rows = min(step, resamples - start)
+        # Row r counts in its own range [n r, n (r + 1)), so that one bincount serves all rows.
         drawn = rng.integers(0, n, (rows, n)) + n * np.arange(rows)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
         yield weights if member is None else weights[:, member]
@@ -168,7 +169,10 @@ def _resampled(
 
 
 def _terms(scores: Scores, bins: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What each image adds to the means [N, 4], and to the gap between accuracy and confidence of its bin [N, bins]."""
+    """Each image's terms of the means [N, 4], and of the gap between accuracy and confidence of its bin [N, bins].
+
+    All metrics are then weighted sums of these terms, which makes a resample one matrix product.
+    """
     means = np.stack([scores.correct, scores.in_top, scores.nll, scores.brier], axis=1).astype(np.float64)
     gaps = np.zeros((len(means), bins))
     gaps[np.arange(len(means)), bin_of(scores.confidence, bins)] = scores.correct - scores.confidence

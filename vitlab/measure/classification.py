@@ -1,4 +1,4 @@
-"""How good, and how well calibrated, a classifier is: accuracy, calibration, confusion, from its logits alone.
+"""Accuracy, calibration and confusion of a classifier, from its logits alone.
 
 The formulas need numpy only, so that a report can be rebuilt without torch.
 
@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vitlab.errors import OVERFLOW, UserError
 from vitlab.measure.temperature import Temperature
 
 CALIBRATION_BINS = (10, 15, 20)
 """Numbers of bins with which papers state the expected calibration error."""
 
-CHUNK = 4_000_000  # logits held in float64 at a time (32 MB)
+CHUNK = 4_000_000  # logits in float64 at a time (32 MB)
 
 
 @dataclass
@@ -37,15 +38,15 @@ class Bin:
 
 @dataclass
 class ClassScore:
-    """How one class fared."""
+    """Metrics of one class."""
 
     name: str
     n: int  # images of this class
-    predicted: int  # images called by this name
+    predicted: int  # images for which this class was predicted
     recall: float | None  # share of its images that were found; None without images
-    precision: float | None  # share of the images called so that are so; None when never predicted
+    precision: float | None  # share of the images predicted as this class that are of it; None when never predicted
     f1: float | None  # 2·right / (n + predicted); None when both are 0
-    confused_with: str | None  # the class that its missed images were most often called
+    confused_with: str | None  # the class most often predicted for its misclassified images
 
 
 @dataclass
@@ -69,9 +70,9 @@ class Evaluation:
     counts: list[list[int]]  # non-zero entries of the confusion matrix: [label, predicted, images]
     calibrations: list[list[float]] = field(default_factory=list)  # [bins, ece, max_ece] for CALIBRATION_BINS
     intervals: dict[str, list[float]] = field(default_factory=dict)  # metric: [lo, hi] of the bootstrap, 95 %
-    temperature: Temperature | None = None  # fitted on validation images, and what it makes of these
-    no_temperature: str = ""  # why none could be fitted, and what helps
-    view: str = ""  # how the images were cut and scaled, in words
+    temperature: Temperature | None = None  # fitted on validation images, with the metrics of these images after it
+    no_temperature: str = ""  # why none could be fitted, and the cure
+    view: str = ""  # description of resizing and crop
 
     @property
     def confusion(self) -> NDArray[np.int64]:
@@ -82,12 +83,12 @@ class Evaluation:
         return matrix
 
     def metrics(self) -> dict[str, float]:
-        """The single numbers, as they stand in tables and ``metrics.jsonl``."""
+        """The single numbers, as in tables and ``metrics.jsonl``."""
         names = ("top1", "top5", "balanced", "nll", "brier", "ece", "max_ece", "mean_confidence")
         return {name: float(getattr(self, name)) for name in names}
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """Plain values for JSON."""
         return asdict(self)
 
     @classmethod
@@ -101,7 +102,7 @@ class Evaluation:
         return cls(**{**value, **nested})
 
 
-def calibration(confidence: ArrayLike, correct: ArrayLike, bins: int = 15) -> tuple[float, float, list[Bin]]:
+def calibration_error(confidence: ArrayLike, correct: ArrayLike, bins: int = 15) -> tuple[float, float, list[Bin]]:
     """Expected and maximum calibration error, and the bins they come from.
 
     Args:
@@ -145,7 +146,7 @@ def bin_of(confidence: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
 
 @dataclass
 class Scores:
-    """What each image contributes, [N] each."""
+    """Prediction and losses of each image, [N] each."""
 
     predicted: NDArray[np.int64]  # the largest logit, the lowest index among equals
     correct: NDArray[np.bool_]
@@ -163,7 +164,7 @@ def _softmax(logits: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[
     return power / total, (np.log(total) + top)[:, 0]
 
 
-def score(logits: ArrayLike, label: ArrayLike) -> Scores:
+def score_images(logits: ArrayLike, label: ArrayLike) -> Scores:
     """Measure every image of a labelled set.
 
     Args:
@@ -189,9 +190,10 @@ def score(logits: ArrayLike, label: ArrayLike) -> Scores:
         row, own = scores[part].astype(np.float64), truth[part].astype(np.int64)
         if not np.isfinite(row).all():
             bad = int((~np.isfinite(row).all(axis=1)).sum())
-            raise ValueError(f"logits of {bad} images (among rows {start} to {start + len(row) - 1}) are not finite")
+            raise UserError(f"The model's logits of {bad} images are not finite.", OVERFLOW)
         at = np.arange(len(row))
         mine = row[at, own][:, None]
+        # Larger logits, and equal ones of a lower index: the order of argmax, so that top 1 is rank 0.
         rank[part] = (row > mine).sum(axis=1) + ((row == mine) & (np.arange(size) < own[:, None])).sum(axis=1)
         predicted[part] = row.argmax(axis=1)
         prob, partition = _softmax(row)
@@ -199,6 +201,7 @@ def score(logits: ArrayLike, label: ArrayLike) -> Scores:
         nll[part] = partition - mine[:, 0]
         prob[at, own] -= 1.0
         brier[part] = (prob**2).sum(axis=1)
+    # Rounding may leave a probability of 1 + 1e-16, which calibration_error refuses.
     return Scores(predicted, predicted == truth, rank < top_k, np.minimum(confidence, 1.0), nll, brier)
 
 
@@ -221,17 +224,17 @@ def evaluate_logits(logits: ArrayLike, label: ArrayLike, classes: Sequence[str],
         raise ValueError(
             f"logits {np.asarray(logits).shape} and label {truth.shape} must be [N, {size}] and [N], N > 0"
         )
-    return evaluate_scores(score(logits, truth), truth, classes, bins)
+    return evaluate_scores(score_images(logits, truth), truth, classes, bins)
 
 
 def evaluate_scores(scores: Scores, label: ArrayLike, classes: Sequence[str], bins: int = 15) -> Evaluation:
-    """The same from what :func:`score` found."""
+    """:func:`evaluate_logits` from the result of :func:`score_images`."""
     truth, size = np.asarray(label).astype(np.int64), len(classes)
-    ece, max_ece, reliability = calibration(scores.confidence, scores.correct, bins)
+    ece, max_ece, reliability = calibration_error(scores.confidence, scores.correct, bins)
     cells, images = np.unique(truth * size + scores.predicted, return_counts=True)
     counts = [[int(c) // size, int(c) % size, int(k)] for c, k in zip(cells, images, strict=True)]
     per_class = class_scores(counts, classes)
-    recalls = [score.recall for score in per_class if score.recall is not None]
+    recalls = [one.recall for one in per_class if one.recall is not None]
     return Evaluation(
         n=len(truth),
         classes=list(classes),
@@ -248,7 +251,7 @@ def evaluate_scores(scores: Scores, label: ArrayLike, classes: Sequence[str], bi
         reliability=reliability,
         per_class=per_class,
         counts=counts,
-        calibrations=[[b, *calibration(scores.confidence, scores.correct, b)[:2]] for b in CALIBRATION_BINS],
+        calibrations=[[b, *calibration_error(scores.confidence, scores.correct, b)[:2]] for b in CALIBRATION_BINS],
     )
 
 
@@ -278,8 +281,8 @@ def class_scores(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> lis
     ]
 
 
-def wilson(right: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share ``right / n`` (Wilson 1927), as SciPy has it.
+def wilson_interval(right: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a share ``right / n`` (Wilson 1927), by SciPy.
 
     Raises:
         ValueError: unless ``0 <= right <= n`` and ``n > 0``.

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-adds, latency, and bytes on disk.
+"""Cost of a network: parameters, multiply-adds, latency, and bytes on disk.
 
 One MAC is one multiplication with its addition. Counted are convolutions, linear layers and the two products of
 attention, however they are written; normalisation, activations, additions and look-ups are not. This is the
@@ -45,7 +45,7 @@ def measure_cost(
     """Count and time ``model`` [B, 3, H, W] on the device and in the precision that its parameters have.
 
     Args:
-        model: left in the mode in which it was given.
+        model: its mode is restored afterwards.
         size: side of the input in pixels, or (height, width).
         batches: batch sizes to time; none: counts only.
         repeats: timed passes of each batch size.
@@ -76,7 +76,8 @@ def count_macs(model: nn.Module, size: Size) -> int:
 
     A network on the meta device is counted without computing anything.
     """
-    # The math kernel writes attention out as two products, so it is counted alike on every device and torch version.
+    # The math kernel computes attention as two matrix products, so that the count is the same on every device and torch
+    # version.
     with eval_mode(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(_images(model, 1, size))
     return int(counter.get_total_flops()) // 2  # torch counts the multiplication and the addition

@@ -1,4 +1,4 @@
-"""What a network costs, as plain numbers that survive JSON; without torch and NumPy, for reports read it."""
+"""Cost of a network as plain numbers, written to and read from JSON; without torch and NumPy, as reports import it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a forward pass of one batch holds at its worst moment, without the weights."""
+    """Peak memory of a forward pass of one batch in bytes, without the weights."""
 
     batch: int
     bytes: int
@@ -32,14 +32,14 @@ class Memory:
 
 @dataclass
 class Cost:
-    """What a network costs to keep and to run; what is not known is None.
+    """Size and speed of a network; unknown values are None.
 
     Attributes:
         params: number of parameters.
         macs: multiply-adds of one image, one multiplication with its addition counted as 1.
         bytes: of the weights file.
         latency: of each batch size that was timed.
-        device: what the latency is of: ``cpu``, the name of a GPU, or both in words, e.g. ``CPU, 2 threads``.
+        device: of the latency: ``cpu``, the name of a GPU, or a description, e.g. ``CPU, 2 threads``.
         memory: of each batch size that was measured.
         size: side of the input in pixels, or [height, width].
         threads: of the CPU, during the timing.
@@ -62,8 +62,8 @@ class Cost:
         return next((each for each in self.latency if each.batch == batch), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON. ``size``, ``threads``, ``repeats`` and ``extra_macs`` are left out where there is nothing to say:
-        records that were written before these keys existed read the same."""
+        """For JSON. ``size``, ``threads``, ``repeats`` and ``extra_macs`` are left out where they are empty, as in
+        records that were written before these keys existed."""
         plain = asdict(self)
         for name in ("size", "threads", "extra_macs"):
             if not plain[name]:

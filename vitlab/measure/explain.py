@@ -1,11 +1,11 @@
-"""Where a network looked: Grad-CAM (Selvaraju et al., ICCV 2017), for CNNs and for transformers.
+"""Saliency maps: Grad-CAM (Selvaraju et al., ICCV 2017), for CNNs and for transformers.
 
-A map is [B, h, w], on the grid of the layer it was read from, never negative; :func:`enlarge` brings it to the size of
-the view. Attention rollout is in :mod:`vitlab.measure.rollout`, the test that a map says anything about the weights in
-:mod:`vitlab.measure.model_randomization`.
+A map is [B, h, w], on the grid of the layer it was read from, never negative; :func:`upsample_maps` brings it to the
+size of the view. Attention rollout is in :mod:`vitlab.measure.rollout`, the test that a map says anything about the
+weights in :mod:`vitlab.measure.model_randomization`.
 
-Written here rather than taken from the grad-cam package: that one needs from the user the layer and for a reshaping
-function for each transformer, and brings OpenCV; timm records the layout of its own networks.
+Implemented here, because the grad-cam package needs the layer and a reshaping function for each transformer from the
+user, and depends on OpenCV; timm records the layout of its own networks.
 """
 
 from __future__ import annotations
@@ -22,27 +22,28 @@ from vitlab.errors import UserError, nearest
 from vitlab.models.eval_mode import eval_mode
 
 LEAST_GRID = 4
-"""Places a side of a map that is worth looking at."""
+"""Smallest side of a map, in positions, that resolves anything."""
 
 Map = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(model, image [B, 3, H, W], target [B]) -> map [B, h, w]."""
 
 
 def grad_cam(model: nn.Module, image: Tensor, target: Tensor, layer: str | None = None) -> Tensor:
-    """Which places of a layer speak for class ``target``: ``relu(sum_c a_c A_c)``, ``a_c`` the mean of ``dy/dA_c``.
+    """Positions of a layer that increase the logit of class ``target``: ``relu(sum_c a_c A_c)``, where ``a_c`` is the
+    mean of ``dy/dA_c`` over positions.
 
     Args:
-        model: any timm classifier; left as it was.
+        model: any timm classifier; its mode and ``requires_grad`` are restored.
         image: [B, 3, H, W], normalised, on the model's device.
         target: [B] class numbers; y is that logit, before the softmax.
         layer: name of a module whose output is read; None: :func:`usual_layer`, and where there is none, what
             ``forward_features`` returns.
 
     Returns:
-        [B, h, w] >= 0, of no fixed scale; all zero where the layer speaks against the class everywhere.
+        [B, h, w] >= 0, of no fixed scale; all zero where every position of the layer decreases the logit.
 
     Raises:
-        UserError: no such layer, or one whose output is no grid of places.
+        UserError: no such layer, or one whose output is no grid of positions.
     """
     if layer is None and not callable(getattr(model, "forward_features", None)):
         raise UserError(
@@ -51,6 +52,7 @@ def grad_cam(model: nn.Module, image: Tensor, target: Tensor, layer: str | None 
     name = layer if layer is not None else usual_layer(model, image)
     with _frozen(model), torch.enable_grad():
         if name is None:
+            # The input requires a gradient, since the parameters are frozen and the graph needs a leaf.
             kept = model.forward_features(image.detach().requires_grad_())  # type: ignore[operator]
             logits = model.forward_head(kept)  # type: ignore[operator]
         else:
@@ -64,6 +66,7 @@ def grad_cam(model: nn.Module, image: Tensor, target: Tensor, layer: str | None 
         where = f"layer '{name}'" if name else "the features"
         if not isinstance(kept, Tensor) or not kept.requires_grad:
             raise UserError(f"Grad-CAM: {where} of this network gives no tensor to differentiate by.", _LAYER_CURE)
+        # The sum over the batch: images do not interact in eval mode, so its gradient is that of each image's logit.
         score = logits.gather(1, target.to(logits.device)[:, None]).sum()
         (gradient,) = torch.autograd.grad(score, kept, allow_unused=True)
     if gradient is None:
@@ -77,15 +80,15 @@ _LAYER_CURE = "Give explain.layer=NAME, the name of a module, such as blocks.10.
 
 
 def usual_layer(model: nn.Module, image: Tensor) -> str | None:
-    """The layer that Grad-CAM reads where none is named; None: what ``forward_features`` returns.
+    """The layer that Grad-CAM reads by default; None: what ``forward_features`` returns.
 
-    In a transformer of equal blocks it is the last block's first norm: behind the last attention the patch tokens of a
-    network with a class token reach no logit any more, so its final features have no gradient. In a network of stages
-    (CNNs, Swin, TinyViT) it is the final features, unless they are a grid of fewer than ``LEAST_GRID`` places a side,
-    as for small images: then the last layer with a grid of at least that.
+    In a transformer of equal blocks it is the last block's first norm: after the last attention the patch tokens of a
+    network with a class token no longer influence the logits, so its final features have no gradient. In a network of
+    stages (CNNs, Swin, TinyViT) it is the final features, unless their grid has a side below ``LEAST_GRID``, as for
+    small images: then the last layer with a grid of at least that.
 
     Args:
-        image: [B, 3, H, W]; run through once where the network has stages, to see its grids.
+        image: [B, 3, H, W]; one forward pass is made where the network has stages, to record its grids.
     """
     blocks = getattr(model, "blocks", None)
     if isinstance(blocks, nn.Sequential | nn.ModuleList) and len(blocks) and hasattr(blocks[-1], "norm1"):
@@ -100,7 +103,7 @@ def usual_layer(model: nn.Module, image: Tensor) -> str | None:
 
         return hook
 
-    # Stages and what they are made of; deeper parts are halves of a layer, before its residual sum.
+    # Stages and their blocks; deeper modules are inside a block, before its residual sum.
     named = [(name, module) for name, module in model.named_modules() if name and name.count(".") <= 1]
     handles = [module.register_forward_hook(note(name)) for name, module in named]
     try:
@@ -135,11 +138,11 @@ def to_grid(model: nn.Module, features: Tensor, where: str) -> Tensor:
     """Features as [B, C, h, w]: from NCHW, from NHWC (Swin), or from tokens [B, prefix + h·w, C].
 
     Raises:
-        UserError: the features are no grid of places.
+        UserError: the features are no grid of positions.
     """
     if features.ndim == 4:
         last = getattr(model, "output_fmt", "NCHW") == "NHWC" or (
-            # a block of TinyViT works on NHWC inside a network that gives NCHW
+            # a block of TinyViT works on NHWC inside a network whose output is NCHW
             features.shape[1] == features.shape[2] != features.shape[3]
             or _has_channels(model, features.shape[3]) > _has_channels(model, features.shape[1])
         )
@@ -158,7 +161,7 @@ def _has_channels(model: nn.Module, length: int) -> bool:
 
 def network_maps(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
     """The maps [B, h, w] that the network itself declares (``attention_maps(image)``, see :mod:`vitlab.models`) by
-    name, each the mean over the maps of that name; empty where it declares none. Its mode is left as it was.
+    name, each the mean over the maps of that name; empty where it declares none. Its mode is restored.
 
     Raises:
         ValueError: a map that is not [B, N, h, w].
@@ -195,10 +198,8 @@ def token_grid(model: nn.Module, tokens: int) -> tuple[int, int, int]:
     )
 
 
-def enlarge(maps: Tensor, height: int, width: int) -> Tensor:
-    """Maps [B, h, w] bilinearly at [B, height, width], each stretched to [0, 1]; a map that is the same everywhere, in
-    which no place stands out, becomes zero.
-    """
+def upsample_maps(maps: Tensor, height: int, width: int) -> Tensor:
+    """Maps [B, h, w] resized bilinearly to [B, height, width], each scaled to [0, 1]; a constant map becomes zero."""
     big = functional.interpolate(maps[:, None].float(), (height, width), mode="bilinear", align_corners=False)[:, 0]
     low, high = big.amin(dim=(1, 2), keepdim=True), big.amax(dim=(1, 2), keepdim=True)
     flat = high - low <= 1e-6 * high.abs()
@@ -207,21 +208,21 @@ def enlarge(maps: Tensor, height: int, width: int) -> Tensor:
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradient for parameters; afterwards all is as it was.
+    """Eval mode without gradients for parameters; both are restored afterwards.
 
-    ``train`` is called on leaving for the sake of timm's networks that keep tables gathered from their parameters while
-    in eval mode: a table kept here must not be what a later training reads.
+    ``train`` is called on leaving because some timm networks cache tables gathered from their parameters while in eval
+    mode, and drop them only then: a table cached here must not be read by a later training.
     """
     modes = {module: module.training for module in model.modules()}
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.train()
     model.eval()
     try:
-        for parameter, _ in wanted:
+        for parameter, _ in required:
             parameter.requires_grad_(False)
         yield
     finally:
-        for parameter, grad in wanted:
+        for parameter, grad in required:
             parameter.requires_grad_(grad)
         model.train()
         for module, mode in modes.items():

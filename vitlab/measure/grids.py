@@ -17,11 +17,11 @@ def grid_points(axes: Mapping[str, Sequence[int]]) -> Iterator[tuple[tuple[int, 
         yield index, {name: points[at] for at, (name, points) in zip(index, axes.items(), strict=True)}
 
 
-def monotone(values: Floats) -> Floats:
+def make_monotone(values: Floats) -> Floats:
     """``values`` made non-decreasing along every axis: isotonic least squares along one axis after the other.
 
-    Isotonic regression keeps the order of two lines, so that a later axis does not undo an earlier one; values that
-    increase already stay as they are. NaN at the end of a line is not measured, and stays.
+    Isotonic regression preserves the order of two lines, so that a later axis does not undo an earlier one; values that
+    are already non-decreasing do not change. NaN stands for a point that was not measured, and stays.
     """
     from scipy.optimize import isotonic_regression
 
@@ -38,9 +38,10 @@ def monotone(values: Floats) -> Floats:
     return found
 
 
-def place(points: Floats, at: Floats) -> tuple[NDArray[np.intp], Floats]:
-    """Between which of the ascending ``points`` the values ``at`` lie: the index of the lower, and the share of the
-    way to the next. Beyond the ends the last pair's line goes on; a single point has only itself."""
+def locate(points: Floats, at: Floats) -> tuple[NDArray[np.intp], Floats]:
+    """The cell of the ascending ``points`` in which each value of ``at`` lies: index of its lower end, and the fraction
+    of the way to the upper one. Values beyond the ends are extrapolated from the last cell; a single point has no cell,
+    and the fraction is 0."""
     low = np.clip(np.searchsorted(points, at, side="right") - 1, 0, max(len(points) - 2, 0))
     if len(points) == 1:
         return low, np.zeros(np.shape(at))
@@ -58,7 +59,7 @@ def interpolate(points: Sequence[Floats], values: Floats, at: Sequence[Floats]) 
     Returns:
         Values of the shape of each of ``at``.
     """
-    places = [place(one, where) for one, where in zip(points, at, strict=True)]
+    places = [locate(one, where) for one, where in zip(points, at, strict=True)]
 
     def along(axis: int, index: tuple[NDArray[np.intp], ...]) -> Floats:
         if axis == len(places):

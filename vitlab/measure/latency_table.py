@@ -2,9 +2,9 @@
 
 A :class:`LatencyTable` has one grid or several, each over named axes; the latency of a block is the sum over the grids
 (a transformer's block is attention, over embed, heads, qk, v, and MLP, over embed and hidden width, so that 375 + 75
-measurements stand for 9375), and that of a network the sum over its blocks. Each point is timed once in every round,
-in random order, after warm-up, and its time is the median over rounds. Before use the medians are made to increase
-along every axis (:func:`monotone`), for noise makes about 4 % of neighbours decrease (Yang et al., CVPR 2023, official
+measurements replace 9375), and that of a network the sum over its blocks. Each point is timed once in every round, in
+random order, after warm-up, and its time is the median over rounds. Before use the medians are made to increase along
+every axis (:func:`make_monotone`), for noise makes about 4 % of neighbours decrease (Yang et al., CVPR 2023, official
 table). How far the sums are from the truth is measured on networks that the table was not made of.
 
 The file is JSON: ``format``, ``what``, ``conditions`` (device, threads, batch, precision, backend, versions),
@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vitlab.errors import UserError
 from vitlab.files import read_json, write_json
-from vitlab.measure.grids import grid_points, interpolate, monotone
+from vitlab.measure.grids import grid_points, interpolate, make_monotone
 from vitlab.measure.timing import Call, Conditions, forward_pass, synchronize, time_in_rounds
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class LatencyTable:
     """Seconds of one batch through parts of a network.
 
     Attributes:
-        what: was measured, in words.
+        what: description of the measured parts.
         conditions: on what and how.
         repeats: rounds that each median is of.
         busy: others used the machine meanwhile; the times may be too long.
@@ -106,7 +106,7 @@ class LatencyTable:
     held_out: list[HeldOut] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._smooth = {name: monotone(grid.seconds) for name, grid in self.grids.items()}
+        self._smooth = {name: make_monotone(grid.seconds) for name, grid in self.grids.items()}
 
     @property
     def axes(self) -> dict[str, tuple[int, int]]:
@@ -227,7 +227,7 @@ class LatencyTable:
         try:
             return cls.from_dict(read_json(path))
         except ValueError as error:  # of JSON as well
-            raise UserError(f"'{path}' is no latency table: {error}.", "Measure one anew.") from error
+            raise UserError(f"'{path}' is no latency table: {error}.", "Measure it again.") from error
 
 
 def _require(holds: bool, otherwise: str) -> None:
@@ -249,8 +249,8 @@ def _grid(at: str, value: Any) -> Grid:
     _require_keys(value, at, {"axes": Mapping, "seconds": list, "spread": list})
     axes: dict[str, tuple[int, ...]] = {}
     for name, points in value["axes"].items():
-        whole = isinstance(points, list) and len(points) > 0 and all(type(one) is int for one in points)
-        _require(whole and points == sorted(set(points)), f"{at}axes.{name} is no ascending list of whole numbers")
+        integers = isinstance(points, list) and len(points) > 0 and all(type(one) is int for one in points)
+        _require(integers and points == sorted(set(points)), f"{at}axes.{name} is no ascending list of integers")
         axes[str(name)] = tuple(points)
     _require(len(axes) > 0, f"{at}axes is empty")
     shape = tuple(map(len, axes.values()))
@@ -290,7 +290,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Whole:
+class HeldOutNetwork:
     """A network to compare a prediction with: its blocks' dimensions, and what builds it with its input."""
 
     blocks: Sequence[Dims]
@@ -304,25 +304,25 @@ def measure_table(
     device: torch.device,
     batch: int,
     precision: str = "32",
-    held_out: Sequence[Whole] = (),
+    held_out: Sequence[HeldOutNetwork] = (),
     rounds: int = ROUNDS,
     seconds: float = 0.01,
     partial: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> LatencyTable:
-    """Time every point of every part's grid, and whole networks among them, in rounds.
+    """Time every point of every part's grid, and the held-out networks among them, in rounds.
 
     Args:
-        what: in words; stands in the file.
+        what: description, stored in the file.
         parts: of each grid's name.
         device: that modules and inputs are moved to.
-        batch: images at a time; the inputs are made by the parts, this is what stands in the file.
+        batch: images at a time, stored in the file; the inputs themselves are made by the parts.
         precision: of parameters and inputs, a key of :data:`PRECISIONS`.
         held_out: networks to compare the table's sums with.
         rounds: that each median is of.
         seconds: that one sample takes at least.
-        partial: file that keeps what is measured while it goes on, for a call after an interruption. Delete it when
-            the table is saved.
+        partial: file in which samples are saved during the measurement; a call after an interruption continues from
+            it. Delete it when the table is saved.
         progress: called with the samples done and in all; may raise to stop.
 
     Raises:
@@ -336,16 +336,16 @@ def measure_table(
     for name, part in parts.items():
         for _, dims in grid_points(part.axes):
             if all(dims.values()):
-                cells[_key(name, dims)] = cell(bind(part.build, dims), device, precision)
-    for number, whole in enumerate(held_out):
-        cells[f"held out {number}"] = cell(whole.build, device, precision)
+                cells[_key(name, dims)] = forward_call(bind(part.build, dims), device, precision)
+    for number, network in enumerate(held_out):
+        cells[f"held out {number}"] = forward_call(network.build, device, precision)
     samples = time_in_rounds(
         cells,
         rounds,
         seconds,
         wait=lambda: synchronize(device),
         partial=partial,
-        question={"what": what, **asdict(conditions)},
+        spec={"what": what, **asdict(conditions)},
         progress=progress,
     )
     grids = {}
@@ -357,25 +357,25 @@ def measure_table(
                 grid.seconds[index], grid.spread[index] = np.median(found), spread_of(found)
         grids[name] = grid
     table = LatencyTable(what, conditions, rounds, samples.busy, grids)
-    for number, whole in enumerate(held_out):
-        structure = [dict(dims) for dims in whole.blocks]
+    for number, network in enumerate(held_out):
+        structure = [dict(dims) for dims in network.blocks]
         measured = float(np.median(samples.seconds[f"held out {number}"]))
         table.held_out.append(HeldOut(structure, table.network_seconds(structure), measured))
     return table
 
 
-def cell(build: Callable[[], Work], device: torch.device, precision: str = "32") -> Callable[[], Call]:
-    """For :func:`~vitlab.measure.timing.time_in_rounds`: a forward pass in eval mode of what ``build`` makes, on
-    ``device``; it does not wait for the device."""
+def forward_call(build: Callable[[], Work], device: torch.device, precision: str = "32") -> Callable[[], Call]:
+    """A factory for :func:`~vitlab.measure.timing.time_in_rounds`, of a forward pass in eval mode of the module and
+    input that ``build`` makes, on ``device``; the call does not wait for the device."""
 
-    def make() -> Call:
+    def build_call() -> Call:
         import torch
 
         kind = getattr(torch, PRECISIONS[precision])
         module, batch = build()
         return forward_pass(module.to(device, kind).eval(), batch.to(device, kind), wait=False)
 
-    return make
+    return build_call
 
 
 def _key(name: str, dims: Dims) -> str:

@@ -1,4 +1,4 @@
-"""How much memory a forward pass needs beside the weights."""
+"""Peak memory of a forward pass, without the weights."""
 
 from __future__ import annotations
 
@@ -16,32 +16,31 @@ from vitlab.models.eval_mode import eval_mode
 
 
 def peak_memory(model: nn.Module, size: Size, batch: int) -> int:
-    """Bytes that one forward pass of [batch, 3, H, W] holds at its worst moment, the images among them and the
-    weights not.
+    """Peak bytes of one forward pass of [batch, 3, H, W], with the images and without the weights.
 
-    On a CUDA device it is the allocator's own account. Elsewhere the tensors are counted that exist between two
-    operations; scratch space inside an operation is not.
+    On a CUDA device this is the statistic of the allocator. Elsewhere the tensors that exist between two operations are
+    counted; scratch space inside an operation is not.
     """
     like = next(model.parameters())
     images = torch.zeros(batch, 3, *hw(size), dtype=like.dtype, device=like.device)
     with eval_mode(model):
-        model(images)  # tables that a network keeps from its first pass are not part of the next
+        model(images)  # a first pass, since some networks cache tables in it
         if like.device.type == "cuda":
             before = torch.cuda.memory_allocated(like.device)
             torch.cuda.reset_peak_memory_stats(like.device)
             model(images)
             torch.cuda.synchronize(like.device)
             return torch.cuda.max_memory_allocated(like.device) - before + images.nbytes
-        with Live() as live:
+        with LiveStorage() as live:
             model(images)
         return live.peak + images.nbytes
 
 
-class Live(TorchDispatchMode):
+class LiveStorage(TorchDispatchMode):
     """Counts the bytes of the tensors that operations make inside this context; each storage once, until it is freed.
 
     Attributes:
-        now, peak: bytes alive at this moment, and at the worst.
+        now, peak: bytes alive at present, and their maximum so far.
     """
 
     def __init__(self) -> None:
@@ -62,11 +61,12 @@ class Live(TorchDispatchMode):
 
     def _count(self, storage: torch.UntypedStorage, before: set[int]) -> None:
         key = storage._cdata
-        if key in self._seen or key in before:  # an own tensor again, or a view of a weight or of the images
+        if key in self._seen or key in before:  # counted already, or a view of a weight or of the images
             return
         self._seen.add(key)
         self.now += storage.nbytes()
         self.peak = max(self.peak, self.now)
+        # Python frees a storage with its last tensor; there is no hook in torch for it.
         weakref.finalize(storage, self._free, key, storage.nbytes())
 
     def _free(self, key: int, size: int) -> None:

@@ -1,8 +1,8 @@
-"""Does a map depend on what was learned? Randomise the weights and look again (Adebayo et al., NeurIPS 2018).
+"""Model randomisation test of saliency maps (Adebayo et al., Sanity Checks for Saliency Maps, NeurIPS 2018).
 
 The network's weights are randomised layer by layer from the head down ("cascading"), and after each step the map is
-compared with the first one by Spearman's rank correlation. A method whose maps stay alike is an edge detector: its
-pictures say something of the image and nothing of the network.
+compared with the first one by Spearman's rank correlation. A method whose maps do not change is an edge detector: its
+maps depend on the image and not on the weights.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from vitlab.measure.explain import Map
 
 
 @dataclass
-class Sanity:
-    """How alike the maps of a network and of its randomised copies are."""
+class SanityResult:
+    """Similarity between the maps of a network and those of its randomised copies."""
 
-    parts: list[str]  # what was randomised at each step, together with all before it
+    parts: list[str]  # the layer down to which all are randomised, at each step
     correlation: list[float]  # mean over the images of Spearman's rank correlation with the first maps, in [-1, 1]
     maps: list[Tensor]  # [B, h, w] after each step
     blank: int = 0  # of the first maps, how many are the same everywhere and show nothing
 
     @property
     def passed(self) -> bool:
-        """Whether the maps show something, and those of the wholly random network are unlike them: mean correlation
-        below 0.5."""
+        """Whether no map is blank, and the mean correlation with the maps of the completely random network is below
+        0.5."""
         return self.blank == 0 and self.correlation[-1] < 0.5
 
 
 def sanity_check(
     method: Map, model: nn.Module, image: Tensor, target: Tensor, seed: int = 0, steps: int = 6
-) -> tuple[Tensor, Sanity]:
-    """The maps of ``method`` for ``image`` and what is left of them as the weights go.
+) -> tuple[Tensor, SanityResult]:
+    """The maps of ``method`` for ``image``, and their similarity to those of ever more randomised copies.
 
     Args:
         method: e.g. :func:`vitlab.measure.explain.grad_cam`.
-        model: left as it is; a copy is randomised.
-        image: [B, 3, H, W]; target: [B], kept also where the random network would answer otherwise.
+        model: not changed; a copy is randomised.
+        image: [B, 3, H, W]; target: [B], the same for the random networks, whatever they predict.
         steps: at most so many parts, about equal in layers.
 
     Returns:
@@ -51,17 +51,17 @@ def sanity_check(
     """
     first = method(model, image, target)
     parts, correlation, maps = [], [], []
-    for name, random in randomised(model, seed, steps):
+    for name, random in randomise_cascading(model, seed, steps):
         again = method(random, image, target)
         parts.append(name)
         maps.append(again)
         pairs = zip(first.cpu().numpy(), again.cpu().numpy(), strict=True)
         correlation.append(float(np.mean([rank_correlation(a, b) for a, b in pairs])))
     blank = int((first.amax(dim=(1, 2)) == first.amin(dim=(1, 2))).sum())
-    return first, Sanity(parts, correlation, maps, blank)
+    return first, SanityResult(parts, correlation, maps, blank)
 
 
-def randomised(model: nn.Module, seed: int = 0, steps: int = 6) -> Iterator[tuple[str, nn.Module]]:
+def randomise_cascading(model: nn.Module, seed: int = 0, steps: int = 6) -> Iterator[tuple[str, nn.Module]]:
     """Copies of ``model`` with ever more layers randomised, from the last to the first; (layer reached, copy).
 
     The entries of each tensor are permuted, so that a random layer has the distribution of the trained one; a tensor of
@@ -80,7 +80,7 @@ def randomised(model: nn.Module, seed: int = 0, steps: int = 6) -> Iterator[tupl
                 flat = parameter.data.flatten()
                 order = torch.randperm(len(flat), generator=generator).to(flat.device)
                 parameter.data.copy_(flat[order].view_as(parameter))
-        random.train()  # forgets tables that were gathered from the old weights
+        random.train()  # drops tables that timm's networks gathered from the old weights
         random.eval()
         yield layers[int(part[-1])][0], random
 

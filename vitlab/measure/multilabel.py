@@ -1,6 +1,7 @@
-"""What was measured of a network that decides each label by itself; plain numbers and numpy, so that reports need no
-torch. The metrics themselves are torchmetrics' (:mod:`vitlab.tasks.parts.multilabel_metrics`); here stand those that it
-lacks: thresholds that maximise F1, and the bootstrap of average precision.
+"""Metrics of a multilabel network, as plain numbers and with numpy only, so that reports need no torch.
+
+Most are computed by torchmetrics (:mod:`vitlab.tasks.parts.multilabel_metrics`); those that it lacks are here:
+thresholds that maximise F1, and the bootstrap of average precision.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vitlab.measure.bootstrap import Comparison, Difference, mcnemar, resample_weights
+from vitlab.measure.bootstrap import Comparison, Difference, mcnemar_p_value, resample_weights
 from vitlab.measure.classification import Bin
 
-DEFAULT = 0.5
+DEFAULT_THRESHOLD = 0.5
 """Threshold of a label where none was chosen."""
 
 METRICS = ("map", "subset_accuracy", "nll", "brier")
@@ -26,7 +27,7 @@ LEVEL = 0.95
 
 @dataclass
 class LabelScore:
-    """How one label fared. Shares lie in [0, 1]; None where a label without images has none."""
+    """Metrics of one label. Shares lie in [0, 1]; None where they are undefined for a label without images."""
 
     name: str
     n: int  # images that have it
@@ -60,9 +61,9 @@ class MultilabelEvaluation:
     bins: int
     cardinality: float  # labels an image has, mean
     labels: list[LabelScore]
-    reliability: list[Bin]  # of all (image, label) pairs together: confidence is p, accuracy the share that has it
+    reliability: list[Bin]  # of all (image, label) pairs: confidence is p, accuracy the share of positive labels
     thresholds_from: str = ""  # the images that thresholds were chosen on; empty: all are 1/2
-    no_thresholds: str = ""  # why none could be chosen, and what helps
+    no_thresholds: str = ""  # why none could be chosen, and the cure
     default_thresholds: list[str] = field(default_factory=list)  # labels that no validation image has
     intervals: dict[str, list[float]] = field(default_factory=dict)  # metric: [lo, hi] of the bootstrap, 95 %
     view: str = ""
@@ -73,12 +74,12 @@ class MultilabelEvaluation:
         return [one.threshold for one in self.labels]
 
     def metrics(self) -> dict[str, float]:
-        """The single numbers, as they stand in tables and ``model.json``."""
+        """The single numbers, as in tables and ``model.json``."""
         names = ("map", "auroc", "f1", "micro_f1", "subset_accuracy", "nll", "brier", "ece", "max_ece")
         return {name: float(getattr(self, name)) for name in names}
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """Plain values for JSON."""
         return asdict(self)
 
     @classmethod
@@ -104,14 +105,14 @@ def binary_nll(logits: ArrayLike, label: ArrayLike) -> NDArray[np.float64]:
 
 
 def choose_thresholds(prob: ArrayLike, label: ArrayLike) -> NDArray[np.float64]:
-    """For each label the probability from which on predicting it gives the largest F1, [K]; NaN where no image has it.
+    """[K] the threshold on the probability of each label that maximises F1; NaN for a label without images.
 
     Args:
         prob: [N, K] of images that are neither trained on nor measured.
         label: [N, K] of 0 and 1.
 
-    A threshold lies halfway between two neighbouring probabilities, so that images near it are not decided by their
-    last digit; among thresholds of equal F1 the one nearest to 1/2 is taken.
+    A threshold lies halfway between two neighbouring probabilities, so that rounding does not change a decision; among
+    thresholds of equal F1 the one nearest to 1/2 is taken.
     """
     p, y = np.asarray(prob, np.float64), np.asarray(label, bool)
     found = np.full(p.shape[1], np.nan)
@@ -120,12 +121,13 @@ def choose_thresholds(prob: ArrayLike, label: ArrayLike) -> NDArray[np.float64]:
             continue
         order = np.argsort(-p[:, k], kind="stable")
         values, right = p[order, k], np.cumsum(y[order, k])
-        ends = np.flatnonzero(np.append(values[1:] != values[:-1], True))  # predicting down to here
+        # Equal probabilities are predicted together: only the last of a run can be the end of the predicted images.
+        ends = np.flatnonzero(np.append(values[1:] != values[:-1], True))
         f1 = 2 * right[ends] / (ends + 1 + right[-1])
         below = np.append(values[ends[:-1] + 1], 0.0)
         middle = (values[ends] + below) / 2
         best = np.flatnonzero(f1 >= f1.max() - 1e-12)
-        found[k] = middle[best[np.argmin(np.abs(middle[best] - DEFAULT))]]
+        found[k] = middle[best[np.argmin(np.abs(middle[best] - DEFAULT_THRESHOLD))]]
     return found
 
 
@@ -151,7 +153,7 @@ def weighted_average_precision(
     return np.divide(area, total, out=np.full_like(total, np.nan), where=total > 0)
 
 
-def resampled(
+def bootstrap_metrics(
     models: list[tuple[NDArray[np.float64], NDArray[np.bool_]]],
     logits: list[NDArray[np.float32]],
     label: NDArray[Any],
@@ -196,7 +198,7 @@ def weighted_metrics(
     return found
 
 
-def compare(
+def compare_multilabel(
     first: str,
     second: str,
     a: tuple[NDArray[np.float32], NDArray[np.float64]],
@@ -218,11 +220,11 @@ def compare(
         prob = sigmoid(z)
         models.append((prob, prob >= thresholds))
         logits.append(z)
-    one, other = resampled(models, logits, truth, resamples, groups=groups)
+    one, other = bootstrap_metrics(models, logits, truth, resamples, groups=groups)
     at, to = (weighted_metrics(p, d, z, truth, np.ones((1, n))) for (p, d), z in zip(models, logits, strict=True))
     differences = {}
     for row, name in enumerate(METRICS):
-        lo, hi = interval(other[name] - one[name])
+        lo, hi = percentile_interval(other[name] - one[name])
         differences[name] = Difference(float(to[row, 0] - at[row, 0]), lo, hi)
     right, others = ((decided == truth).all(1) for _, decided in models)
     only_first, only_second = int((right & ~others).sum()), int((~right & others).sum())
@@ -234,12 +236,12 @@ def compare(
         only_first=only_first,
         only_second=only_second,
         both_wrong=int((~right & ~others).sum()),
-        p_value=mcnemar(only_first, only_second),
+        p_value=mcnemar_p_value(only_first, only_second),
         differences=differences,
     )
 
 
-def interval(values: NDArray[np.float64]) -> tuple[float, float]:
+def percentile_interval(values: NDArray[np.float64]) -> tuple[float, float]:
     """95 % percentile interval."""
     lo, hi = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(lo), float(hi)

@@ -1,4 +1,4 @@
-"""What every measurement of a model on a labelled set has, whatever the task: the record that reports are made of."""
+"""The interface of an evaluation record: the measurements of a model on a labelled set, for any task."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any, Protocol
 
 
 class Record(Protocol):
-    """Numbers of one model on one set of images. Implementations are dataclasses that survive JSON.
+    """Metrics of one model on one set of images. Implementations are dataclasses that convert to and from JSON.
 
     Attributes:
         n: images.
         classes: names, in the order of the logits.
-        view: how the images were cut and scaled, in words.
+        view: description of resizing and crop.
         intervals: metric to its 95 % interval ``[lo, hi]``; empty where none was computed.
     """
 
@@ -21,7 +21,7 @@ class Record(Protocol):
     intervals: dict[str, list[float]]
 
     def metrics(self) -> dict[str, float]:
-        """The single numbers, as they stand in tables and in ``model.json``."""
+        """The single numbers, as in tables and ``model.json``."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """Plain values for JSON."""

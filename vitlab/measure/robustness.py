@@ -1,4 +1,4 @@
-"""How a network fares on images that are not like those it learned from: numbers for each kind, and their means.
+"""Robustness records: metrics under corruptions and on shifted test sets, and their means.
 
 Numpy only, so that a report can be rebuilt without torch. Definitions: Hendrycks and Dietterich (ICLR 2019) for
 corruptions; Dataset Reinforcement (ICCV 2023), evaluation protocol, for shifted sets and calibration.
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vitlab.measure.classification import CALIBRATION_BINS, Scores, calibration, score
+from vitlab.measure.classification import CALIBRATION_BINS, Scores, calibration_error, score_images
 from vitlab.measure.corruptions import mean_corruption_error
 from vitlab.measure.robustness_names import CORRUPTIONS, FAMILIES, SEVERITIES
 
@@ -34,12 +34,12 @@ ALEXNET = {
     "pixelate": 0.717840,
     "jpeg_compression": 0.606500,
 }
-"""Published errors of AlexNet on ImageNet-C, means over the severities: what mCE is a share of, on ImageNet alone."""
+"""Published errors of AlexNet on ImageNet-C, means over the severities: the denominators of mCE, for ImageNet only."""
 
 
 @dataclass
 class Cell:
-    """One set of images, as a network answered it. Shares lie in [0, 1], nll is in nats."""
+    """Metrics of a network on one set of images. Shares lie in [0, 1], nll is in nats."""
 
     name: str  # corruption, or set
     severity: int  # 1 to 5; 0 where there is none
@@ -55,21 +55,21 @@ class Cell:
 
 
 class Tally:
-    """Answers to several sets, gathered batch by batch: what each image contributes, not its logits."""
+    """Scores on several sets, accumulated batch by batch: the terms of each image, not its logits."""
 
     def __init__(self) -> None:
         self._parts: dict[int, list[Scores]] = {}
 
     def add(self, logits: ArrayLike, label: ArrayLike, slot: ArrayLike | int = 0) -> None:
         """A batch: logits [B, C], label [B] integers in [0, C), and the number of the set [B] of each image."""
-        found, which = score(logits, label), np.broadcast_to(np.asarray(slot), np.shape(label))
+        found, which = score_images(logits, label), np.broadcast_to(np.asarray(slot), np.shape(label))
         for number in np.unique(which).tolist():
             rows = which == number
             part = Scores(**{one.name: getattr(found, one.name)[rows] for one in fields(Scores)})
             self._parts.setdefault(number, []).append(part)
 
     def cell(self, name: str, severity: int = 0, bins: int = 15, slot: int = 0) -> Cell:
-        """What was gathered of one set.
+        """Metrics of one set.
 
         Args:
             bins: of ece and max_ece.
@@ -79,7 +79,7 @@ class Tally:
         """
         parts = self._parts[slot]
         found = Scores(**{f.name: np.concatenate([getattr(one, f.name) for one in parts]) for f in fields(Scores)})
-        ece, max_ece, _ = calibration(found.confidence, found.correct, bins)
+        ece, max_ece, _ = calibration_error(found.confidence, found.correct, bins)
         return Cell(
             name,
             severity,
@@ -91,14 +91,14 @@ class Tally:
             ece,
             max_ece,
             float(found.confidence.mean()),
-            [[b, *calibration(found.confidence, found.correct, b)[:2]] for b in CALIBRATION_BINS],
+            [[b, *calibration_error(found.confidence, found.correct, b)[:2]] for b in CALIBRATION_BINS],
         )
 
 
 def nearest_accepted(logits: ArrayLike, accepted: ArrayLike) -> NDArray[np.int64]:
-    """[N] the likeliest of the classes that are right answers to each image: its label, where several are right.
+    """[N] a label for each image where several classes are right: the one of them with the largest logit.
 
-    A prediction is then right if and only if it is one of them. NLL and Brier score speak of this label.
+    A prediction is then right if and only if it is one of them. NLL and Brier score refer to this label.
 
     Args:
         logits: [N, C].
@@ -109,16 +109,15 @@ def nearest_accepted(logits: ArrayLike, accepted: ArrayLike) -> NDArray[np.int64
 
 @dataclass
 class Robustness:
-    """A network under corruptions.
+    """Metrics of a network under corruptions.
 
-    ``published`` distinguishes ImageNet-C's own files from corruptions made on the fly, whose numbers do not
-    compare with those of the files. ``alexnet``: the images are ImageNet's, so that errors may be taken as shares of
-    AlexNet's.
+    ``published`` distinguishes the files of ImageNet-C from corruptions made on the fly; numbers of the two are not
+    comparable. ``alexnet``: the images are ImageNet's, so that errors may be divided by those of AlexNet.
     """
 
     model: str  # fingerprint of the weights
     images: str  # fingerprint of the measured images
-    view: str  # how they were cut, in words
+    view: str  # description of resizing and crop
     seed: int  # of the corruptions, and of the choice of images
     bins: int  # of ece and max_ece
     whole: int  # images in the split, of which n were measured
@@ -172,12 +171,12 @@ class Robustness:
 
     @property
     def mean_error(self) -> float:
-        """Mean over the corruptions of their errors: not divided by any other model's."""
+        """Mean over the corruptions of their errors, not divided by a reference model's."""
         return float(np.mean(list(self.errors.values())))
 
     @property
     def mce(self) -> float | None:
-        """Mean corruption error, a share of AlexNet's; None but for ImageNet and all corruptions."""
+        """Mean corruption error relative to AlexNet; None unless all corruptions were measured, on ImageNet."""
         return mean_corruption_error(self.errors, ALEXNET) if self.alexnet and self.whole_benchmark else None
 
     @property
@@ -203,28 +202,28 @@ class Robustness:
 
 @dataclass
 class ShiftedSet:
-    """A network on one set of images of ImageNet's classes.
+    """Metrics of a network on one set of images of ImageNet's classes.
 
-    ``full``: the answer is the largest of all logits. ``restricted``: the largest among the classes of the set, where
-    it has fewer than the network knows (the protocol of the authors of ImageNet-A and ImageNet-R).
+    ``full``: the prediction is the largest of all logits. ``restricted``: the largest among the classes of the set,
+    where these are a part of the network's classes (the protocol of the authors of ImageNet-A and ImageNet-R).
     """
 
     name: str  # key in vitlab.data.shifted.SETS
     title: str
     images: str  # fingerprint of the measured images
     whole: int  # images of the published set
-    classes: int  # WordNet ids that are right answers and that the network knows
-    left_out: int  # images of classes that the network does not know
+    classes: int  # WordNet ids that are right answers and among the network's classes
+    left_out: int  # images of classes that the network does not have
     full: Cell
     restricted: Cell | None = None
 
 
 @dataclass
 class Shifted:
-    """A network on the shifted ImageNet sets that were found."""
+    """Metrics of a network on the shifted ImageNet sets that were found."""
 
     model: str  # fingerprint of the weights
-    view: str  # how the images were cut, in words
+    view: str  # description of resizing and crop
     bins: int  # of ece and max_ece
     sets: list[ShiftedSet] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # titles of the sets that were not found
@@ -234,7 +233,7 @@ class Shifted:
     def average(self) -> float | None:
         """Mean top-1 over the sets that differ from the validation images, ImageNet-C as one of them; None for one set.
 
-        Of ImageNetV2 the matched frequencies stand for the three variants (Dataset Reinforcement, Table 7).
+        Of the three variants of ImageNetV2 only the matched frequencies count (Dataset Reinforcement, Table 7).
         """
         shares = [one.full.top1 for one in self.sets if one.name in AVERAGED]
         if self.corrupted is not None:

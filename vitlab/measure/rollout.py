@@ -5,8 +5,8 @@ multiplied through the network. The product is needed for one row only (the toke
 all), so a row vector is carried from the last layer back to the patches: each step is one product with the attention
 of one layer, also where attention stays inside windows (Swin, TinyViT) and no matrix over all tokens exists.
 
-The attention weights are caught as the network computes them, from ``softmax`` or from inside
-``scaled_dot_product_attention``, so that nothing of the network is replaced or set.
+The attention weights are recorded as the network computes them, from ``softmax`` or from inside
+``scaled_dot_product_attention``, so that no module of the network is replaced.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class Attention:
 
 
 def attention_rollout(model: nn.Module, image: Tensor) -> Tensor:
-    """How much of the answer's token came from each patch, by the attention alone: [B, h, w], each summing to 1.
+    """Share of each patch in the token that is classified, by attention alone: [B, h, w], each summing to 1.
 
-    A class token is read where there is one (and the distillation token with it, as their answers are averaged), else
-    the mean of the patches. What convolutions between the layers move (hybrids' stems, TinyViT) is not followed.
+    A class token is read where there is one (with the distillation token, since their logits are averaged), else the
+    mean of the patches. Mixing by convolutions (hybrids' stems, TinyViT) is not taken into account.
 
     Args:
-        model: a ViT, DeiT, BEiT, EVA or hybrid of equal blocks, a Swin, or a TinyViT; left as it was.
+        model: a ViT, DeiT, BEiT, EVA or hybrid of equal blocks, a Swin, or a TinyViT; its mode is restored.
         image: [B, 3, H, W], normalised, on the model's device.
 
     Raises:
@@ -65,7 +65,7 @@ def attention_rollout(model: nn.Module, image: Tensor) -> Tensor:
     if all(layer.grid is None for layer in layers):
         return _roll_tokens(model, [layer.weight for layer in layers])
     if any(layer.grid is None for layer in layers):
-        raise UserError(f"Rollout: {type(model).__name__} mixes windows and whole images.", _CURE)
+        raise UserError(f"Rollout: {type(model).__name__} mixes attention in windows and over all tokens.", _CURE)
     return _roll_windows(layers, len(image))
 
 
@@ -95,7 +95,7 @@ def catch_attention(model: nn.Module, image: Tensor) -> list[Attention]:
 
 
 class _Catcher(TorchFunctionMode):
-    """Sees every torch function that the network calls; keeps the weights of attention [B, heads, N, N]."""
+    """Intercepts the torch functions that the network calls, and records attention weights [B, heads, N, N]."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def _roll_tokens(model: nn.Module, weights: list[Tensor]) -> Tensor:
-    """One sequence for the whole image: [B, h, w] from the layers' [B, N, N]."""
+    """Attention over all tokens: [B, h, w] from the layers' [B, N, N]."""
     batch, tokens = weights[-1].shape[:2]
     if any(weight.shape != weights[-1].shape for weight in weights):
         raise UserError(f"Rollout: the layers of {type(model).__name__} have different tokens.", _CURE)
@@ -183,15 +183,16 @@ def _roll_tokens(model: nn.Module, weights: list[Tensor]) -> Tensor:
     else:
         row[:, prefix:] = 1 / (tokens - prefix)
     for weight in reversed(weights):
+        # row (A + I) / 2: the residual connection passes half of the share on unchanged.
         row = 0.5 * row + 0.5 * (row[:, None] @ weight)[:, 0]
     patches = row[:, prefix:].unflatten(1, (height, width))
     return patches / patches.sum(dim=(1, 2), keepdim=True)
 
 
 def _roll_windows(layers: list[Attention], batch: int) -> Tensor:
-    """Windows on grids that shrink by two from stage to stage: [B, h, w] on the grid of the first layer.
+    """Attention in windows, on grids that are halved from stage to stage: [B, h, w] on the grid of the first layer.
 
-    Between two stages a token hands its share to the four it was merged from, in equal parts.
+    Between two stages the share of a token is divided equally among the four that it was merged from.
     """
     grid = layers[-1].grid
     assert grid is not None

@@ -17,7 +17,7 @@ HALVINGS = 60
 
 @dataclass
 class Temperature:
-    """The fitted number, what it was fitted on, and what it makes of the measured images."""
+    """The fitted temperature, the images it was fitted on, and metrics of the measured images after scaling."""
 
     value: float  # logits are divided by it; above 1: the network was overconfident
     fitted_on: str  # validation images, never the measured ones: "val split, 5,000 images"
@@ -44,9 +44,9 @@ def fit_temperature(logits: ArrayLike, label: ArrayLike) -> float:
         raise ValueError(f"logits {scores.shape} and label {own.shape} must be [N, C] and [N], N > 0")
     if bool((scores.argmax(axis=1) == own).all()):
         return 1.0
-    scores = scores - scores.max(axis=1, keepdims=True)
+    scores = scores - scores.max(axis=1, keepdims=True)  # softmax is unchanged, and exp does not overflow
     mine = float(scores[np.arange(len(own)), own].mean())
-    low, high = np.log(LOWEST), np.log(HIGHEST)
+    low, high = np.log(LOWEST), np.log(HIGHEST)  # halved on a log scale: equal relative precision at both ends
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         if _expected(scores, float(np.exp(middle))) > mine:  # slope of the loss in 1/T: E_p[logit] - own logit

@@ -1,4 +1,4 @@
-"""Images a second of a traced network, as TinyViT's authors measure it: warm up, then time batch after batch."""
+"""Throughput (images per second) of a traced network by the protocol of TinyViT's authors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vitlab.measure.timing import device_name, synchronize, time_for
 from vitlab.models.eval_mode import eval_mode
 
 AUTOCAST = {"bf16-mixed": "bf16", "16-mixed": "fp16"}
-"""From Lightning's words to ours; any other is full precision."""
+"""Lightning's names of mixed precisions and ours; any other precision is full."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def measure_throughput(
     kind = kinds[precision]
     with eval_mode(model), torch.autocast(device.type, kind, enabled=kind is not None, cache_enabled=False):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is traced is known: fixed sizes are what is timed
+            warnings.simplefilter("ignore")  # tracing warns of fixed shapes, which are intended here
             traced = torch.jit.trace(model, images, check_trace=False)
 
         def run() -> None:

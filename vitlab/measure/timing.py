@@ -1,8 +1,8 @@
-"""Timing of calls: one over and over, one for some seconds, or several in turns.
+"""Timing of calls: one repeatedly, one for some seconds, or several interleaved.
 
-Calls that are compared take turns: every round times each of them once, in a new random order. A moment in which the
-machine is busy then falls on all of them alike, and the ratio of two is taken within rounds. Times are wall-clock
-seconds unless a name says milliseconds, and torch is imported only where a device is waited for.
+Calls that are compared are interleaved: every round times each of them once, in a new random order. Load from other
+processes then affects all of them alike, and the ratio of two is taken within rounds. Times are wall-clock seconds
+unless a name ends in ``_ms``, and torch is imported only where a device is synchronised.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 WARMUP = 3
 DRAWS = 500  # of the bootstrap behind the interval of a ratio
-SAVE_EVERY = 5.0  # seconds of timing that a kill may cost
-LONGEST = 4  # times as long as wanted may a sample take that falls into a busy moment
+SAVE_EVERY = 5.0  # seconds between two saves: at most so much timing is lost by a kill
+LONGEST = 4  # limit of a sample on a busy machine, in multiples of its intended duration
 
 Call = Callable[[], object]
 Clock = Callable[[], float]
@@ -53,8 +53,8 @@ def device_name(device: torch.device) -> str:
 
 
 def forward_pass(module: nn.Module, batch: torch.Tensor, wait: bool = True) -> Call:
-    """One forward pass of ``module`` in the mode that it is in, without gradients; finished when it returns, unless
-    ``wait`` is off."""
+    """One forward pass of ``module`` in its present mode, without gradients; finished when it returns, unless ``wait``
+    is false."""
     import torch
 
     def run() -> object:
@@ -81,7 +81,7 @@ def time_calls(call: Call, repeats: int, warmup: int = WARMUP, clock: Clock = ti
 
 
 def time_for(call: Call, seconds: float, least: int = 1, clock: Clock = time.perf_counter) -> list[float]:
-    """Seconds of each call, one after the other until ``seconds`` are over; at least ``least`` calls."""
+    """Seconds of each of the calls made until ``seconds`` have passed; at least ``least`` calls."""
     times: list[float] = []
     end = clock() + seconds
     while len(times) < least or clock() < end:
@@ -113,7 +113,8 @@ def block_size(
     clock: Clock = time.perf_counter,
     largest: int = 1000,
 ) -> int:
-    """How many calls in a row take about ``seconds``, between 1 and ``largest``; two calls find out, and warm up."""
+    """Number of consecutive calls that take about ``seconds``, between 1 and ``largest``; measured by two calls, which
+    also warm up."""
     wait()
     once = min(time_block(call, 1, wait, clock) for _ in range(2))
     return max(1, min(largest, round(seconds / max(once, 1e-7))))
@@ -134,7 +135,7 @@ class Contender:
 
 @dataclass
 class Timing:
-    """What the rounds say about one contender."""
+    """Times of one contender over the rounds."""
 
     name: str
     backend: str
@@ -153,7 +154,7 @@ class Timing:
         return 1000 * self.batch / self.median_ms
 
 
-def interleave(
+def time_interleaved(
     contenders: Sequence[Contender],
     repeats: int,
     seed: int = 0,
@@ -189,7 +190,7 @@ def interleave(
     found = []
     for place, one in enumerate(contenders):
         p10, median, p90 = np.quantile(spent[:, place], [0.1, 0.5, 0.9])
-        ratio = spent[:, place] / spent[:, 0]
+        ratio = spent[:, place] / spent[:, 0]  # within rounds: a slow moment cancels
         lo, hi = np.quantile(np.median(ratio[drawn], axis=1), [0.025, 0.975])
         found.append(
             Timing(
@@ -211,14 +212,14 @@ def interleave(
 
 @dataclass
 class Samples:
-    """Mean seconds of a call, of each thing and round, and the highest load average that was seen meanwhile."""
+    """Mean seconds of a call, by name and round, and the highest load average meanwhile."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
     load: float = 0.0
 
     @property
     def busy(self) -> bool:
-        """Whether more ran on the machine than it has cores for, so that times may be too long."""
+        """Whether more processes ran than the machine has cores, so that times may be too long."""
         return is_busy(self.load, core_count())
 
 
@@ -230,32 +231,32 @@ def time_in_rounds(
     wait: Callable[[], object] = lambda: None,
     seed: int = 0,
     partial: Path | None = None,
-    question: Mapping[str, Any] | None = None,
+    spec: Mapping[str, Any] | None = None,
     clock: Clock = time.perf_counter,
     progress: Callable[[int, int], None] | None = None,
 ) -> Samples:
-    """Time many things, each once in every round and in a new random order; one of them is in memory at a time.
+    """Time many calls, each once in every round and in a new random order; one of them is in memory at a time.
 
     Args:
-        cells: of each name, what builds the call; it is built anew in every round.
+        cells: name to a factory of the call, which is built again in every round.
         rounds: samples of each.
         seconds: that one sample takes at least, as many calls in a row as that needs; calls before it warm up.
         wait: returns when the device has finished.
         seed: of the orders.
-        partial: JSON file in which samples are kept while it goes on; a later call continues from it. The caller
-            deletes it when the result is saved.
-        question: what the samples are of (device, versions, ...): those of another question are not continued.
+        partial: JSON file in which samples are saved during the measurement; a later call continues from it. The
+            caller deletes it when the result is saved.
+        spec: description of the measurement (device, versions, ...); a partial file of another one is refused.
         clock: in seconds.
-        progress: called with the samples done and in all; what it raises ends the timing, and everything is kept.
+        progress: called with the samples done and in all; what it raises ends the timing, and the samples are saved.
 
     Raises:
         ValueError: no round.
-        UserError: ``partial`` is of another question, or no such file.
+        UserError: ``partial`` is of another measurement, or is no partial file.
     """
     if rounds < 1:
         raise ValueError(f"at least one round, not {rounds}")
-    asked = {**(question or {}), "cells": list(cells), "rounds": rounds, "seconds": seconds, "seed": seed}
-    samples = _read_partial(partial, asked)
+    request = {**(spec or {}), "cells": list(cells), "rounds": rounds, "seconds": seconds, "seed": seed}
+    samples = _read_partial(partial, request)
     sizes: dict[str, int] = {}
     names = list(cells)
     done, saved = sum(map(len, samples.seconds.values())), time.monotonic()
@@ -265,9 +266,9 @@ def time_in_rounds(
             for place in np.random.default_rng([seed, number]).permutation(len(cells)):
                 name = names[place]
                 if len(samples.seconds.setdefault(name, [])) > number:
-                    continue
+                    continue  # measured before an interruption; the orders are a function of (seed, round)
                 call = cells[name]()
-                if name in sizes:
+                if name in sizes:  # the block size is known, and one call warms up
                     call()
                     wait()
                 else:
@@ -275,29 +276,30 @@ def time_in_rounds(
                 samples.seconds[name].append(time_block(call, sizes[name], wait, clock, LONGEST * seconds))
                 done += 1
                 if partial is not None and time.monotonic() - saved > SAVE_EVERY:
-                    _write_partial(partial, asked, samples)
+                    _write_partial(partial, request, samples)
                     saved = time.monotonic()
                 if progress is not None:
                     progress(done, rounds * len(cells))
         samples.load = max(samples.load, load_average())
     finally:
         if partial is not None:
-            _write_partial(partial, asked, samples)
+            _write_partial(partial, request, samples)
     return samples
 
 
-def _write_partial(path: Path, asked: Mapping[str, Any], samples: Samples) -> None:
-    write_json(path, {"question": asked, "load": samples.load, "seconds": samples.seconds})
+def _write_partial(path: Path, request: Mapping[str, Any], samples: Samples) -> None:
+    write_json(path, {"question": request, "load": samples.load, "seconds": samples.seconds})
 
 
-def _read_partial(path: Path | None, asked: Mapping[str, Any]) -> Samples:
+def _read_partial(path: Path | None, request: Mapping[str, Any]) -> Samples:
     if path is None or not path.exists():
         return Samples()
-    cure = "Delete it to measure anew."
+    cure = "Delete it to start again."
     try:
         kept = read_json(path)
         samples = Samples({str(k): [float(v) for v in row] for k, row in kept["seconds"].items()}, float(kept["load"]))
-        differ = sorted(key for key in {*asked, *kept["question"]} if kept["question"].get(key) != asked.get(key))
+        before = kept["question"]
+        differ = sorted(key for key in {*request, *before} if before.get(key) != request.get(key))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"'{path}' is no unfinished measurement: {error!r}.", cure) from error
     if differ:
@@ -309,7 +311,8 @@ def _read_partial(path: Path | None, asked: Mapping[str, Any]) -> Samples:
 
 
 def load_average() -> float:
-    """Processes that ran or waited for a core, on average over the last minute; 0 where the system does not say."""
+    """Processes that ran or waited for a core, on average over the last minute; 0 where the system has no such
+    number."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
@@ -319,13 +322,13 @@ def core_count() -> int:
 
 
 def is_busy(load: float, cores: int) -> bool:
-    """Whether others use the machine as well: more than one process beyond its cores."""
+    """Whether other processes compete for the cores: the load exceeds their number by more than one."""
     return load > cores + 1
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What times hold for: device and its CPU threads, images at a time, precision and backend, versions."""
+    """Conditions of a measurement: device and its CPU threads, images at a time, precision and backend, versions."""
 
     device: str
     threads: int

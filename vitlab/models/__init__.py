@@ -1,16 +1,16 @@
 """Networks: timm models built, initialised from files, grouped for the optimiser, and kept as artifacts.
 
 ``import vitlab.models`` registers vitlab's own networks with timm: every module of this package is imported, so that a
-network is one file here and no list. It costs what importing timm costs; code that must answer without torch imports
-nothing from here.
+new network is one file and no entry in a list. The import takes as long as that of timm; code that must run without
+torch imports nothing from here.
 
-What vitlab reads from a network beyond timm's own conventions, each of them optional:
+A network may have these members beyond timm's own conventions; all are optional:
 
 ``new_parameters() -> Iterable[str]``
     Names in its state dict that the weights it starts from cannot have; they keep their initialisation where a
     checkpoint lacks them, and everything else is loaded strictly.
 ``backbone`` (attribute)
-    The network inside a wrapper that such weights belong to; without it, the network itself.
+    The network inside a wrapper to which such weights belong; default: the network itself.
 ``pretrained_backbone`` (attribute)
     timm name, with its tag, of the weights that ``model.pretrained`` starts from.
 ``adapt_state_dict(state) -> state``

@@ -1,7 +1,7 @@
-"""The model artifact: ``model.safetensors`` + ``model.json``, enough to use a network without what made it.
+"""The model artifact: ``model.safetensors`` + ``model.json``, which suffice to use a network without its training run.
 
-The weights file is written first and the description last; the description carries the weights' SHA-256, so a folder
-whose two files do not belong together is refused instead of read.
+The weights file is written first and the description last; the description contains the SHA-256 of the weights, so that
+a folder whose two files do not belong together is refused.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from vitlab._version import __version__
 from vitlab.errors import UserError
 from vitlab.files import atomic_write, read_json, sha256, write_json
 from vitlab.models.checkpoints import META_FILE, WEIGHTS_FILE
+from vitlab.models.finite import list_first, non_finite
 
 FORMAT = 1
 """Version of ``model.json``; raised when an older reader could misunderstand a newer file."""
 
 REMOVED: dict[str, Any] = {"surgeries": []}
-"""Keys that former versions wrote: each with its neutral value, with which it is left out when read."""
+"""Keys that earlier versions wrote, with the neutral value at which a reader drops them."""
 
 
 @dataclass
@@ -53,8 +54,9 @@ class ModelMeta:
 
 
 def as_json(meta: ModelMeta) -> dict[str, Any]:
-    """``meta`` as ``model.json`` has it; fields that came later are left out where they say nothing new."""
+    """``meta`` as written to ``model.json``; fields added in later versions are left out at their defaults."""
     value = dataclasses.asdict(meta)
+    # The bytes of a classification model are then those that earlier versions wrote, and they can read it.
     for item in dataclasses.fields(meta):
         if item.name in ("task", "fitted") and value[item.name] == getattr(ModelMeta, item.name, {}):
             del value[item.name]
@@ -65,19 +67,25 @@ def save_model(folder: Path, model: nn.Module, meta: ModelMeta, state: dict[str,
     """Write ``model``'s weights and ``meta`` into ``folder``; an artifact already there is replaced.
 
     Args:
-        state: the weights, where ``model`` itself holds only a share of them; None: its state dict.
+        state: the weights, where ``model`` itself has only a shard of them; None: its state dict.
 
     Returns:
         ``meta`` with the hash of the weights filled in.
 
     Raises:
         ValueError: ``meta`` names another number of classes than the network has logits.
+        UserError: a weight is not finite; nothing is written.
     """
     logits = getattr(model, "num_classes", len(meta.classes))
     if logits != len(meta.classes):
         raise ValueError(f"{len(meta.classes)} class names for a network with {logits} logits")
     # Copies: safetensors refuses views and shared memory, and a network on a device is saved as one on the CPU.
     state = {name: value.detach().cpu().contiguous().clone() for name, value in (state or model.state_dict()).items()}
+    if names := non_finite(model, state):
+        raise UserError(
+            f"The weights of '{meta.name}' for {folder} are not finite ({list_first(names)}); no model was written.",
+            "Lower the learning rate, or start from other weights.",
+        )
     weights = save_bytes(state, metadata={"format": "pt"})
     meta = dataclasses.replace(meta, sha256=sha256(weights))
     atomic_write(folder / WEIGHTS_FILE, weights)
@@ -85,16 +93,16 @@ def save_model(folder: Path, model: nn.Module, meta: ModelMeta, state: dict[str,
     return meta
 
 
-def note_metrics(folder: Path, metrics: dict[str, Any], fitted: dict[str, Any]) -> None:
-    """Put ``metrics`` and what an evaluation ``fitted`` into ``model.json`` of a model folder, in one step; the rest of
-    it stays."""
+def write_metrics(folder: Path, metrics: dict[str, Any], fitted: dict[str, Any]) -> None:
+    """Write ``metrics`` and the parameters ``fitted`` by an evaluation into ``model.json`` of a model folder, in one
+    atomic step; its other keys stay."""
     path = folder / META_FILE
     stored = {name: value for name, value in read_json(path).items() if name != "fitted"}
     write_json(path, {**stored, "metrics": metrics, **({"fitted": fitted} if fitted else {})})
 
 
 def read_meta(folder: Path) -> ModelMeta:
-    """Read the description of a model folder; what came after it was written has its default.
+    """Read the description of a model folder; fields that are newer than the file have their defaults.
 
     Raises:
         UserError: not a model folder, damaged, or written by a newer vitlab.
@@ -106,7 +114,7 @@ def read_meta(folder: Path) -> ModelMeta:
         stored = dict(read_json(path))
     except ValueError as error:
         raise UserError(f"'{path}' is damaged ({error}).", "Copy the folder again.") from error
-    if surgeries := stored.get("surgeries"):  # now a network that was changed is a registered timm name with arguments
+    if surgeries := stored.get("surgeries"):  # today a modified network is a registered timm name with arguments
         kinds = ", ".join(str(surgery.get("kind")) for surgery in surgeries)
         raise UserError(f"The model needs surgeries that this vitlab cannot do: {kinds}.", "Use a newer vitlab.")
     version = stored.pop("format", None)
@@ -142,25 +150,30 @@ def load_model(folder: str | Path) -> nn.Module:
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise UserError(f"'{folder}' has no {WEIGHTS_FILE}.", "Copy the folder again.")
-    weights = path.read_bytes()
+    weights = path.read_bytes()  # once: the bytes that are hashed are those that are loaded
     if sha256(weights) != meta.sha256:
         raise UserError(
             f"{WEIGHTS_FILE} in '{folder}' is not the file that {META_FILE} describes (other SHA-256).",
             "Copy both files again, or run the stage that makes them once more.",
         )
-    return rebuild(meta, load_bytes(weights))
+    return build_from_meta(meta, load_bytes(weights))
 
 
-def rebuild(meta: ModelMeta, state: dict[str, Tensor]) -> nn.Module:
+def build_from_meta(meta: ModelMeta, state: dict[str, Tensor]) -> nn.Module:
     """The network that ``meta`` describes with the weights ``state``: on the CPU, in eval mode, with ``.meta``.
 
     Raises:
-        UserError: an architecture that is not registered with timm here.
+        UserError: an architecture that is not registered with timm here, or weights that are not finite.
     """
     if not timm.is_model(meta.name.partition(".")[0]):
         raise UserError(f"timm {timm.__version__} has no model '{meta.name}' (model.json).", "Update timm.")
     model = timm.create_model(meta.name, pretrained=False, num_classes=len(meta.classes), **meta.args)
     model.load_state_dict(state)
+    if names := non_finite(model):
+        raise UserError(
+            f"The model '{meta.name}' has weights that are not finite ({list_first(names)}).",
+            "Use another one: the training that made it diverged.",
+        )
     model.eval()
     model.meta = meta  # type: ignore[assignment]  # torch types an attribute as a Tensor or a Module
     return model

@@ -1,8 +1,8 @@
 """Any timm model as vitlab builds it: from scratch, with timm's weights, or from a file.
 
-No method is known here. Names are timm's, arguments are those of ``timm.create_model``; vitlab adds the input
-size where a network is built for one, loads checkpoints strictly, and reports mistakes in one paragraph. What a network
-may define for that is listed in :mod:`vitlab.models`.
+Independent of the training method. Names are timm's, arguments are those of ``timm.create_model``; vitlab adds the
+input size where a network is built for one, loads checkpoints strictly, and reports mistakes in one paragraph. Members
+that a network may define for that are listed in :mod:`vitlab.models`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from vitlab.run.run import model_folder
 if TYPE_CHECKING:
     from vitlab.config import ModelConfig
 
-__all__ = ["LOADING", "architecture", "build_backbone", "build_model", "normalisation", "parameter_groups"]
+__all__ = ["LOADING", "build_backbone", "build_model", "normalisation", "parameter_groups", "resolve_architecture"]
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +59,8 @@ def build_model(
     """Build the network of ``cfg`` with ``num_classes`` logits for images of ``size`` pixels.
 
     Weights come from ``cfg.checkpoint`` if given, else from timm's hub if ``cfg.pretrained``, else from timm's
-    initialisation. A head for other classes is set to zero and logged; one of ImageNet-22k is cut down to
-    ``classes`` where these are among its own.
+    initialisation. A head for other classes is set to zero and logged; one of ImageNet-22k is reduced to ``classes``
+    where these are among its own.
 
     Args:
         cfg: timm name, arguments and where the weights come from.
@@ -69,20 +69,21 @@ def build_model(
             for one size. None: timm's own size for it.
         classes: names in the order of the logits. Given, the head of a vitlab model folder is kept only if its
             classes are the same; not given, only their number is compared.
-        pretrained: False builds the bare network whatever weights ``cfg`` names (to count or to resume it).
+        pretrained: False builds the network without the weights that ``cfg`` names (to count its cost, or to resume).
 
     Raises:
         UserError: unknown name or argument, a size the network refuses, weights that are missing or do not fit.
     """
     if classes is not None and len(classes) != num_classes:
         raise ValueError(f"{len(classes)} class names for {num_classes} logits")
-    name, args = architecture(cfg, size)
+    name, args = resolve_architecture(cfg, size)
     loading = _loading(cfg)
     from_hub = pretrained and cfg.pretrained and cfg.checkpoint is None
     donor = _donor(name, args) if from_hub else None
     from_hub = from_hub and donor is None
     known = _trained_with(cfg.name).get("num_classes") if from_hub else None
     rows = class_map(classes or ()) if pretrained and num_classes != CLASSES else None
+    # A head of ImageNet-22k is built with all of its classes, loaded, and then reduced to those of the data set.
     cut = rows is not None and known == CLASSES
     model = _create(cfg.name if from_hub else name, args, CLASSES if cut else num_classes, pretrained=from_hub)
     if size is not None:
@@ -128,8 +129,8 @@ def build_backbone(cfg: ModelConfig, size: Size | None, indices: int | Sequence[
     """The network of ``cfg`` with its weights as a source of feature maps, for dense tasks.
 
     Args:
-        size: that it is built for; images of another size need a network that takes them (CNNs do, timm's ViTs with
-            ``model.args.dynamic_img_size=true``).
+        size: of the input that it is built for; images of another size need a network that accepts them (CNNs do, and
+            timm's ViTs with ``model.args.dynamic_img_size=true``).
         indices: the stages or blocks whose output is returned, or how many from the end; None: all of them.
 
     Returns:
@@ -145,16 +146,16 @@ def build_backbone(cfg: ModelConfig, size: Size | None, indices: int | Sequence[
             f"'{cfg.name}' gives no feature maps: {type(model).__name__} has no forward_intermediates.",
             "Choose another network as the backbone.",
         )
-    wanted = len(model.feature_info) if indices is None else indices  # type: ignore[arg-type]  # a list in timm's
+    levels = len(model.feature_info) if indices is None else indices  # type: ignore[arg-type]  # a list in timm's
     try:
-        return FeatureGetterNet(model, wanted if isinstance(wanted, int) else tuple(wanted))
+        return FeatureGetterNet(model, levels if isinstance(levels, int) else tuple(levels))
     except AssertionError as error:
         raise UserError(f"'{cfg.name}' has {len(model.feature_info)} feature maps, not {indices}.") from error  # type: ignore[arg-type]
 
 
-def architecture(cfg: ModelConfig, size: Size | None) -> tuple[str, dict[str, Any]]:
-    """The timm name and the arguments that rebuild the bare network of ``cfg`` at ``size``, without any network access
-    for timm's own names. A ``hf-hub:`` or ``local-dir:`` name is resolved to the architecture it describes.
+def resolve_architecture(cfg: ModelConfig, size: Size | None) -> tuple[str, dict[str, Any]]:
+    """The timm name and the arguments that build the network of ``cfg`` at ``size``, without its weights. Timm's own
+    names need no network access; a ``hf-hub:`` or ``local-dir:`` name is resolved to the architecture it describes.
 
     Raises:
         UserError: unknown name or pretrained tag.
@@ -207,14 +208,14 @@ def normalisation(
             meta = read_meta(folder)
             return tuple(meta.mean), tuple(meta.std)
     elif cfg.pretrained:
-        name, args = architecture(cfg, None)
+        name, args = resolve_architecture(cfg, None)
         known = _trained_with(_donor(name, args) or cfg.name)
         return tuple(known["mean"]), tuple(known["std"])
     return tuple(dataset_mean), tuple(dataset_std)
 
 
 def pretrained_source(name: str) -> str:
-    """Where timm has the weights of ``name`` from (hub or address): equal for two names of the same weights.
+    """Origin of timm's weights for ``name`` (hub id or address): equal for two names of the same weights.
 
     Raises:
         UserError: unknown name.
@@ -230,9 +231,9 @@ def pretrained_source(name: str) -> str:
 
 
 LOADING = {"absent_class": ABSENT, "table_resize": RESIZES}
-"""Keys of ``model.args`` for the loading of weights, with their values, the default first; timm does not get them.
-``absent_class``: what a class that an ImageNet-22k head lacks gets, the mean of the others or zero. ``table_resize``:
-how TinyViT's bias tables take another window, as the official code does or as timm does (antialiased)."""
+"""Keys of ``model.args`` for the loading of weights, with their values, the default first; not passed on to timm.
+``absent_class``: weights of a class that an ImageNet-22k head lacks, the mean of the others or zero. ``table_resize``:
+how TinyViT's bias tables are resized to another window, as in the official code or as in timm (antialiased)."""
 
 
 def _loading(cfg: ModelConfig) -> dict[str, str]:
@@ -244,11 +245,12 @@ def _loading(cfg: ModelConfig) -> dict[str, str]:
 
 
 def _donor(name: str, args: dict[str, Any]) -> str | None:
-    """timm's name of the weights that ``model.pretrained`` means for a network that adds to another; None: its own."""
+    """timm's name of the weights that ``model.pretrained`` loads into the backbone of a wrapper; None: its own
+    weights."""
     base = split_model_name_tag(name)[0]
     if not is_model(base) or model_entrypoint(base).__module__.startswith("timm."):
         return None
-    with torch.device("meta"):
+    with torch.device("meta"):  # built for its attributes only
         model = _create(name, args, 0, pretrained=False)
     found = getattr(model, "pretrained_backbone", None)
     return None if found is None else str(found)
@@ -261,7 +263,7 @@ _HUB_CURE = (
 
 
 def _trained_with(name: str) -> dict[str, Any]:
-    """timm's record of the weights ``name`` stands for: classes, normalisation, input size, licence, ..."""
+    """timm's record of the weights of ``name``: classes, normalisation, input size, licence, ..."""
     record: dict[str, Any] = resolve_model_input_args(name)["pretrained_cfg"]
     return record
 
@@ -305,13 +307,13 @@ def _create(name: str, args: dict[str, Any], num_classes: int, pretrained: bool)
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise _misfit(name, args, error) from error
-        raise UserError(f"timm's weights for '{name}' could not be had: {error}", _HUB_CURE) from error
+        raise UserError(f"timm's weights for '{name}' could not be loaded: {error}", _HUB_CURE) from error
     except (AssertionError, IndexError, ValueError) as error:
         raise _misfit(name, args, error) from error
 
 
 def _misfit(name: str, args: dict[str, Any], error: Exception) -> Exception:
-    """Arguments that timm accepts by name but cannot build with are the user's; without any, the fault is not."""
+    """The error where timm accepts the arguments by name but cannot build with them; without arguments, timm's own."""
     if not args:
         return error
     return UserError(
@@ -321,7 +323,7 @@ def _misfit(name: str, args: dict[str, Any], error: Exception) -> Exception:
 
 
 def _check_patches(model: nn.Module, name: str, size: Size) -> None:
-    """Refuse a size of which the patch embedding would drop the last rows and columns."""
+    """Refuse a size that patches do not tile: the patch embedding would drop the last rows and columns."""
     embed = getattr(model, "patch_embed", None)
     if isinstance(embed, PatchEmbed) and not embed.dynamic_img_pad:
         pairs = list(zip(hw(size), embed.patch_size, strict=True))
@@ -342,8 +344,9 @@ def _arguments(name: str, owner: str) -> list[str]:
 
 
 def _same_classes(path: Path, name: str, classes: Sequence[str] | None, adds: bool) -> bool:
-    """Whether a vitlab folder's head may be kept; other files do not name their classes, so theirs may. ``adds``: the
-    network adds to another one, so that the folder may be of that."""
+    """Whether the head of a checkpoint may be kept: of a vitlab folder, if its classes are the same; of other files,
+    which do not name their classes, always. ``adds``: the network adds to another one, and the folder may be of that
+    one."""
     if not (path / META_FILE).is_file():
         return True
     meta = read_meta(path)

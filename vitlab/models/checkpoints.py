@@ -24,15 +24,16 @@ from timm.models.tiny_vit import TinyVit
 from torch import Tensor, nn
 
 from vitlab.errors import UserError
-from vitlab.models.clip_weights import folded, has_classifier
+from vitlab.models.clip_weights import fold_projection, is_clip_classifier
+from vitlab.models.finite import list_first, non_finite
 from vitlab.models.imagenet22k import CLASSES, map_rows
-from vitlab.models.tinyvit_weights import adapt
+from vitlab.models.tinyvit_weights import adapt_state_dict
 
 WEIGHTS_FILE = "model.safetensors"
 META_FILE = "model.json"
 
 _ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
-"""Where training programs put the weights inside a checkpoint; averaged weights win, as in timm."""
+"""Keys of the weights inside a training checkpoint, by priority: averaged weights first, as in timm."""
 
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 """Added by DistributedDataParallel, torch.compile, and by modules that keep the network as ``self.model``."""
@@ -40,13 +41,13 @@ _PREFIXES = ("module.", "_orig_mod.", "model.")
 
 @dataclass
 class LoadReport:
-    """What came of loading a checkpoint into a network."""
+    """Result of loading a checkpoint into a network."""
 
     source: str
     loaded: int  # tensors copied
     head: list[str] = field(default_factory=list)  # head tensors that did not fit; all of the head was set to zero
     adapted: bool = False  # tensors were renamed or resized: official names, timm's own filter, tables of another size
-    mapped: int = 0  # classes of the head that were found among the checkpoint's 21,841
+    mapped: int = 0  # classes of the head that are among the checkpoint's 21,841
     new: list[str] = field(default_factory=list)  # tensors that the network adds; they keep their initialisation
 
     def __str__(self) -> str:
@@ -91,7 +92,7 @@ def _torch_load(path: Path) -> object:
     except pickle.UnpicklingError as error:
         try:
             held = ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-        except Exception:  # the listing is a courtesy; a file it cannot read either is simply no checkpoint
+        except Exception:  # the names are only for the message, and the file may be no checkpoint at all
             held = ""
         raise UserError(
             f"'{path}' cannot be read as plain tensors" + (f": it holds Python objects ({held})." if held else "."),
@@ -114,7 +115,9 @@ def _entry(content: object, path: Path) -> dict[str, Tensor]:
 
 
 def strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove what wrappers put before every name (``module.``, ``_orig_mod.``, ``model.``, in any order)."""
+    """Remove the prefixes of wrappers from all names (``module.``, ``_orig_mod.``, ``model.``, in any order)."""
+    # Only a prefix that every name has belongs to a wrapper; one that some have is a submodule of the network. Wrappers
+    # nest (DDP around torch.compile), hence the loop.
     while state:
         prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None)
         if prefix is None:
@@ -124,12 +127,13 @@ def strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def head_names(model: nn.Module) -> set[str]:
-    """Names of the tensors of a timm model's classifier (as ``get_classifier`` gives it); empty without one."""
+    """Names of the tensors of a timm model's classifier (those of ``get_classifier``); empty without one."""
     get_classifier: Callable[[], nn.Module | Collection[nn.Module]] | None = getattr(model, "get_classifier", None)
     if get_classifier is None:
         return set()
     found = get_classifier()
     heads: Iterable[nn.Module] = [found] if isinstance(found, nn.Module) else found
+    # By identity, not by module name: a head may be registered under several names.
     own = {id(tensor) for head in heads for tensor in [*head.parameters(), *head.buffers()]}
     return {name for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) in own}
 
@@ -137,8 +141,8 @@ def head_names(model: nn.Module) -> set[str]:
 def zero_head(model: nn.Module) -> list[str]:
     """Set the classifier's linear or convolutional weights and biases to zero; returns the names of its tensors.
 
-    A zero head predicts every class alike and still learns from the first step, since its gradient is the
-    features' (tinyvit.md, section 6.4).
+    A zero head predicts every class with equal probability and still learns from the first step, since its gradient
+    depends on the features and not on its weights (tinyvit.md, section 6.4).
     """
     names = sorted(head_names(model))
     parameters = dict(model.named_parameters())
@@ -162,27 +166,29 @@ def load_weights(
     resize: str = "official",
     new: Collection[str] | None = None,
 ) -> LoadReport:
-    """Copy ``state`` into ``model``, or into its ``backbone`` where that is what the names are of.
+    """Copy ``state`` into ``model``, or into its ``backbone`` where the names are those of the backbone.
 
-    Only the head may differ, and what the network adds be absent (``new``). Where the head's tensors are absent or of
-    another shape (another number of classes), or where ``keep_head`` is false (other classes of the same number), the
-    whole head is set to zero and reported. A head of ImageNet-22k is first cut down to the model's classes, where
-    ``rows`` names their places.
+    Only the head may differ, and tensors that the network adds (``new``) may be absent. Where the head's tensors are
+    absent or of another shape (another number of classes), or where ``keep_head`` is false (other classes of the same
+    number), the complete head is set to zero and reported. A head of ImageNet-22k is first reduced to the model's
+    classes, whose positions are in ``rows``.
 
     Args:
-        rows: place of each of the model's classes in ImageNet-22k (:func:`vitlab.models.imagenet22k.class_map`).
-        absent: what a class without such a place gets, ``mean`` or ``zero``.
-        resize: how TinyViT's bias tables take another size, ``official`` or ``timm``.
+        rows: position of each of the model's classes in ImageNet-22k (:func:`vitlab.models.imagenet22k.class_map`).
+        absent: weights of a class without such a position, ``mean`` or ``zero``.
+        resize: how TinyViT's bias tables are resized, ``official`` or ``timm``.
         new: names in the model's state dict that ``state`` may lack; None: the model's ``new_parameters()``.
 
     Raises:
-        ValueError: ``new`` names what the network does not have, or a wrapper holds tensors beside its backbone that
-            are neither new nor its head.
-        UserError: some other tensor is missing, unexpected, or of another shape; all of them are listed.
+        ValueError: ``new`` names a tensor that the network does not have, or a wrapper has tensors outside its backbone
+            that are neither new nor its head.
+        UserError: some other tensor is missing, unexpected, or of another shape; all of them are listed. Or a weight
+            is not finite.
     """
     added = set(new if new is not None else new_parameters(model))
     if unknown := sorted(added.difference(model.state_dict())):
         raise ValueError(f"{type(model).__name__} has no {', '.join(unknown)}, which it declares as new")
+    # A checkpoint of the wrapper itself names its backbone; one of the plain network does not.
     options: _Options = {"rows": rows, "absent": absent, "resize": resize}
     if added and (inside := _backbone(model)) and not any(name.startswith(f"{inside[0]}.") for name in state):
         return _load_backbone(model, *inside, state, source, keep_head, added, options)
@@ -192,12 +198,13 @@ def load_weights(
     head_prefixes = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
     own = model.state_dict()
     given = state
+    # Conversions, each to timm's names: the network's own method, TinyViT's official names, CLIP's projection.
     if callable(own_names := getattr(model, "adapt_state_dict", None)):
         state = own_names(state)
     elif isinstance(model, TinyVit):  # timm's class cannot carry the method
-        state = adapt(model, state, resize)
+        state = adapt_state_dict(model, state, resize)
     adapted = any(name not in given or given[name].shape != value.shape for name, value in state.items())
-    if has_classifier(state) and (converted := _timm_filter(model, folded(state))) is not None:
+    if is_clip_classifier(state) and (converted := _timm_filter(model, fold_projection(state))) is not None:
         state, adapted = converted | {"head.bias": state["head.bias"]}, True
     mapped = 0
     if rows is not None:
@@ -205,6 +212,8 @@ def load_weights(
         state = state | {name: map_rows(state[name], rows, absent) for name in tall}
         if tall:
             mapped, keep_head = int((rows >= 0).sum()), True
+    # timm's filter only where the names do not fit as they are, and only if they fit after it: some filters rewrite
+    # tensors of a checkpoint that already has timm's names.
     differences = _differences(own, state, head, head_prefixes, added)
     if differences:
         filtered = _timm_filter(model, state)
@@ -217,10 +226,15 @@ def load_weights(
             "Give the name and args of the model it was made with.",
         )
     fits = keep_head and all(name in state and state[name].shape == own[name].shape for name in head - added)
-    wanted = {name: value for name, value in state.items() if name in own and (fits or name not in head)}
-    model.load_state_dict(wanted, strict=False)
+    matching = {name: value for name, value in state.items() if name in own and (fits or name not in head)}
+    if bad := non_finite(model, matching):
+        raise UserError(
+            f"The checkpoint {source} has weights that are not finite ({list_first(bad)}).",
+            "Use another one: the training that made it diverged, or the file is damaged.",
+        )
+    model.load_state_dict(matching, strict=False)  # not strict: every difference was checked above
     zeroed = [] if fits else zero_head(model)
-    return LoadReport(source, len(wanted), zeroed, adapted, mapped, sorted(added.difference(state)))
+    return LoadReport(source, len(matching), zeroed, adapted, mapped, sorted(added.difference(state)))
 
 
 class _Options(TypedDict):
@@ -230,7 +244,7 @@ class _Options(TypedDict):
 
 
 def new_parameters(model: nn.Module) -> set[str]:
-    """Names in the state dict of ``model`` that the weights it starts from cannot have, as it declares them."""
+    """Names in the state dict of ``model`` that it declares as absent from the weights it starts from."""
     declare: Callable[[], Iterable[str]] | None = getattr(model, "new_parameters", None)
     return set(declare()) if declare is not None else set()
 
@@ -254,7 +268,7 @@ def _load_backbone(
     added: set[str],
     options: _Options,
 ) -> LoadReport:
-    """Copy ``state`` into the network inside a wrapper; what the wrapper holds beside it must be declared."""
+    """Copy ``state`` into the network inside a wrapper; the wrapper's other tensors must be declared as new."""
     prefix = f"{name}."
     beside = {one for one in model.state_dict() if not one.startswith(prefix)}
     if undeclared := sorted(beside - added - head_names(model)):
@@ -289,13 +303,14 @@ def _differences(
 
 def _timm_filter(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
     """The state as timm's ``checkpoint_filter_fn`` for this architecture rewrites it (original authors' names,
-    position tables of another size), or None where there is no such function or it cannot read the file."""
+    position tables of another size), or None where there is no such function or it fails on the file."""
     modules = (sys.modules[one.__module__] for one in type(model).__mro__ if issubclass(one, nn.Module))
     function = next((found for one in modules if (found := getattr(one, "checkpoint_filter_fn", None))), None)
     if function is None:
         return None
     try:
         filtered: dict[str, Tensor] = function(dict(state), model)
+    # The filters assume files of their authors, and fail in any way on others; the caller then reports the differences.
     except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
         return None
     return filtered

@@ -6,7 +6,7 @@ from ``structure``, a list of plain dicts, one for each unit::
     [{"block": "conv", "out": 32, "kernel": 3, "stride": 2},
      {"block": "K1KXK1", "out": 96, "bottleneck": 40, "kernel": 5, "stride": 2, "depth": 1}, ...]
 
-There are no published weights to be had; parameters are named as in the official code, for whoever holds some.
+No weights are published; parameters are named as in the official code, so that its checkpoints can be loaded.
 A superblock is of one kind: ``K1KXK1`` ResNet bottleneck units; ``K1DWK1`` and ``K1DWSEK1`` depthwise units, the latter
 with squeeze-and-excitation. Their activation follows the addition, unlike in MobileNet-V2.
 """
@@ -22,7 +22,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-__all__ = ["PUBLISHED", "DeepMAD", "published"]
+__all__ = ["PUBLISHED", "DeepMAD", "published_structure"]
 
 Units = Sequence[Mapping[str, Any]]
 
@@ -70,7 +70,7 @@ PUBLISHED: dict[str, tuple[str, int, tuple[tuple[int, int, int, int, int], ...],
 """Kind, stem, (kernel, out, bottleneck, stride, depth) of each superblock, last 1x1 convolution."""
 
 
-def published(name: str) -> list[dict[str, Any]]:
+def published_structure(name: str) -> list[dict[str, Any]]:
     """The units of a published network: ``r18``, ``r34``, ``r50``, ``29m_224``, ``29m_288``, ``50m`` or ``89m``."""
     kind, stem, blocks, tail = PUBLISHED[name]
     units: list[dict[str, Any]] = [{"block": "conv", "out": stem, "kernel": 3, "stride": 2}]
@@ -100,7 +100,7 @@ class ConvNorm(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Channel weights from the mean over space. Its batch norm makes training on a single image impossible."""
+    """Channel weights from the mean over space. Its batch norm needs more than one image in training."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -178,8 +178,8 @@ class DeepMAD(nn.Module):
         structure: units as plain dicts, the stem first.
         num_classes: length of the logits; 0: the pooled features are returned.
         drop_rate: dropout before the classifier.
-        drop_path_rate: stochastic depth, per image, growing linearly to this in the last unit; only where there is a
-            shortcut to fall back on.
+        drop_path_rate: stochastic depth, per image, growing linearly to this in the last unit; only in units with a
+            shortcut.
 
     Raises:
         ValueError: the structure is malformed.
@@ -203,27 +203,27 @@ class DeepMAD(nn.Module):
         self.feature_info: list[dict[str, Any]] = []
         channels, reduction = in_chans, 1
         for number, unit in enumerate(structure):
-            if unit["stride"] == 2 and number:
-                self._close(number - 1, channels, reduction)
+            if unit["stride"] == 2 and number:  # a unit that halves the grid starts a stage
+                self._end_stage(number - 1, channels, reduction)
             if unit["block"] == "conv":
                 self.block_list.append(ConvNorm(channels, unit["out"], unit["kernel"], unit["stride"], act=nn.ReLU))
             else:
                 mine, rates = rates[: unit["depth"]], rates[unit["depth"] :]
                 self.block_list.append(Superblock(unit, channels, mine))
             channels, reduction = unit["out"], reduction * unit["stride"]
-        self._close(len(structure) - 1, channels, reduction)
+        self._end_stage(len(structure) - 1, channels, reduction)
         self.num_features = self.head_hidden_size = channels
         self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=True)
         self.fc_linear = self._classifier(num_classes)
 
-    def _close(self, number: int, channels: int, reduction: int) -> None:
+    def _end_stage(self, number: int, channels: int, reduction: int) -> None:
         self.feature_info.append({"num_chs": channels, "reduction": reduction, "module": f"block_list.{number}"})
 
     def _classifier(self, num_classes: int) -> nn.Module:
         if num_classes == 0:
             return nn.Identity()
         linear = nn.Linear(self.num_features, num_classes)
-        # As the official code has it: the number of outputs, not of inputs, decides the spread.
+        # As in the official code, whose standard deviation depends on the number of outputs, not of inputs.
         nn.init.normal_(linear.weight, std=num_classes**-0.5)
         nn.init.zeros_(linear.bias)
         return linear
@@ -242,7 +242,7 @@ class DeepMAD(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups for layer-wise learning rates: a group a unit, or a superblock."""
         blocks = r"^block_list\.(\d+)" if coarse else [(r"^block_list\.(\d+)\.block_list\.(\d+)", None)]
-        return {"stem": r"^block_list\.0\.(conv1|bn1)", "blocks": blocks}
+        return {"stem": r"^block_list\.0\.(?:conv1|bn1)", "blocks": blocks}
 
     def forward_features(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] to [B, C, H / stride, W / stride]."""
@@ -270,7 +270,7 @@ class DeepMAD(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Outputs at the ends of the stages ``indices``, as timm's feature extractors ask for them."""
+        """Outputs at the ends of the stages ``indices``, the interface of timm's feature extractors."""
         if output_fmt != "NCHW":
             raise ValueError(f"features are NCHW, not {output_fmt}")
         ends = [int(info["module"].rpartition(".")[2]) for info in self.feature_info]
@@ -308,7 +308,7 @@ def _check(structure: Units) -> None:
             raise ValueError(f"unit {number} of the structure has the keys {sorted(unit)}, not {sorted(keys)}")
         numbers = {key: value for key, value in unit.items() if key != "block"}
         if any(not isinstance(value, int) or value < 1 for value in numbers.values()):
-            raise ValueError(f"unit {number} of the structure has values other than whole numbers from 1: {numbers}")
+            raise ValueError(f"unit {number} of the structure has values other than positive integers: {numbers}")
         if unit["stride"] > 2 or unit["kernel"] % 2 == 0:
             raise ValueError(f"unit {number} of the structure needs stride 1 or 2 and an odd kernel: {numbers}")
 
@@ -353,40 +353,40 @@ def deepmad(structure: Units, pretrained: bool = False, **kwargs: Any) -> DeepMA
 @register_model
 def deepmad_r18(pretrained: bool = False, **kwargs: Any) -> DeepMAD:
     """DeepMAD-R18: 11.8M parameters, 1.8G multiply-adds at 224."""
-    return _create("deepmad_r18", pretrained, published("r18"), **kwargs)
+    return _create("deepmad_r18", pretrained, published_structure("r18"), **kwargs)
 
 
 @register_model
 def deepmad_r34(pretrained: bool = False, **kwargs: Any) -> DeepMAD:
     """DeepMAD-R34: 21.7M parameters, 3.6G multiply-adds at 224."""
-    return _create("deepmad_r34", pretrained, published("r34"), **kwargs)
+    return _create("deepmad_r34", pretrained, published_structure("r34"), **kwargs)
 
 
 @register_model
 def deepmad_r50(pretrained: bool = False, **kwargs: Any) -> DeepMAD:
     """DeepMAD-R50: 25.4M parameters, 4.0G multiply-adds at 224."""
-    return _create("deepmad_r50", pretrained, published("r50"), **kwargs)
+    return _create("deepmad_r50", pretrained, published_structure("r50"), **kwargs)
 
 
 @register_model
 def deepmad_29m_224(pretrained: bool = False, **kwargs: Any) -> DeepMAD:
     """DeepMAD-29M for 224 px: 28.7M parameters, 4.3G multiply-adds."""
-    return _create("deepmad_29m_224", pretrained, published("29m_224"), **kwargs)
+    return _create("deepmad_29m_224", pretrained, published_structure("29m_224"), **kwargs)
 
 
 @register_model
 def deepmad_29m_288(pretrained: bool = False, **kwargs: Any) -> DeepMAD:
     """DeepMAD-29M for 288 px: 28.7M parameters, 4.3G multiply-adds."""
-    return _create("deepmad_29m_288", pretrained, published("29m_288"), **kwargs)
+    return _create("deepmad_29m_288", pretrained, published_structure("29m_288"), **kwargs)
 
 
 @register_model
 def deepmad_50m(pretrained: bool = False, **kwargs: Any) -> DeepMAD:
     """DeepMAD-50M: 49.4M parameters, 8.4G multiply-adds at 224."""
-    return _create("deepmad_50m", pretrained, published("50m"), **kwargs)
+    return _create("deepmad_50m", pretrained, published_structure("50m"), **kwargs)
 
 
 @register_model
 def deepmad_89m(pretrained: bool = False, **kwargs: Any) -> DeepMAD:
     """DeepMAD-89M: 88.3M parameters, 15.0G multiply-adds at 224."""
-    return _create("deepmad_89m", pretrained, published("89m"), **kwargs)
+    return _create("deepmad_89m", pretrained, published_structure("89m"), **kwargs)

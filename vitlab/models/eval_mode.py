@@ -1,4 +1,4 @@
-"""Using a network for a moment without leaving traces in it."""
+"""Eval mode as a context that restores the network."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import nn
 def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
     """``model`` in eval mode and without gradients; afterwards every module's own mode is as it was.
 
-    ``train`` is called on leaving even where nothing changes: some of timm's networks (TinyViT, LeViT) keep tables
-    gathered from their parameters while in eval mode, and forget them only then.
+    ``train`` is called on leaving even where the mode does not change: some timm networks (TinyViT, LeViT) cache tables
+    gathered from their parameters while in eval mode, and drop them only in ``train``.
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()

@@ -1,7 +1,7 @@
-"""ImageNet-22k and its subsets: which of its 21,841 classes are yours, and a head for them.
+"""ImageNet-22k and its subsets: positions of other class lists among its 21,841 classes, and a head for them.
 
 A class is named by its WordNet id (``n01440764``); the classes of ImageNet-22k are these ids, sorted (timm's list).
-Exactly one class of ImageNet-1k is absent from it: 850, n04399382.
+Exactly one class of ImageNet-1k is absent from it: number 850, n04399382.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 CLASSES = 21_841
 ABSENT = ("mean", "zero")
-"""What stands in for a class without a row: the mean of the others' (finetuning), or zeros (evaluation: logit 0)."""
+"""Weights of a class without a row: the mean of the others (finetuning), or zeros (evaluation: logit 0)."""
 
 _WNID = re.compile(r"n\d{8}")
 
 
 @functools.cache
-def synsets() -> tuple[str, ...]:
+def wordnet_ids_22k() -> tuple[str, ...]:
     """The WordNet ids of ImageNet-22k in the order of its logits."""
     return tuple(ImageNetInfo("imagenet22k").label_names())
 
@@ -32,11 +32,11 @@ def synsets() -> tuple[str, ...]:
 def class_map(classes: Sequence[str]) -> NDArray[np.int64] | None:
     """For each of ``classes`` [C] its place in ImageNet-22k, -1 where it has none; None if they are no subset of it.
 
-    A subset is named by WordNet ids throughout, and at least half of them are there.
+    A list is a subset if all of its names are WordNet ids and at least half of them are classes of ImageNet-22k.
     """
     if not classes or not all(_WNID.fullmatch(name) for name in classes):
         return None
-    place = {name: i for i, name in enumerate(synsets())}
+    place = {name: i for i, name in enumerate(wordnet_ids_22k())}
     found = np.array([place.get(name, -1) for name in classes], dtype=np.int64)
     return found if (found >= 0).mean() >= 0.5 else None
 
@@ -54,7 +54,7 @@ def map_rows(tensor: Tensor, rows: NDArray[np.int64], absent: str = "mean") -> T
         raise ValueError(f"absent is one of {', '.join(ABSENT)}, not {absent!r}")
     index = torch.from_numpy(rows)
     there = index >= 0
-    mapped = tensor[index.clamp(min=0)].clone()
+    mapped = tensor[index.clamp(min=0)].clone()  # classes without a row read row 0, and are overwritten
     if not bool(there.all()):
         mapped[~there] = mapped[there].mean(0) if absent == "mean" else 0.0
     return mapped
@@ -66,7 +66,7 @@ def remap_head(model: nn.Module, rows: NDArray[np.int64], absent: str = "mean") 
     Raises:
         ValueError: if the classifier is not a linear layer of 21,841 logits.
     """
-    old = model.get_classifier()  # type: ignore[operator]  # timm's models have it, nn.Module does not say so
+    old = model.get_classifier()  # type: ignore[operator]  # defined by timm's models, unknown to nn.Module
     if not isinstance(old, nn.Linear) or old.out_features != CLASSES:
         raise ValueError(f"a linear classifier of {CLASSES} classes is needed, found {old}")
     model.reset_classifier(len(rows))  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Parameter groups for the optimiser: what is decayed, and how fast each layer learns."""
+"""Parameter groups for the optimiser: weight decay and learning-rate scale of each parameter."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def parameter_groups(
     Not decayed: tensors with at most one dimension, biases, position and attention-bias tables, and what the network
     itself excludes (``no_weight_decay``). Level ``i`` of ``n`` learns at ``layer_decay ** (n - 1 - i)`` of the
     schedule, the head at 1. Groups are ordered by level, undecayed before decayed; with ``head_lr`` the classifier's
-    parameters are groups of their own, last, and learn at ``head_lr`` times what they would.
+    parameters are groups of their own, last, whose learning rate is multiplied by ``head_lr``.
 
     Raises:
-        UserError: layer decay for a network that does not name its layers, or another rate of the head for one that
-            does not name its classifier.
+        UserError: layer decay for a network that does not declare its layers, or ``head_lr`` for one that does not
+            declare its classifier.
         ValueError: ``layer_decay`` is not in (0, 1].
     """
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay must lie in (0, 1], not {layer_decay}")
     levels = layer_levels(model) if layer_decay < 1 else {}
-    top = max(levels.values(), default=0)
+    top = max(levels.values(), default=0)  # without layer decay all parameters are of this one level
     undecayed = undecayed_names(model)
     head = head_names(model) if head_lr != 1 else set()
     members: dict[tuple[bool, int, bool], list[nn.Parameter]] = defaultdict(list)
@@ -87,7 +87,7 @@ def head_names(model: nn.Module) -> set[str]:
 
 
 def undecayed_names(model: nn.Module) -> set[str]:
-    """Names of the parameters that weight decay leaves alone."""
+    """Names of the parameters without weight decay."""
     patterns = _declared_by(model, "no_weight_decay")
     keywords = _declared_by(model, "no_weight_decay_keywords")
     return {
@@ -130,7 +130,7 @@ def layer_levels(model: nn.Module) -> dict[str, int]:
 
 
 def _tiny_vit_levels(model: TinyVit) -> dict[str, int]:
-    before = [sum(model.depths[:stage]) for stage in range(len(model.depths))]
+    before = [sum(model.depths[:stage]) for stage in range(len(model.depths))]  # blocks before each stage
     levels = {}
     for name, _ in model.named_parameters():
         part = name.split(".")

@@ -1,7 +1,8 @@
-"""ResNeXt-101 32x48d, trained on hashtags and finetuned on ImageNet-1k: the largest of four, and the one timm dropped.
+"""ResNeXt-101 32x48d, pretrained on hashtags and finetuned on ImageNet-1k: the largest of four, removed from timm.
 
 Mahajan et al., Exploring the Limits of Weakly Supervised Pretraining (ECCV 2018); fourth member of the teacher of
-Dataset Reinforcement (arXiv 2303.08983). timm's old name for it, ``ig_resnext101_32x48d``, now gives the smallest.
+Dataset Reinforcement (arXiv 2303.08983). timm's old name for it, ``ig_resnext101_32x48d``, is now an alias of the
+smallest.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""TinyViT's official checkpoints: their names for timm's network and back, and bias tables of another window.
+"""TinyViT's official checkpoints: conversion to timm's names and back, and bias tables resized to another window.
 
-timm's network computes what the official one does; only names differ. (timm's own filter does not read them.)
+timm's network computes the same function as the official one; only names differ. (timm's own filter does not convert
+them.)
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 RESIZES = ("official", "timm")
-"""How a bias table takes another size: the official code's plain bicubic, or timm's antialiased one."""
+"""How a bias table is resized: bicubic as in the official code, or antialiased bicubic as in timm."""
 
 _TO_TIMM = (
     (re.compile(r"^patch_embed\.seq\.0\."), "patch_embed.conv1."),
@@ -57,8 +58,8 @@ def _rename(name: str, rules: tuple) -> str:  # type: ignore[type-arg]  # (patte
 def resize_table(table: Tensor, side: int, resize: str = "official") -> Tensor:
     """An attention-bias table [heads, S²] for windows of ``side``, [heads, side²].
 
-    ``official``: bicubic, align_corners false, no antialias. ``timm``: with antialias, which is another cubic kernel
-    and moves values by up to 0.2 standard deviations.
+    ``official``: bicubic, align_corners false, no antialias. ``timm``: with antialias, which has another cubic kernel
+    and changes values by up to 0.2 standard deviations.
 
     Raises:
         ValueError: if the table is not square, or ``resize`` is unknown.
@@ -76,8 +77,8 @@ def resize_table(table: Tensor, side: int, resize: str = "official") -> Tensor:
     return image.view(heads, side * side).to(table.dtype)
 
 
-def adapt(model: nn.Module, state: dict[str, Tensor], resize: str = "official") -> dict[str, Tensor]:
-    """``state`` as a TinyViT ``model`` takes it: timm's names, bias tables of the model's windows."""
+def adapt_state_dict(model: nn.Module, state: dict[str, Tensor], resize: str = "official") -> dict[str, Tensor]:
+    """``state`` for a TinyViT ``model``: under timm's names, with bias tables resized to the model's windows."""
     if is_official(state):
         state = to_timm(state)
     own = dict(model.named_parameters())

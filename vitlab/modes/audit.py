@@ -7,7 +7,8 @@ from pathlib import Path
 
 from vitlab.config import Config
 from vitlab.config.composed import Composed
-from vitlab.data.audit import Audit, audit, audit_folder, refuse_faults, write_audit
+from vitlab.data.audit import Audit, audit_dataset, audit_folder, inputs_of, refuse_faults, write_audit
+from vitlab.data.folder_contents import Row
 from vitlab.errors import UserError
 from vitlab.run.run import Run
 from vitlab.training.progress import Progress
@@ -32,16 +33,17 @@ def answer(composed: Composed) -> int:
             "Give dataset=folder dataset.root=FOLDER, or dataset=folder dataset.csv=FILE.",
         )
     folder = audit_folder(Path(config.output), config.dataset)
-    result = look(config, folder, folder)
+    result, splits = look(config, folder)
+    written = write_audit(folder, result, splits, inputs_of(config.dataset))
     print(result.text())
-    print(f"\nwritten  {folder}: {', '.join(sorted(path.name for path in folder.iterdir() if path.name != CACHE))}")
-    if result.unreadable or result.empty:
-        print(f"without them: dataset.leave_out={folder / 'unreadable.txt'}")
+    print(f"\nwritten  {folder}: {', '.join(sorted(path.name for path in written.values()))}")
+    if "unreadable" in written:
+        print(f"without them: dataset.leave_out={written['unreadable']}")
     return 2 if result.faults else 0
 
 
-def look(config: Config, home: Path, folder: Path) -> Audit:
-    """Audit the data set of ``config``, with the cache in ``home``, and write the answers into ``folder``."""
+def look(config: Config, home: Path) -> tuple[Audit, dict[str, list[Row]]]:
+    """Audit the data set of ``config``, with the cache in ``home``: the result, and the rows of every split."""
     bar: list[Progress] = []
 
     def step(done: int, total: int) -> None:
@@ -52,39 +54,37 @@ def look(config: Config, home: Path, folder: Path) -> Audit:
     home.mkdir(parents=True, exist_ok=True)
     workers = config.hardware.workers or config.hardware.threads
     try:
-        result, splits = audit(config.dataset, home / CACHE, workers, step)
+        return audit_dataset(config.dataset, home / CACHE, workers, step)
     finally:
         for one in bar:
             one.__exit__(None, None, None)
-    write_audit(folder, result, splits)
-    return result
 
 
 def before_training(config: Config, run: Run) -> None:
-    """The same look before a run with ``dataset=folder`` trains; its answers go into the run, ``audit/``.
+    """Audit before a run with ``dataset=folder`` trains. What is written for the user lies where mode=audit writes, so
+    that a refused run leaves no folder; a run that trains keeps a copy in its ``audit/``.
 
     Raises:
         UserError: the data cannot be trained on.
     """
-    folder = run.stage_folder("audit")
-    _judge(look(config, audit_folder(Path(config.output), config.dataset), folder), folder)
+    result, splits = before_check(config)
+    write_audit(run.stage_folder("audit"), result, splits, inputs_of(config.dataset))
 
 
-def before_check(config: Config) -> None:
-    """The same look before mode=check; its answers go where those of mode=audit lie, as there may be no run yet.
+def before_check(config: Config) -> tuple[Audit, dict[str, list[Row]]]:
+    """Audit before mode=check or a training; prints what is doubtful.
 
     Raises:
         UserError: the data cannot be trained on.
     """
     folder = audit_folder(Path(config.output), config.dataset)
-    _judge(look(config, folder, folder), folder)
-
-
-def _judge(result: Audit, folder: Path) -> None:
-    refuse_faults(result, folder)
+    result, splits = look(config, folder)
+    written = write_audit(folder, result, splits, inputs_of(config.dataset))
+    refuse_faults(result, written.get("unreadable"))
     if result.ignored:
         print(f"data     ignored: {result.ignored}", file=sys.stderr)
     for line in result.doubts:
         print(f"data     {line}", file=sys.stderr)
     if result.doubts:
-        print(f"data     all of them: {folder / 'audit.json'}", file=sys.stderr)
+        print(f"data     all of them: {written['audit']}", file=sys.stderr)
+    return result, splits

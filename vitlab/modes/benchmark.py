@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -48,11 +49,11 @@ class Costed:
 
 def answer(composed: Composed) -> int:
     """Count, time, write and print; the exit code."""
-    from vitlab.measure.backends import missing
+    from vitlab.measure.backends import missing_packages
 
     config = composed.config
     for backend in config.benchmark.backends:
-        if absent := missing(backend):
+        if absent := missing_packages(backend):
             raise UserError(
                 f"benchmark.backends: {backend} needs the package {absent[0]}, which is not installed.",
                 f"pip install {' '.join(absent)}, or leave {backend} out.",
@@ -92,7 +93,7 @@ def measure(
 
     from vitlab.measure.cost import measure_cost
     from vitlab.measure.cost_record import Latency
-    from vitlab.measure.timing import interleave
+    from vitlab.measure.timing import time_interleaved
     from vitlab.training.progress import Progress
 
     spec = subjects[0].config.evaluation
@@ -113,7 +114,7 @@ def measure(
         for batch in batches:
             contenders = [c for one in found for c in _contenders(one, backends, batch, files, device)]
             with Progress(f"benchmark, batch {batch}", spec.latency_repeats, unit="round") as progress:
-                timings += interleave(contenders, spec.latency_repeats, progress=progress.update)
+                timings += time_interleaved(contenders, spec.latency_repeats, progress=progress.update)
             torch._dynamo.reset()
     for one in found:
         own = [t for t in timings if (t.name, t.backend) == (one.subject.name, "eager")]
@@ -143,16 +144,16 @@ def _contenders(
             continue
         if backend in ("onnxruntime", "openvino"):
             assert file is not None
-            run = (ways.onnxruntime if backend == "onnxruntime" else ways.openvino)(file, images)
+            run = (ways.onnxruntime_pass if backend == "onnxruntime" else ways.openvino_pass)(file, images)
         elif backend == "compile":
-            run = ways.compiled(one.subject.network().to(device), images)
+            run = ways.compiled_pass(one.subject.network().to(device), images)
             try:
                 run()
             except Exception as error:  # whatever the compiler of this machine cannot do
                 one.skipped[backend] = _first_line(error)
                 continue
         else:
-            run = ways.eager(one.subject.network().to(device), images)
+            run = ways.eager_pass(one.subject.network().to(device), images)
         made.append(Contender(name, backend, batch, run))
     return made
 
@@ -181,13 +182,20 @@ def _first_line(error: Exception) -> str:
 
 
 def _record(run: Run, found: Sequence[Costed], session: str) -> None:
-    """Note the costs of a run's models; what was timed before stays where nothing was timed now."""
+    """Note the costs of a run's models. What was timed before stays where nothing was timed now, or where that was on
+    another device or number of threads: the report's latency is of one of them, benchmark.json has the new one."""
     before = run.read_done("benchmark").get("costs") if run.is_done("benchmark") else None
     every = dict(before) if isinstance(before, Mapping) else {}
     for one in found:
         new = one.cost.to_dict() | {"session": session}
-        if not new["latency"] and _key(one.subject) in every:
-            old = every[_key(one.subject)]
+        old = every.get(_key(one.subject), {})
+        timed_elsewhere = bool(old.get("latency")) and any(
+            old.get(key) != new.get(key) for key in ("device", "threads")
+        )
+        if new["latency"] and timed_elsewhere:
+            was, now_on = (f"{each.get('device')}, {each.get('threads')} thread(s)" for each in (old, new))
+            print(f"\n{run.name}: its report keeps the latency on {was}; this one is on {now_on}", file=sys.stderr)
+        if old and (not new["latency"] or timed_elsewhere):
             new |= {name: old[name] for name in ("latency", "device", "threads", "session") if name in old}
         every[_key(one.subject)] = new
     run.mark_done("benchmark", {"costs": every, "session": session})

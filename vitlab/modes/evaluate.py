@@ -18,12 +18,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlab.config.composed import Composed
-from vitlab.errors import UserError
+from vitlab.errors import OVERFLOW, UserError
 from vitlab.files import atomic_write, write_json
-from vitlab.modes.evaluation_files import Measured, draw, folder_of, note_in_model, write, write_report_inputs
+from vitlab.modes.evaluation_files import (
+    Measured,
+    draw,
+    folder_of,
+    note_in_model,
+    stem_of,
+    write,
+    write_report_inputs,
+)
 from vitlab.modes.find_runs import models_of, result_of, writing
 from vitlab.modes.robustness import measure_robustness
 from vitlab.modes.select_model import SelectedModel, find_subjects
+from vitlab.run.environment import now
 from vitlab.tasks.base import Answers, Validation
 
 if TYPE_CHECKING:
@@ -58,6 +67,11 @@ def answer(composed: Composed) -> int:
     comparisons = compare(found)
     print("\n\n".join(filter(None, [summary(found, comparisons), *probed])))
     folder = write_comparison(found, comparisons, Path(composed.config.output))
+    for one in dict.fromkeys(one.run for one in subjects if one.run is not None):
+        if all(folder_of(each) != one.folder / "evaluation" for each in subjects if each.run is one):
+            print(
+                f"\nThese are not the images of {one.name}'s own result, which stays as it is: {one.folder}/evaluation"
+            )
     print(
         "\n" + "\n".join(f"written  {one}" for one in dict.fromkeys([*(folder_of(m.subject) for m in found), folder]))
     )
@@ -93,9 +107,15 @@ def evaluate(subjects: Sequence[SelectedModel], pictures: bool = False) -> list[
         metrics = dict(before) if isinstance(before, dict) else {}
         metrics |= {one.subject.artifact.name: one.evaluation.metrics() for one in found if one.subject.artifact}
         if all(stage.name in metrics for stage in stages):
-            run.mark_done("evaluation", {"metrics": metrics, "result": result_of(stages).name})
+            record = {"metrics": metrics, "result": result_of(stages).name, "content": subjects[0].content}
+            run.mark_done("evaluation", record)
     else:
-        write_report_inputs(found[-1], folder_of(subjects[0]))
+        folder = folder_of(subjects[0])
+        write_report_inputs(found[-1], folder)
+        if run is not None:
+            where = {"root": subjects[0].config.dataset.root, "csv": subjects[0].config.dataset.csv}
+            titles = {stem_of(one.subject): one.subject.title for one in found}
+            write_json(folder / "about.json", {"time": now(), "images": where, "models": titles})
     return found
 
 
@@ -127,6 +147,8 @@ def measure(subject: SelectedModel) -> Measured:
 
 def _answers(subject: SelectedModel, network: Any, title: str, split: str) -> Answers:
     """Logits and labels of a split in the order of its images, labels in the numbering of the model's classes."""
+    import numpy as np
+
     from vitlab.data.sources import groups_at
     from vitlab.tasks.parts.answers import gather_logits
     from vitlab.training.distributed import rank, world_size
@@ -137,6 +159,10 @@ def _answers(subject: SelectedModel, network: Any, title: str, split: str) -> An
     # The bar counts the images of this rank; the others have as many, but for a batch.
     with Progress(title, data.sizes[split] // world_size(), unit="image", quiet=rank() > 0) as progress:
         answers = gather_logits(network, loader, subject.device, progress.update)
+    if bad := int((~np.isfinite(answers.logits).all(axis=1)).sum()):
+        raise UserError(
+            f"{subject.title}: the logits of {bad} of {len(answers.logits)} images of {split} are not finite.", OVERFLOW
+        )
     answers.group = groups_at(data.sources[split], answers.index)
     answers.label = subject.task.match_classes(answers.label, data.classes, subject.meta.classes, subject.title)
     return answers

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitlab.files import atomic_write, write_json
+from vitlab.files import atomic_write, read_json, write_json
 from vitlab.modes.select_model import SelectedModel
 from vitlab.run.environment import now
 
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = 24  # worst mistakes that are shown
 THUMBNAIL = 160  # pixels of their longer side
-ASIDE = ("root", "download", "embedded", "synthetic")  # keys of dataset. that do not change the images
+ASIDE = ("root", "csv", "download", "embedded", "synthetic")
+"""Keys of dataset. that do not decide by themselves which images are measured: data may have moved."""
 
 
 @dataclass
@@ -49,8 +50,33 @@ class Measured:
         return self.subject.task
 
 
+def is_own(subject: SelectedModel) -> bool:
+    """Whether the images of a run's model are those of the run's own result, wherever they lie now.
+
+    Runs of earlier versions did not record the content of the measured images: the names and labels of their training
+    images stand for it. Before the first evaluation the run's own place is the only evidence.
+    """
+    run = subject.run
+    assert run is not None
+    done = run.read_done("evaluation") if run.is_done("evaluation") else {}
+    if "content" in done:
+        return done["content"] == subject.content
+    stored = run.tree["dataset"]
+    assert isinstance(stored, dict)
+    config = subject.config.dataset
+    same_place = (config.root, config.csv) == (stored.get("root"), stored.get("csv"))
+    described = run.folder / "evaluation" / "dataset.json"
+    if not done or not described.is_file():
+        return same_place
+    info = read_json(described)
+    if info["test"] != subject.data.sizes["test"]:
+        return False
+    return same_place or info["fingerprint"] == subject.data.fingerprint
+
+
 def folder_of(subject: SelectedModel) -> Path:
-    """Where the files go: ``evaluation/`` of the run, or beside it where the command line gives other images."""
+    """Where the files go: ``evaluation/`` of the run for its own images; for others a folder beside it, named by what
+    is measured (the content of the images, and the keys of ``dataset.`` and ``debug.`` that differ)."""
     if subject.run is None:
         return subject.folder
     tree = subject.run.tree
@@ -61,8 +87,9 @@ def folder_of(subject: SelectedModel) -> Path:
         other |= {
             f"{group}.{key}": wanted[key] for key in stored if key not in ASIDE and wanted.get(key) != stored[key]
         }
-    if not other:
+    if not other and is_own(subject):
         return subject.folder / "evaluation"
+    other["images"] = subject.content
     digest = hashlib.sha256(json.dumps(other, sort_keys=True).encode()).hexdigest()[:8]
     return subject.folder / f"evaluation-{subject.config.dataset.name}-{digest}"
 
@@ -117,7 +144,7 @@ def write(one: Measured) -> None:
 def note_in_model(one: Measured) -> None:
     """The figures into ``model.json`` of a run's model, if these are the run's own images. Weights and their hash, by
     which stored targets identify a teacher, stay as they are."""
-    from vitlab.models.artifact import note_metrics
+    from vitlab.models.artifact import write_metrics
 
     subject = one.subject
     if subject.run is None or subject.artifact is None or folder_of(subject) != subject.run.folder / "evaluation":
@@ -131,7 +158,7 @@ def note_in_model(one: Measured) -> None:
     }
     subject.meta.metrics = about | one.evaluation.metrics()
     subject.meta.fitted = one.task.stored_with_model(one.evaluation)
-    note_metrics(subject.artifact, subject.meta.metrics, subject.meta.fitted)
+    write_metrics(subject.artifact, subject.meta.metrics, subject.meta.fitted)
 
 
 def write_report_inputs(one: Measured, folder: Path) -> None:

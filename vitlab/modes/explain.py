@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vitlab.distill.views import EvalView, ViewBox
-    from vitlab.measure.model_randomization import Sanity
+    from vitlab.measure.model_randomization import SanityResult
     from vitlab.report.saliency_figures import Shown
 
 MEANING = "where a model looks: run=FOLDER input=cat.jpg"
@@ -110,10 +110,10 @@ def _from_files(subject: SelectedModel, paths: list[str]) -> tuple[list[Seen], i
 
 def _from_data(subject: SelectedModel) -> list[Seen]:
     """``explain.images`` test images, of the classes in turn, the same every time."""
-    from vitlab.data.subsets import limit
+    from vitlab.data.subsets import limit_images
 
     data = subject.data
-    source = limit(data.sources["test"], subject.config.explain.images, subject.config.seed)
+    source = limit_images(data.sources["test"], subject.config.explain.images, subject.config.seed)
     pairs: list[tuple[Image.Image, Any]] = [source[position] for position in range(len(source))]
     keys = list(source.keys)
     return [
@@ -218,12 +218,12 @@ def _maps(method: Callable[..., Tensor], subject: SelectedModel, network: nn.Mod
     """[N, H, W] on the CPU, each in [0, 1]."""
     import torch
 
-    from vitlab.measure.explain import enlarge
+    from vitlab.measure.explain import upsample_maps
 
     found = []
     for start in range(0, len(images), BATCH):
         image, target = _stack(images[start : start + BATCH], subject.device)
-        found.append(enlarge(method(network, image, target), *image.shape[2:]).cpu())
+        found.append(upsample_maps(method(network, image, target), *image.shape[2:]).cpu())
     return torch.cat(found)
 
 
@@ -240,9 +240,9 @@ def _check(
     images: list[Seen],
     methods: dict[str, Callable[..., Tensor]],
     folder: Path,
-) -> dict[str, Sanity]:
+) -> dict[str, SanityResult]:
     """Each method's maps as the weights are randomised, as numbers and as a picture."""
-    from vitlab.measure.explain import enlarge
+    from vitlab.measure.explain import upsample_maps
     from vitlab.measure.model_randomization import sanity_check
     from vitlab.report import saliency_figures, style
 
@@ -253,9 +253,9 @@ def _check(
     for name, method in methods.items():
         first, check = sanity_check(method, network, image, target, subject.config.seed)
         checks[name] = check
-        steps = [("", 1.0, list(enlarge(first, *side).cpu().numpy()))]
+        steps = [("", 1.0, list(upsample_maps(first, *side).cpu().numpy()))]
         steps += [
-            (part, correlation, list(enlarge(one, *side).cpu().numpy()))
+            (part, correlation, list(upsample_maps(one, *side).cpu().numpy()))
             for part, correlation, one in zip(check.parts, check.correlation, check.maps, strict=True)
         ]
         title = f"{_named(name)} as the weights are made random, from the head down"
@@ -348,7 +348,7 @@ def _named(method: str) -> str:
 
 
 def _record(
-    subject: SelectedModel, images: list[Seen], checks: dict[str, Sanity], notes: list[str]
+    subject: SelectedModel, images: list[Seen], checks: dict[str, SanityResult], notes: list[str]
 ) -> dict[str, object]:
     return {
         "model": str(subject.artifact or subject.title),
@@ -377,7 +377,7 @@ def _record(
 
 
 def _print(
-    subject: SelectedModel, images: list[Seen], checks: dict[str, Sanity], notes: list[str], folder: Path
+    subject: SelectedModel, images: list[Seen], checks: dict[str, SanityResult], notes: list[str], folder: Path
 ) -> None:
     width = min(max(len(one.name) for one in images), 60)
     for number, one in enumerate(images, 1):

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vitlab.compose.schema import complete, from_tree
+from vitlab.compose.schema import complete, fields, from_tree
+from vitlab.compose.unread_keys import check_unread
 from vitlab.config import Config
 from vitlab.config.catalogue import conf_dir
 from vitlab.config.composed import Composed
@@ -78,6 +79,9 @@ def config_of(run: Run, composed: Composed) -> Config:
         else:
             values = {key: getattr(getattr(typed, group), key) for key in typed_keys(composed, group)}
             config = replace(config, **{group: replace(getattr(config, group), **values)})
+    words = {word.lstrip("+").partition("=")[0]: word for word in composed.overrides}
+    given = {key: word for key, word in words.items() if key.startswith("dataset.")}
+    check_unread(config, given, fields(find_method(name).Options))
     elsewhere = (config.dataset.root, config.dataset.csv) != (trained.root, trained.csv)  # other images, or moved ones
     for key in ("val_fraction",) if elsewhere else ("val_fraction", "folds", "fold", "split_file"):
         now, then = getattr(config.dataset, key), getattr(trained, key)
@@ -180,8 +184,15 @@ def known_runs(composed: Composed, word: str) -> str:
     near = nearest(Path(word).name, [folder.name for folder in found])
     if near:
         return f"Did you mean run={next(folder for folder in found if folder.name == near)}?"
-    latest = sorted(found, key=lambda folder: (folder / "run.json").stat().st_mtime, reverse=True)
+    trained = [folder for folder in found if any(folder.glob("*/model.json"))]  # what the modes can use
+    latest = sorted(trained or found, key=lambda folder: (folder / "run.json").stat().st_mtime, reverse=True)
     return f"The latest runs: {list_names((f'run={folder}' for folder in latest), 3)}."
+
+
+def matches_several(composed: Composed) -> bool:
+    """Whether ``run=`` holds a glob: runs that a mode cannot use are then skipped instead of refused."""
+    value = composed.config.run
+    return any(glob.has_magic(str(one)) for one in (value if isinstance(value, list) else [value]))
 
 
 def _seen(found: Sequence[tuple[Run, str | None]]) -> set[tuple[Path, str | None]]:

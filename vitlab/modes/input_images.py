@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vitlab.data.audit_files import cores
+from vitlab.data.audit_files import available_cores
 from vitlab.data.decode import EXTENSIONS, read_rgb
 from vitlab.errors import UserError
 
@@ -76,7 +76,7 @@ def read_all(
     ``workers`` threads decode (Pillow does so outside Python's lock), at most ``ahead`` images before they are asked
     for. None: one thread for each core.
     """
-    with ThreadPoolExecutor(workers or cores(), thread_name_prefix="read") as pool:
+    with ThreadPoolExecutor(workers or available_cores(), thread_name_prefix="read") as pool:
         waiting: deque[tuple[str, Future[Image.Image | UserError]]] = deque()
         try:
             for path in paths:

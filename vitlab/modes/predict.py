@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from vitlab.config import PredictConfig
 from vitlab.config.composed import Composed
-from vitlab.errors import UserError
+from vitlab.errors import OVERFLOW, UserError
 from vitlab.files import read_json
 from vitlab.modes.input_images import expand, read_all
 from vitlab.modes.select_model import SelectedModel, find_subject
@@ -152,7 +152,10 @@ def _top(
 
     with torch.inference_mode():
         image = torch.stack(list(views)).to(subject.device)  # type: ignore[arg-type]  # torch is not imported above
-        return subject.task.predict(network(image), names, subject.config.predict.topk, fitted)
+        logits = network(image)
+        if not bool(torch.isfinite(logits).all()):
+            raise UserError(f"{subject.title}: the logits of a picture are not finite.", OVERFLOW)
+        return subject.task.predict(logits, names, subject.config.predict.topk, fitted)
 
 
 def _reason(error: UserError, path: str) -> str:

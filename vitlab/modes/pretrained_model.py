@@ -15,7 +15,7 @@ from vitlab.config.size import Size, plain_size
 from vitlab.data.build import open_splits
 from vitlab.errors import UserError
 from vitlab.models.artifact import ModelMeta
-from vitlab.models.build import architecture, build_model, normalisation
+from vitlab.models.build import build_model, normalisation, resolve_architecture
 
 CROP_MODES = {"center": "center", "squash": "squash", "border": "center"}
 """timm's names of what is done at evaluation, and ours."""
@@ -34,7 +34,7 @@ def build(
         UserError: the classes are not known, or the head would be an untrained one where ``trained`` is demanded.
     """
     model, dataset = config.model, config.dataset
-    architecture(model, dataset.size)  # raises for an unknown name
+    resolve_architecture(model, dataset.size)  # raises for an unknown name
     record = _record(model.name) if model.pretrained and model.checkpoint is None else {}
     size, interpolation = dataset.size, AugmentationConfig.interpolation
     crop_pct, crop = dataset.crop_pct, dataset.crop
@@ -66,7 +66,7 @@ def build(
             f"The weights of {title} are of other classes than the {len(classes)} of {dataset.name}.",
             "Name the data set that it was trained on, or train it on this one: method=supervised.",
         )
-    name, args = architecture(model, size)
+    name, args = resolve_architecture(model, size)
     mean, std = normalisation(model, dataset.mean, dataset.std)
     origin = str(model.checkpoint) if model.checkpoint else f"timm {model.name}" if record else ""
     meta = ModelMeta(

@@ -10,12 +10,21 @@ brings its page up to date.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from vitlab.config.composed import Composed
 from vitlab.errors import UserError
-from vitlab.modes.find_runs import command_of, config_of, find_runs, models_of, result_of, writing
+from vitlab.modes.find_runs import (
+    command_of,
+    config_of,
+    find_runs,
+    matches_several,
+    models_of,
+    result_of,
+    writing,
+)
 from vitlab.report.card import write_card
 from vitlab.report.collect import collect, training_command
 from vitlab.report.compare import compare
@@ -35,7 +44,8 @@ def answer(composed: Composed) -> int:
         raise UserError("mode=report needs a run.", "Give run=FOLDER, or several: run=[A,B].")
     card, figures = None, composed.config.report.figures
     runs = list({run.folder: run for run, _ in found}.values())
-    reports = [of_run(run, composed) for run in runs]
+    reports = _reports(runs, composed)
+    runs = [run for run in runs if str(run.folder) in {one.run for one in reports}]
     if len({one.task for one in reports}) > 1:
         raise UserError(
             f"The runs have different tasks: {', '.join(sorted({one.task for one in reports}))}.",
@@ -60,6 +70,23 @@ def answer(composed: Composed) -> int:
     if card is not None:
         print(f"card     {card}")
     return 0
+
+
+def _reports(runs: Sequence[Run], composed: Composed) -> list[ReportData]:
+    """The data of every run; of a glob's runs, those that have no results yet are skipped.
+
+    Raises:
+        UserError: a run without results that is named, or none with results.
+    """
+    reports: list[ReportData] = []
+    for run in runs:
+        try:
+            reports.append(of_run(run, composed))
+        except UserError as error:
+            if not matches_several(composed) or (run is runs[-1] and not reports):
+                raise
+            print(f"skipped  {error.what}", file=sys.stderr)
+    return reports
 
 
 def of_run(run: Run, composed: Composed) -> ReportData:

@@ -104,12 +104,12 @@ def _begun(subject: SelectedModel) -> Robustness:
     import numpy as np
 
     from vitlab.data.sources import Subset, fingerprint
-    from vitlab.data.subsets import limit
+    from vitlab.data.subsets import limit_images
     from vitlab.measure.robustness import Robustness, Tally
 
     data, spec = subject.data, subject.config.evaluation
     split = data.sources["test"]
-    part = limit(split, spec.robust_images or len(split), subject.config.seed)
+    part = limit_images(split, spec.robust_images or len(split), subject.config.seed)
     folder, stem = folder_of(subject), stem_of(subject)
     kept = np.load(folder / f"{stem}.npz", allow_pickle=False)
     chosen = np.isin(kept["index"], part.indices) if part is not split and isinstance(part, Subset) else slice(None)
@@ -136,7 +136,7 @@ def _finish(group: Sequence[SelectedModel], states: Sequence[Robustness]) -> Non
     """Measure what a state lacks, a corruption in all its severities at a time."""
     from vitlab.data.corrupted import STRIDE, CorruptedViews
     from vitlab.data.loader import Loader, default_workers
-    from vitlab.data.subsets import limit
+    from vitlab.data.subsets import limit_images
     from vitlab.measure.robustness import Tally
     from vitlab.training.interrupt import stop_if_requested
     from vitlab.training.progress import Progress
@@ -150,7 +150,7 @@ def _finish(group: Sequence[SelectedModel], states: Sequence[Robustness]) -> Non
     lacking = {name: levels for name, levels in lacking.items() if levels}
     if not lacking:
         return
-    source = limit(split, spec.robust_images or len(split), config.seed)
+    source = limit_images(split, spec.robust_images or len(split), config.seed)
     step = max(1, spec.batch_size // max(map(len, lacking.values())))
     starts = range(0, len(source), step)
     batches = [

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,7 +23,15 @@ from vitlab.config.size import same_size, size_text
 from vitlab.errors import UserError, list_names, nearest
 from vitlab.files import read_json, stable_dict
 from vitlab.methods.base import Stage
-from vitlab.modes.find_runs import config_of, find_runs, known_runs, models_of, result_of, typed_keys
+from vitlab.modes.find_runs import (
+    config_of,
+    find_runs,
+    known_runs,
+    matches_several,
+    models_of,
+    result_of,
+    typed_keys,
+)
 from vitlab.run.run import Run, model_folder
 from vitlab.tasks.base import Task, find_task
 
@@ -115,6 +124,13 @@ class SelectedModel:
             )
         return open_data(self.config, self.meta, self.task, self.typed)
 
+    @cached_property
+    def content(self) -> str:
+        """Of the images that are measured: SHA-256 of names, labels and sizes of files."""
+        from vitlab.data.content import content
+
+        return content(self.data.sources["test"])
+
     @property
     def device(self) -> torch.device:
         """Where the prompt's hardware= wants it."""
@@ -170,11 +186,15 @@ def find_subjects(composed: Composed, *, trained: bool = True) -> list[SelectedM
     runs = find_runs(composed)
     if not runs:
         return [_bare_subject(composed, trained)]
-    found = []
+    found: list[SelectedModel] = []
+    several = matches_several(composed)
     for run, only in runs:
         config = config_of(run, composed)
         stages = models_of(run, config)
         wanted = [stage for stage in stages if only in (None, stage.name)]
+        if not wanted and several and (found or (run, only) != runs[-1]):
+            print(f"skipped  {run.folder}: it has no finished model yet", file=sys.stderr)
+            continue
         if not wanted:
             raise _no_stage(run, only, stages)
         if len(runs) > 1:

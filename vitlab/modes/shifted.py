@@ -90,7 +90,7 @@ class _Reader:
             return old
         full, part = self._answer(images, right, found, self.subject.data.eval_view)
         classes = int(right.any(0).sum())
-        return ShiftedSet(found.name, found.title, digest, found.whole, classes, left_out, full, part)
+        return ShiftedSet(found.name, found.title, digest, found.published, classes, left_out, full, part)
 
     def corrupted(self, found: dict[tuple[str, int], ShiftedImages], old: Robustness | None) -> Iterator[Robustness]:
         """ImageNet-C as published, more of it each time."""
@@ -126,7 +126,7 @@ class _Reader:
         import numpy as np
 
         from vitlab.data.sources import Subset
-        from vitlab.data.subsets import limit
+        from vitlab.data.subsets import limit_images
 
         right = np.zeros((len(found.accepted), len(self.subject.meta.classes)), bool)
         for row, names in zip(right, found.accepted, strict=True):
@@ -141,7 +141,7 @@ class _Reader:
         config = self.subject.config
         source: Source = found.source if kept.all() else Subset(found.source, np.flatnonzero(kept))
         most = [one for one in (config.evaluation.robust_images, config.debug.max_images) if one is not None]
-        return limit(source, min(most, default=len(source)), config.seed), int((~kept).sum()), right
+        return limit_images(source, min(most, default=len(source)), config.seed), int((~kept).sum()), right
 
     def _answer(
         self, source: Source, right: NDArray[np.bool_], found: ShiftedImages, view: EvalView

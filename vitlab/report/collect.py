@@ -82,9 +82,30 @@ def collect(
         exports=_exports(run),
         environment=json.loads((folder / "environment.jsonl").read_text().splitlines()[-1]),
         config=(folder / "config.yaml").read_text(),
-        notes=[*notes, *(str(note) for stage in stages for note in _list(run.read_done(stage.name).get("notes")))],
+        notes=[
+            *notes,
+            *elsewhere(run, task),
+            *(str(note) for stage in stages for note in _list(run.read_done(stage.name).get("notes"))),
+        ],
         task=task.name,
     )
+
+
+def elsewhere(run: Run, task: ReportTask) -> list[str]:
+    """A sentence for each measurement of the run's models on other images than those of its own result."""
+    lines = []
+    for path in sorted(run.folder.glob("evaluation-*/about.json")):
+        about, folder = read_json(path), path.parent
+        data = DatasetInfo(**read_json(folder / "dataset.json"))
+        place = about["images"].get("csv") or about["images"].get("root") or data.name
+        for stem, title in about["models"].items():
+            metrics = task.read_evaluation(read_json(folder / f"{stem}.json")).metrics()
+            share = f"{percent(metrics[task.headline.key])} % {task.headline.name}"
+            lines.append(
+                f"Measured on other images, {title}: {share} on {data.test:,} images of {place} ({data.split} split); "
+                f"{folder.name}/."
+            )
+    return lines
 
 
 def training_command(run: Run) -> str:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from vitlab.errors import UserError
 from vitlab.files import atomic_write
-from vitlab.models.artifact import ModelMeta, as_json, load_model, rebuild, save_model
+from vitlab.models.artifact import ModelMeta, as_json, build_from_meta, load_model, save_model
 from vitlab.models.checkpoints import WEIGHTS_FILE
 from vitlab.models.eval_mode import eval_mode
 from vitlab.report.export_card import Facts, export_readme, model_card
@@ -81,7 +81,7 @@ def export(
     if len(sample) < 3:
         raise ValueError(f"logits are compared at batch 1 and 3, so three images are needed, not {len(sample)}")
     # A network of its own: exporters see no hooks, wrappers or cached tables of the one that was trained.
-    clean = partial(rebuild, meta, {name: value.detach().cpu() for name, value in model.state_dict().items()})
+    clean = partial(build_from_meta, meta, {name: value.detach().cpu() for name, value in model.state_dict().items()})
     here = sample.cpu().float()
     graph = cache(lambda: to_onnx(clean(), meta, here, task))
     facts = facts or Facts(meta.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -35,7 +36,8 @@ class Recorder:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         drop_half_line(path)
-        self._file = open(path, "ab")  # noqa: SIM115  (kept open for the life of the run)
+        self._file = _open(path)
+        self._failure: OSError | None = None
         self._replayed: set[str] = set()
         self.listeners: list[Callable[[Row], None]] = []
         """Called with every row that is written: the loggers."""
@@ -47,14 +49,20 @@ class Recorder:
 
         Raises:
             TypeError: if a value is not a number, text, bool or None (convert a tensor to a float first).
+            OSError: the disk is full, for instance. Nothing of the row is kept, and this recorder writes no other: the
+                next session would find it behind newer ones.
         """
+        if self._failure is not None:
+            raise self._failure
         row: Row = {"stage": stage, "step": step, **{name: _plain(name, value) for name, value in values.items()}}
         if self._replayed and _content(row) in self._replayed:
             return  # the step of the checkpoint itself was run again
         line = json.dumps({"stage": stage, "step": step, "time": round(time.time(), 3), **row}, allow_nan=False)
-        with written_to(self.path, len(line) + 1):
-            self._file.write(line.encode() + b"\n")
-            self._file.flush()
+        try:
+            _append(self._file, self.path, line.encode() + b"\n")
+        except OSError as error:
+            self._failure = error
+            raise
         for listener in self.listeners:
             listener(row)
 
@@ -83,7 +91,7 @@ class Recorder:
         if len(kept) < len(lines):
             self._file.close()
             atomic_write(self.path, b"".join(kept))
-            self._file = open(self.path, "ab")  # noqa: SIM115
+            self._file = _open(self.path)
         return len(lines) - len(kept)
 
     def read(self) -> list[Row]:
@@ -130,10 +138,29 @@ def append_line(path: Path, record: Mapping[str, object]) -> None:
     line = json.dumps(dict(record)).encode() + b"\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     drop_half_line(path)
-    with written_to(path, len(line)), open(path, "ab") as file:
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
+    with _open(path) as file:
+        _append(file, path, line)
+        with written_to(path, len(line)):
+            os.fsync(file.fileno())
+
+
+def _open(path: Path) -> io.FileIO:
+    """``path`` for appending, without a buffer: what a buffer holds after a failed write is written later, when the
+    file is closed, behind the lines of other writers."""
+    return open(path, "ab", buffering=0)
+
+
+def _append(file: io.FileIO, path: Path, line: bytes) -> None:
+    """Append ``line`` completely or not at all."""
+    left = memoryview(line)
+    try:
+        with written_to(path, len(line)):
+            while left:
+                left = left[file.write(left) :]
+    except OSError:
+        if written := len(line) - len(left):
+            os.ftruncate(file.fileno(), os.fstat(file.fileno()).st_size - written)
+        raise
 
 
 def drop_half_line(path: Path) -> None:

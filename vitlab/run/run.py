@@ -6,6 +6,7 @@
     config.yaml         the same configuration, to be read by people
     lock                flock-ed by the process that writes here; contains its id, host and start
     commands.jsonl      one line per start: time, command
+    images.json         dataset=folder: number of images and a hash of their names, labels and sizes, by split
     environment.jsonl   one line per start: versions, commit, machine
     metrics.jsonl       see vitlab.run.recorder
     <stage>/            the artifact of the stage; done.json in it marks the stage as finished
@@ -40,6 +41,9 @@ from vitlab.run.identity import (
     tree_in,
 )
 from vitlab.run.recorder import Recorder, append_line, drop_half_line
+
+IMAGES = "images.json"
+"""What the folder of images held at the first start (vitlab.data.content.record)."""
 
 Complete = Callable[[Mapping[str, object]], dict[str, object]]
 """Function that completes a stored configuration with the defaults of keys added since."""
@@ -197,7 +201,8 @@ class Run:
             self.release()
 
     def remove_if_empty(self, except_for: Path | None = None) -> None:
-        """Remove the folder of a run that did not start: it has the files of a start, and ``except_for``, only."""
+        """Remove the folder of a run that did not start: it has the files of a start, its audit, and ``except_for``,
+        only."""
         start_files = {
             "lock",
             "config.yaml",
@@ -206,9 +211,12 @@ class Run:
             "environment.jsonl",
             "metrics.jsonl",
             "launch.json",
+            IMAGES,
         }
         files = [path for path in self.folder.rglob("*") if path.is_file() and except_for not in path.parents]
         for path in files:
+            if path.parent == self.folder / "audit":
+                continue
             if path.name not in start_files or (path.name == "metrics.jsonl" and path.stat().st_size):
                 return
         shutil.rmtree(self.folder)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vitlab.config import EvaluationConfig, RecipeConfig
 from vitlab.errors import UserError
-from vitlab.measure.bootstrap import Comparison, bootstrap, compare_models
-from vitlab.measure.classification import Evaluation, evaluate_scores, score
+from vitlab.measure.bootstrap import Comparison, bootstrap_intervals, compare_models
+from vitlab.measure.classification import Evaluation, evaluate_scores, score_images
 from vitlab.measure.record import Record
 from vitlab.measure.temperature import Temperature, fit_temperature
 from vitlab.report.compare import Column
@@ -123,17 +123,17 @@ class Classification(Task):
         self, test: Answers, validation: Validation | None, classes: Sequence[str], spec: EvaluationConfig
     ) -> Evaluation:
         """Accuracy, calibration and confusion; a temperature fitted on the validation images (temperature scaling)."""
-        scores = score(test.logits, test.label)
+        scores = score_images(test.logits, test.label)
         found = evaluate_scores(scores, test.label, classes, spec.bins)
         if spec.resamples:
-            drawn = bootstrap(scores, spec.bins, spec.resamples, groups=test.group)
+            drawn = bootstrap_intervals(scores, spec.bins, spec.resamples, groups=test.group)
             found.intervals = {name: list(ends) for name, ends in drawn.items()}
         if validation is None:
             return found
         found.no_temperature = validation.missing
         if validation.answers is not None:
             value = fit_temperature(validation.answers.logits, validation.answers.label)
-            after = evaluate_scores(score(test.logits / value, test.label), test.label, classes, spec.bins)
+            after = evaluate_scores(score_images(test.logits / value, test.label), test.label, classes, spec.bins)
             found.temperature = Temperature(value, validation.images, after.ece, after.max_ece, after.nll, after.brier)
         return found
 
@@ -192,7 +192,7 @@ class Classification(Task):
         self, first: str, second: str, a: Answers, b: Answers, found: tuple[Record, Record], spec: EvaluationConfig
     ) -> Comparison:
         """McNemar's test on top-1, paired bootstrap of top-1, NLL, Brier score and ECE."""
-        one, other = score(a.logits, a.label), score(b.logits, b.label)
+        one, other = score_images(a.logits, a.label), score_images(b.logits, b.label)
         resamples = max(spec.resamples, 1)
         return compare_models(first, second, one, other, spec.bins, resamples, groups=a.group)
 

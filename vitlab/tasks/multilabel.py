@@ -11,7 +11,7 @@ from vitlab.config import EvaluationConfig, RecipeConfig
 from vitlab.errors import UserError
 from vitlab.measure import multilabel as measured
 from vitlab.measure.bootstrap import Comparison
-from vitlab.measure.multilabel import DEFAULT, MultilabelEvaluation
+from vitlab.measure.multilabel import DEFAULT_THRESHOLD, MultilabelEvaluation
 from vitlab.measure.record import Record
 from vitlab.report.compare import Column
 from vitlab.report.data import Example, ModelRow, PaperRow, ReportData
@@ -80,7 +80,7 @@ class Multilabel(Task):
             )
 
     def label_names(self, target: Any, classes: Sequence[str]) -> list[str]:
-        return [name for name, own in zip(classes, target, strict=True) if own > DEFAULT]
+        return [name for name, own in zip(classes, target, strict=True) if own > DEFAULT_THRESHOLD]
 
     # ---------------------------------------------------------------------------------------------------- training
 
@@ -202,7 +202,7 @@ class Multilabel(Task):
         import numpy as np
 
         prob, thresholds = measured.sigmoid(answers.logits), np.array(_of(found).thresholds)
-        decided, label = prob >= thresholds, answers.label > DEFAULT
+        decided, label = prob >= thresholds, answers.label > DEFAULT_THRESHOLD
         sure = np.where(decided != label, np.where(decided, prob, 1 - prob), -1.0).max(1)
         order = np.argsort(-sure, kind="stable")
         examples = []
@@ -222,7 +222,7 @@ class Multilabel(Task):
         one, other = (np.array(_of(each).thresholds) for each in found)
         models = (a.logits, one), (b.logits, other)
         resamples = max(spec.resamples, 1)
-        return measured.compare(first, second, *models, np.rint(a.label), resamples, groups=a.group)
+        return measured.compare_multilabel(first, second, *models, np.rint(a.label), resamples, groups=a.group)
 
     def summary_table(self, rows: Sequence[tuple[str, Record]]) -> list[list[str]]:
         return multilabel_pages.summary_table([(title, _of(one)) for title, one in rows])
@@ -290,7 +290,7 @@ class Multilabel(Task):
     def predict(self, logits: torch.Tensor, names: Sequence[str], topk: int, fitted: Mapping[str, Any]) -> list[Top]:
         """Every label at or above its threshold, however many they are."""
         prob = self.probabilities(logits, fitted).cpu().tolist()
-        thresholds = fitted.get("thresholds") or [DEFAULT] * len(names)
+        thresholds = fitted.get("thresholds") or [DEFAULT_THRESHOLD] * len(names)
         out = []
         for row in prob:
             above = [(n, p) for n, p, t in zip(names, row, thresholds, strict=True) if p >= t]
@@ -337,7 +337,7 @@ class Multilabel(Task):
         if not batches:
             raise ValueError("no images to measure on")
         theirs, mine, label = (torch.cat(list(one)) for one in zip(*batches, strict=True))
-        cut = torch.tensor(fitted.get("thresholds") or DEFAULT, dtype=torch.float64).logit()
+        cut = torch.tensor(fitted.get("thresholds") or DEFAULT_THRESHOLD, dtype=torch.float64).logit()
         same = float(((theirs.double() >= cut) == (mine.double() >= cut)).double().mean())
         own, other = (100 * mean_average_precision(one, label) for one in (theirs, mine))
         return (

@@ -22,7 +22,7 @@ from vitlab.data.loader import LoaderOptions
 from vitlab.data.views import FreshViews, StoredViews, Views
 from vitlab.errors import UserError, nearest
 from vitlab.models.artifact import ModelMeta, load_model, read_meta
-from vitlab.models.build import architecture, build_model, parameter_groups
+from vitlab.models.build import build_model, parameter_groups, resolve_architecture
 from vitlab.tasks.base import find_task
 from vitlab.training.distributed import rank, world_size
 from vitlab.training.schedule import Schedule
@@ -152,7 +152,7 @@ def describe_model(
     start: Path | None,
 ) -> ModelMeta:
     """The description for ``model.json``."""
-    name, args = architecture(model, config.dataset.size)
+    name, args = resolve_architecture(model, config.dataset.size)
     if start is not None:
         origin = read_meta(start).origin
     else:

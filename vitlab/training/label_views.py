@@ -11,7 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vitlab.config import Config
 from vitlab.data.batch import Batch
@@ -191,7 +193,7 @@ def _fill(
                     tally.batches += 1
                     tally.charge("data")
                     output = teacher(batch.to(device))
-                    target = (output if isinstance(output, SparseTarget) else sparsify(output, spec.k)).to("cpu")
+                    target = _sparse(output, spec.k, context).to("cpu")
                     tally.charge("teacher")
                     new = sum(_write(writers[slot], batch, target, slot - first, len(wave)) for slot in unsealed)
                     tally.charge("writing")
@@ -209,6 +211,25 @@ def _fill(
             tally.charge("sealing")
     tally.report(context.stage.name, context.folder / "profile")
     return time.monotonic() - begun
+
+
+def _sparse(output: SparseTarget | Tensor, k: int, context: Context) -> SparseTarget:
+    """The teacher's ``k`` largest probabilities.
+
+    Raises:
+        UserError: one is not a number.
+    """
+    if isinstance(output, SparseTarget):
+        return output
+    try:
+        return sparsify(output, k)
+    except ValueError as error:
+        if bool(torch.isfinite(output).all()):
+            raise
+        raise UserError(
+            f"Stage {context.stage.name}: the teacher's outputs are not finite; nothing of that batch was stored.",
+            "Use trainer.precision=32-true or bf16-mixed, or another teacher. The same command continues.",
+        ) from error
 
 
 def _write(writer: SlotWriter, batch: Batch, target: SparseTarget, first: int, step: int) -> int:

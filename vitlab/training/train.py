@@ -27,6 +27,7 @@ from vitlab.tasks.base import find_task
 from vitlab.training.build import describe_model, full_steps, make_data, make_network, make_optimizer, shortened
 from vitlab.training.callbacks.record_and_checkpoint import RecordAndCheckpoint
 from vitlab.training.callbacks.view_grid import ViewGrid
+from vitlab.training.checkpoint import CHECKPOINT, read_done, refuse_other_network
 from vitlab.training.class_balance import balanced
 from vitlab.training.distributed import device_of
 from vitlab.training.learner import Learner, TeacherFn
@@ -38,7 +39,7 @@ from vitlab.training.progress import Progress
 from vitlab.training.schedule import Schedule, duration_steps
 from vitlab.training.sharding import all_processes, full_state_dict, shard, uses_sharding
 from vitlab.training.teacher import load_teacher, make_teacher
-from vitlab.training.trainer import CHECKPOINT, Stopwatch, make_trainer, read_done
+from vitlab.training.trainer import Stopwatch, make_trainer
 
 
 @dataclass
@@ -83,12 +84,14 @@ class Training:
 
         Raises:
             Interrupted: a signal asked to stop; the checkpoint is written.
-            UserError: a loss is not finite; the batch does not fit into memory.
+            UserError: a loss is not finite; the batch does not fit into memory; the checkpoint is damaged.
         """
         context, config, recipe, learner = self.context, self.context.config, self.recipe, self.learner
         stage, recorder, dry_run = context.stage.name, context.recorder, context.dry_run
         checkpoint = context.folder / CHECKPOINT
         done = read_done(checkpoint)
+        if checkpoint.exists():
+            refuse_other_network(checkpoint, learner)
         if recorder is not None:
             recorder.rewind(stage, done.step if checkpoint.exists() else -1)  # rows of steps that will be taken again
         per_epoch, total = self.data.steps_per_epoch, learner.schedule.total

@@ -1,22 +1,17 @@
-"""Lightning's Trainer as vitlab uses it, and how far a checkpoint is, read before a network is built."""
+"""Lightning's Trainer as vitlab uses it."""
 
 from __future__ import annotations
 
 import logging
 import time
 import warnings
-from dataclasses import dataclass
-from pathlib import Path
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.profilers import Profiler
 
 from vitlab.config import Config
 from vitlab.training.sharding import Sharded, uses_sharding
-
-CHECKPOINT = "checkpoint.ckpt"
 
 
 def make_trainer(
@@ -46,22 +41,6 @@ def make_trainer(
         callbacks=callbacks or [],
         profiler=profiler,
     )
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a checkpoint has behind it."""
-
-    step: int = 0  # optimiser steps
-    finished: bool = False  # the training was ended early, by a callback
-
-
-def read_done(checkpoint: Path) -> Done:
-    """How far ``checkpoint`` is; the beginning where there is none."""
-    if not checkpoint.exists():
-        return Done()
-    state = torch.load(checkpoint, weights_only=True, mmap=True, map_location="cpu")["learner"]
-    return Done(int(state["step"]), bool(state.get("finished", False)))  # older checkpoints have the step alone
 
 
 class Stopwatch(Callback):

@@ -115,9 +115,9 @@ def test_a_budget_of_latency_is_kept() -> None:
 def test_measured_tables(tmp_path: Path) -> None:
     space = replace(resnet_space((2, 2)), kernels=(3,))
     networks = [space.build(16, [(32, 8, 3, 1), (64, 16, 3, 2)])]
-    told: list[str] = []
+    calls: list[str] = []
     again = partial(
-        measure, space, 32, batch=1, device="cpu", networks=networks, say=told.append, channels=(8, 32, 64),
+        measure, space, 32, batch=1, device="cpu", networks=networks, say=calls.append, channels=(8, 32, 64),
         partial=tmp_path / "partial.json",
     )  # fmt: skip
     table = again()
@@ -135,17 +135,17 @@ def test_measured_tables(tmp_path: Path) -> None:
     assert again().stem == table.stem, "what was measured is not measured again"
     table.save(tmp_path / "costs.json")
     assert CostTable.load(tmp_path / "costs.json") == table
-    assert len(told) > 4
+    assert len(calls) > 4
     # Layers that no budget pays for are not timed: they cost as much more as they have more weights.
-    few = partial(measure, space, 32, batch=1, device="cpu", networks=[], say=told.append, channels=(8, 32, 64))
+    subset = partial(measure, space, 32, batch=1, device="cpu", networks=[], say=calls.append, channels=(8, 32, 64))
     networks.append(space.build(16, [(16, 8, 3, 1), (64, 16, 3, 1)]))
-    cheap = few(affordable=lambda weights, side: weights <= 9 * 32**2, networks=networks)
+    cheap = subset(affordable=lambda weights, side: weights <= 9 * 32**2, networks=networks)
     assert cheap.measured is not None
     one, two = cheap.measured["held_out"]  # each predicted with the scale of the other
     assert one["predicted"] / one["measured"] == pytest.approx(two["measured"] / two["predicted"])
     assert one["structure"] == networks[0].to_list()
     assert cheap.spatial["3/1/8"][2] == pytest.approx(4 * cheap.spatial["3/1/8"][1])
-    none = few(affordable=lambda weights, side: False)
+    none = subset(affordable=lambda weights, side: False)
     rows = none.pointwise["8"]
     assert rows[2][1] == pytest.approx(rows[0][0] * (64 / 8) * (32 / 8))
     with pytest.raises(UserError, match="3/1/16"):

@@ -74,7 +74,7 @@ def test_a_design_from_the_command_line(space: str, tmp_path: Path) -> None:
     problem = problem_of(composed.method, 32)
     assert problem.violations(structure) == []
     assert records["solve"]["params"] <= 100_000
-    # Built with the paper's 1000 classes, where nobody says how many there are.
+    # Built with the paper's 1000 classes, where the number of classes is not given.
     classifier = structure.units[-1].out * 1000 + 1000
     assert records["build"]["params"] == records["solve"]["params"] + classifier
     assert (solved / "design.png").exists()

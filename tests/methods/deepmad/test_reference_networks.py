@@ -9,7 +9,7 @@ from vitlab.config import ModelConfig
 from vitlab.methods.deepmad.evaluate import Scoring, evaluate
 from vitlab.methods.deepmad.reference_networks import evaluate_network, handmade_point
 from vitlab.methods.deepmad.structure import Structure
-from vitlab.models.deepmad import published
+from vitlab.models.deepmad import published_structure
 
 SCORING = Scoring((1.0, 1.0, 1.0, 1.0, 8.0), 10.0)
 
@@ -17,7 +17,7 @@ SCORING = Scoring((1.0, 1.0, 1.0, 1.0, 8.0), 10.0)
 @pytest.mark.parametrize("name", ["r18", "29m_224"])
 @pytest.mark.parametrize("classes", [None, 10])
 def test_a_published_network_is_what_its_structure_is(name: str, classes: int | None) -> None:
-    wanted = evaluate(Structure.from_list(published(name)), 224, SCORING, classes)
+    wanted = evaluate(Structure.from_list(published_structure(name)), 224, SCORING, classes)
     found = evaluate_network(timm.create_model(f"deepmad_{name}", num_classes=0), 224, SCORING, classes)
     assert (found.params, found.flops) == (wanted.params, wanted.flops)
     assert found.terms == pytest.approx(wanted.terms, rel=1e-12)

@@ -26,15 +26,15 @@ def run(output: Path, *words: str) -> Path:
 def test_stored_views_come_near_the_teacher_and_beat_labels(tmp_path: Path) -> None:
     network: tuple[str, ...] = ("model=resnet18", "model.args.channels=[32,64,128,256]", "model.args.layers=[1,1,1,1]")
     network += ("model.args.stem_type=deep", "model.args.stem_width=16", "model.args.replace_stem_pool=true")
-    whole = run(tmp_path / "teacher", "method=supervised", *network, "recipe.duration=12ep")
+    full = run(tmp_path / "teacher", "method=supervised", *network, "recipe.duration=12ep")
     words: tuple[str, ...] = (
         "experiment=reinforce_digits",
         "teacher.train=false",
-        f"teacher.members.0.checkpoint={whole / 'train'}",
+        f"teacher.members.0.checkpoint={full / 'train'}",
     )
     words += ("recipe.batch_size=50", "recipe.validate_every=1000ep")
-    told = run(tmp_path / "student", *words, "method.views.variant=rrc", "method.samples=400")
-    found = read_json(told / "evaluation" / "done.json")["metrics"]
+    student = run(tmp_path / "student", *words, "method.views.variant=rrc", "method.samples=400")
+    found = read_json(student / "evaluation" / "done.json")["metrics"]
     labels, online, stored = (found[name] for name in ("erm", "kd", "train"))
     print(
         *(f"{name}: top-1 {found[name]['top1']:.4f}, ECE {found[name]['ece']:.4f}" for name in ("erm", "kd", "train"))

@@ -67,7 +67,7 @@ def test_stored_reinforcements_train_another_student(run: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "message"),
     [
         ("method.views.variant=center", "method.samples=1"),
         ("method.views.variant=all", "rrc | mixing"),
@@ -79,9 +79,11 @@ def test_stored_reinforcements_train_another_student(run: Path, tmp_path: Path) 
         ("method.densify=zeros method.densify_compat=official", "method.p=1"),
     ],
 )
-def test_contradictions_are_answered(word: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_contradictions_are_answered(
+    word: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_command(tmp_path, **dict(one.replace(".", "__").split("=") for one in word.split())) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("*/*/run.json"))
 
 
@@ -99,8 +101,8 @@ def test_every_variant_runs_also_with_two_classes(variant: str, tmp_path: Path) 
 def test_the_teacher_says_again_what_is_stored(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Same backend: within rounding. The other backend makes other pixels, and the report says by how much."""
     assert main(["mode=verify", f"run={run}", "method=reinforce", "method.recheck=60", "hardware=cpu"]) == 0
-    said = capsys.readouterr().out
-    assert "60 views labelled anew: top-1 agreement 100.00%" in said and "(at most 1.0e-05)" in said
+    output = capsys.readouterr().out
+    assert "60 views labelled again: top-1 agreement 100.00%" in output and "(at most 1.0e-05)" in output
     words = ("method.recheck=60", "method.backend=tensor", "hardware=cpu")
     main(["mode=verify", f"run={run}", "method=reinforce", *words])
     assert "(at most 1.1e-02)" in capsys.readouterr().out
@@ -149,8 +151,8 @@ def test_a_store_of_the_other_kind_is_refused(run: Path, tmp_path: Path, capsys:
     from dataclasses import replace
 
     assert run_command(tmp_path / "out", method__store=str(run), method__erm="true") == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert "That is a run; give its reinforced data" in said and "reinforce/targets" in said
+    output = " ".join(capsys.readouterr().err.split())
+    assert "That is a run; give its reinforced data" in output and "reinforce/targets" in output
     store = TargetStore.open(run / "reinforce" / "targets")
     spec = replace(store.spec, protocol="tinyvit-1", fields=(), slots=1)
     TargetStore.create(tmp_path / "labels", spec, list(store.keys()))

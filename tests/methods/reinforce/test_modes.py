@@ -52,7 +52,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make(folder: Path, variant: str, seed: int) -> Path:
-    """Three samples of each digit, with probabilities of nobody."""
+    """Three samples of each digit, with probabilities of no teacher."""
     steps = STEPS | (MIXING if "mixing" in variant else {})
     how = {"reinforce": {"num_samples": 3, "image_augmentation": steps}}
     save(folder / CONFIG, how)
@@ -150,7 +150,7 @@ def load_released(store: Path, into: Path) -> Any:
 
 
 def test_an_interrupted_merge_goes_on(packed: list[Path], tmp_path: Path) -> None:
-    def stop(done: int, whole: int) -> None:
+    def stop(done: int, full: int) -> None:
         if done == 2:
             raise KeyboardInterrupt
 
@@ -172,8 +172,8 @@ def test_what_does_not_go_together(released: Path, packed: list[Path], tmp_path:
 
 def test_statistics(packed: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SMALL, "debug.max_slots=3", "mode=stats", f"method.store={packed[0]}"]) == 0
-    said = capsys.readouterr().out
-    assert "64 images x 3 samples, 77 bytes" in said and "K=4 of 10 classes, as f4" in said
+    output = capsys.readouterr().out
+    assert "64 images x 3 samples, 77 bytes" in output and "K=4 of 10 classes, as f4" in output
     config = compose(list(SMALL)).config
     labels = open_splits(config.dataset, config.seed, config.debug.max_images)["train"].labels
     assert labels is not None
@@ -195,7 +195,7 @@ def test_statistics(packed: list[Path], capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["mode=merge", "method.store={0}", "method.convert_to={2}"], "method.store=[A,B]"),
         (["mode=subset", "method.store={0}"], "method.convert_to=FOLDER"),
@@ -209,10 +209,10 @@ def test_statistics(packed: list[Path], capsys: pytest.CaptureFixture[str]) -> N
     ],
 )
 def test_modes_answer(
-    words: list[str], told: str, packed: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], message: str, packed: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*SMALL, *(word.format(*packed, tmp_path) for word in words)]) == 2
-    assert told in capsys.readouterr().err.replace("\n", " ")
+    assert message in capsys.readouterr().err.replace("\n", " ")
 
 
 @pytest.mark.parametrize("mode", ["stats", "verify", "subset"])
@@ -251,6 +251,6 @@ def test_an_image_added_in_the_middle_is_refused(tmp_path: Path, capsys: pytest.
     training = ("recipe=digits", "recipe.batch_size=8", "method.erm=false", "audit.before_training=false")
     model = ("model=tiny_vit_digits", "model.pretrained=false", f"output={tmp_path / 'out'}")
     capsys.readouterr()
-    for asked in (("mode=stats",), (*training, *model)):
-        assert main([*words, *asked, f"method.store={store}"]) == 2
+    for requested in (("mode=stats",), (*training, *model)):
+        assert main([*words, *requested, f"method.store={store}"]) == 2
         assert "another data set" in capsys.readouterr().err.replace("\n", " ")

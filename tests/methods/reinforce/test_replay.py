@@ -1,7 +1,7 @@
-"""What a teacher said of its views it says again of the replayed ones (sections 9.6 and 11.H).
+"""A teacher has the same output for stored views and for replayed ones (sections 9.6 and 11.H).
 
 A smooth teacher and synthetic pictures. Crops, flips and mixing are the same pixels with either backend; RandAugment's
-are not quite, and there the specification asks for the same class in 99 % of the views.
+are not quite, and there the specification requires the same class in 99 % of the views.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MEAN, STD = (0.5, 0.4, 0.45), (0.2, 0.25, 0.3)
 
 @dataclass
 class Reinforced:
-    """Data, a store of what the teacher said of their views, and the teacher."""
+    """Data, a store of the teacher's output for their views, and the teacher."""
 
     data: VisionData
     folder: Path

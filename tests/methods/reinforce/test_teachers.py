@@ -43,7 +43,7 @@ def test_old_names_that_stand_for_one_network_are_refused() -> None:
         refuse_aliases(old)
     with pytest.raises(UserError, match="stand for the same weights"):
         refuse_aliases([ModelConfig(name=n, pretrained=True) for n in ("resnet18", "resnet18.a1_in1k")])
-    refuse_aliases([ModelConfig(name="resnet18") for _ in range(2)])  # without weights there is nothing to tell
+    refuse_aliases([ModelConfig(name="resnet18") for _ in range(2)])  # without weights nothing can be compared
 
 
 def test_a_network_named_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,10 +22,10 @@ def family() -> Family:
 
 
 class Machine:
-    """A device whose speed and a proxy whose score follow from the costs; it counts what it was asked."""
+    """A device whose speed and a proxy whose score follow from the costs; it counts its calls."""
 
     def __init__(self, family: Family, patience: int = 10**9) -> None:
-        self.family, self.asked, self.patience = family, 0, patience
+        self.family, self.calls, self.patience = family, 0, patience
 
     def throughput(self, args: Args) -> float:
         self._ask()
@@ -36,8 +36,8 @@ class Machine:
         return self.family.cost(args)[1] / 1e9 + sum(args["depths"]) / 10
 
     def _ask(self) -> None:
-        self.asked += 1
-        if self.asked > self.patience:
+        self.calls += 1
+        if self.calls > self.patience:
             raise KeyboardInterrupt
 
 
@@ -85,15 +85,15 @@ def test_budgets_are_kept_and_the_best_is_taken(family: Family, tmp_path: Path) 
 
 @pytest.mark.parametrize("patience", [0, 1, 5, 12])
 def test_killed_and_continued_it_finds_the_same(family: Family, tmp_path: Path, patience: int) -> None:
-    whole, path = Machine(family), tmp_path / "journal.jsonl"
-    wanted = search(family, tmp_path / "whole.jsonl", whole)
+    full, path = Machine(family), tmp_path / "journal.jsonl"
+    wanted = search(family, tmp_path / "whole.jsonl", full)
     with pytest.raises(KeyboardInterrupt):
         search(family, path, Machine(family, patience))
     with open(path, "a") as file:
         file.write('{"measured": "sco')  # as a kill leaves it
     rest = Machine(family)
     assert search(family, path, rest) == wanted
-    assert rest.asked == whole.asked - patience, "nothing is measured twice"
+    assert rest.calls == full.calls - patience, "nothing is measured twice"
     assert search(family, path, Machine(family, 0)) == wanted
     with pytest.raises(UserError, match="journal of another search"):
         Journal(path, {"limits": "others"})
@@ -109,15 +109,15 @@ def test_ties_go_to_the_faster_then_the_smaller(family: Family, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("limits", "said"),
+    ("limits", "message"),
     [
         (Limits(params=1e6, speed=0, steps=1, moves=1, tolerance=0.0, candidates=1), "none of 13 candidates"),
         (Limits(params=20e6, speed=50, steps=1, moves=1, tolerance=0.0, candidates=1), "are small enough"),
         (Limits(params=30e6, speed=0, steps=1, moves=1, tolerance=0.0, candidates=1), "not below the start's"),
     ],
 )
-def test_what_cannot_be_is_said(family: Family, tmp_path: Path, limits: Limits, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_what_cannot_be_is_said(family: Family, tmp_path: Path, limits: Limits, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         search(family, tmp_path / "journal.jsonl", Machine(family), limits)
 
 

@@ -1,4 +1,4 @@
-"""The whole of TinyViT from the prompt: stored, killed, continued, verified, pretrained, finetuned, evaluated."""
+"""All stages of TinyViT by command: stored, killed, continued, verified, pretrained, finetuned, evaluated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vitlab.compose.load import load
 from vitlab.distill.store import TargetStore
 from vitlab.distill.store_writer import SlotWriter
 from vitlab.models.artifact import load_model, read_meta
-from vitlab.models.imagenet22k import CLASSES, synsets
+from vitlab.models.imagenet22k import CLASSES, wordnet_ids_22k
 from vitlab.models.tinyvit_weights import to_official
 from vitlab.run.recorder import read_rows
 from vitlab.training.learner import Learner
@@ -43,7 +43,7 @@ def test_store_crash_resume_verify_pretrain_finetune_evaluate(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Section 8's chain; what was killed twice ends with the bytes of what never was."""
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    killed, full = tmp_path / "killed", tmp_path / "whole"
     writes = itertools.count()
     with at(SlotWriter, "flush", lambda writer: next(writes) == 1, signal.SIGKILL):
         run_and_kill(killed, *SMOKE)
@@ -56,12 +56,12 @@ def test_store_crash_resume_verify_pretrain_finetune_evaluate(
         run_and_kill(killed, *SMOKE)
     assert (run / "pretrain" / "done.json").exists() and not (run / "finetune" / "done.json").exists()
     assert ask(killed, "mode=verify", f"run={run}", "method.recheck=20") == 0
-    said = capsys.readouterr().out
-    assert "K=3 of 10 classes" in said and said.endswith("sound\n")
+    output = capsys.readouterr().out
+    assert "K=3 of 10 classes" in output and output.endswith("sound\n")
 
     assert run_command(killed, *SMOKE) == 0
-    assert run_command(whole, *SMOKE) == 0
-    assert_same(run, the_run(whole))
+    assert run_command(full, *SMOKE) == 0
+    assert_same(run, the_run(full))
     capsys.readouterr()
     assert ask(killed, "mode=evaluate", f"run={run}") == 0
     assert "student, finetuned on labels" in capsys.readouterr().out
@@ -162,7 +162,7 @@ def test_from_an_official_checkpoint_to_fewer_classes_and_to_larger_views(
         [0.8 ** (BLOCKS - 1)] * len(rows)
     )
     reach = 11 * 5e-4
-    place = {name: number for number, name in enumerate(synsets())}
+    place = {name: number for number, name in enumerate(wordnet_ids_22k())}
     there = [name for name in NAMES if name != ABSENT]
     found = torch.stack([old["head.fc.weight"][place[name]] for name in there])
     wanted = torch.stack([found.mean(0) if name == ABSENT else old["head.fc.weight"][place[name]] for name in NAMES])
@@ -186,8 +186,8 @@ def test_from_an_official_checkpoint_to_fewer_classes_and_to_larger_views(
     assert (state["head.fc.weight"] - new["head.fc.weight"]).abs().max() <= 11 * 4e-5, "the head was kept"
     assert large(torch.zeros(1, 3, 64, 64)).shape == (1, len(NAMES))
     assert ask(tmp_path / "larger", "mode=evaluate", f"run={large_run}") == 0
-    told = capsys.readouterr().out
-    assert "student, finetuned on labels" in told
+    output = capsys.readouterr().out
+    assert "student, finetuned on labels" in output
 
 
 def test_the_weights_a_finetuning_starts_from_are_the_checkpoints(photos: Path, official: Path) -> None:
@@ -202,7 +202,7 @@ def test_the_weights_a_finetuning_starts_from_are_the_checkpoints(photos: Path, 
     image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits, all_logits = network(image), before(image)
-    place = {name: number for number, name in enumerate(synsets())}
+    place = {name: number for number, name in enumerate(wordnet_ids_22k())}
     for column, name in enumerate(NAMES):
         wanted = torch.zeros(2) if name == ABSENT else all_logits[:, place[name]]
         torch.testing.assert_close(logits[:, column], wanted, rtol=1e-5, atol=1e-6)

@@ -1,9 +1,9 @@
 """The data sets: one module each, named as ``dataset.name`` names it.
 
 ``vitlab/data/sets/<name>.py`` has one function ``splits(cfg) -> {"train": source, "test": source}``; ``train`` is
-needed, and of ``val`` and ``test`` one stands in for the other where it is missing. ``conf/dataset/<name>.yaml`` states
-how a network sees it. A module may state ``DOWNLOADABLE = True`` where it obeys ``dataset.download``. Modules whose
-name begins with an underscore are shared by several sets.
+required; where ``val`` or ``test`` is missing, the other is used in its place. ``conf/dataset/<name>.yaml`` has the
+sizes and the normalisation. A module with ``DOWNLOADABLE = True`` supports ``dataset.download``. Modules whose name
+begins with an underscore are shared by several sets.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vitlab.errors import UserError, nearest
 
 
 def set_names() -> list[str]:
-    """The data sets that there are: the modules beside this file, sorted."""
+    """Names of all data sets: the modules beside this file, sorted."""
     return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
 
 

@@ -1,6 +1,6 @@
-"""CIFAR's "python version": pickled dictionaries, read by an unpickler that allows numpy arrays and nothing else.
+"""CIFAR's "python version": pickled dictionaries, read by an unpickler that allows NumPy arrays and nothing else.
 
-torchvision downloads them; it is not used to read them, because its reader unpickles whatever it finds.
+torchvision downloads them; it is not used to read them, because its reader unpickles any object.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vitlab.config import DatasetConfig
-from vitlab.data.paths import missing
+from vitlab.data.paths import not_found_error
 from vitlab.data.sets._download import fetch_folder
 from vitlab.data.sources import Arrays, Source
 from vitlab.errors import UserError
@@ -35,7 +35,7 @@ class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str) -> Any:
         if (module_name, global_name) not in self.allowed:
             raise pickle.UnpicklingError(f"the file names {module_name}.{global_name}, which no CIFAR file does")
-        # numpy 2 still answers to numpy.core, with a warning.
+        # NumPy 2 still accepts numpy.core, with a warning.
         return super().find_class(module_name.replace("numpy.core", "numpy._core"), global_name)
 
 
@@ -63,7 +63,7 @@ def open_cifar(
 
     folder = fetch_folder(cfg, base, download)
     if folder is None:
-        raise missing(cfg, f"the folder {base}", downloadable=True)
+        raise not_found_error(cfg, f"the folder {base}", downloadable=True)
     classes = list(_read_cifar(folder / meta)[names])
     sources: dict[str, Source] = {}
     for split, parts in files.items():

@@ -26,8 +26,8 @@ def find_folder(cfg: DatasetConfig, base: str) -> Path | None:
 def fetch_folder(cfg: DatasetConfig, base: str, download: Callable[[str], object]) -> Path | None:
     """The folder ``base``; fetched first if it is missing and ``dataset.download`` is set.
 
-    Fetched beside its place and renamed, so that an interrupted download is not taken for the data; one process at a
-    time, so that several ranks may call this.
+    It is fetched into a temporary folder and renamed, so that an interrupted download is never taken for the data. A
+    lock file admits one process at a time, so that several ranks may call this.
     """
     folder = find_folder(cfg, base)
     if folder is not None or not cfg.download:
@@ -37,7 +37,7 @@ def fetch_folder(cfg: DatasetConfig, base: str, download: Callable[[str], object
     root.mkdir(parents=True, exist_ok=True)
     with open(root / f".{base}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (root / base).is_dir():
+        if not (root / base).is_dir():  # checked again: another rank may have fetched it meanwhile
             shutil.rmtree(scratch, ignore_errors=True)  # torchvision takes a half-unpacked archive for a complete one
             scratch.mkdir()
             try:

@@ -1,4 +1,4 @@
-"""Real handwritten digits out of scikit-learn: always there, nothing is downloaded."""
+"""Real handwritten digits, contained in scikit-learn; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HELD_OUT = 0.25
 def splits(cfg: DatasetConfig) -> dict[str, Source]:
     """1,797 handwritten digits of 8x8 pixels (UCI optical recognition of handwritten digits, as in scikit-learn).
 
-    The set has no split of its own. Ours is fixed for good: in each class, the quarter (rounded half to even) of the
+    The set has no split of its own. vitlab's is fixed: in each class, the quarter (rounded half to even) of the
     images with the smallest SHA-256 of ``"0:<index>"`` is ``test``, which makes 1,347 training and 450 test images.
     Grey levels 0..16 are shown as 0..255.
     """

@@ -1,4 +1,4 @@
-"""Pictures that show several real digits, out of scikit-learn: always there, nothing is downloaded."""
+"""Pictures with several real digits of scikit-learn, a multilabel set; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ SHARES = (0.3, 0.3, 0.25, 0.15)
 """Of pictures with one, two, three and four digits."""
 
 
-class SeveralDigits:
+class MultiDigitImages:
     """Pictures with one to four digits, each anywhere within its quarter of the picture.
 
-    The target is a row of ten 0 and 1: which digits are to be seen, however often. Picture i is a function of
-    (split, i) alone.
+    The target is a row of ten 0 and 1: the digits that occur, once or more often. Picture i is a function of (split, i)
+    alone.
     """
 
     in_memory = True
@@ -57,13 +57,13 @@ class SeveralDigits:
 
 
 def splits(cfg: DatasetConfig) -> dict[str, Source]:
-    """3,000 pictures to train on, 300 to validate and 300 to measure; no two splits share a digit (:func:`pools`)."""
-    found: dict[str, Source] = {split: SeveralDigits(pool, split) for split, pool in pools(cfg).items()}
+    """3,000 pictures to train on, 300 to validate and 300 to measure; no splits share a digit (:func:`digit_pools`)."""
+    found: dict[str, Source] = {split: MultiDigitImages(pool, split) for split, pool in digit_pools(cfg).items()}
     return found
 
 
-def pools(cfg: DatasetConfig) -> dict[str, Arrays]:
-    """The digits that the pictures of each split are made of: those of test are the test digits of ``dataset=digits``,
+def digit_pools(cfg: DatasetConfig) -> dict[str, Arrays]:
+    """The digits in the pictures of each split: those of test are the test digits of ``dataset=digits``,
     those of val every fifth of its training digits, those of train the others."""
     parts = digits.splits(cfg)
     train, test = parts["train"], parts["test"]

@@ -1,4 +1,4 @@
-"""Oxford 102 Flower (Nilsback and Zisserman 2008), in the layout in which torchvision leaves it."""
+"""Oxford 102 Flower (Nilsback and Zisserman 2008), in the layout of torchvision's download."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from vitlab.config import DatasetConfig
 from vitlab.data.decode import Files
-from vitlab.data.paths import missing
+from vitlab.data.paths import not_found_error
 from vitlab.data.sets._download import fetch_folder
 from vitlab.data.sources import Source
 
@@ -20,7 +20,7 @@ def splits(cfg: DatasetConfig) -> dict[str, Source]:
     base = "flowers-102"
     folder = fetch_folder(cfg, base, lambda root: Flowers102(root, download=True))
     if folder is None or not all((folder / part).exists() for part in ("jpg", "imagelabels.mat", "setid.mat")):
-        raise missing(cfg, f"the folder {base} with jpg/, imagelabels.mat and setid.mat", downloadable=True)
+        raise not_found_error(cfg, f"the folder {base} with jpg/, imagelabels.mat and setid.mat", downloadable=True)
     from scipy.io import loadmat
 
     label = np.asarray(loadmat(folder / "imagelabels.mat")["labels"], dtype=np.int64).ravel() - 1

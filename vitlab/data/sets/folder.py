@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from vitlab.config import DatasetConfig
-from vitlab.data.folder import folder
+from vitlab.data.folder import folder_sources
 from vitlab.data.sources import Source
 
 
 def splits(cfg: DatasetConfig) -> dict[str, Source]:
     """The splits of ``dataset.root`` or ``dataset.csv``."""
-    return folder(cfg)
+    return folder_sources(cfg)

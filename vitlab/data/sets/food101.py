@@ -1,4 +1,4 @@
-"""Food-101 (Bossard and others 2014), in the layout in which torchvision leaves it."""
+"""Food-101 (Bossard and others 2014), in the layout of torchvision's download."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 from vitlab.config import DatasetConfig
 from vitlab.data.decode import Files
-from vitlab.data.paths import missing
+from vitlab.data.paths import not_found_error
 from vitlab.data.sets._download import fetch_folder
 from vitlab.data.sources import Source
 
@@ -24,12 +24,14 @@ def splits(cfg: DatasetConfig) -> dict[str, Source]:
 
     folder = fetch_folder(cfg, base, download)
     if folder is None or not all((folder / "meta" / f"{split}.json").exists() for split in ("train", "test")):
-        raise missing(cfg, f"the folder {base} with images/ and meta/train.json, meta/test.json", downloadable=True)
+        raise not_found_error(
+            cfg, f"the folder {base} with images/ and meta/train.json, meta/test.json", downloadable=True
+        )
     sources: dict[str, Source] = {}
     for split in ("train", "test"):
         listed: dict[str, list[str]] = json.loads((folder / "meta" / f"{split}.json").read_text())
         classes = sorted(listed)
-        # In the order of the file, as torchvision has it: released labels are addressed by that order.
+        # In the order of the file, as in torchvision: released labels are addressed by that order.
         paths = [f"images/{path}.jpg" for name in listed for path in listed[name]]
         labels = [classes.index(name) for name in listed for _ in listed[name]]
         sources[split] = Files(folder, paths, labels, classes, split, upright=False)

@@ -9,15 +9,15 @@ import numpy as np
 
 from vitlab.config import DatasetConfig
 from vitlab.data.decode import Files
-from vitlab.data.folder import full_classes
-from vitlab.data.paths import data_roots, missing
+from vitlab.data.folder_contents import list_nonempty_classes
+from vitlab.data.paths import data_roots, not_found_error
 from vitlab.data.sources import Source
 from vitlab.errors import UserError
 
 
 @functools.cache
 def wordnet_ids() -> tuple[str, ...]:
-    """The 1,000 classes of ImageNet-1k in the order of the usual heads, which is that of the ids."""
+    """The WordNet ids of ImageNet-1k, sorted, which is the order of the logits of published networks."""
     from timm.data import ImageNetInfo
 
     return tuple(ImageNetInfo("imagenet-1k").label_names())
@@ -26,25 +26,25 @@ def wordnet_ids() -> tuple[str, ...]:
 def splits(cfg: DatasetConfig) -> dict[str, Source]:
     """ImageNet-1k as downloaded: ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``; 1,281,167 and 50,000 images.
 
-    ``val`` may also be flat, as its archive unpacks: then the devkit's ground truth must lie beside it, in
-    ``ILSVRC2012_devkit_t12/data``. Class names are WordNet ids, sorted. ``val`` alone is enough to measure on.
+    ``val`` may also be flat, as its archive unpacks: the devkit's ground truth must then be beside it, in
+    ``ILSVRC2012_devkit_t12/data``. Class names are WordNet ids, sorted. ``val`` alone suffices for an evaluation.
     """
     roots = data_roots(cfg)
     root = next((r for part in ("train", "val") for r in roots if (r / part).is_dir()), None)
     if root is None:
         cure = " (ImageNet cannot be fetched without an account: see image-net.org)" if cfg.download else ""
-        raise missing(cfg, f"the folders train/<wnid> and val/<wnid>{cure}")
+        raise not_found_error(cfg, f"the folders train/<wnid> and val/<wnid>{cure}")
     sources: dict[str, Source] = {}
     if (root / "train").is_dir():
-        listing = full_classes(root, root / "train")
+        listing = list_nonempty_classes(root, root / "train")
         classes = sorted(listing)
         if not classes:
-            raise missing(cfg, "class folders in train/")
+            raise not_found_error(cfg, "class folders in train/")
         sources["train"] = _by_class(root, listing, classes, "train")
     else:
-        classes = sorted(full_classes(root, root / "val")) or list(wordnet_ids())
+        classes = sorted(list_nonempty_classes(root, root / "val")) or list(wordnet_ids())
     if (root / "val").is_dir():
-        within = full_classes(root, root / "val")
+        within = list_nonempty_classes(root, root / "val")
         if not within:
             sources["val"] = flat_val(root, classes)
         elif sorted(within) != classes:

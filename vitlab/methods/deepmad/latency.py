@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from vitlab.errors import UserError
 from vitlab.files import read_json, stable_dict, write_json
-from vitlab.measure.grids import Floats, interpolate, monotone
-from vitlab.measure.latency_table import ROUNDS, HeldOut, cell, spread_of
+from vitlab.measure.grids import Floats, interpolate, make_monotone
+from vitlab.measure.latency_table import ROUNDS, HeldOut, forward_call, spread_of
 from vitlab.measure.timing import Call, Conditions, block_size, forward_pass, synchronize, time_block, time_in_rounds
 from vitlab.methods.deepmad.evaluate import squeezed
 from vitlab.methods.deepmad.problem import LatencyModel, Problem, Space
@@ -257,7 +257,7 @@ def measure(
         def build() -> Work:
             return layer(), torch.randn(batch, into, side, side)
 
-        cells[name] = cell(build, where)
+        cells[name] = forward_call(build, where)
 
     sides = space.sides(resolution)
     last = sides[-1] // space.strides[-1]
@@ -296,7 +296,7 @@ def measure(
         LEAST,
         wait=lambda: synchronize(where),
         partial=partial,
-        question={"kind": space.kind, "resolution": resolution, **asdict(conditions)},
+        spec={"kind": space.kind, "resolution": resolution, **asdict(conditions)},
         progress=progress,
     )
     times = {name: 1e3 * float(np.median(found)) for name, found in samples.seconds.items()}
@@ -305,7 +305,7 @@ def measure(
     def grid(name: str, *more: Sequence[int]) -> Floats:
         """Medians of one layer, increasing along both axes of channels; NaN where it was not timed."""
         found = [times.get(f"{name} {' '.join(map(str, one))}", np.nan) for one in product(*more)]
-        return monotone(np.reshape(found, [len(one) for one in more]))
+        return make_monotone(np.reshape(found, [len(one) for one in more]))
 
     table = CostTable(_device_name(device), batch, space.kind, list(channels))
     table.stem[str(sides[0])] = grid(f"stem/{sides[0]}", channels).tolist()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitlab.measure.classification import Evaluation, wilson
+from vitlab.measure.classification import Evaluation, wilson_interval
 from vitlab.report.compare import clip, percent, wrap
 from vitlab.report.data import ModelRow
 from vitlab.report.style import WIDTH, Theme, blend, figure
@@ -32,7 +32,7 @@ def accuracy_intervals(rows: Sequence[ModelRow], theme: Theme, colours: Mapping[
     drawing, axes = figure(WIDTH, 1.15 + 0.52 * len(known), "Top-1 % and its 95 % interval")
     ends: list[float] = []
     for place, (row, found) in enumerate(known):
-        lo, hi = wilson(round(found.top1 * found.n), found.n)
+        lo, hi = wilson_interval(round(found.top1 * found.n), found.n)
         at, colour = 100 * found.top1, theme.series[colours[row.name]]
         axes.plot([100 * lo, 100 * hi], [place, place], color=blend(colour, theme.paper, 0.35), linewidth=5)
         axes.plot([at], [place], "o", color=colour, markersize=7)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vitlab.measure.bootstrap import Comparison
-from vitlab.measure.classification import ClassScore, Evaluation, wilson
+from vitlab.measure.classification import ClassScore, Evaluation, wilson_interval
 from vitlab.report import plots
 from vitlab.report.compare import Column, count, metric, percent
 from vitlab.report.data import ModelRow, PaperRow, ReportData
@@ -83,7 +83,7 @@ def drawings(data: ReportData, slots: Mapping[str, int]) -> list[Drawing]:
 
 def interval(found: Evaluation) -> tuple[float, float]:
     """95 % interval of top-1, in percent."""
-    lo, hi = wilson(round(found.top1 * found.n), found.n)
+    lo, hi = wilson_interval(round(found.top1 * found.n), found.n)
     return 100 * lo, 100 * hi
 
 

@@ -23,15 +23,16 @@ from torchmetrics.functional.classification import (
 )
 
 from vitlab.config import EvaluationConfig
-from vitlab.measure.classification import calibration
+from vitlab.errors import OVERFLOW, UserError
+from vitlab.measure.classification import calibration_error
 from vitlab.measure.multilabel import (
-    DEFAULT,
+    DEFAULT_THRESHOLD,
     LabelScore,
     MultilabelEvaluation,
     binary_nll,
+    bootstrap_metrics,
     choose_thresholds,
-    interval,
-    resampled,
+    percentile_interval,
     sigmoid,
 )
 from vitlab.tasks.base import Answers, Validation
@@ -76,19 +77,21 @@ def evaluate(
     """Everything measured of one model; thresholds are chosen on the validation images alone.
 
     Raises:
-        ValueError: logits that are not finite, or whose shape does not fit the labels.
+        UserError: logits that are not finite.
+        ValueError: their shape does not fit the labels.
     """
     if test.logits.shape != test.label.shape or test.logits.shape[1] != len(classes):
         raise ValueError(f"logits {test.logits.shape} and label {test.label.shape} must be [N, {len(classes)}]")
     if not np.isfinite(test.logits).all():
-        raise ValueError("logits are not finite")
+        bad = int((~np.isfinite(test.logits).all(axis=1)).sum())
+        raise UserError(f"The model's logits of {bad} images are not finite.", OVERFLOW)
     label = np.rint(test.label).astype(np.int64)
     prob = sigmoid(test.logits)
     thresholds, unseen = _thresholds(validation, len(classes))
     decided = prob >= thresholds
     scores = _label_scores(prob, decided, thresholds, label, classes, spec.bins)
     known = [one for one in scores if one.n]
-    pooled_ece = calibration(np.minimum(prob.ravel(), 1.0), label.ravel().astype(bool), spec.bins)
+    pooled_ece = calibration_error(np.minimum(prob.ravel(), 1.0), label.ravel().astype(bool), spec.bins)
     found = MultilabelEvaluation(
         n=len(label),
         classes=list(classes),
@@ -110,18 +113,18 @@ def evaluate(
         found.thresholds_from, found.no_thresholds = validation.images, validation.missing
         found.default_thresholds = [classes[k] for k in unseen] if validation.answers is not None else []
     if spec.resamples:
-        (drawn,) = resampled([(prob, decided)], [test.logits], label, spec.resamples, groups=test.group)
-        found.intervals = {name: list(interval(values)) for name, values in drawn.items()}
+        (drawn,) = bootstrap_metrics([(prob, decided)], [test.logits], label, spec.resamples, groups=test.group)
+        found.intervals = {name: list(percentile_interval(values)) for name, values in drawn.items()}
     return found
 
 
 def _thresholds(validation: Validation | None, labels: int) -> tuple[NDArray[np.float64], list[int]]:
     """[K], and the labels that no validation image has."""
     if validation is None or validation.answers is None:
-        return np.full(labels, DEFAULT), []
+        return np.full(labels, DEFAULT_THRESHOLD), []
     chosen = choose_thresholds(sigmoid(validation.answers.logits), np.rint(validation.answers.label))
     unseen = np.flatnonzero(np.isnan(chosen)).tolist()
-    return np.where(np.isnan(chosen), DEFAULT, chosen), unseen
+    return np.where(np.isnan(chosen), DEFAULT_THRESHOLD, chosen), unseen
 
 
 def _label_scores(

@@ -17,13 +17,20 @@ from vitlab.data.batch import Batch
 from vitlab.data.loader import Loader
 from vitlab.errors import UserError, written_to
 from vitlab.files import fsync_dir, write_json
+from vitlab.models.finite import list_first, non_finite
 from vitlab.run.recorder import Recorder
+from vitlab.training.checkpoint import CHECKPOINT, read_done
 from vitlab.training.distributed import all_reduce_max, all_reduce_sum, world_size
 from vitlab.training.interrupt import reinstall_signal_handlers, stop, stop_requested, stop_requested_on_any_rank
 from vitlab.training.learner import Learner
 from vitlab.training.profile import timed
 from vitlab.training.progress import Progress
 from vitlab.training.sharding import is_sharded, share_buffers
+
+DIVERGED = (
+    "Lower recipe.lr, lengthen recipe.warmup, set recipe.clip=1.0, or use trainer.precision=32-true. A run with "
+    "changed numbers is a new run."
+)
 
 
 class RecordAndCheckpoint(Callback):
@@ -122,11 +129,15 @@ class RecordAndCheckpoint(Callback):
         last = step >= self.total or finished
         if step % self.record_every == 0 or last:
             self._record(trainer, learner)
-        if step % self.validate_every == 0 or last:
+        validating = step % self.validate_every == 0 or last
+        if validating:
+            self._refuse_non_finite_weights(learner)
             with timed(trainer, "validation"):
                 self._validate(trainer, learner)
         stopping = not last and self._stop_requested(trainer, step)
         if step % self.checkpoint_every == 0 or last or stopping:
+            if not validating:
+                self._refuse_non_finite_weights(learner)
             with timed(trainer, "checkpoint"):
                 self._checkpoint(trainer, learner)
         if stopping:
@@ -171,13 +182,32 @@ class RecordAndCheckpoint(Callback):
         index, slot = seen["index"].tolist(), seen["slot"].tolist()
         what = {"stage": self.stage, "step": seen["step"], "batch": seen["batch"], "index": index, "slot": slot}
         write_json(path, what | {"losses": values})
-        listed = ", ".join(f"{name} {value}" for name, value in values.items())
+        losses = ", ".join(f"{name} {value}" for name, value in values.items())
         raise UserError(
-            f"Stage {self.stage}: the loss is not finite at step {seen['step']} ({listed}). The samples of that batch "
-            f"and their slots are in {path}; the last checkpoint holds the step before it went wrong.",
-            "Lower recipe.lr, lengthen recipe.warmup, set recipe.clip=1.0, or use trainer.precision=32-true. A run "
-            "with changed numbers is a new run.",
+            f"Stage {self.stage}: the loss is not finite at step {seen['step']} ({losses}). The samples of that batch "
+            f"and their slots are in {path}. {self._last_checkpoint()}",
+            DIVERGED,
         )
+
+    def _refuse_non_finite_weights(self, learner: Learner) -> None:
+        """Raise where a weight of the student or of its average is not finite: a loss sees it one step later, or
+        never."""
+        networks = {"weights": learner.student}
+        if learner.average is not None:
+            networks["averaged weights"] = learner.average.module
+        for kind, network in networks.items():
+            if names := non_finite(network):
+                raise UserError(
+                    f"Stage {self.stage}: {kind} that are not finite after step {learner.step} ({list_first(names)}). "
+                    f"{self._last_checkpoint()}",
+                    DIVERGED,
+                )
+
+    def _last_checkpoint(self) -> str:
+        path = self.folder / CHECKPOINT
+        if not path.exists():
+            return "No checkpoint was written before."
+        return f"The checkpoint is of step {read_done(path).step}, with finite weights."
 
     def _share(self, trainer: L.Trainer) -> Tensor:
         """The window as means over all processes, [batches, names]; refuses losses that are not finite."""
@@ -212,7 +242,13 @@ class RecordAndCheckpoint(Callback):
     def _validate(self, trainer: L.Trainer, learner: Learner) -> None:
         if self.validation is None:
             return
-        values = validate(trainer, learner, self.validation, self.example)
+        values, overflowed = validate(trainer, learner, self.validation, self.example)
+        if overflowed and learner.step >= self.total:
+            raise UserError(
+                f"Stage {self.stage}: after step {learner.step} the network's outputs for {overflowed} validation "
+                f"images are not finite. {self._last_checkpoint()}",
+                DIVERGED,
+            )
         if self.recorder is not None:
             self.recorder.write(stage=self.stage, step=learner.step, **values)
         described = learner.task.describe_validation(values)
@@ -224,7 +260,7 @@ class RecordAndCheckpoint(Callback):
             self.window = list(self._share(trainer))
         if self.recorder is not None:
             self.recorder.sync()
-        save_checkpoint(trainer, self.folder / "checkpoint.ckpt")
+        save_checkpoint(trainer, self.folder / CHECKPOINT)
 
 
 def save_checkpoint(trainer: L.Trainer, path: Path) -> None:
@@ -253,8 +289,11 @@ def _bytes_of(trainer: L.Trainer) -> int:
 
 
 @torch.no_grad()
-def validate(trainer: L.Trainer, learner: Learner, batches: Loader, example: Tensor | None = None) -> dict[str, float]:
-    """The task's validation metrics (``val_<key>``) of ``learner.result`` over exactly the images of ``batches``.
+def validate(
+    trainer: L.Trainer, learner: Learner, batches: Loader, example: Tensor | None = None
+) -> tuple[dict[str, float], int]:
+    """The task's validation metrics (``val_<key>``) of ``learner.result`` over exactly the images of ``batches``, and
+    the number of images with an output that is not finite (on several ranks: the largest of theirs).
 
     Args:
         example: an image [1, C, H, W] as the network wants it; a network that is shared among processes computes in all
@@ -266,12 +305,14 @@ def validate(trainer: L.Trainer, learner: Learner, batches: Loader, example: Ten
     # By way of train(): TinyViT keeps tables that it computed in eval mode, which a weight average never leaves.
     network.train().eval()
     metrics = learner.task.validation_metrics(learner.classes)
+    overflowed = torch.zeros((), dtype=torch.int64, device=device)
     idle = all_reduce_max(len(batches), device) - len(batches) if is_sharded(network) else 0
     try:
         for batch in batches:
             batch = trainer.strategy.batch_to_device(batch)
             with trainer.precision_plugin.val_step_context():
                 logits = learner.logits(network(batch.image))
+            overflowed += (~torch.isfinite(logits).all(1)).sum()
             metrics.update(logits.float(), batch.label)
         for _ in range(idle if example is not None else 0):
             with trainer.precision_plugin.val_step_context():
@@ -281,4 +322,5 @@ def validate(trainer: L.Trainer, learner: Learner, batches: Loader, example: Ten
     if world_size() > 1:  # torchmetrics sums over ranks where the states are, which their backend must reach
         metrics.to(device)
     found = metrics.compute()
-    return {f"val_{name}": float(found[name]) for name in learner.task.validated}
+    values = {f"val_{name}": float(found[name]) for name in learner.task.validated}
+    return values, all_reduce_max(int(overflowed), device)

@@ -59,7 +59,7 @@ def search(config: Config, folder: Path) -> str:
     from vitlab.methods.tinyvit import contraction_report
     from vitlab.methods.tinyvit.contract import Journal, Limits, contract
     from vitlab.methods.tinyvit.families import Args, family_of
-    from vitlab.models.build import architecture, build_model
+    from vitlab.models.build import build_model, resolve_architecture
     from vitlab.training.distributed import configure_torch, device_of
     from vitlab.training.interrupt import install_signal_handlers, stop_if_requested
     from vitlab.training.progress import print_line
@@ -68,7 +68,7 @@ def search(config: Config, folder: Path) -> str:
     configure_torch(config)
     options, size = config.method.contract, config.dataset.size
     classes = list(open_splits(config.dataset, config.seed, config.debug.max_images)["train"].classes)
-    name, args = architecture(config.model, size)
+    name, args = resolve_architecture(config.model, size)
     family = family_of(name, args, size, len(classes))
     fixed: Args = {key: value for key, value in config.model.args.items() if key not in family.start}
     limits = Limits(*(getattr(options, one.name) for one in fields(Limits)))
