@@ -17,6 +17,7 @@ import scipy.stats
 
 from vitlab.compose.load import load
 from vitlab.errors import UserError
+from vitlab.report.text_tables import p_equation
 from vitlab.run.folder_lock import is_locked, locked
 from vitlab.sweep.grid import expand
 from vitlab.sweep.jobs import gpu_count, visible_gpus
@@ -150,6 +151,19 @@ def test_every_model_over_seeds(tmp_path: Path) -> None:
     assert over_seeds([one], TASK) == ([], [])
 
 
+def test_a_path_with_a_comma_is_not_split_and_the_last_of_a_key_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a,b").mkdir()
+    monkeypatch.chdir(tmp_path)
+    words = ["seed=0,1", "method=supervised"]
+    with pytest.raises(UserError, match=r"output=a,b: after -m a comma separates values.*'output=\"a,b\"'"):
+        read_sweep([*words, "output=a,b"])
+    plain, swept, first = read_sweep([*words, 'output="a,b"', "seed=3", "recipe.lr=1,2", "seed=4,5"])
+    assert first.config.output == "a,b" and first.config.seed == 4 and "seed=3" not in plain
+    assert [one.get_key_element() for one in swept] == ["recipe.lr", "seed"]
+
+
 def test_a_difference_of_three_seeds_needs_more_than_two_standard_errors() -> None:
     """Two standard errors are reached by chance 18 times in 100 with three seeds; and of many comparisons some are."""
     gaps = [1.0, 2.0, 4.8]  # 2.3 standard errors
@@ -160,6 +174,10 @@ def test_a_difference_of_three_seeds_needs_more_than_two_standard_errors() -> No
     claimed = [paired(list(row), [0.0] * 3).p_value < 0.05 for row in drawn]
     assert 0.04 < sum(claimed) / len(claimed) < 0.06
     assert paired([1.0], [0.0]).p_value == 1 and paired([1.0, 1.0], [1.0, 1.0]).p_value == 1
+
+
+def test_a_small_p_value_is_written_as_a_bound() -> None:
+    assert p_equation(0.031) == "p = 0.031" and p_equation(1e-7) == "p < 0.0001"
 
 
 def test_several_comparisons_are_corrected_together() -> None:

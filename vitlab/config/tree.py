@@ -49,9 +49,7 @@ class DatasetConfig:
     crop: str = "auto"  # evaluation: center | squash (resize both sides, no crop) | auto (squash if crop_pct=1)
     download: bool = False  # download with torchvision if the data are missing
     csv: Optional[str] = None  # folder only: CSV with columns path,label[,split][,group]
-    columns: dict[str, str] = field(
-        default_factory=dict
-    )  # folder only: names in the CSV, {path:filename,label:species}
+    columns: dict[str, str] = field(default_factory=dict)  # names in the CSV: {path:filename,label:species}
     leave_out: Optional[str] = None  # folder only: text file of images to exclude, one path per line
     val_fraction: float = number(0.0, 0, 1, open_high=True)  # held out of train if there is no val; 0: none
     folds: Optional[int] = number(None, 2, 10**6)  # cross-validation: folds, by a hash of the image; null: none

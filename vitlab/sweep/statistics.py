@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitlab.report.pieces import Headline
+from vitlab.report.text_tables import p_equation
 from vitlab.tasks.base import Task
 
 SIGNIFICANT = 0.05
@@ -105,8 +106,7 @@ def verdicts(name: str, own: Sequence[float], others: Mapping[str, Sequence[floa
     found = {other: paired([100 * a for a in own], [100 * b for b in values]) for other, values in others.items()}
     lines = []
     for (other, one), p in zip(found.items(), holm([one.p_value for one in found.values()]), strict=True):
-        number = f"{p:.2g}" if p >= 0.0001 else "< 0.0001"
-        chance = f"p {'= ' if p >= 0.0001 else ''}{number}"
+        chance = p_equation(p)
         chance += f", corrected for {len(found)} comparisons" if len(found) > 1 else ""
         numbers = (
             f"{one.mean:+.2f} points of {headline.name} over {one.count} seeds "
