@@ -167,6 +167,8 @@ CASES: list[tuple[str, list[str]]] = [
     ("--helpp", ["Did you mean --help?"]),
     ("--hydra-help", ["Hydra's own options are not used here", "--help"]),
     ("-m model=resnet18", ["no key has several values"]),
+    ("-m seed=0,1 hardware=slurm", ["queued ones would count as finished", "sbatch"]),
+    ("-m hardware=cpu,slurm", ["queued ones would count as finished"]),
     ("-m seed=0,0", ["are the same run"]),
     ("-m seed=0,1 recipe.lrr=1", ["Did you mean recipe.lr=1?"]),
     ("-m recipe.lr=interval(0,1)", ["takes single values"]),

@@ -314,3 +314,12 @@ def test_names_that_are_not_utf8(make_images: MakeImages, tmp_path: Path) -> Non
     clean, _ = audit_dataset(config(root, leave_out=str(tmp_path / "out/unreadable.txt")))
     assert clean.files == 3 and not clean.unreadable
     assert len(folder_sources(config(root, csv=str(tmp_path / "out/split.csv")))["train"].keys) == len(splits["train"])
+
+
+def test_an_orientation_that_exif_does_not_have_turns_nothing(make_images: MakeImages) -> None:
+    root = make_images("a/0.png", "b/0.png")
+    exif = Image.Exif()
+    exif[0x0112] = 99
+    Image.new("RGB", (70, 40)).save(root / "a/odd.jpg", exif=exif)
+    result, _ = audit_dataset(config(root))
+    assert "turned by EXIF" not in result.converted and result.width[2] == 70

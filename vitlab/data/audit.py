@@ -243,7 +243,10 @@ def _describe(result: Audit, looks: dict[str, FileInfo]) -> None:
     result.formats = dict(Counter(one.format for one in read.values()).most_common())
     result.converted = dict(Counter(form for one in read.values() for form in _forms(one)).most_common())
     # EXIF orientations 5 to 8 turn the image by 90 degrees.
-    upright = [(one.width, one.height) if one.orientation < 5 else (one.height, one.width) for one in read.values()]
+    upright = [
+        (one.width, one.height) if one.orientation not in range(5, 9) else (one.height, one.width)
+        for one in read.values()
+    ]
     widths, heights = sorted(width for width, _ in upright), sorted(height for _, height in upright)
     result.width = widths[0], int(median(widths)), widths[-1]
     result.height = heights[0], int(median(heights)), heights[-1]
@@ -269,7 +272,7 @@ def _forms(one: FileInfo) -> list[str]:
         forms.append("16-bit grey")
     elif one.mode != "RGB":
         forms.append(known.get(one.mode, one.mode))
-    if one.orientation != 1:
+    if 2 <= one.orientation <= 8:  # other values are damage, and Pillow turns nothing
         forms.append("turned by EXIF")
     if one.frames > 1:
         forms.append("several frames, the first is read")

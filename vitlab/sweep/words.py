@@ -13,6 +13,7 @@ from vitlab.compose.hydra_private import BasicSweeper
 from vitlab.compose.load import load
 from vitlab.config.composed import Composed
 from vitlab.errors import UserError
+from vitlab.launch.slurm import is_queued
 
 LOCKED_CURE = "Wait for it, stop it, or give this one a name: sweep.name=NAME."
 """Cure if another process runs the same sweep."""
@@ -37,6 +38,13 @@ def read_sweep(words: Sequence[str]) -> tuple[list[str], list[Override], Compose
         raise UserError("-m: no key has several values.", "Give some, for instance -m seed=0,1,2, or leave -m out.")
     if first.config.mode != "train" or first.config.fresh:
         raise UserError("-m applies to trainings that the same command continues.", "Leave out mode= and fresh=true.")
+    if is_queued(first.config) or any(
+        one.get_key_element() == "hardware" and "slurm" in values_of(one) for one in swept
+    ):
+        raise UserError(
+            "-m hardware=slurm: a sweep waits for its runs and compares them, and queued ones would count as finished.",
+            "Submit each run by a command of its own, or the sweep in one job: sbatch, with hardware=gpu.",
+        )
     return plain, swept, first
 
 
