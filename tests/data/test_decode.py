@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
+from vitlab.compose.load import load
 from vitlab.data.audit_files import inspect_file
-from vitlab.data.decode import EXTENSIONS, Files, read_rgb, to_rgb
+from vitlab.data.decode import EXTENSIONS, Files, limit_pixels, read_rgb, to_rgb
 from vitlab.errors import UserError
 
 
@@ -135,3 +137,19 @@ def test_heic_names_its_package(tmp_path: Path) -> None:
     register_heif_opener()
     Image.new("RGB", (32, 16), (250, 0, 0)).save(path)
     assert read_rgb(path).size == (32, 16) and inspect_file(path).format == "HEIF"
+
+
+def test_the_limit_of_pixels_can_be_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large sound picture is not to be repaired: the message names the key."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    path = tmp_path / "wide.png"
+    Image.new("RGB", (300, 20)).save(path)
+    with warnings.catch_warnings():
+        limit_pixels(5998)
+        with pytest.raises(UserError, match=r"more than 5,998 pixels; if it is sound, raise dataset\.max_pixels"):
+            read_rgb(path)
+        refused = inspect_file(path)
+        assert "dataset.max_pixels" in refused.error and refused.size != path.stat().st_size  # not cached
+        limit_pixels(6000)
+        assert read_rgb(path).size == (300, 20) and inspect_file(path).error == ""
+    assert load(["dataset.max_pixels=1000000"]).config.dataset.max_pixels == 10**6

@@ -50,6 +50,7 @@ class DatasetConfig:
     download: bool = False  # download with torchvision if the data are missing
     csv: Optional[str] = None  # folder only: CSV with columns path,label[,split][,group]
     columns: dict[str, str] = field(default_factory=dict)  # names in the CSV: {path:filename,label:species}
+    max_pixels: int = number(178_956_970, 1, 10**12)  # images of more pixels are refused, against decompression bombs
     leave_out: Optional[str] = None  # folder only: text file of images to exclude, one path per line
     val_fraction: float = number(0.0, 0, 1, open_high=True)  # held out of train if there is no val; 0: none
     folds: Optional[int] = number(None, 2, 10**6)  # cross-validation: folds, by a hash of the image; null: none

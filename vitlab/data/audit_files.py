@@ -67,8 +67,9 @@ def inspect_file(path: str | Path) -> FileInfo:
             rgb = to_rgb(image)
             rgb.load()
             format = image.format or ""
-    except NeedsPackageError as error:  # no file has this size: it is read again, perhaps with the package
-        return FileInfo(-1, changed, str(error))
+    # No file has this size: it is read again, with the package or another dataset.max_pixels.
+    except (NeedsPackageError, Image.DecompressionBombError) as error:
+        return FileInfo(-1, changed, describe_error(error))
     # Pillow's decoders raise exceptions of any type on damaged data, SyntaxError and struct.error among them.
     except Exception as error:
         return FileInfo(size, changed, describe_error(error))

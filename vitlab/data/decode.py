@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,12 @@ EXTENSIONS = HEIF | {
 }
 """Suffixes (lower case) that count as an image: the raster formats that Pillow decodes by itself, and HEIC. Every other
 file is foreign."""
+
+
+def limit_pixels(pixels: int) -> None:
+    """Refuse images of more than ``pixels`` in this process and those that it forks."""
+    Image.MAX_IMAGE_PIXELS = max(pixels // 2, 1)  # Pillow warns from here on, and refuses twice as many
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 class NeedsPackageError(Exception):
@@ -97,6 +104,8 @@ def describe_error(error: Exception) -> str:
     """The cause of an exception raised while reading an image, in short."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; if it is sound, raise dataset.max_pixels"
     if isinstance(error, UnidentifiedImageError):
         return "not an image, in spite of its name"
     if isinstance(error, OSError) and error.strerror:
