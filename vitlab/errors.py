@@ -24,6 +24,22 @@ OVERFLOW = "Its weights overflow: use another model, or train it again with a lo
 """The cure for a model whose logits are not finite although its weights are."""
 
 
+class DamagedError(UserError, ValueError):
+    """A file of vitlab's own that cannot be read as what it is; a ValueError for readers that have their own message.
+
+    Attributes:
+        path: of the file.
+        why: in a few words.
+    """
+
+    def __init__(self, path: PathLike[str], why: str, cure: str = "") -> None:
+        name = os.fspath(path)
+        cure = cure or "Restore it from a copy, or move it away and give the command that wrote it again."
+        super().__init__(f"{name} is damaged ({why}).", cure)
+        self.path = path
+        self.why = why
+
+
 class Interrupted(Exception):
     """Ctrl-C, SIGTERM or SIGHUP: everything is saved, and the same command continues (exit code 130)."""
 
@@ -85,6 +101,41 @@ def full_disk(error: BaseException) -> UserError | None:
                 "Free some space; no partial file was kept, and the same command continues from what is saved.",
             )
         cause = cause.__cause__ or cause.__context__
+    return None
+
+
+_PLACE = "Choose another place (output=FOLDER)"
+
+SYSTEM_ERRORS: dict[int, str] = {
+    errno.ENOTDIR: f"A file is where a folder should be: move it away. {_PLACE} if it is the output.",
+    errno.EEXIST: f"A file is where a folder should be: move it away. {_PLACE} if it is the output.",
+    errno.EISDIR: "A folder is where a file should be: move it away, or give another name.",
+    errno.EACCES: f"Its owner and permissions (ls -ld) do not allow this. {_PLACE}, or change them.",
+    errno.EPERM: f"Its owner and permissions (ls -ld) do not allow this. {_PLACE}, or change them.",
+    errno.EROFS: f"The file system can only be read. {_PLACE}.",
+    errno.ENAMETOOLONG: "Give shorter names: name=, output=.",
+    errno.ELOOP: "Symbolic links lead in a circle there: remove one of them.",
+    errno.EMFILE: "Raise the limit (ulimit -n 8192), or lower hardware.workers.",
+    errno.ENFILE: "The system has no file handles left: stop other programs, or lower hardware.workers.",
+    errno.EIO: "The disk or the network drive failed; look at the system's log. The same command continues.",
+    errno.ESTALE: "The network drive was mounted anew; the same command continues.",
+    errno.ENOTCONN: "The network drive is not connected; the same command continues.",
+}
+"""errno of a failure of the place or the system, and the cure. A missing file is not among them: it may be an error of
+this program, whose stack trace is then needed."""
+
+
+def system_error(error: BaseException) -> UserError | None:
+    """The message for the user if ``error`` comes from the file system or the operating system, else None."""
+    if (full := full_disk(error)) is not None:
+        return full
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in SYSTEM_ERRORS:
+            names = [os.fsdecode(name) for name in (cause.filename, cause.filename2) if isinstance(name, (str, bytes))]
+            where = f"{' and '.join(names)}: " if names else ""
+            return UserError(f"{where}{cause.strerror}.", SYSTEM_ERRORS[cause.errno])
+        cause = cause.__cause__
     return None
 
 

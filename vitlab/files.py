@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitlab.errors import written_to
+from vitlab.errors import DamagedError, UserError, written_to
 
 
 def fsync_dir(folder: Path) -> None:
@@ -20,6 +20,46 @@ def fsync_dir(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_folder(folder: Path, key: str) -> None:
+    """Refuse, before the work, a folder into which nothing could be written; nothing is made.
+
+    Args:
+        key: that names it, for the message.
+
+    Raises:
+        UserError: a part of the path is a file, too long, or not to be written by this user.
+    """
+    place = folder.absolute()
+    for part in place.parts:
+        if len(os.fsencode(part)) > _NAME_MAX:
+            raise UserError(f"'{part[:40]}...' is too long for the name of a file or folder.", f"Shorten {key}.")
+    there = place
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        what = "is a file, not a folder" if there.exists() else "is a symbolic link to what does not exist"
+        raise UserError(f"{there} {what}, so nothing can be written into {folder}.", f"Move it away, or change {key}.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{there} is not writable for this user, so {folder} cannot be.", f"Change {key}.")
+
+
+def check_file(path: Path, key: str) -> None:
+    """The same for a file that will be written; an existing one is replaced.
+
+    Raises:
+        UserError: as :func:`check_folder`, or a folder of this name.
+    """
+    check_folder(path.parent, key)
+    if path.is_dir():
+        raise UserError(f"{key}={path} is a folder, not a file.", f"Give a name in it: {key}={path / 'NAME'}.")
+    if len(os.fsencode(path.name)) > _NAME_MAX:
+        raise UserError(f"'{path.name[:40]}...' is too long for the name of a file.", f"Shorten {key}.")
+
+
+_NAME_MAX = 255 - len(".") - len(".4194304.tmp")
+"""Bytes of a name with the additions of :func:`atomic_write`, on the usual file systems."""
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -45,9 +85,32 @@ def write_json(path: Path, value: Any) -> None:
     atomic_write(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text())
+def read_json(path: Path, kind: type | None = None) -> Any:
+    """Read a JSON file.
+
+    Args:
+        kind: type of the value, dict or list; None: any.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedError: not a JSON file, or a value of another type.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except IsADirectoryError:
+        raise DamagedError(path, "a folder of that name is in its place") from None
+    except RecursionError:
+        raise DamagedError(path, "nested too deeply") from None
+    except ValueError as error:  # of JSON and of UTF-8
+        raise DamagedError(path, str(error)) from None
+    if kind is not None and not isinstance(value, kind):
+        raise DamagedError(path, f"it holds {_KINDS.get(type(value), 'a number or text')}")
+    return value
+
+
+_KINDS: dict[type, str] = {dict: "a mapping", list: "a list", type(None): "null"}
 
 
 def stable_dict(record: Any) -> dict[str, Any]:

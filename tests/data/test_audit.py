@@ -17,7 +17,7 @@ from PIL import Image
 
 from tests.data.conftest import picture
 from vitlab.config import DatasetConfig
-from vitlab.data.audit import Audit, audit_dataset, inputs_of, refuse_faults, write_audit
+from vitlab.data.audit import Audit, audit_dataset, inputs_of, keep_together, refuse_faults, write_audit
 from vitlab.data.audit_duplicates import find_identical, find_similar
 from vitlab.data.audit_files import inspect_file, inspect_files
 from vitlab.data.folder import folder_sources
@@ -323,3 +323,31 @@ def test_an_orientation_that_exif_does_not_have_turns_nothing(make_images: MakeI
     Image.new("RGB", (70, 40)).save(root / "a/odd.jpg", exif=exif)
     result, _ = audit_dataset(config(root))
     assert "turned by EXIF" not in result.converted and result.width[2] == 70
+
+
+def test_duplicates_stay_on_one_side(make_images: MakeImages, tmp_path: Path) -> None:
+    """What the audit found is a group for dataset.groups: nothing of it is on both sides of the split any more."""
+    root = make_images(*(f"{name}/{i}.png" for name in "ab" for i in range(30)))
+    for number, path in enumerate(sorted(root.rglob("*.png"))):
+        scene(number).save(path)
+    for i in range(8):
+        shutil.copy(root / f"a/{i}.png", root / f"a/copy{i}.png")
+        scene(30 + i).resize((100, 75)).save(root / f"b/small{i}.jpg", quality=60)
+    result, splits = audit_dataset(config(root, val_fraction=0.3))
+    written = write_audit(tmp_path / "audit", result, splits)
+    assert any(len(one.splits) > 1 for one in result.duplicates)
+    assert f"dataset.groups={written['duplicates']}" in keep_together(result, written)
+    cfg = config(root, val_fraction=0.3, groups=str(written["duplicates"]))
+    again, splits = audit_dataset(cfg)
+    assert len(again.duplicates) >= 8 and not any(len(one.splits) > 1 for one in again.duplicates)
+    assert {name: len(part) for name, part in splits.items()} == {
+        name: len(source) for name, source in folder_sources(cfg).items()
+    }
+    assert 12 <= len(splits["val"]) <= 32 and keep_together(again, written) == ""
+    table = written["duplicates"]
+    head, *lines = table.read_text().splitlines()
+    table.write_text("\n".join([head, *reversed(lines)]) + "\n")  # neither the order nor the numbers matter
+    assert list(folder_sources(cfg)["val"].keys) == [row.path for row in splits["val"]]
+    table.write_text(head + "\n1,same file,a/none.png,a,train\n")
+    with pytest.raises(UserError, match=r"line 2: a/none\.png is no image of the data set"):
+        folder_sources(cfg)

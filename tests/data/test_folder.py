@@ -263,3 +263,45 @@ def test_an_empty_class_folder_is_left_out_by_name(make_images: MakeImages, tmp_
 def test_missing_csv(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"dataset\.csv=.*does not exist"):
         folder_sources(config(tmp_path, csv="none.csv"))
+
+
+def test_what_is_no_regular_file_is_not_opened(make_images: MakeImages) -> None:
+    """Reading a FIFO would wait for a writer for ever."""
+    from vitlab.data.audit_files import inspect_file
+    from vitlab.data.decode import read_rgb
+
+    root = make_images("a/0.png")
+    os.mkfifo(root / "a/pipe.png")
+    (root / "a/link.png").symlink_to("0.png")
+    (root / "a/device.png").symlink_to(os.devnull)
+    for name in ("pipe.png", "device.png"):
+        assert inspect_file(root / "a" / name).error == "not a regular file"
+        with pytest.raises(UserError, match=rf"{name} cannot be read as an image \(not a regular file\)"):
+            read_rgb(root / "a" / name)
+    assert not inspect_file(root / "a/link.png").error
+    (root / "a/folder.png").mkdir()
+    assert inspect_file(root / "a/folder.png").error == "not a regular file"
+
+
+def test_links_that_lead_back_are_passed_over(make_images: MakeImages) -> None:
+    """Links to other folders are followed; those to a folder above, or round in a circle, list no picture again."""
+    from vitlab.modes.input_images import expand
+
+    root = make_images("cat/0.png", "cat/1.png", "dog/0.png", "dog/deep/1.png")
+    elsewhere = make_images("2.png", root="elsewhere")
+    (root / "cat/all").symlink_to(root)
+    (root / "dog/deep/up").symlink_to("..")
+    (root / "cat/more").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(root / "cat")
+    (root / "again").symlink_to(root)
+    contents = read_contents(config(root))
+    assert sorted((row.label, row.path) for row in contents.rows["train"]) == [
+        *(("cat", "cat/0.png"), ("cat", "cat/1.png"), ("cat", "cat/more/2.png")),
+        *(("dog", "dog/0.png"), ("dog", "dog/deep/1.png")),
+    ]
+    assert sorted(contents.skipped["link to a parent folder"]) == [
+        *("again", "cat/all", "cat/more/back", "dog/deep/up"),
+    ]
+    assert len(list(expand(str(root)))) == 5  # mode=predict walks the same way
+    (root / "dog/cats").symlink_to(root / "cat")  # a folder beside it: listed under both labels
+    assert len(read_contents(config(root)).rows["train"]) == 8

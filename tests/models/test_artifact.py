@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from vitlab.files import sha256
 from vitlab.models.artifact import ModelMeta, build_from_meta, load_model, read_meta, save_model
 from vitlab.models.build import build_model, resolve_architecture
 from vitlab.models.checkpoints import load_weights
+from vitlab.modes.predict import view_of
 
 VIT = ModelConfig(name="vit_tiny_patch16_224", args={"embed_dim": 24, "depth": 1, "num_heads": 1})
 
@@ -138,3 +141,61 @@ def test_weights_that_are_not_finite_are_neither_written_nor_loaded(
         build_from_meta(_meta(tiny, 32), model.state_dict())
     with pytest.raises(UserError, match=rf"The checkpoint a file has weights that are not finite \({name}\)"):
         load_weights(build_model(tiny, 3, 32), model.state_dict(), "a file")
+
+
+WRONG: list[Any] = [None, True, -1, 0, 3, 1e400, "x", "", [], ["a"], [0.5, math.nan, 0.5], [-1, 0, 1], {}, {"x": 1}]
+
+
+@pytest.mark.parametrize(
+    "key", [item.name for item in dataclasses.fields(ModelMeta)] + ["format", "surgeries", "other"]
+)
+def test_any_value_of_a_description_is_used_or_refused_in_one_paragraph(folder: Path, key: str) -> None:
+    """Whatever stands in ``model.json``, building the network and its view ends well or names the file."""
+    path = folder / "model.json"
+    stored = json.loads(path.read_text())
+    refused = 0
+    for value in WRONG:
+        path.write_text(json.dumps(stored | {key: value}))
+        try:
+            load_model(folder)
+            view_of(read_meta(folder))
+        except UserError as error:
+            assert "model.json" in error.what or str(folder) in error.what
+            refused += 1
+    assert refused > 3, "text, numbers and objects are not all alike"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"checkpoint_path": "elsewhere.pth"},
+        {"pretrained": True},
+        {"num_classes": 7},
+        {"features_only": True},
+        {"depthz": 3},
+        {"depths": "many"},
+        {"depths": [1, 1]},
+        {"in_chans": 1},
+    ],
+)
+def test_arguments_of_a_description_that_build_no_such_network(folder: Path, args: dict[str, Any]) -> None:
+    path = folder / "model.json"
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps(stored | {"args": stored["args"] | args}))
+    with pytest.raises(UserError, match=r"model\.json"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "null", "{", "[" * 100_000, "{" + '"a":{' * 50_000])
+def test_a_description_that_is_no_object(folder: Path, text: str) -> None:
+    (folder / "model.json").write_text(text)
+    with pytest.raises(UserError, match=r"model\.json' is damaged"):
+        load_model(folder)
+
+
+def test_weights_that_are_no_safetensors(folder: Path) -> None:
+    path = folder / "model.json"
+    (folder / "model.safetensors").write_bytes(b"text")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": sha256(b"text")}))
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        load_model(folder)

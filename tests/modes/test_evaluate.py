@@ -245,6 +245,43 @@ def test_another_root_of_a_folder_run_is_another_measurement(output: Path, tmp_p
     assert len(list(made.glob("evaluation-folder-*"))) == 1 and own[0].read_bytes() != before[0]
 
 
+def test_a_flat_folder_is_measured_whole(output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """New pictures without split folders: all are measured. Of the folder of the training only the held-out part is,
+    and a fraction that is typed counts."""
+    flat, new = digit_folder(tmp_path, 0, 120, "own"), digit_folder(tmp_path, 120, 40, "new")
+    words: tuple[str, ...] = (
+        "dataset=folder",
+        f"dataset.root={flat / 'own'}",
+        "model=tiny_vit_digits",
+        "recipe=digits",
+    )
+    words += ("dataset.size=32", "recipe.batch_size=16", "recipe.duration=3st", "recipe.warmup=0st")
+    made = train(output, *words, "debug.max_images=null")
+
+    def measured(*given: str) -> int:
+        capsys.readouterr()
+        assert ask(tmp_path / "measured", "mode=evaluate", *given, "evaluation.resamples=0") == 0
+        (count,) = re.findall(r"split, (\d+) images", capsys.readouterr().out.splitlines()[0])
+        return int(count)
+
+    held_out = measured(f"run={made}")
+    assert 10 <= held_out <= 40
+    place = f"dataset.root={new / 'new'}"
+    assert measured(f"run={made}", place) == 40
+    model = (f"model.checkpoint={made / 'train'}", "dataset=folder")
+    assert measured(*model, place) == 40
+    assert measured(*model, f"dataset.root={flat / 'own'}") == held_out
+    assert measured(*model, place, "dataset.val_fraction=0.5") < 40
+    moved = shutil.copytree(flat / "own", tmp_path / "moved")
+    assert measured(f"run={made}", f"dataset.root={moved}") == held_out
+    with open(made / "splits.csv") as file:
+        first = next(row["path"] for row in csv.DictReader(file) if row["split"] == "val")
+    (moved / first).unlink()  # no longer the run's own images
+    capsys.readouterr()
+    assert ask(output, "mode=evaluate", f"run={made}", f"dataset.root={moved}", "evaluation.resamples=0") == 0
+    assert "have the names of images that the run was trained on" in capsys.readouterr().out
+
+
 def test_different_images_do_not_compare(run: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = train(output, "debug.max_images=120", "debug.max_steps=3")
     assert ask(output, "mode=evaluate", f"run=[{run},{small}]", "evaluation.resamples=0") == 2

@@ -42,7 +42,7 @@ def test_the_card_tells_what_was_measured(output: Path, run: Path) -> None:
     text = (run / "export/hub/README.md").read_text()
     measured = read_json(run / "evaluation/train.json")
     lo, hi = (f"{100 * end:.4g}" for end in measured["intervals"]["top1"])
-    assert f"| Top-1 % | {100 * measured['top1']:.4g} ({lo} to {hi}, 95 %) |" in text
+    assert f"| Top-1 % | {100 * measured['top1']:.4g} ({lo} to {hi}, 95 % bootstrap) |" in text
     assert "UCI, 1998), CC BY 4.0." in text
     assert f"On {measured['n']:,} images of the test split of digits:" in text
     assert "scikit-learn's 1,797 real handwritten digits" in text and f"# {run.name}: model" in text

@@ -85,7 +85,7 @@ def test_names_at_the_ends_do_not_overlap(data: ReportData) -> None:
             assert max(box.x1 for box in boxes) <= drawing.bbox.x1
 
 
-def test_intervals_are_wilsons(data: ReportData) -> None:
+def test_intervals_are_wilsons_where_none_was_drawn(data: ReportData) -> None:
     with style.themed(style.LIGHT):
         drawing = classification_figures.accuracy_intervals(
             data.rows, style.LIGHT, style.slots(data.rows, data.primary)

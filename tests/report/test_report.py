@@ -17,7 +17,7 @@ import pytest
 from tests.report.sample import CLASSES, make
 from vitlab.measure.classification import Evaluation, wilson_interval
 from vitlab.measure.cost_record import Cost
-from vitlab.report import page
+from vitlab.report import page, style
 from vitlab.report.compare import DASH, SYNTHETIC
 from vitlab.report.data import Example, ModelRow, PaperRow, ReportData, curves_of
 from vitlab.report.write import ReportPaths, write_report
@@ -168,6 +168,30 @@ def test_numbers_of_the_classes_and_mistakes_are_the_data(data: ReportData, writ
     assert int(pairs[0][2]) == off.max()
 
 
+def test_one_number_has_one_interval(data: ReportData) -> None:
+    """What the evaluation drew is what the headline, its figure and the prompt's table give, by its name."""
+    found = data.main.evaluation
+    assert isinstance(found, Evaluation)
+    before = dict(found.intervals)
+    found.intervals["top1"] = [0.512, 0.634]
+    try:
+        tile = page.tiles(data, TASK)[0]
+        drawing = next(
+            one for one in TASK.figures(data, style.slots(data.rows, data.primary)) if one.name == "accuracy"
+        )
+        with style.themed(style.LIGHT):
+            figure = drawing.draw(style.LIGHT)
+        table = TASK.summary_table([("model", found)])
+    finally:
+        found.intervals = before
+    assert tile.detail.startswith("51.2 to 63.4 (95 % bootstrap interval)")
+    assert "Wilson or bootstrap intervals" in drawing.caption
+    assert figure is not None
+    bars = [line.get_xdata() for line in figure.axes[0].lines]
+    assert any(np.allclose(np.asarray(ends, float), [51.2, 63.4]) for ends in bars if len(np.asarray(ends)) == 2)
+    assert table[1][2] == "51.20 to 63.40" or table[1][2].startswith("51.2")
+
+
 def test_headline_and_findings_are_the_data(data: ReportData, html: Page) -> None:
     found, other = data.main.evaluation, data.rows[2].evaluation
     assert isinstance(found, Evaluation) and isinstance(other, Evaluation)
@@ -175,7 +199,7 @@ def test_headline_and_findings_are_the_data(data: ReportData, html: Page) -> Non
     tile = page.tiles(data, TASK)[0]
     assert (tile.value, tile.detail) == (
         f"{100 * found.top1:.2f}",
-        f"{100 * lo:.1f} to {100 * hi:.1f} (95 % interval), 240 images",
+        f"{100 * lo:.1f} to {100 * hi:.1f} (95 % Wilson interval), 240 images",
     )
     assert [each.value for each in page.tiles(data, TASK)[2:]] == ["301", "21.5", "2.34", "1.22"]
     sentences = page.findings(data, TASK)

@@ -211,6 +211,7 @@ def test_a_folder_that_is_not_a_run_is_refused(output: Path) -> None:
 def test_an_invalid_run_json_is_named(output: Path, text: str) -> None:
     run = start(output)
     (run.folder / "run.json").write_text(text)
+    (run.folder / "config.yaml").unlink()  # from which it could be made again
     with pytest.raises(UserError, match=r"run\.json"):
         find(output)
 

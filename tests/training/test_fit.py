@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from tests.contract.story import assert_same, at, run_command, the_run
+from vitlab.config import RecipeConfig
 from vitlab.distill.teachers import OnlineTeacher
 from vitlab.run.recorder import read_rows
 from vitlab.tasks.parts import losses
 from vitlab.training import objectives
 from vitlab.training.learner import Learner
-from vitlab.training.schedule import Schedule
+from vitlab.training.schedule import Schedule, slow_average
 
 PLAIN = ("method=supervised", "evaluation=quick")
 EVERYTHING = (
@@ -112,6 +113,28 @@ def test_weight_average_follows_the_student_and_is_the_result() -> None:
     assert learner.result is not student
 
 
+def test_an_average_that_is_too_slow_is_named_and_warmed_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """0.9999 over 11 steps keeps the network that was just initialised."""
+    assert run_command(tmp_path / "slow", *PLAIN, "recipe.ema=0.9999") == 0
+    assert "recipe.ema=0.9999 is too slow for 11 steps: 100 % of the kept weights" in capsys.readouterr().err
+    done = json.loads((the_run(tmp_path / "slow") / "train" / "done.json").read_text())
+    assert "too slow for 11 steps" in done["notes"][0]
+    words = (*PLAIN, "recipe.ema=0.9999", "recipe.ema_warmup=true")
+    with at(Learner, "after_step", lambda learner: learner.step + 1 == 7, signal.SIGTERM):
+        assert run_command(tmp_path / "warm", *words) == 130
+    assert run_command(tmp_path / "warm", *words) == 0, "the decay follows from the step"
+    assert "too slow" not in capsys.readouterr().err
+    assert run_command(tmp_path / "straight", *words) == 0
+    assert_same(the_run(tmp_path / "straight"), the_run(tmp_path / "warm"))
+    kept, first = weights(the_run(tmp_path / "warm")), weights(the_run(tmp_path / "slow"))
+    assert max(float((kept[name] - first[name]).abs().max()) for name in kept if kept[name].is_floating_point()) > 1e-3
+
+
+def test_an_average_that_follows_is_not_remarked_on() -> None:
+    recipe = RecipeConfig(duration="1ep", batch_size=1, optimizer="sgd", lr=1.0, weight_decay=0.0, ema=0.9)
+    assert slow_average(recipe, 100) == "" and slow_average(recipe, 1) == "" and "0.9" in slow_average(recipe, 3)
+
+
 def test_teacher_is_in_no_checkpoint() -> None:
     """Nor in .parameters(), so that neither optimiser nor gradient buckets know it."""
     network = torch.nn.Linear(1, 1)
@@ -142,6 +165,17 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_the_batch(
     assert len(what["index"]) == 16 and set(what["slot"]) == {1}  # five batches an epoch: the second epoch
     monkeypatch.setattr(losses, "label_cross_entropy", honest)
     assert run_command(tmp_path, *PLAIN) == 0, "the last checkpoint is from before, and the run goes on from it"
+
+
+def test_one_value_per_channel_ends_a_training_in_one_paragraph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a network that the preflight does not see: a stage's own."""
+    monkeypatch.setattr("vitlab.launch.stages.preflight", lambda *_: None)
+    words = ("model=resnet18", "model.name=test_resnet", "model.pretrained=false", "recipe.accumulate=16")
+    assert run_command(tmp_path, *PLAIN, *words) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "leave BatchNorm one value per channel" in message and "Traceback" not in message
 
 
 def test_a_network_that_overflows_is_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

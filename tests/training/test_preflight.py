@@ -10,6 +10,8 @@ from vitlab.errors import UserError
 from vitlab.methods.base import find_method
 from vitlab.training.preflight import preflight
 
+RESNET = ("method=supervised", "model=resnet18", "model.name=test_resnet", "model.pretrained=false")
+
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
@@ -17,6 +19,15 @@ from vitlab.training.preflight import preflight
         (["model.name=resnet5"], "no model 'resnet5' .* resnet50"),
         (["model.args={depthz:3}"], "no argument 'depthz'"),
         (["model.name=vit_tiny_patch16_224", "dataset.size=40"], "patches of 16 px, which do not tile 40 px"),
+        (["model.args={in_chans:1}"], "does not take an RGB image of 32 px"),
+        (["model.args={num_classes:7}"], "num_classes"),
+        ([*RESNET, "model.args={features_only:true}"], "gives a list for one image|features_only"),
+        ([*RESNET, "model.args={global_pool:''}"], "does not take an RGB image of 32 px"),
+        (
+            [*RESNET, "recipe.batch_size=1"],
+            "recipe: 1 image.s. at once .* lower recipe.accumulate",
+        ),
+        ([*RESNET, "recipe.batch_size=16", "recipe.accumulate=16"], "recipe: 1 image"),
         (["recipe.optimizer=adamww"], "Did you mean adamw"),
         (["recipe.optimizer_args={foo:1}"], "recipe.optimizer_args"),
         (["teacher.recipe.optimizer=lambb"], "Did you mean lamb"),
@@ -33,7 +44,15 @@ def test_a_later_stage_would_fail(overrides: list[str], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "overrides", [[], ["experiment=deepmad_design_29m"], ["method=reinforce"], ["model=vit_base", "recipe=finetune"]]
+    "overrides",
+    [
+        [*RESNET, "recipe.batch_size=1", "dataset.size=256"],
+        [*RESNET, "recipe.batch_size=1", "recipe.freeze_batchnorm=true"],
+        [],
+        ["experiment=deepmad_design_29m"],
+        ["method=reinforce"],
+        ["model=vit_base", "recipe=finetune"],
+    ],
 )
 def test_nothing_is_wrong(overrides: list[str]) -> None:
     config = load(overrides).config

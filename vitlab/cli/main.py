@@ -13,7 +13,7 @@ import textwrap
 import traceback
 
 from vitlab._version import __version__
-from vitlab.errors import Interrupted, StoppedAtOnce, UserError, full_disk
+from vitlab.errors import Interrupted, StoppedAtOnce, UserError, system_error
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,8 +37,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except Exception as error:
         sys.stdout.flush()
-        if (full := full_disk(error)) is not None:
-            print(paragraph(str(full)), file=sys.stderr)
+        if (place := system_error(error)) is not None:
+            print(paragraph(str(place)), file=sys.stderr)
             return 2
         traceback.print_exc()
         return 1

@@ -56,6 +56,7 @@ class DatasetConfig:
     folds: Optional[int] = number(None, 2, 10**6)  # cross-validation: folds, by a hash of the image; null: none
     fold: Optional[int] = number(None, 0, 10**6)  # cross-validation: the fold used as test split, from 0 to folds - 1
     split_file: Optional[str] = None  # CSV with columns path,split, e.g. splits.csv of a run; null: the data set's own
+    groups: Optional[str] = None  # folder only: CSV path,group, e.g. duplicates.csv of an audit: not split apart
     classes: Any = None  # folder only: order, a list | listed (order of the CSV); null: classes.txt, else sorted
     embedded: bool = False  # part of a Python package: needs no root
     synthetic: bool = False  # random images: reports mark their metrics as meaningless
@@ -113,6 +114,7 @@ class RecipeConfig:
     accumulate: int = number(1, 1, 10**7)  # gradient accumulation: micro-batches per optimiser step
     label_smoothing: float = number(0.0, 0, 1, open_high=True)  # label smoothing of the cross-entropy
     ema: Optional[float] = number(None, 0, 1, open_low=True, open_high=True)  # decay of averaged weights; null: off
+    ema_warmup: bool = False  # let the decay of the average rise to ema over the first steps, for short trainings
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     validate_every: str = "1ep"  # duration between validations
     checkpoint_every: str = "1ep"  # duration between checkpoints

@@ -11,7 +11,7 @@ import csv
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -298,7 +298,7 @@ def audit_folder(output: Path, cfg: DatasetConfig) -> Path:
 
 def inputs_of(cfg: DatasetConfig) -> frozenset[Path]:
     """The files that the keys of a data set name, resolved: a command reads them and must not write them."""
-    names = [name for name in (cfg.csv, cfg.leave_out, cfg.split_file) if name]
+    names = [name for name in (cfg.csv, cfg.leave_out, cfg.split_file, cfg.groups) if name]
     return frozenset(Path(name).expanduser().resolve() for name in names)
 
 
@@ -317,7 +317,7 @@ def write_audit(
     """Write ``audit.json``, ``split.csv`` (a CSV for ``dataset.csv``: the split as it is used), ``unreadable.txt`` (a
     list for ``dataset.leave_out``) and ``duplicates.csv``; the latter two only where there is something to list.
 
-    ``unreadable.txt`` of an earlier audit is never deleted, since another command may name it. Names that are not UTF-8
+    Lists of an earlier audit are never deleted, since another command may name them. Names that are not UTF-8
     are written as the bytes they are, except in JSON, which escapes them.
 
     Args:
@@ -337,7 +337,6 @@ def write_audit(
     label = "labels" if any(row.labels is not None for part in splits.values() for row in part) else "label"
     _write_csv(paths["split"], ["path", label, "split", *(["group"] if grouped else [])], rows)
     doubtful = _free(folder / "duplicates.csv", inputs)
-    doubtful.unlink(missing_ok=True)
     if result.duplicates:
         where = {row.path: (row.label, split) for split, part in splits.items() for row in part}
         lines = [
@@ -364,6 +363,14 @@ def _write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[str]]) -
     writer.writerow(head)
     writer.writerows(rows)
     atomic_write(path, buffer.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def keep_together(result: Audit, written: Mapping[str, Path]) -> str:
+    """How to keep the same picture on one side of the split, where vitlab makes the split; "" if it is."""
+    leaks = any(len(one.splits) > 1 for one in result.duplicates)
+    if result.split == GIVEN or not leaks or "duplicates" not in written:
+        return ""
+    return f"on one side of the split: dataset.groups={written['duplicates']}"
 
 
 def refuse_faults(result: Audit, listed: Path | None) -> None:

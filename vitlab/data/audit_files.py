@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitlab.data.decode import NeedsPackageError, describe_error, register_format, to_rgb
+from vitlab.data.decode import NeedsPackageError, describe_error, register_format, require_regular, to_rgb
 
 SIDE = 8
 """Pixels of the side of a thumbnail."""
@@ -52,6 +52,7 @@ def inspect_file(path: str | Path) -> FileInfo:
     """Read one file. A failure is reported in ``error``; nothing is raised."""
     size = changed = 0
     try:
+        require_regular(path)
         with open(path, "rb") as file:
             stat = os.fstat(file.fileno())
             size, changed = stat.st_size, stat.st_mtime_ns

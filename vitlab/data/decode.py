@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -85,6 +87,7 @@ def read_rgb(path: Path, upright: bool = True) -> Image.Image:
     """
     try:
         register_format(path)
+        require_regular(path)
         with Image.open(path) as image:
             rgb = to_rgb(image) if upright else image.convert("RGB")
             rgb.load()  # while the file is open: Pillow decodes lazily
@@ -100,6 +103,16 @@ def read_rgb(path: Path, upright: bool = True) -> Image.Image:
     return rgb
 
 
+def require_regular(path: str | Path) -> None:
+    """Refuse what is no regular file before it is opened: reading a FIFO or a device may never end.
+
+    Raises:
+        OSError: no such file, or not a regular one.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("not a regular file")
+
+
 def describe_error(error: Exception) -> str:
     """The cause of an exception raised while reading an image, in short."""
     if isinstance(error, FileNotFoundError):
@@ -111,6 +124,30 @@ def describe_error(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def walk_files(folder: Path, loops: list[str] | None = None) -> Iterator[tuple[str, list[str], list[str]]]:
+    """``os.walk`` through symbolic links to folders, without those that lead back to a folder above the link or above
+    ``folder``: its pictures would be listed again and again, under the label of the folder that holds the link.
+
+    Args:
+        loops: collects the paths of the links that are left out.
+    """
+    real = Path(os.path.realpath(folder))
+    above = {os.fspath(folder): frozenset(map(str, (real, *real.parents)))}  # of each folder to come, itself included
+    for path, folders, names in os.walk(folder, followlinks=True):
+        yield path, folders, names  # the caller may sort and remove in place
+        here, kept = above.pop(path), []
+        for name in folders:
+            at = os.path.join(path, name)
+            target = os.path.realpath(at)
+            if target in here:
+                if loops is not None:
+                    loops.append(at)
+                continue
+            above[at] = here | {target}
+            kept.append(name)
+        folders[:] = kept
 
 
 class Files:

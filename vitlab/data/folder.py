@@ -21,6 +21,10 @@ from vitlab.data.split_file import splits_of_file
 from vitlab.data.subsets import held_out, held_out_groups
 from vitlab.errors import UserError
 
+ALL = 1.0
+"""``val_fraction`` of a folder without splits that is only measured: all of its images are. No value of the command
+line, where it is below 1."""
+
 
 def folder_sources(cfg: DatasetConfig) -> dict[str, Source]:
     """The data set in ``dataset.root``: a CSV if ``dataset.csv`` is given, else class folders.
@@ -77,6 +81,8 @@ def split_rows(cfg: DatasetConfig, contents: FolderContents) -> dict[str, list[R
         }
     if not split_is_generated(cfg, contents):
         return contents.rows
+    if cfg.val_fraction == ALL and set(contents.rows) == {"train"}:
+        return {"test": contents.rows["train"]}
     if not 0 < cfg.val_fraction < 1:
         raise UserError(
             f"dataset.val_fraction={cfg.val_fraction} is not a share, and {contents.root} has no val or test split.",

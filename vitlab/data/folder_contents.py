@@ -6,13 +6,14 @@ rows and refuses those that cannot be trained on.
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vitlab.config import DatasetConfig
-from vitlab.data.decode import EXTENSIONS
+from vitlab.data.decode import EXTENSIONS, walk_files
 from vitlab.data.label_sets import has_label_sets, read_label_sets
 from vitlab.data.paths import data_roots, not_found_error
 from vitlab.data.split_file import SPLITS
@@ -79,10 +80,14 @@ def list_classes(root: Path, folder: Path) -> ClassListing:
     without an image is listed as empty.
     """
     listing = ClassListing()
+    real = Path(os.path.realpath(folder))
+    above = {str(real), *map(str, real.parents)}
     # Sorted by code point, not by locale: indices of images must not depend on the machine.
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
         if not entry.is_dir():
             listing.skipped.setdefault(_kind(entry.name), []).append(_inside(root, entry.path))
+        elif entry.is_symlink() and os.path.realpath(entry.path) in above:
+            listing.skipped.setdefault(LOOP, []).append(_inside(root, entry.path))
         elif not _hidden(entry.name):
             listing.images[entry.name] = sorted(_walk(root, Path(entry.path), listing.skipped))
     return listing
@@ -123,7 +128,8 @@ def _kind(name: str) -> str:
 
 def _walk(root: Path, folder: Path, passed: dict[str, list[str]]) -> Iterable[str]:
     base = os.fspath(root)
-    for path, folders, names in os.walk(folder, followlinks=True):
+    loops: list[str] = []
+    for path, folders, names in walk_files(folder, loops):
         # In place: os.walk descends into what is left, in this order.
         folders[:] = sorted(name for name in folders if not _hidden(name))
         inside = os.path.relpath(path, base)
@@ -133,6 +139,12 @@ def _walk(root: Path, folder: Path, passed: dict[str, list[str]]) -> Iterable[st
                 passed.setdefault(_kind(name), []).append(at)
             else:
                 yield at
+    for link in loops:
+        passed.setdefault(LOOP, []).append(_inside(root, link))
+
+
+LOOP = "link to a parent folder"
+"""Kind of a symbolic link that is passed over, see :func:`vitlab.data.decode.walk_files`."""
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -186,6 +198,8 @@ def read_contents(cfg: DatasetConfig) -> FolderContents:
                 )
     if cfg.leave_out:
         _leave_out(contents, cfg.leave_out)
+    if cfg.groups:
+        _join_groups(contents, cfg.groups)
     contents.order = class_order(cfg, contents) or contents.order
     return contents
 
@@ -225,6 +239,49 @@ def class_order(cfg: DatasetConfig, contents: FolderContents) -> list[str] | Non
             f"{place} names {len(unknown)} class(es) without images, the first is {unknown[0]}.", "Remove them."
         )
     return order
+
+
+def _join_groups(contents: FolderContents, name: str) -> None:
+    """Give the images that the CSV ``name`` lists together one group, and every other image one of its own.
+
+    The column of the group is called ``group``, or ``picture`` as in the ``duplicates.csv`` of an audit. Groups that
+    share an image are one, those of the rows included; images that are left out may be listed.
+    """
+    table = Path(name).expanduser()
+    if not table.is_file():
+        raise UserError(f"dataset.groups={name} does not exist.", "Give a CSV with the columns path,group.")
+    rows = [row for part in contents.rows.values() for row in part]
+    parent = {f"/{row.path}": f"={row.group}" if row.group else f"/{row.path}" for row in rows}  # a path, or a group
+
+    def root(node: str) -> str:
+        while parent.setdefault(node, node) != node:
+            node = parent[node]
+        return node
+
+    with open(table, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        reader = csv.DictReader(file, skipinitialspace=True)
+        columns = list(reader.fieldnames or [])
+        column = next((one for one in ("group", "picture") if one in columns), None)
+        if "path" not in columns or column is None:
+            raise UserError(
+                f"{table}: the first line must name the columns path,group; it reads: {','.join(columns)}.",
+                "Add that line, with commas between the columns.",
+            )
+        for line in reader:
+            path, group = (line["path"] or "").strip(), (line[column] or "").strip()
+            if f"/{path}" not in parent and path not in contents.left_out:
+                raise UserError(
+                    f"{table}, line {reader.line_num}: {path or 'an empty path'} is no image of the data set.",
+                    f"Paths are relative to {contents.root}. Remove the line.",
+                )
+            if f"/{path}" in parent:
+                # The smaller name wins, so that the order of the lines does not matter.
+                first, second = sorted((root(f"/{path}"), root(f"+{group}")))
+                parent[second] = first
+    members: dict[str, str] = {}
+    for row in sorted(rows, key=lambda row: row.path):
+        # Named by its first image: the hash that splits groups must not depend on numbers in the file.
+        row.group = members.setdefault(root(f"/{row.path}"), row.path)
 
 
 def _leave_out(contents: FolderContents, name: str) -> None:

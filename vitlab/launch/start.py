@@ -20,13 +20,14 @@ from vitlab.config import Config
 from vitlab.config.catalogue import Mode, find_mode
 from vitlab.config.composed import Composed
 from vitlab.errors import Interrupted, UserError
-from vitlab.files import read_json, write_json
+from vitlab.files import check_folder, read_json, write_json
 from vitlab.launch.plan import batches, check_division, plan
 from vitlab.launch.processes import known_process_count
 from vitlab.launch.rendezvous import NodeInfo, Rendezvous, node_info
 from vitlab.launch.slurm import is_queued, submit
 from vitlab.methods.base import find_method
 from vitlab.run.environment import environment
+from vitlab.run.repair import lost_files, refuse_lost_models, relocated
 from vitlab.run.run import IMAGES, Run
 
 Work = Callable[[], int]
@@ -62,6 +63,7 @@ def start(composed: Composed) -> Work:
         )
     command = shlex.join(["python", "-m", "vitlab", *composed.overrides])
     run = find_run(composed)
+    check_folder(run.folder, "output or name")
     if config.mode == "check":
         return partial(check, run, config, composed)
     if run.state == "finished":
@@ -89,8 +91,12 @@ def run_mode(mode: Mode, composed: Composed) -> int:
 
 def show_finished(run: Run, composed: Composed) -> int:
     """Print the plan and the table of a finished run."""
+    refuse_lost_models(run.folder)
     print(plan(run, composed))
-    print(run.read_finished()["table"])
+    record = run.read_finished()
+    print(relocated(str(record["table"]), record, run.folder))
+    if lost := lost_files(run.folder):
+        print(f"\nMissing: {', '.join(lost)}. mode=export run={run.folder} and mode=report write them again.")
     print(f"\nThis run is finished: {run.folder}. fresh=true starts another one beside it.")
     if changed := changed_images(run, composed.config):
         print(
@@ -108,6 +114,7 @@ def prepare_run(run: Run, composed: Composed, command: str) -> Work:
     try:
         print(plan(run, composed), flush=True)
         run.note_environment(environment(command))
+        refuse_lost_models(run.folder)
         refuse_changed_images(run, config)
         audit_data(run, config)
         note_images(run, config)

@@ -15,7 +15,7 @@ from pathlib import Path
 from vitlab.compose.schema import from_tree
 from vitlab.config.debug import apply_debug
 from vitlab.data.decode import limit_pixels
-from vitlab.errors import Interrupted, StoppedAtOnce, UserError, full_disk
+from vitlab.errors import Interrupted, StoppedAtOnce, UserError, system_error
 from vitlab.files import read_json
 from vitlab.launch.processes import LAUNCH, write_outcome
 from vitlab.launch.rendezvous import Outcome
@@ -49,8 +49,8 @@ def main(run_folder: str, folder: str, parent: str) -> int:
     except (Interrupted, StoppedAtOnce, KeyboardInterrupt) as error:
         write_outcome(outcomes, rank, Outcome("stopped", str(error)))
     except Exception as error:
-        if (full := full_disk(error)) is not None:
-            write_outcome(outcomes, rank, Outcome("mistake", full.what, full.cure))
+        if (place := system_error(error)) is not None:
+            write_outcome(outcomes, rank, Outcome("mistake", place.what, place.cure))
             return 2
         if stop_requested() and rank:  # rank 0 stopped first, and a collective that waited for it raised
             write_outcome(outcomes, rank, Outcome("stopped", ""))

@@ -281,6 +281,15 @@ def class_scores(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> lis
     ]
 
 
+def top1_interval(found: Evaluation) -> tuple[float, float, str]:
+    """The 95 % interval of top-1 that every page gives, with the name of its kind: that of the bootstrap over images
+    (or groups), else, where none was drawn, Wilson's."""
+    if "top1" in found.intervals:
+        lo, hi = found.intervals["top1"]
+        return lo, hi, "bootstrap"
+    return (*wilson_interval(round(found.top1 * found.n), found.n), "Wilson")
+
+
 def wilson_interval(right: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a share ``right / n`` (Wilson 1927), by SciPy.
 

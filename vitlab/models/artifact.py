@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ import vitlab.models  # noqa: F401  (registers vitlab's own networks with timm)
 from vitlab._version import __version__
 from vitlab.errors import UserError
 from vitlab.files import atomic_write, read_json, sha256, write_json
+from vitlab.models.artifact_schema import check_meta
 from vitlab.models.checkpoints import META_FILE, WEIGHTS_FILE
 from vitlab.models.finite import list_first, non_finite
 
@@ -111,12 +113,17 @@ def read_meta(folder: Path) -> ModelMeta:
     if not path.is_file():
         raise UserError(f"'{folder}' is not a model folder: it has no {META_FILE}.", "Give the folder that holds both.")
     try:
-        stored = dict(read_json(path))
-    except ValueError as error:
+        stored = read_json(path)
+        if not isinstance(stored, dict):
+            raise ValueError(f"a {type(stored).__name__} instead of an object")
+    except (ValueError, RecursionError) as error:  # of JSON nested thousands deep
         raise UserError(f"'{path}' is damaged ({error}).", "Copy the folder again.") from error
     if surgeries := stored.get("surgeries"):  # today a modified network is a registered timm name with arguments
-        kinds = ", ".join(str(surgery.get("kind")) for surgery in surgeries)
-        raise UserError(f"The model needs surgeries that this vitlab cannot do: {kinds}.", "Use a newer vitlab.")
+        listed = surgeries if isinstance(surgeries, list) else [surgeries]
+        kinds = ", ".join(str(one.get("kind") if isinstance(one, dict) else one) for one in listed)
+        raise UserError(
+            f"'{path}': the model needs surgeries that this vitlab cannot do: {kinds}.", "Use a newer vitlab."
+        )
     version = stored.pop("format", None)
     stored = {key: value for key, value in stored.items() if key not in REMOVED or value != REMOVED[key]}
     known = {item.name for item in dataclasses.fields(ModelMeta)}
@@ -129,6 +136,8 @@ def read_meta(folder: Path) -> ModelMeta:
     required = {item.name for item in dataclasses.fields(ModelMeta) if _is_required(item)}
     if absent := sorted(required.difference(stored)):
         raise UserError(f"'{path}' lacks {', '.join(absent)}.", "Copy the folder again.")
+    if wrong := check_meta(stored):
+        raise UserError(f"'{path}' is damaged: {wrong}.", "Copy the folder again.")
     return ModelMeta(**stored)
 
 
@@ -156,7 +165,11 @@ def load_model(folder: str | Path) -> nn.Module:
             f"{WEIGHTS_FILE} in '{folder}' is not the file that {META_FILE} describes (other SHA-256).",
             "Copy both files again, or run the stage that makes them once more.",
         )
-    return build_from_meta(meta, load_bytes(weights))
+    try:
+        state = load_bytes(weights)
+    except SafetensorError as error:  # model.json may have been made for such a file
+        raise UserError(f"'{path}' is not a readable safetensors file ({error}).", "Copy it again.") from error
+    return build_from_meta(meta, state)
 
 
 def build_from_meta(meta: ModelMeta, state: dict[str, Tensor]) -> nn.Module:
@@ -167,8 +180,15 @@ def build_from_meta(meta: ModelMeta, state: dict[str, Tensor]) -> nn.Module:
     """
     if not timm.is_model(meta.name.partition(".")[0]):
         raise UserError(f"timm {timm.__version__} has no model '{meta.name}' (model.json).", "Update timm.")
-    model = timm.create_model(meta.name, pretrained=False, num_classes=len(meta.classes), **meta.args)
-    model.load_state_dict(state)
+    try:
+        model = timm.create_model(meta.name, pretrained=False, num_classes=len(meta.classes), **meta.args)
+        model.load_state_dict(state)
+    except Exception as error:  # of any kind, from timm's many constructors
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(
+            f"The network of {META_FILE} ('{meta.name}', {meta.args}) cannot be built with its weights: {reason}",
+            "Copy the folder again, or use the timm version that it was made with.",
+        ) from error
     if names := non_finite(model):
         raise UserError(
             f"The model '{meta.name}' has weights that are not finite ({list_first(names)}).",

@@ -35,7 +35,7 @@ from torch import nn
 from vitlab.config.size import Size, hw, plain_size, size_text
 from vitlab.errors import UserError, nearest
 from vitlab.models.artifact import read_meta
-from vitlab.models.checkpoints import META_FILE, load_weights, new_parameters, read_weights, zero_head
+from vitlab.models.checkpoints import META_FILE, load_checkpoint, load_weights, new_parameters, zero_head
 from vitlab.models.imagenet22k import ABSENT, CLASSES, class_map, remap_head
 from vitlab.models.param_groups import parameter_groups
 from vitlab.models.tinyvit_weights import RESIZES
@@ -99,10 +99,9 @@ def build_model(
             )
     elif pretrained and cfg.checkpoint is not None:
         path = model_folder(Path(cfg.checkpoint).expanduser())
-        report = load_weights(
+        report = load_checkpoint(
             model,
-            read_weights(path),
-            f"'{path}'",
+            path,
             keep_head=_same_classes(path, name, classes, bool(new_parameters(model))),
             rows=rows,
             absent=loading["absent_class"],

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from timm.models.tiny_vit import TinyVit
 from torch import Tensor, nn
 
 from vitlab.errors import UserError
+from vitlab.models.checkpoint_names import ENTRIES, candidates
 from vitlab.models.clip_weights import fold_projection, is_clip_classifier
 from vitlab.models.finite import list_first, non_finite
 from vitlab.models.imagenet22k import CLASSES, map_rows
@@ -32,11 +33,31 @@ from vitlab.models.tinyvit_weights import adapt_state_dict
 WEIGHTS_FILE = "model.safetensors"
 META_FILE = "model.json"
 
-_ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
-"""Keys of the weights inside a training checkpoint, by priority: averaged weights first, as in timm."""
-
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 """Added by DistributedDataParallel, torch.compile, and by modules that keep the network as ``self.model``."""
+
+
+_SCALAR: Any = np.float64(0).__reduce__()[0]
+"""The function that rebuilds a NumPy number from its type and bytes."""
+
+_PLAIN: list[Any] = [
+    argparse.Namespace,
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    _SCALAR,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in "?bhilqBHILQefd"),
+]
+"""Plain data, no code: timm's and DeiT's training checkpoints carry their arguments, others a NumPy number."""
+
+
+class _Options(TypedDict, total=False):
+    rows: NDArray[np.int64] | None
+    absent: str
+    resize: str
+
+
+class Misfit(UserError):
+    """A checkpoint whose tensors are not those of the network."""
 
 
 @dataclass
@@ -69,6 +90,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: no such file, not a checkpoint, or one that would have to be unpickled.
     """
+    content = _read(path)
+    return strip_prefixes(_entry(content, path))
+
+
+def _read(path: Path) -> object:
     if path.is_dir():
         path = path / WEIGHTS_FILE
     if not path.is_file():
@@ -78,16 +104,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         )
     if path.suffix == ".safetensors":
         try:
-            return strip_prefixes(load_file(path))
+            return load_file(path)
         except SafetensorError as error:
             raise UserError(f"'{path}' is not a readable safetensors file ({error}).", "Copy it again.") from error
-    return strip_prefixes(_entry(_torch_load(path), path))
+    return _torch_load(path)
 
 
 def _torch_load(path: Path) -> object:
     try:
-        # timm's and DeiT's training checkpoints carry their argparse.Namespace: plain data, no code.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_PLAIN):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         try:
@@ -98,19 +123,20 @@ def _torch_load(path: Path) -> object:
             f"'{path}' cannot be read as plain tensors" + (f": it holds Python objects ({held})." if held else "."),
             "vitlab unpickles nothing; save its state_dict alone, or convert it to .safetensors.",
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"'{path}' is not a readable checkpoint ({error}).", "Copy it again.") from error
+    except Exception as error:  # what torch raises for bytes that only look like a checkpoint is of any kind
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"'{path}' is not a readable checkpoint ({reason}).", "Copy it again.") from error
 
 
 def _entry(content: object, path: Path) -> dict[str, Tensor]:
     if isinstance(content, dict):
-        inner = next((content[name] for name in _ENTRIES if isinstance(content.get(name), dict)), content)
+        inner = next((content[name] for name in ENTRIES if isinstance(content.get(name), dict)), content)
         state = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
         if state:
             return state
     raise UserError(
         f"'{path}' holds no weights.",
-        f"Expected a state_dict, alone or under one of the keys {', '.join(_ENTRIES)}.",
+        f"Expected a state_dict, alone or under one of the keys {', '.join(ENTRIES)}.",
     )
 
 
@@ -124,6 +150,39 @@ def strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
             break
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
+
+
+def load_checkpoint(model: nn.Module, path: Path, keep_head: bool = True, **options: Unpack[_Options]) -> LoadReport:
+    """Copy the weights in ``path`` into ``model``, from wherever in the file they fit.
+
+    Averaged weights win over others, as in timm, and a teacher's come last; the report names the place. Where nothing
+    fits, the error is that of the file read as usual.
+
+    Args:
+        keep_head, options: as :func:`load_weights`.
+
+    Raises:
+        UserError: as :func:`read_weights` and :func:`load_weights`; or two places fit equally well.
+    """
+    content = _read(path)
+    found = candidates(content, len(model.state_dict()))
+    for number, one in enumerate(found):
+        source = f"'{path}'" + (f" ({one})" if str(one) else "")
+        try:
+            report = load_weights(model, dict(one.state), source, keep_head, **options)
+        except Misfit:
+            continue
+        if copies := [str(other) for other in found[number + 1 :] if other.rivals(one)]:
+            raise UserError(
+                f"'{path}' holds several networks that fit: {one}; {'; '.join(copies)}.",
+                "Save the state_dict of one of them in a file of its own.",
+            )
+        return report
+    names = list(_entry(content, path))
+    try:
+        return load_weights(model, strip_prefixes(_entry(content, path)), f"'{path}'", keep_head, **options)
+    except Misfit as error:
+        raise Misfit(error.what, f"The file has {', '.join(names[:2])}, ... {error.cure}") from error
 
 
 def head_names(model: nn.Module) -> set[str]:
@@ -221,7 +280,7 @@ def load_weights(
             state, differences, adapted = filtered, [], True
     if differences:
         shown = "; ".join(differences[:8]) + (f"; and {len(differences) - 8} more" if len(differences) > 8 else "")
-        raise UserError(
+        raise Misfit(
             f"The checkpoint {source} does not fit the model: {shown}.",
             "Give the name and args of the model it was made with.",
         )
@@ -235,12 +294,6 @@ def load_weights(
     model.load_state_dict(matching, strict=False)  # not strict: every difference was checked above
     zeroed = [] if fits else zero_head(model)
     return LoadReport(source, len(matching), zeroed, adapted, mapped, sorted(added.difference(state)))
-
-
-class _Options(TypedDict):
-    rows: NDArray[np.int64] | None
-    absent: str
-    resize: str
 
 
 def new_parameters(model: nn.Module) -> set[str]:
@@ -287,11 +340,13 @@ def _differences(
     own: dict[str, Tensor], state: dict[str, Tensor], head: set[str], head_prefixes: tuple[str, ...], new: set[str]
 ) -> list[str]:
     """Every difference outside the head and what is new, as text."""
-    found = [f"missing {name}" for name in own if name not in state and name not in head and name not in new]
+    optional = {name for name in [*own, *state] if name.endswith(".num_batches_tracked")}  # only counted, never used
+    known = head | new | optional
+    found = [f"missing {name}" for name in own if name not in state and name not in known]
     found += [
         f"unexpected {name}"
         for name in state
-        if name not in own and not (head_prefixes and name.startswith(head_prefixes))
+        if name not in own and name not in optional and not (head_prefixes and name.startswith(head_prefixes))
     ]
     found += [
         f"{name} is {list(state[name].shape)}, expected {list(own[name].shape)}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vitlab.config import Config
 from vitlab.config.composed import Composed
-from vitlab.data.audit import Audit, audit_dataset, audit_folder, inputs_of, refuse_faults, write_audit
+from vitlab.data.audit import Audit, audit_dataset, audit_folder, inputs_of, keep_together, refuse_faults, write_audit
 from vitlab.data.folder_contents import Row
 from vitlab.errors import UserError
 from vitlab.run.run import Run
@@ -39,6 +39,8 @@ def answer(composed: Composed) -> int:
     print(f"\nwritten  {folder}: {', '.join(sorted(path.name for path in written.values()))}")
     if "unreadable" in written:
         print(f"without them: dataset.leave_out={written['unreadable']}")
+    if together := keep_together(result, written):
+        print(together)
     return 2 if result.faults else 0
 
 
@@ -87,4 +89,6 @@ def before_check(config: Config) -> tuple[Audit, dict[str, list[Row]]]:
         print(f"data     {line}", file=sys.stderr)
     if result.doubts:
         print(f"data     all of them: {written['audit']}", file=sys.stderr)
+    if together := keep_together(result, written):
+        print(f"data     {together}", file=sys.stderr)
     return result, splits

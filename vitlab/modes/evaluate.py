@@ -10,6 +10,7 @@ its ranks.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -259,6 +260,22 @@ def write_comparison(found: Sequence[Measured], comparisons: Sequence[Comparison
     return folder
 
 
+def measured_whole(subject: SelectedModel) -> list[str]:
+    """Of a folder without splits that is not the one of the training: that all of it is measured, and how many images
+    have the names of training images."""
+    data = subject.data
+    if subject.config.dataset.name != "folder" or data.sizes["train"] or data.split_names["test"] != "test":
+        return []
+    lines = ["images   all of the folder; dataset.val_fraction=0.2 measures a part held out of it"]
+    splits = subject.run.folder / "splits.csv" if subject.run is not None else None
+    if splits is not None and splits.is_file():
+        with open(splits, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            trained = {row["path"] for row in csv.DictReader(file) if row["split"] == "train"}
+        if known := len(trained.intersection(data.sources["test"].keys)):
+            lines.append(f"images   {known:,} have the names of images that the run was trained on")
+    return lines
+
+
 def summary(found: Sequence[Measured], comparisons: Sequence[Comparison]) -> str:
     """What stands at the prompt when the measuring is done."""
     from vitlab.data.sources import groups_of
@@ -268,6 +285,7 @@ def summary(found: Sequence[Measured], comparisons: Sequence[Comparison]) -> str
     first = found[0]
     split = first.data.split_names["test"]
     lines = [f"data     {first.subject.config.dataset.name}, {split} split, {first.evaluation.n:,} images"]
+    lines += measured_whole(first.subject)
     if (groups := groups_of(first.data.sources["test"])) is not None:
         lines.append(f"groups   {len(set(groups)):,}; intervals are of a bootstrap over them")
     for view in dict.fromkeys(one.evaluation.view for one in found):

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitlab.files import atomic_write, read_json, write_json
+from vitlab.files import atomic_write, write_json
 from vitlab.modes.select_model import SelectedModel
 from vitlab.run.environment import now
 
@@ -50,30 +50,6 @@ class Measured:
         return self.subject.task
 
 
-def is_own(subject: SelectedModel) -> bool:
-    """Whether the images of a run's model are those of the run's own result, wherever they lie now.
-
-    Runs of earlier versions did not record the content of the measured images: the names and labels of their training
-    images stand for it. Before the first evaluation the run's own place is the only evidence.
-    """
-    run = subject.run
-    assert run is not None
-    done = run.read_done("evaluation") if run.is_done("evaluation") else {}
-    if "content" in done:
-        return done["content"] == subject.content
-    stored = run.tree["dataset"]
-    assert isinstance(stored, dict)
-    config = subject.config.dataset
-    same_place = (config.root, config.csv) == (stored.get("root"), stored.get("csv"))
-    described = run.folder / "evaluation" / "dataset.json"
-    if not done or not described.is_file():
-        return same_place
-    info = read_json(described)
-    if info["test"] != subject.data.sizes["test"]:
-        return False
-    return same_place or info["fingerprint"] == subject.data.fingerprint
-
-
 def folder_of(subject: SelectedModel) -> Path:
     """Where the files go: ``evaluation/`` of the run for its own images; for others a folder beside it, named by what
     is measured (the content of the images, and the keys of ``dataset.`` and ``debug.`` that differ)."""
@@ -87,7 +63,7 @@ def folder_of(subject: SelectedModel) -> Path:
         other |= {
             f"{group}.{key}": wanted[key] for key in stored if key not in ASIDE and wanted.get(key) != stored[key]
         }
-    if not other and is_own(subject):
+    if not other and subject.is_own:
         return subject.folder / "evaluation"
     other["images"] = subject.content
     digest = hashlib.sha256(json.dumps(other, sort_keys=True).encode()).hexdigest()[:8]

@@ -163,16 +163,16 @@ def _resolve(word: str, composed: Composed) -> list[tuple[Run, str | None]]:
 
 
 def _run_at(path: Path) -> tuple[Run, str | None] | None:
-    if (path / "run.json").is_file():
+    if (path / "run.json").exists():
         return Run.at(path, complete), None
-    if path.parent != path and (path.parent / "run.json").is_file():
+    if path.parent != path and (path.parent / "run.json").exists():
         return Run.at(path.parent, complete), path.name
     return None
 
 
 def _holds_run(path: Path) -> bool:
     """Whether a glob may mean this: a run, or a model of one."""
-    return path.is_dir() and any((path / name).is_file() for name in ("run.json", "model.json"))
+    return path.is_dir() and any((path / name).exists() for name in ("run.json", "model.json"))
 
 
 def known_runs(composed: Composed, word: str) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from vitlab.data.audit_files import available_cores
-from vitlab.data.decode import EXTENSIONS, read_rgb
+from vitlab.data.decode import EXTENSIONS, read_rgb, walk_files
 from vitlab.errors import UserError
 
 
@@ -61,7 +61,7 @@ def _files(word: str) -> Iterator[str]:
 
 
 def _images(folder: str) -> Iterator[str]:
-    for at, folders, names in os.walk(folder, followlinks=True):
+    for at, folders, names in walk_files(Path(folder)):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:

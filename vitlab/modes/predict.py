@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from vitlab.config import PredictConfig
 from vitlab.config.composed import Composed
 from vitlab.errors import OVERFLOW, UserError
-from vitlab.files import read_json
+from vitlab.files import check_file, check_folder, read_json
 from vitlab.modes.input_images import expand, read_all
 from vitlab.modes.select_model import SelectedModel, find_subject
 from vitlab.tasks.base import Task, Top
@@ -52,6 +52,10 @@ def answer(composed: Composed) -> int:
         UserError: no model, no pictures, or an unknown format.
     """
     config = composed.config
+    if config.predict.output is not None:
+        check_file(Path(config.predict.output).expanduser(), "predict.output")
+    if config.predict.pictures is not None:
+        check_folder(Path(config.predict.pictures).expanduser(), "predict.pictures")
     subject = find_subject(composed)
     names = expand(config.input)
     paths = itertools.chain([next(names)], names)  # the first mistake is answered before anything heavy is loaded

@@ -11,15 +11,16 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitlab.config import AugmentationConfig, Config
+from vitlab.config import AugmentationConfig, Config, DatasetConfig
 from vitlab.config.composed import Composed
 from vitlab.config.size import same_size, size_text
+from vitlab.data.folder import ALL
 from vitlab.errors import UserError, list_names, nearest
 from vitlab.files import read_json, stable_dict
 from vitlab.methods.base import Stage
@@ -32,6 +33,7 @@ from vitlab.modes.find_runs import (
     result_of,
     typed_keys,
 )
+from vitlab.run.identity import read_record, tree_in
 from vitlab.run.run import Run, model_folder
 from vitlab.tasks.base import Task, find_task
 
@@ -122,7 +124,54 @@ class SelectedModel:
                 f"dataset.size={self.config.dataset.size}: {self.title} was made for {size_text(self.meta.size)} px.",
                 "Leave dataset.size out.",
             )
-        return open_data(self.config, self.meta, self.task, self.typed)
+        data = open_data(self.config, self.meta, self.task, self.typed)
+        if not self._is_measured_whole(data):
+            return data
+        dataset = replace(self.config.dataset, val_fraction=ALL)
+        return open_data(replace(self.config, dataset=dataset), self.meta, self.task, self.typed)
+
+    def _is_measured_whole(self, data: VisionData) -> bool:
+        """Whether a folder without splits is measured in full: it was given to be measured, and is not the one that the
+        model was trained on, of which only the held-out part is."""
+        dataset = self.config.dataset
+        chosen = "val_fraction" in self.typed or dataset.folds or dataset.split_file
+        if dataset.name != "folder" or chosen or not getattr(data.sources["test"], "held_out", False):
+            return False
+        if self.run is not None:
+            return not self.has_own_images(data)
+        parent = self.artifact.resolve().parent if self.artifact is not None else None
+        if parent is None or not (parent / "run.json").exists():
+            return True
+        stored = tree_in(read_record(parent))["dataset"]
+        assert isinstance(stored, dict)
+        return not _same_place(stored, dataset)
+
+    def has_own_images(self, data: VisionData) -> bool:
+        """Whether the images of a run's model are those of the run's own result, wherever they lie now.
+
+        Runs of earlier versions did not record the content of the measured images: the names and labels of their
+        training images stand for it. Before the first evaluation the run's own place is the only evidence.
+        """
+        assert self.run is not None
+        done = self.run.read_done("evaluation") if self.run.is_done("evaluation") else {}
+        if "content" in done:
+            from vitlab.data.content import content
+
+            return bool(done["content"] == content(data.sources["test"]))
+        stored = self.run.tree["dataset"]
+        assert isinstance(stored, dict)
+        described = self.run.folder / "evaluation" / "dataset.json"
+        if not done or not described.is_file():
+            return _same_place(stored, self.config.dataset)
+        info = read_json(described, dict)
+        if info["test"] != data.sizes["test"]:
+            return False
+        return _same_place(stored, self.config.dataset) or bool(info["fingerprint"] == data.fingerprint)
+
+    @cached_property
+    def is_own(self) -> bool:
+        """:meth:`has_own_images` of the measured images."""
+        return self.has_own_images(self.data)
 
     @cached_property
     def content(self) -> str:
@@ -143,6 +192,10 @@ class SelectedModel:
         from vitlab.modes.pretrained_model import build
 
         return build(self.config, self.title, self.on_data, self.trained, self.typed)
+
+
+def _same_place(stored: Mapping[str, object], dataset: DatasetConfig) -> bool:
+    return (dataset.root, dataset.csv) == (stored.get("root"), stored.get("csv"))
 
 
 def open_data(config: Config, meta: ModelMeta, task: Task, typed: frozenset[str] = frozenset()) -> VisionData:

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vitlab.errors import DamagedError
 from vitlab.files import read_json
 from vitlab.measure.cost_record import Cost, Latency, Memory
+from vitlab.measure.record import Record
 from vitlab.measure.robustness import Robustness, Shifted
 from vitlab.measure.timing import Timing
 from vitlab.report.compare import capitalised, device, file_size, percent
@@ -50,7 +52,7 @@ def collect(
         notes: decisions worth telling, a sentence each; what the stages' records have under ``notes`` follows.
     """
     folder = run.folder
-    dataset = DatasetInfo(**read_json(folder / "evaluation" / "dataset.json"))
+    dataset = _dataset(folder / "evaluation" / "dataset.json")
     costs = _dict(run.read_done("benchmark")["costs"])
     rows = [
         _row(run, task, stage, costs) for stage in stages if (folder / "evaluation" / f"{stage.name}.json").exists()
@@ -78,7 +80,7 @@ def collect(
         timings=_timings(folder / "benchmark" / "benchmark.json", rows),
         stages=[_stage(run, stage) for stage in stages],
         curves=curves_of(read_rows(folder / "metrics.jsonl"), {stage.name: stage.title for stage in stages}),
-        examples=[Example(**one) for one in read_json(folder / "evaluation" / "mistakes.json")],
+        examples=[Example(**one) for one in read_json(folder / "evaluation" / "mistakes.json", list)],
         exports=_exports(run),
         environment=json.loads((folder / "environment.jsonl").read_text().splitlines()[-1]),
         config=(folder / "config.yaml").read_text(),
@@ -96,10 +98,10 @@ def elsewhere(run: Run, task: ReportTask) -> list[str]:
     lines = []
     for path in sorted(run.folder.glob("evaluation-*/about.json")):
         about, folder = read_json(path), path.parent
-        data = DatasetInfo(**read_json(folder / "dataset.json"))
+        data = _dataset(folder / "dataset.json")
         place = about["images"].get("csv") or about["images"].get("root") or data.name
         for stem, title in about["models"].items():
-            metrics = task.read_evaluation(read_json(folder / f"{stem}.json")).metrics()
+            metrics = _evaluation(folder / f"{stem}.json", task).metrics()
             share = f"{percent(metrics[task.headline.key])} % {task.headline.name}"
             lines.append(
                 f"Measured on other images, {title}: {share} on {data.test:,} images of {place} ({data.split} split); "
@@ -161,7 +163,7 @@ def _row(run: Run, task: ReportTask, stage: Stage, costs: dict[str, Any]) -> Mod
         name=stage.title,
         stage=stage.name,
         role=stage.role,
-        evaluation=task.read_evaluation(read_json(run.folder / "evaluation" / f"{stage.name}.json")),
+        evaluation=_evaluation(run.folder / "evaluation" / f"{stage.name}.json", task),
         cost=Cost(
             params=cost["params"],
             macs=cost["macs"],
@@ -177,6 +179,36 @@ def _row(run: Run, task: ReportTask, stage: Stage, costs: dict[str, Any]) -> Mod
         robust=_measured(run, stage, "robust", model, Robustness),
         shifted=_measured(run, stage, "shifted", model, Shifted),
     )
+
+
+AGAIN = "mode=evaluate makes it again."
+
+
+def _evaluation(path: Path, task: ReportTask) -> Record:
+    """
+    Raises:
+        DamagedError: not what an evaluation wrote.
+    """
+    value = _again(path)
+    try:
+        return task.read_evaluation(value)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedError(path, f"{type(error).__name__}: {error}", AGAIN) from None
+
+
+def _dataset(path: Path) -> DatasetInfo:
+    try:
+        return DatasetInfo(**_again(path))
+    except TypeError as error:
+        raise DamagedError(path, str(error), AGAIN) from None
+
+
+def _again(path: Path) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = read_json(path, dict)
+    except DamagedError as error:
+        raise DamagedError(path, error.why, AGAIN) from None
+    return value
 
 
 Kind = TypeVar("Kind", Robustness, Shifted)

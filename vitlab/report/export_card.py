@@ -148,7 +148,7 @@ def _measured(facts: Facts, task: ReportTask) -> str:
 
 def _interval(facts: Facts, key: str, scale: float) -> str:
     ends = facts.intervals.get(key)
-    return f" ({scale * ends[0]:.4g} to {scale * ends[1]:.4g}, 95 %)" if ends else ""
+    return f" ({scale * ends[0]:.4g} to {scale * ends[1]:.4g}, 95 % bootstrap)" if ends else ""
 
 
 def _origin(meta: ModelMeta, facts: Facts) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.config.catalogue import RESULT_FREE, RESULT_FREE_KEYS
-from vitlab.errors import UserError
+from vitlab.errors import DamagedError, UserError
 from vitlab.files import read_json
 
 FORMAT = 1
@@ -67,7 +68,10 @@ def siblings_of(home: Path, stem: str) -> list[tuple[int, Path]]:
 
 def runs_of(home: Path, prefix: str) -> list[Path]:
     """All runs of a prefix, in the order of their creation."""
-    records = {marker.parent: read_record(marker.parent) for marker in home.glob(f"{prefix}-*/run.json")}
+    records: dict[Path, dict[str, object]] = {}
+    for marker in home.glob(f"{prefix}-*/run.json"):
+        with contextlib.suppress(UserError):  # damaged, or of another version: no run to be continued here
+            records[marker.parent] = read_record(marker.parent)
     runs = (run for run in records if records[run]["prefix"] == prefix)
     return sorted(runs, key=lambda run: str(records[run]["created"]))
 
@@ -80,12 +84,43 @@ def read_record(folder: Path) -> dict[str, object]:
     """
     path = folder / "run.json"
     try:
-        record = read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}.", "Move the folder away to start again.") from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        record: dict[str, object] = read_json(path, dict)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist.", "Move the folder away to start again.") from None
+    except DamagedError as error:
+        raise DamagedError(path, error.why, "Restore it from a copy, or move the folder away to start again.") from None
+    if record.get("format", FORMAT) != FORMAT:
         raise UserError(f"{path} is not of format {FORMAT}, which this vitlab reads.", "Move the folder away.")
+    kinds = {"format": int, "method": str, "prefix": str, "identity": dict, "tree": dict, "created": str}
+    if wrong := [name for name, kind in kinds.items() if not isinstance(record.get(name), kind)]:
+        cure = "Restore it from a copy, or move the folder away to start again."
+        raise DamagedError(path, f"it lacks {', '.join(wrong)}", cure)
     return record
+
+
+def record_damage(folder: Path) -> str:
+    """Why ``run.json`` cannot be read; "" where it can."""
+    try:
+        read_record(folder)
+    except DamagedError as error:
+        return error.why
+    return ""
+
+
+def stored_tree(folder: Path) -> Mapping[str, object] | None:
+    """The configuration of a run: of ``run.json``, or where that is damaged of ``config.yaml``, which is the same; None
+    where neither can be read."""
+    try:
+        return tree_in(read_record(folder))
+    except DamagedError:
+        pass
+    from omegaconf import OmegaConf  # only a damaged run needs it
+
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    except Exception:  # of YAML, of OmegaConf, of the file system: whatever is wrong, it is no configuration
+        return None
+    return as_json({str(key): value for key, value in tree.items()}) if isinstance(tree, dict) else None
 
 
 def tree_in(record: Mapping[str, object]) -> Mapping[str, object]:

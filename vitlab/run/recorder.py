@@ -77,15 +77,19 @@ class Recorder:
         Rows of ``step`` itself stay, and writing one of them again with the same values adds nothing.
         ``rewind(stage, -1)`` removes all rows of the stage.
         """
-        lines = self.path.read_bytes().splitlines(keepends=True)
+        lines = self.path.read_bytes().split(b"\n")[:-1]
+        lines = [line + b"\n" for line in lines]
         kept: list[bytes] = []
         self._replayed = set()
         for line in lines:
-            row = json.loads(line)
+            row = parse_row(line)
+            if row is None:  # damaged; lines of a run that is locked were checked before
+                continue
             if row["stage"] == stage:
-                if row["step"] > step:
+                at = int(str(row["step"]))
+                if at > step:
                     continue
-                if row["step"] == step:
+                if at == step:
                     self._replayed.add(_content(row))
             kept.append(line)
         if len(kept) < len(lines):
@@ -106,19 +110,30 @@ class Recorder:
 def read_rows(path: Path) -> list[Row]:
     """The rows of a ``metrics.jsonl`` with NaN and infinities as floats again; [] when there is no file.
 
-    An incomplete last line (the run is being written, or was killed) is left out; the file is not changed.
+    An incomplete last line (the run is being written, or was killed) and damaged lines are left out; the file is not
+    changed.
     """
     if not path.exists():
         return []
     text = path.read_bytes()
     complete = text[: text.rfind(b"\n") + 1]
+    rows = (parse_row(line) for line in complete.split(b"\n")[:-1])
     return [
-        {
-            name: _SPELT.get(value, value) if isinstance(value, str) else value
-            for name, value in json.loads(line).items()
-        }
-        for line in complete.splitlines()
+        {name: _SPELT.get(value, value) if isinstance(value, str) else value for name, value in row.items()}
+        for row in rows
+        if row is not None
     ]
+
+
+def parse_row(line: bytes) -> Row | None:
+    """The row of a line; None for a line that is none (garbage, or the NUL bytes that a power failure leaves)."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("stage"), str) or not isinstance(row.get("step"), int):
+        return None
+    return row
 
 
 def numbers(row: Row) -> dict[str, float]:

@@ -21,10 +21,11 @@ import contextlib
 import hashlib
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from vitlab.errors import Interrupted, StoppedAtOnce, UserError
+from vitlab.errors import DamagedError, Interrupted, StoppedAtOnce, UserError
 from vitlab.files import atomic_write, read_json, write_json
 from vitlab.locks import release
 from vitlab.run.environment import now
@@ -36,11 +37,14 @@ from vitlab.run.identity import (
     differences,
     list_changes,
     read_record,
+    record_damage,
     runs_of,
     siblings_of,
+    stored_tree,
     tree_in,
 )
 from vitlab.run.recorder import Recorder, append_line, drop_half_line
+from vitlab.run.repair import aside, first_start, read_marker, repair_records
 
 IMAGES = "images.json"
 """What the folder of images held at the first start (vitlab.data.content.record)."""
@@ -105,7 +109,14 @@ class Run:
         siblings = siblings_of(home, stem)
 
         def changed(folder: Path) -> dict[str, tuple[str, str]]:
-            return differences(complete(tree_in(read_record(folder))), complete(tree))
+            stored = stored_tree(folder)
+            if stored is None:
+                raise UserError(
+                    f"{folder / 'run.json'} and config.yaml beside it cannot be read, so it is not known which run "
+                    "this is.",
+                    "Restore one of them from a copy, or start another run beside it with fresh=true.",
+                )
+            return differences(complete(stored), complete(tree))
 
         if not fresh:
             if siblings and not changed(siblings[-1][1]):
@@ -175,7 +186,15 @@ class Run:
         self._lock = acquire_folder(self.folder / "lock", self.folder)
         remove_temporary_files(self.folder)
         drop_half_line(self.folder / "metrics.jsonl")
+        for line in repair_records(self.folder):
+            print(f"repaired {line}", file=sys.stderr)
         self.state = _state(self.folder)
+        if self.state != "new" and (why := record_damage(self.folder)):  # config.yaml was read instead
+            aside(self.folder / "run.json")
+            write_json(self.folder / "run.json", {**self._record, "created": first_start(self.folder) or now()})
+            print(
+                f"repaired {self.folder / 'run.json'} was damaged ({why}); made again from config.yaml", file=sys.stderr
+            )
         if self.state == "new":
             atomic_write(self.folder / "config.yaml", _yaml(self.tree))
             write_json(self.folder / "run.json", {**self._record, "created": now()})
@@ -243,8 +262,7 @@ class Run:
         """
         if not self.is_done(stage):
             raise RuntimeError(f"stage '{stage}' of {self.folder} is not done")
-        record = read_json(self.folder / stage / "done.json")
-        assert isinstance(record, dict)
+        record: dict[str, object] = read_marker(self.folder / stage / "done.json")
         return record
 
     def mark_done(self, stage: str, record: Mapping[str, object]) -> None:
@@ -253,7 +271,7 @@ class Run:
 
     def finish(self, record: Mapping[str, object]) -> None:
         """Mark the run as finished, its last write. ``record``: the final table; JSON-able."""
-        write_json(self.folder / "finished.json", {"time": now(), **record})
+        write_json(self.folder / "finished.json", {"time": now(), "folder": str(self.folder), **record})
         self.state = "finished"
 
     def read_finished(self) -> dict[str, object]:
@@ -264,8 +282,7 @@ class Run:
         """
         if not (self.folder / "finished.json").exists():
             raise RuntimeError(f"{self.folder} is not finished")
-        record = read_json(self.folder / "finished.json")
-        assert isinstance(record, dict)
+        record: dict[str, object] = read_marker(self.folder / "finished.json")
         return record
 
     # -- records ------------------------------------------------------------------------------------------------
@@ -288,7 +305,7 @@ def model_folder(path: Path) -> Path:
     if not (path / "run.json").is_file():
         return path
     done = path / "evaluation" / "done.json"
-    result = read_json(done).get("result") if done.is_file() else None
+    result = read_marker(done)["result"] if done.exists() else None
     if result is None or not (path / result / "model.json").is_file():
         raise UserError(
             f"{path} is a run that has no result yet.",
@@ -309,7 +326,11 @@ def remove_temporary_files(folder: Path) -> int:
 def _state(folder: Path) -> str:
     if not (folder / "run.json").exists():
         return "new"
-    return "finished" if (folder / "finished.json").exists() else "continued"
+    try:
+        read_marker(folder / "finished.json")
+    except (FileNotFoundError, DamagedError):  # a damaged marker is written again by the same command
+        return "continued"
+    return "finished"
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -58,6 +58,7 @@ class Learner(UncheckedHookName):
         teachers: further ones by name, which a ``StepObjective`` reads.
         clip: largest global gradient norm; None: off.
         ema: decay of the weight average, which is then what is validated and kept; None: off.
+        ema_warmup: the decay of step t is at most 1 - (1 + t)^(-2/3), timm's warm-up; a function of the step alone.
         seed: of the random numbers inside the network.
         freeze_batchnorm: running statistics of the student's BatchNorm layers stay as they are in training.
         compile: run the student through ``torch.compile``.
@@ -89,6 +90,7 @@ class Learner(UncheckedHookName):
         freeze_batchnorm: bool = False,
         clip: float | None = None,
         ema: float | None = None,
+        ema_warmup: bool = False,
         seed: int = 0,
         compile: bool = False,
         task: Task | None = None,
@@ -97,7 +99,7 @@ class Learner(UncheckedHookName):
         super().__init__()
         self.task, self.classes = task or find_task("classification"), classes
         self.student = student
-        self.average = ModelEmaV3(student, decay=ema) if ema is not None else None
+        self.average = ModelEmaV3(student, decay=ema, use_warmup=ema_warmup) if ema is not None else None
         self.objective = objective
         self.schedule = schedule
         self.make_optimizer = make_optimizer

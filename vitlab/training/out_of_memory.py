@@ -22,6 +22,20 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
+def one_value_per_channel(error: BaseException) -> bool:
+    """Whether a BatchNorm was given one value per channel, of which there is no variance."""
+    return isinstance(error, ValueError) and "more than 1 value per channel" in str(error)
+
+
+def too_small(key: str, at_once: int) -> UserError:
+    """The message for :func:`one_value_per_channel`. ``key``: of the recipe; ``at_once``: images on each device."""
+    return UserError(
+        f"{key}: {at_once} image(s) at once on each device leave BatchNorm one value per channel, without a variance.",
+        f"Raise {key}.batch_size or lower {key}.accumulate, enlarge dataset.size, or freeze the statistics of a "
+        f"pretrained network with {key}.freeze_batchnorm=true.",
+    )
+
+
 def free_traceback(error: BaseException) -> None:
     """Free what the frames of a step that ran out of memory hold: all that it had computed until then."""
     cause: BaseException | None = error
@@ -51,8 +65,8 @@ def _fits(trainer: L.Trainer, learner: Learner, image: torch.Tensor) -> bool:
         with trainer.precision_plugin.train_step_context():
             loss = learner.logits(learner.student(image.to(learner.device))).float().sum()
         loss.backward()
-    except RuntimeError as error:
-        if not out_of_memory(error):
+    except (RuntimeError, ValueError) as error:
+        if not out_of_memory(error) and not one_value_per_channel(error):
             raise
         return False
     return True

@@ -5,19 +5,22 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from vitlab.config import Config, ModelConfig
+from vitlab.config import Config, ModelConfig, RecipeConfig
 from vitlab.config.precision import HALF, no_half_on_cpu
+from vitlab.config.size import hw, size_text
 from vitlab.data.build import open_splits
 from vitlab.errors import UserError
 from vitlab.models.build import build_model
 from vitlab.stage import models_of, recipes_of
 from vitlab.tasks.base import find_task
 from vitlab.training.build import make_optimizer
-from vitlab.training.distributed import device_of
+from vitlab.training.distributed import device_of, world_size
+from vitlab.training.out_of_memory import one_value_per_channel, too_small
 
 
 def preflight(config: Config, reads: set[str]) -> None:
-    """Refuse a batch that the data cannot fill, a network that timm cannot build, an optimiser that it does not have.
+    """Refuse a batch that the data cannot fill or of which a BatchNorm sees one value per channel, a network that timm
+    cannot build or that does not classify a blank image, an optimiser that timm does not have.
 
     Networks are built without memory (on torch's meta device), a tenth of a second each.
 
@@ -47,6 +50,7 @@ def preflight(config: Config, reads: set[str]) -> None:
             learners = [_network(config, config.teacher.members[0], train.classes)] if of_teacher else students
             for network in learners:
                 make_optimizer(network, recipe)
+                _refuse_one_value(network, key, recipe, config)
     for key, recipe in recipes.items():
         if recipe.batch_size > len(train):
             raise UserError(
@@ -57,4 +61,62 @@ def preflight(config: Config, reads: set[str]) -> None:
 
 
 def _network(config: Config, model: ModelConfig, classes: list[str]) -> nn.Module:
-    return build_model(model, size=config.dataset.size, pretrained=False, **find_task(config.task).head(classes))
+    """The network without memory, once it has classified a blank image.
+
+    Raises:
+        UserError: it is no classifier of RGB images of this size with these arguments.
+    """
+    head = find_task(config.task).head(classes)
+    try:
+        network = build_model(model, size=config.dataset.size, pretrained=False, **head)
+        _classify(network, model, config, head["num_classes"])
+    except _Unrunnable:  # perhaps only here: an operator without an implementation for the meta device
+        with torch.device("cpu"):
+            real = build_model(model, size=config.dataset.size, pretrained=False, **head)
+            try:
+                _classify(real, model, config, head["num_classes"])
+            except _Unrunnable as error:
+                raise UserError(
+                    f"'{model.name}' with model.args={model.args} does not take an RGB image of "
+                    f"{size_text(config.dataset.size)} px: {str(error).splitlines()[0]}",
+                    "Check model.args against timm's defaults.",
+                ) from error
+    return network
+
+
+class _Unrunnable(Exception):
+    """A forward pass that raised, with what it raised as text."""
+
+
+@torch.no_grad()
+def _classify(network: nn.Module, model: ModelConfig, config: Config, classes: int) -> None:
+    height, width = hw(config.dataset.size)
+    network.eval()
+    try:
+        output = network(torch.zeros(1, 3, height, width))
+    except Exception as error:  # of any kind, from timm's many networks
+        raise _Unrunnable(f"{type(error).__name__}: {error}") from error
+    finally:
+        network.train()
+    if not isinstance(output, torch.Tensor) or tuple(output.shape) != (1, classes):
+        given = list(output.shape) if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
+        raise UserError(
+            f"'{model.name}' with model.args={model.args} is no classifier here: it gives {given} for one image, not "
+            f"{[1, classes]}.",
+            "Leave num_classes, global_pool and features_only to vitlab.",
+        )
+
+
+@torch.no_grad()
+def _refuse_one_value(network: nn.Module, key: str, recipe: RecipeConfig, config: Config) -> None:
+    """Refuse a batch of which each device sees so little that a BatchNorm has one value per channel."""
+    at_once = recipe.batch_size // (world_size() * recipe.accumulate)
+    if at_once != 1 or recipe.freeze_batchnorm or (config.trainer.sync_batchnorm and world_size() > 1):
+        return
+    try:
+        network.train()(torch.zeros(1, 3, *hw(config.dataset.size)))
+    except ValueError as error:
+        if one_value_per_channel(error):
+            raise too_small(key, at_once) from error
+    except (RuntimeError, NotImplementedError):
+        return  # an operator without an implementation for the meta device; the training answers

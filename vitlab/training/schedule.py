@@ -83,6 +83,26 @@ class Schedule:
                 return self.lr
 
 
+SLOW = 0.05
+"""Share of the weights after the first step in the last average from which on a training is called too short for it."""
+
+
+def slow_average(recipe: RecipeConfig, steps: int) -> str:
+    """A remark where the weight average of ``steps`` steps is still made of the first weights; empty otherwise.
+
+    The average is the student's weights after the first step; of these ``ema ** (steps - 1)`` are left at the end.
+    """
+    if recipe.ema is None or recipe.ema_warmup or steps < 2:
+        return ""
+    share = recipe.ema ** (steps - 1)
+    if share <= SLOW:
+        return ""
+    return (
+        f"recipe.ema={recipe.ema:g} is too slow for {steps:,} steps: {100 * share:.0f} % of the kept weights are those "
+        f"after the first step. Give recipe.ema_warmup=true, or recipe.ema={0.01 ** (1 / (steps - 1)):.2g} (1 %)."
+    )
+
+
 def duration_steps(key: str, duration: str, steps_per_epoch: int, total: int | None = None) -> int:
     """:func:`vitlab.config.to_steps` with the key's name in the answer to a mistake."""
     try:

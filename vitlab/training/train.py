@@ -29,14 +29,21 @@ from vitlab.training.callbacks.record_and_checkpoint import RecordAndCheckpoint
 from vitlab.training.callbacks.view_grid import ViewGrid
 from vitlab.training.checkpoint import CHECKPOINT, read_done, refuse_other_network
 from vitlab.training.class_balance import balanced
-from vitlab.training.distributed import device_of
+from vitlab.training.distributed import device_of, world_size
 from vitlab.training.learner import Learner, TeacherFn
 from vitlab.training.objectives import Objective, StepObjective
-from vitlab.training.out_of_memory import free_traceback, largest_that_fits, out_of_memory, too_large
+from vitlab.training.out_of_memory import (
+    free_traceback,
+    largest_that_fits,
+    one_value_per_channel,
+    out_of_memory,
+    too_large,
+    too_small,
+)
 from vitlab.training.overfit import Overfit
 from vitlab.training.profile import StepProfiler
 from vitlab.training.progress import Progress
-from vitlab.training.schedule import Schedule, duration_steps
+from vitlab.training.schedule import Schedule, duration_steps, slow_average
 from vitlab.training.sharding import all_processes, full_state_dict, shard, uses_sharding
 from vitlab.training.teacher import load_teacher, make_teacher
 from vitlab.training.trainer import Stopwatch, make_trainer
@@ -97,6 +104,8 @@ class Training:
         per_epoch, total = self.data.steps_per_epoch, learner.schedule.total
         total = min(total, 3) if dry_run else total
         with Progress(stage, total, done=done.step, quiet=dry_run or recorder is None) as progress:
+            if (note := slow_average(recipe, total)) and not done.step:
+                progress.note(f"{stage}: {note}")
             keeper = RecordAndCheckpoint(
                 stage=stage,
                 folder=context.folder,
@@ -127,7 +136,9 @@ class Training:
             resume = str(checkpoint) if checkpoint.exists() else None
             try:
                 trainer.fit(learner, loader, ckpt_path=resume, weights_only=True)
-            except RuntimeError as error:
+            except (RuntimeError, ValueError) as error:
+                if one_value_per_channel(error):
+                    raise too_small("recipe", recipe.batch_size // (world_size() * recipe.accumulate)) from error
                 if not out_of_memory(error):
                     raise
                 free_traceback(error)
@@ -152,7 +163,14 @@ class Training:
             save_model(self.context.folder, kept, meta or self.meta, state)
         params = sum(p.numel() for p in kept.parameters())
         steps = self.learner.step if self.learner.finished else self.expected_steps
-        return {"seconds": round(self.seconds, 2), "params": params, "images": self.expected_images, "steps": steps}
+        note = slow_average(self.recipe, steps)
+        return {
+            "seconds": round(self.seconds, 2),
+            "params": params,
+            "images": self.expected_images,
+            "steps": steps,
+            **({"notes": [note]} if note else {}),
+        }
 
     def _observers(self) -> list[Callback]:
         """Callbacks that change nothing."""
@@ -213,6 +231,7 @@ def prepare(
         freeze_batchnorm=recipe.freeze_batchnorm,
         clip=recipe.clip,
         ema=recipe.ema,
+        ema_warmup=recipe.ema_warmup,
         seed=config.seed,
         compile=config.hardware.compile,
         task=task,

@@ -9,6 +9,7 @@ import pickle
 import shutil
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,59 @@ def test_broken_sets_are_refused(tmp_path: Path) -> None:
     wrong["reinforce"]["image_augmentation"]["random_resize_crop"] = {}
     with pytest.raises(UserError, match="random_resize_crop"):
         Pipeline(wrong, "config")
+
+
+def _set(what: str, place: int, value: Any) -> Callable[[dict[str, Any]], object]:
+    """Put ``value`` into a sample's probabilities, classes or parameters."""
+
+    def change(one: dict[str, Any]) -> None:
+        part = one["params"] if what == "params" else one["prob"][what == "classes"]
+        part[place] = value
+
+    return change
+
+
+DAMAGED: dict[str, Callable[[dict[str, Any]], object]] = {
+    "class -1 of 1000": _set("classes", 3, -1),
+    "class 1000 of 1000": _set("classes", 3, 1000),
+    "a class is named twice": lambda one: _set("classes", 3, one["prob"][1][0])(one),
+    "no class": _set("classes", 3, None),
+    "half a class": _set("classes", 3, 0.5),
+    "a probability is outside": _set("prob", 3, float("nan")),
+    "a probability is outside [0": _set("prob", 3, -0.1),
+    "a probability is outside [0, 1": _set("prob", 3, 1.5),
+    "no probability": _set("prob", 3, None),
+    "other K": lambda one: [one["prob"][0].pop(), one["prob"][1].pop()],
+    "one more class": lambda one: one["prob"][1].append(999),
+    "no label": lambda one: one.pop("prob"),
+    "too few parameters": lambda one: one["params"].pop(),
+    "there is no operation 14": _set("params", 2, [(14, 1.0), (0, 1.0)]),
+    "no crop": _set("params", 0, 7),
+    "None": lambda one: one.update(params=None),
+}
+
+
+@pytest.mark.parametrize("name", list(DAMAGED))
+def test_a_damaged_sample_is_named_in_training_and_conversion(tmp_path: Path, name: str) -> None:
+    content = released(tmp_path / "set", "randaug")
+    DAMAGED[name](content[2][1][1])
+    save(tmp_path / "set" / f"2{SUFFIX}", content[2])
+    reader = ImagenetPlus([tmp_path / "set"], CLASSES)
+    reader.read([0, 1], [2, 3])
+    with pytest.raises(UserError) as caught:
+        reader.read([0, 1], [3, 2])
+    assert f"2{SUFFIX}, sample 1 is damaged" in caught.value.what
+    if any(word in name for word in ("class -1", "1000", "twice", "outside", "operation")):
+        assert name in caught.value.what
+    with pytest.raises(UserError, match=rf"2{SUFFIX} is damaged|image 2 cannot be packed"):
+        pack(tmp_path / "set", tmp_path / "packed", KEYS, CLASSES, "data")
+
+
+def test_a_step_that_is_not_enabled_stores_nothing() -> None:
+    plain, other = config("rrc", 2), config("rrc", 2)
+    other["reinforce"]["image_augmentation"]["rand_augment"] = {"enable": False, "num_ops": 2, "magnitude": 9}
+    assert Pipeline(other, "").stored == Pipeline(plain, "").stored
+    assert Pipeline(other, "").views == Pipeline(plain, "").views
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pickle
 import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -118,7 +119,8 @@ class Pipeline:
         try:
             self.config = dict(config)
             self.samples = int(config["reinforce"]["num_samples"])
-            steps = {k: v for k, v in config["reinforce"]["image_augmentation"].items() if v is not None}
+            given = config["reinforce"]["image_augmentation"].items()
+            steps = {k: v for k, v in given if v is not None and (not isinstance(v, Mapping) or v.get("enable", True))}
         except (LookupError, TypeError, ValueError, AttributeError):
             raise UserError(f"{name} does not describe how the reinforcements were made.") from None
         known = {*STEPS, "uint8", "center_crop", "to_tensor", "normalize", "mixup", "cutmix"}
@@ -209,7 +211,7 @@ class Pipeline:
             crop=None if crop is None else (int(crop[0]), int(crop[1]), int(crop[2]), int(crop[3])),
             shift=shift,
             flip=bool(value("random_horizontal_flip")),
-            ops=tuple((one if isinstance(one, str) else OPS[one], float(by)) for one, by in ops),
+            ops=tuple((_op(one), float(by)) for one, by in ops),
             erase=erase,
             op_set="torchvision",
         )
@@ -229,6 +231,15 @@ class Pipeline:
                 return [(OPS.index(name), by) for name, by in draw.ops] or None
         box = draw.erase
         return None if box is None else (box.top, box.left, box.height, box.width)
+
+
+def _op(stored: Any) -> str:
+    """The name of a stored operation, a name or a number."""
+    if stored in OPS:
+        return str(stored)
+    if isinstance(stored, str) or not 0 <= stored < len(OPS):
+        raise ValueError(f"there is no operation {stored!r}")
+    return OPS[stored]
 
 
 class ImagenetPlus:
@@ -267,20 +278,52 @@ class ImagenetPlus:
         Raises:
             UserError: a file cannot be read, or does not match its name.
         """
-        draws, prob, classes = [], [], []
+        draws: list[Draw] = []
+        prob: list[torch.Tensor] = []
+        classes: list[torch.Tensor] = []
         for number, image in zip(np.asarray(slot).tolist(), np.asarray(index).tolist(), strict=True):
             which = int(np.searchsorted(self._ends, number, side="right"))
             first = 0 if which == 0 else int(self._ends[which - 1])
             path = self.folders[which] / f"{image}{SUFFIX}"
             samples = check_samples(load(path), image, self.pipelines[which], str(path))
-            one = samples[number - first]
-            draws.append(self.pipelines[which].draw(one["params"]))
-            prob.append(one["prob"][0])
-            classes.append(one["prob"][1])
-        target = SparseTarget(torch.tensor(prob, dtype=torch.float32), torch.tensor(classes), self.classes)
-        if int(target.index.max()) >= self.classes:
-            raise UserError(f"{self.folders[0]} holds class {int(target.index.max())} of {self.classes}.")
-        return draws, target
+            with damage_of(f"{path}, sample {number - first}"):
+                one = samples[number - first]
+                draws.append(self.pipelines[which].draw(one["params"]))
+                label = label_of(one["prob"], self.classes)
+                if prob and len(label[0]) != len(prob[0]):
+                    raise ValueError(f"{len(label[0])} probabilities, other samples have {len(prob[0])}")
+            prob.append(label[0])
+            classes.append(label[1])
+        return draws, SparseTarget(torch.stack(prob), torch.stack(classes), self.classes)
+
+
+@contextmanager
+def damage_of(what: str) -> Iterator[None]:
+    """Answer a sample that is not made as the format has it with its file and number."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, AssertionError, ArithmeticError, RuntimeError) as error:
+        raise UserError(
+            f"{what} is damaged: {error or type(error).__name__}.", "Fetch it again from where it was published."
+        ) from error
+
+
+def label_of(stored: Any, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities and classes [K] of one sample.
+
+    Raises:
+        ValueError: a probability outside [0, 1], a class that there is not, or one that is named twice.
+    """
+    prob, index = torch.tensor(stored[0], dtype=torch.float32), torch.tensor(stored[1])
+    if prob.ndim != 1 or prob.shape != index.shape or not len(prob) or index.is_floating_point():
+        raise ValueError(f"{list(prob.shape)} probabilities for {list(index.shape)} classes")
+    if not bool(((prob >= 0) & (prob <= 1.001)).all()):
+        raise ValueError("a probability is outside [0, 1]")
+    if int(index.min()) < 0 or int(index.max()) >= classes:
+        raise ValueError(f"class {int(index.min() if index.min() < 0 else index.max())} of {classes}")
+    if len(index.unique()) < len(index):
+        raise ValueError("a class is named twice")
+    return prob, index.long()
 
 
 def check_samples(thing: Any, image: int, pipeline: Pipeline, name: str) -> list[dict[str, Any]]:

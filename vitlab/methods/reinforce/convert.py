@@ -19,6 +19,8 @@ from vitlab.distill.formats.imagenet_plus import (
     ImagenetPlus,
     Pipeline,
     check_samples,
+    damage_of,
+    label_of,
     load,
     save,
     stream,
@@ -92,8 +94,9 @@ def _pack(
             samples = check_samples(thing, image, pipeline, f"{released}: {image}{SUFFIX}")
             if image >= len(keys):
                 raise UserError(f"{released} holds image {image}, the data set has {len(keys):,}.")
-            prob = torch.tensor([one["prob"][0] for one in samples], dtype=torch.float32)
-            index = torch.tensor([one["prob"][1] for one in samples])
+            with damage_of(f"{released}: {image}{SUFFIX}"):
+                labels = [label_of(one["prob"], classes) for one in samples]
+                prob, index = torch.stack([one for one, _ in labels]), torch.stack([one for _, one in labels])
             if store is None:
                 spec = _spec(pipeline, len(keys), keys, classes, prob.shape[1], data_fingerprint)
                 store = TargetStore.create(into, replace(spec, versions=archive), list(keys))

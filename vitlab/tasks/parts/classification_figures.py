@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitlab.measure.classification import Evaluation, wilson_interval
+from vitlab.measure.classification import Evaluation, top1_interval
 from vitlab.report.compare import clip, percent, wrap
 from vitlab.report.data import ModelRow
 from vitlab.report.style import WIDTH, Theme, blend, figure
@@ -25,14 +25,14 @@ FEW = 10  # a bin of the reliability diagram with fewer images is pale
 
 
 def accuracy_intervals(rows: Sequence[ModelRow], theme: Theme, colours: Mapping[str, int]) -> Figure | None:
-    """Top-1 of the compared models with Wilson's 95 % intervals: how much of a difference may be chance."""
+    """Top-1 of the compared models with 95 % intervals: how much of a difference may be chance."""
     known = [(row, row.evaluation) for row in rows if isinstance(row.evaluation, Evaluation)]
     if not known:
         return None
     drawing, axes = figure(WIDTH, 1.15 + 0.52 * len(known), "Top-1 % and its 95 % interval")
     ends: list[float] = []
     for place, (row, found) in enumerate(known):
-        lo, hi = wilson_interval(round(found.top1 * found.n), found.n)
+        lo, hi, _ = top1_interval(found)
         at, colour = 100 * found.top1, theme.series[colours[row.name]]
         axes.plot([100 * lo, 100 * hi], [place, place], color=blend(colour, theme.paper, 0.35), linewidth=5)
         axes.plot([at], [place], "o", color=colour, markersize=7)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vitlab.measure.bootstrap import Comparison
-from vitlab.measure.classification import ClassScore, Evaluation, wilson_interval
+from vitlab.measure.classification import ClassScore, Evaluation, top1_interval
 from vitlab.report import plots
 from vitlab.report.compare import Column, count, metric, percent
 from vitlab.report.data import ModelRow, PaperRow, ReportData
@@ -41,7 +41,7 @@ def drawings(data: ReportData, slots: Mapping[str, int]) -> list[Drawing]:
             "compare",
             "accuracy",
             "Top-1 accuracy of the compared models with 95 % intervals",
-            "Dots are measured, bars are Wilson's 95 % intervals for this number of images.",
+            f"Dots are measured, bars are 95 % {_kinds(rows)} intervals for this number of images.",
             lambda theme: figures.accuracy_intervals(rows, theme, slots),
         )
     ]
@@ -82,9 +82,14 @@ def drawings(data: ReportData, slots: Mapping[str, int]) -> list[Drawing]:
 
 
 def interval(found: Evaluation) -> tuple[float, float]:
-    """95 % interval of top-1, in percent."""
-    lo, hi = wilson_interval(round(found.top1 * found.n), found.n)
+    """95 % interval of top-1, in percent; the one that prompt, report and card give, see :func:`top1_interval`."""
+    lo, hi, _ = top1_interval(found)
     return 100 * lo, 100 * hi
+
+
+def _kinds(rows: Sequence[ModelRow]) -> str:
+    kinds = [top1_interval(row.evaluation)[2] for row in rows if isinstance(row.evaluation, Evaluation)]
+    return " or ".join(dict.fromkeys(kinds)) or "Wilson"
 
 
 def tiles(row: ModelRow) -> list[Tile]:
@@ -92,8 +97,8 @@ def tiles(row: ModelRow) -> list[Tile]:
     found = row.evaluation
     if not isinstance(found, Evaluation):
         return [Tile("Top-1 accuracy", percent(row.metrics["top1"]), "%", "")] if "top1" in row.metrics else []
-    lo, hi = interval(found)
-    images = f"{lo:.1f} to {hi:.1f} (95 % interval), {found.n:,} images"
+    lo, hi, kind = top1_interval(found)
+    images = f"{100 * lo:.1f} to {100 * hi:.1f} (95 % {kind} interval), {found.n:,} images"
     after = f", {percent(found.temperature.ece)} % with temperature" if found.temperature is not None else ""
     detail = f"ECE of {found.bins} bins{after}; NLL {found.nll:.3f}"
     return [

@@ -93,7 +93,7 @@ def tiles(row: ModelRow) -> list[Tile]:
     if not isinstance(found, MultilabelEvaluation):
         return [Tile("Mean average precision", percent(row.metrics["map"]), "%", "")] if "map" in row.metrics else []
     ends = found.intervals.get("map")
-    between = f"{span(ends)} (95 % interval), " if ends else ""
+    between = f"{span(ends)} (95 % bootstrap interval), " if ends else ""
     return [
         Tile("Mean average precision", percent(found.map), "%", f"{between}{found.n:,} images, {_labels(found)}"),
         Tile(
