@@ -81,7 +81,7 @@ def offenders(folder: str, *forbidden: str) -> list[str]:
 
 def test_imports_are_found() -> None:
     assert "vitlab.stage.Context" in imports(PACKAGE / "training" / "train.py")
-    assert "models.artifact" in own_imports("")
+    assert "modes.predictor" in own_imports("")
     assert "run.recorder" in own_imports("stage")
     assert "run.recorder" not in own_imports("stage", typing=False)
 

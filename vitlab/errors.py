@@ -41,7 +41,15 @@ class DamagedError(UserError, ValueError):
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM: everything is saved, and the same command continues (exit code 130)."""
+    """Ctrl-C, SIGTERM or SIGHUP: everything is saved, and the same command continues (exit code 130)."""
+
+
+class StoppedAtOnce(BaseException):
+    """A second signal: nothing more is saved (exit code 130).
+
+    Not an Exception, so that no handler of errors on the way keeps it; and not a KeyboardInterrupt, at which Lightning
+    ends the process with exit code 1.
+    """
 
 
 DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -26,6 +26,7 @@ from vitlab.distill.views import EvalView
 from vitlab.files import read_json
 from vitlab.measure.corruptions import corrupt
 from vitlab.models.artifact import load_model, read_meta
+from vitlab.sweep.statistics import SIGNIFICANT, holm, paired
 
 SEEDS = (0, 1, 2)
 SAMPLES = (1, 10, 50, 400)
@@ -159,17 +160,9 @@ def moments(rows: Sequence[Metrics], key: str) -> tuple[float, float]:
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def paired(found: dict[str, list[Metrics]], one: str, other: str, key: str) -> str:
-    """The difference of two rows, seed by seed: it counts where it exceeds twice its standard error."""
-    gaps = [100 * (a[key] - b[key]) for a, b in zip(found[one], found[other], strict=True)]
-    mean = statistics.mean(gaps)
-    error = statistics.stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else float("inf")
-    verdict = "no clear difference" if abs(mean) <= 2 * error else ("higher" if mean > 0 else "lower")
-    return f"{COLUMNS[key]} {mean:+.2f} ({verdict})"
-
-
 def conclusions(found: dict[str, list[Metrics]]) -> str:
-    """What the table shows, as a list; every word of it follows from the numbers."""
+    """What the table shows, as a list. A difference counts where Student's paired t-test over the seeds, corrected for
+    all comparisons of the table, gives p < 0.05; else the rows are not told apart."""
     pairs = [
         (ROWS[1], ROWS[0]),
         (FIFTY, ROWS[0]),
@@ -180,10 +173,16 @@ def conclusions(found: dict[str, list[Metrics]]) -> str:
         (ROWS[-2], FIFTY),
         (ROWS[-2], ROWS[0]),
     ]
-    return "".join(
-        f"- {one} against {other}: {'; '.join(paired(found, one, other, key) for key in COLUMNS)}.\n"
+    tests = [
+        (one, other, key, paired(*([100 * row[key] for row in found[name]] for name in (one, other))))
         for one, other in pairs
-    )
+        for key in COLUMNS
+    ]
+    words: dict[tuple[str, str], list[str]] = {}
+    for (one, other, key, gap), p in zip(tests, holm([test[3].p_value for test in tests]), strict=True):
+        verdict = "not told apart" if p >= SIGNIFICANT else ("higher" if gap.mean > 0 else "lower")
+        words.setdefault((one, other), []).append(f"{COLUMNS[key]} {gap.mean:+.2f} ({verdict})")
+    return "".join(f"- {one} against {other}: {'; '.join(parts)}.\n" for (one, other), parts in words.items())
 
 
 @pytest.mark.slow

@@ -194,3 +194,20 @@ def test_how_weights_are_loaded_has_moved_into_the_arguments() -> None:
     assert tree["model"]["args"] == {"depth": 1}
     assert moved["args"] == {"depth": 1, "absent_class": "zero", "table_resize": "timm"}
     assert not {"absent_class", "table_resize"} & (tree["model"].keys() | moved.keys())
+
+
+def test_of_a_key_that_is_given_twice_the_last_wins() -> None:
+    """As in Hydra, so that a script can append to a command."""
+    config = load(["model=resnet18", "recipe.lr=1", "model=resnet50", "recipe.lr=0.5", "method=supervised"]).config
+    assert config.model.name == "resnet50" and config.recipe.lr == 0.5
+
+
+def test_a_short_training_has_a_short_warmup() -> None:
+    """The recipe's two epochs of warm-up are a share of its duration, where a shorter one is given."""
+    words = ["method=supervised", "recipe=finetune"]
+    recipe = load(words).config.recipe
+    assert recipe.warmup == "2ep" and load([*words, "recipe.duration=10ep"]).config.recipe.warmup == "2ep"
+    share = 100 * 2 / float(recipe.duration.removesuffix("ep"))
+    assert load([*words, "recipe.duration=1ep"]).config.recipe.warmup == f"{share:.4g}%"
+    with pytest.raises(UserError, match="a warm-up of 2ep is not shorter"):
+        load([*words, "recipe.duration=1ep", "recipe.warmup=2ep"])

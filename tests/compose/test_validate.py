@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import typing
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vitlab.compose.load import load
 from vitlab.compose.validate import check, parts_of
-from vitlab.config import AugmentationConfig, Config, ModelConfig, RecipeConfig
+from vitlab.config import AugmentationConfig, Config, ModelConfig, RecipeConfig, tree
 from vitlab.errors import UserError
 
 
@@ -86,3 +89,20 @@ def test_a_network_of_a_method_is_checked_at_any_depth(config: Config, tmp_path:
     assert refusal(config, Options(inner=Inner(lost))).startswith("FILE: method.inner.start.checkpoint")
     odd = ModelConfig("resnet18", mean=[0.5])
     assert refusal(config, Options(other=odd)).startswith("FILE: method.other.mean: [0.5] has the wrong length.")
+
+
+def test_every_number_declares_its_range() -> None:
+    """Of the configuration that all methods share; the augmentation's are checked where it is constructed."""
+    from vitlab.config.ranges import range_of
+
+    def numbers(cls: Any) -> Iterator[dataclasses.Field[Any]]:
+        hints = typing.get_type_hints(cls)
+        for one in dataclasses.fields(cls):
+            text = str(hints[one.name])
+            if hints[one.name] in (int, float) or any(f"[{kind}" in text for kind in ("int", "float")):
+                yield one
+
+    found: list[Any] = list(vars(tree).values())
+    classes: list[Any] = [one for one in found if dataclasses.is_dataclass(one) and one is not tree.AugmentationConfig]
+    lacking = [f"{cls.__name__}.{one.name}" for cls in classes for one in numbers(cls) if range_of(one) is None]
+    assert len(classes) > 15 and lacking == []

@@ -32,7 +32,7 @@ CASES: list[tuple[str, str, list[str]]] = [
     ("recipe/mine", f"{DIGITS}lr: fast\n", ["line 5", "'fast' is not a number"]),
     ("recipe/mine", f"{DIGITS}duration: 90\n", ["line 5", "90ep or 90st"]),
     ("recipe/mine", f"{DIGITS}lr: ${{recipe.foo}}\n", ["line 5", "no key 'recipe.foo'"]),
-    ("recipe/mine", f"{DIGITS}batch_size: 0\n", ["line 5", "recipe.batch_size", "from 1 on"]),
+    ("recipe/mine", f"{DIGITS}batch_size: 0\n", ["line 5", "recipe.batch_size", "from 1 to"]),
     ("teacher/mine", "# Mine.\nmembers:\n  - nam: a\n", ["line 3", "teacher.members.0.nam", "'name'"]),
     (
         "teacher/mine",

@@ -40,7 +40,7 @@ def small(*words: str) -> list[str]:
 
 def run_command(output: Path, *words: str) -> int:
     """Run one command; its exit code. Pending stop requests and signal handlers are reset afterwards."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     interrupt._requests.clear()
     torch.set_num_threads(1)
     try:

@@ -224,10 +224,10 @@ def test_pictures_that_differ_are_not_alike(make_images: MakeImages) -> None:
     assert find_similar([*originals, *copies]) == [[seed, seed + 400] for seed in range(400)]
 
 
-def test_a_split_that_lacks_a_class_is_a_fault(make_images: MakeImages) -> None:
+def test_a_split_that_lacks_a_class_is_named(make_images: MakeImages) -> None:
     root = make_images("train/a/0.png", "train/b/0.png", "train/b/1.png", "val/b/0.png")
     result, _ = audit_dataset(config(root))
-    assert result.lacking == {"val": ["a"]} and "split 'val' lacks 1 class that another has: a" in result.faults
+    assert result.lacking == {"val": ["a"]} and "split 'val' lacks 1 class that train has: a" in result.doubts
 
 
 def test_the_split_is_written_and_reads_back(make_images: MakeImages, tmp_path: Path) -> None:
@@ -314,6 +314,15 @@ def test_names_that_are_not_utf8(make_images: MakeImages, tmp_path: Path) -> Non
     clean, _ = audit_dataset(config(root, leave_out=str(tmp_path / "out/unreadable.txt")))
     assert clean.files == 3 and not clean.unreadable
     assert len(folder_sources(config(root, csv=str(tmp_path / "out/split.csv")))["train"].keys) == len(splits["train"])
+
+
+def test_an_orientation_that_exif_does_not_have_turns_nothing(make_images: MakeImages) -> None:
+    root = make_images("a/0.png", "b/0.png")
+    exif = Image.Exif()
+    exif[0x0112] = 99
+    Image.new("RGB", (70, 40)).save(root / "a/odd.jpg", exif=exif)
+    result, _ = audit_dataset(config(root))
+    assert "turned by EXIF" not in result.converted and result.width[2] == 70
 
 
 def test_duplicates_stay_on_one_side(make_images: MakeImages, tmp_path: Path) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
-from vitlab.data.decode import Files, to_rgb
+from vitlab.compose.load import load
+from vitlab.data.audit_files import inspect_file
+from vitlab.data.decode import EXTENSIONS, Files, limit_pixels, read_rgb, to_rgb
 from vitlab.errors import UserError
 
 
@@ -107,3 +111,45 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     for upright in (True, False):
         with pytest.raises(UserError, match=r"cut\.jpg cannot be read"):
             Files(tmp_path, ["cut.jpg"], [0], ["a"], "train", upright)[0]
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".avif", ".apng", ".tga", ".jpx", ".pnm", ".dib"])
+def test_formats_that_pillow_reads_are_images(tmp_path: Path, suffix: str) -> None:
+    """As browsers and cameras name them; in a folder they counted as foreign, without a word."""
+    if suffix == ".avif" and not features.check("avif"):
+        pytest.skip("this Pillow was built without AVIF")
+    Image.new("RGB", (8, 6), (250, 0, 0)).save(tmp_path / f"a{suffix}")
+    assert suffix in EXTENSIONS and read_rgb(tmp_path / f"a{suffix}").size == (8, 6)
+    assert inspect_file(tmp_path / f"a{suffix}").error == ""
+
+
+def test_heic_names_its_package(tmp_path: Path) -> None:
+    """Not "not an image": with the package it is read."""
+    path = tmp_path / "a.heic"
+    path.write_bytes(b"\0\0\0\x18ftypheic")
+    if importlib.util.find_spec("pillow_heif") is None:
+        with pytest.raises(UserError, match=r'HEIC needs the package pillow-heif: pip install "vitlab\[heic\]"\)'):
+            read_rgb(path)
+        assert "pip install" in inspect_file(path).error
+        return
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+    Image.new("RGB", (32, 16), (250, 0, 0)).save(path)
+    assert read_rgb(path).size == (32, 16) and inspect_file(path).format == "HEIF"
+
+
+def test_the_limit_of_pixels_can_be_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large sound picture is not to be repaired: the message names the key."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    path = tmp_path / "wide.png"
+    Image.new("RGB", (300, 20)).save(path)
+    with warnings.catch_warnings():
+        limit_pixels(5998)
+        with pytest.raises(UserError, match=r"more than 5,998 pixels; if it is sound, raise dataset\.max_pixels"):
+            read_rgb(path)
+        refused = inspect_file(path)
+        assert "dataset.max_pixels" in refused.error and refused.size != path.stat().st_size  # not cached
+        limit_pixels(6000)
+        assert read_rgb(path).size == (300, 20) and inspect_file(path).error == ""
+    assert load(["dataset.max_pixels=1000000"]).config.dataset.max_pixels == 10**6

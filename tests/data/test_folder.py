@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vitlab.config import DatasetConfig
+from vitlab.data.audit import audit_dataset, audit_folder, refuse_faults, write_audit
 from vitlab.data.build import build_source, describe_dataset, open_splits
 from vitlab.data.folder import folder_sources
 from vitlab.data.folder_contents import read_contents
@@ -125,8 +127,8 @@ def test_folders_that_make_no_sense(make_images: MakeImages) -> None:
     flat = make_images("0.png", "1.png", root="flat")
     with pytest.raises(UserError, match=r"flat holds no class folders"):
         folder_sources(config(flat))
-    uneven = make_images(*class_folders("train/"), "val/cat/0.png", root="uneven")
-    with pytest.raises(UserError, match=r"'val' has no image of class dog"):
+    uneven = make_images(*class_folders("val/"), "train/cat/0.png", root="uneven")
+    with pytest.raises(UserError, match=r"'train' has no image of class dog"):
         folder_sources(config(uneven))
     twice = make_images(*class_folders("train/"), *class_folders("val/"), *class_folders("valid/"), root="twice")
     with pytest.raises(UserError, match=r"two folders for the split 'val'"):
@@ -188,6 +190,74 @@ def test_csv_mistakes(make_images: MakeImages, text: str, message: str) -> None:
     root = make_images("a.png", "b.png")
     with pytest.raises(UserError, match=message):
         folder_sources(config(None, csv=write_csv(root, text)))
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_csv_of_other_programs(make_images: MakeImages, separator: str) -> None:
+    """Spreadsheets of many countries write semicolons, and columns have names of their own; commas stay text."""
+    root = make_images("a.png", "b.png", "c, d.png", "e.png")
+    rows = ["id|filename|species|path", "1|a.png|ox|x", "2|b.png|cat|x", "3|c, d.png|ox|x", "4|e.png|cat|x"]
+    table = write_csv(root, "\n".join(rows).replace("|", separator) + "\n")
+    names = {"path": "filename", "label": "species"}
+    found = read_contents(config(None, csv=table, columns=names))
+    assert [(row.path, row.label) for row in found.rows["train"]][2] == ("c, d.png", "ox") and len(
+        found.rows["train"]
+    ) == 4
+    with pytest.raises(UserError, match=r"no column 'file' for path; it has: id, filename, species, path"):
+        read_contents(config(None, csv=table, columns={"path": "file"}))
+    table = write_csv(root, "file,species\na.png,ox\n")
+    with pytest.raises(UserError, match=r"must name the columns.*dataset\.columns=\{path:NAME"):
+        folder_sources(config(None, csv=table))
+
+
+@pytest.mark.parametrize(
+    "text", ["path,label\na.png,ox\nb.png,ox, cart\n", "path,labels\na.png,x;y\nb.png,x,y\n", "path,x,y\na.png,1,0,1\n"]
+)
+def test_a_row_of_more_values_than_columns_is_refused(make_images: MakeImages, text: str) -> None:
+    """An unquoted comma in a label or a path: what followed it was cut off."""
+    root = make_images("a.png", "b.png")
+    with pytest.raises(UserError, match=r"line [23]: [34] values in a table of [23] columns\..*double quotes"):
+        folder_sources(config(None, csv=write_csv(root, text)))
+
+
+def test_two_data_sets_with_csvs_of_one_name_have_two_audits(make_images: MakeImages, tmp_path: Path) -> None:
+    roots = [make_images("a.png", root=name) for name in ("one", "two")]
+    apart = {audit_folder(tmp_path, config(root, csv="labels.csv")) for root in roots}
+    shared = tmp_path / "labels.csv"
+    shared.write_text("path,label\na.png,x\n")
+    apart |= {audit_folder(tmp_path, config(root, csv=str(shared))) for root in roots}
+    assert len(apart) == 4
+
+
+def test_val_may_lack_a_rare_class(make_images: MakeImages) -> None:
+    """It is measured on what it has; a class that train lacks cannot be learnt."""
+    root = make_images(*class_folders("train/"), *(f"val/cat/{i}.png" for i in range(3)))
+    sources = folder_sources(config(root))
+    assert (
+        sources["train"].classes == sources["val"].classes == ["cat", "dog"]
+        and [sources["val"][at][1] for at in range(3)] == [0] * 3
+    )
+    found, _ = audit_dataset(config(root))
+    assert found.faults == [] and "split 'val' lacks 1 class that train has: dog" in " ".join(found.doubts)
+    (root / "val/ape").mkdir()
+    Image.new("RGB", (9, 9)).save(root / "val/ape/0.png")
+    with pytest.raises(UserError, match=r"'train' has no image of class ape"):
+        folder_sources(config(root))
+    assert "split 'train' lacks 1 class that another has: ape" in audit_dataset(config(root))[0].faults[0]
+
+
+def test_an_empty_class_folder_is_left_out_by_name(make_images: MakeImages, tmp_path: Path) -> None:
+    """The list that the audit writes names it, so that a training goes on without it when told to."""
+    root = make_images(*class_folders())
+    (root / "ape").mkdir()
+    with pytest.raises(UserError, match=r"ape holds no image.*dataset\.leave_out"):
+        folder_sources(config(root))
+    result, splits = audit_dataset(config(root))
+    listed = write_audit(tmp_path / "audit", result, splits)["unreadable"]
+    with pytest.raises(UserError, match=r"1 class folder without an image: ape.*dataset\.leave_out=.*unreadable\.txt"):
+        refuse_faults(result, listed)
+    left = config(root, leave_out=str(listed))
+    assert folder_sources(left)["train"].classes == ["cat", "dog"] and audit_dataset(left)[0].faults == []
 
 
 def test_missing_csv(tmp_path: Path) -> None:

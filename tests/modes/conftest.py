@@ -29,7 +29,7 @@ def ask(output: Path, *words: str) -> int:
 @contextlib.contextmanager
 def signals_put_back() -> Iterator[None]:
     """A command in this process: afterwards signals do what they did before, and none is waiting."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     torch.set_num_threads(1)
     try:
         yield

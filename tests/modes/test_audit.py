@@ -49,6 +49,7 @@ def test_audit_at_the_prompt(photos: Path, tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_training_looks_first(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "a/about.txt").write_text("x")
     words = ("dataset=folder", f"dataset.root={photos}", *TINY)
     assert ask(tmp_path / "out", *words, "mode=check") == 2  # and a dry run before it
     output = " ".join(capsys.readouterr().err.split())
@@ -64,7 +65,8 @@ def test_a_training_looks_first(photos: Path, tmp_path: Path, capsys: pytest.Cap
     listed = looked / "unreadable.txt"
     assert f"dataset.leave_out={listed}" in said
     assert ask(tmp_path / "out", *words, f"dataset.leave_out={listed}") == 0
-    assert "1 picture in more than one class" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "1 picture in more than one class" in said and "data     ignored: 1 .txt" in said
     trained = next(path.parent for path in (tmp_path / "out/supervised").glob("*/finished.json"))
     assert listed.is_file()
     result = read_json(trained / "audit/audit.json")

@@ -28,9 +28,9 @@ from vitlab.models.artifact import ModelMeta, build_from_meta
 from vitlab.models.build import build_model, resolve_architecture
 from vitlab.report import export_formats
 from vitlab.report.export import Exported, export
-from vitlab.report.export_card import Facts, model_card
+from vitlab.report.export_card import Facts, model_card, squashed
 from vitlab.report.export_onnx import export_int8, export_onnx, quantised, to_onnx
-from vitlab.report.export_timm import export_timm, push, squashed
+from vitlab.report.export_timm import export_timm, push
 from vitlab.tasks.classification import Classification
 
 CFG = ModelConfig(
@@ -109,7 +109,7 @@ def test_what_was_written_is_stated(exported: list[Exported]) -> None:
     assert 0 < by_format["onnx"] <= 1e-4 < by_format["onnx_int8"] < 1
     written = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     artifact = ["config.json", "model.json", "model.safetensors"]
-    top = ["model-int8.onnx", "model.json", "model.onnx", "model.pt2", "model.safetensors"]
+    top = ["README.md", "model-int8.onnx", "model.json", "model.onnx", "model.pt2", "model.safetensors"]
     assert written == sorted([*top, "hub/README.md", *(f"{one}/{x}" for one in ("hub", "timm") for x in artifact)])
 
 

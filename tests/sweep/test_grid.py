@@ -11,14 +11,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.stats
 
 from vitlab.compose.load import load
 from vitlab.errors import UserError
+from vitlab.report.text_tables import p_equation
 from vitlab.run.folder_lock import is_locked, locked
 from vitlab.sweep.grid import expand
 from vitlab.sweep.jobs import gpu_count, visible_gpus
-from vitlab.sweep.statistics import over_seeds, verdict
+from vitlab.sweep.statistics import holm, over_seeds, paired, verdicts
 from vitlab.sweep.table import Job, group_by_seed, results, write_comparison
 from vitlab.sweep.words import read_sweep
 from vitlab.tasks.classification import Classification
@@ -139,12 +142,52 @@ def test_every_model_over_seeds(tmp_path: Path) -> None:
         del job.values["recipe.lr"]
     table = write_comparison(tmp_path, jobs, "python -m vitlab -m seed=0,1,2")
     assert "| teacher | 3 | 99.00 ± 0.00 |" in (tmp_path / "comparison.md").read_text()
-    assert "model is worse than teacher: -2.00 points of top-1 over 3 seeds (95 % interval -2.25 to -1.75)." in table
-    level = verdict("a", "b", [0.90, 0.92, 0.91], [0.91, 0.91, 0.91], TASK.headline)
+    numbers = "-2.00 points of top-1 over 3 seeds (95 % interval -2.25 to -1.75; p = 0.00083)"
+    assert f"model is worse than teacher: {numbers}." in table
+    (level,) = verdicts("a", [0.90, 0.92, 0.91], {"b": [0.91, 0.91, 0.91]}, TASK.headline)
     assert level.startswith("No significant difference between a and b: +0.00 points")
-    assert verdict("a", "b", [0.92, 0.93], [0.91, 0.92], TASK.headline).startswith("a is better than b: +1.00")
+    assert verdicts("a", [0.92, 0.93], {"b": [0.91, 0.92]}, TASK.headline)[0].startswith("a is better than b: +1.00")
     one = json.loads((jobs[0].run / "report.json").read_text())
     assert over_seeds([one], TASK) == ([], [])
+
+
+def test_a_path_with_a_comma_is_not_split_and_the_last_of_a_key_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a,b").mkdir()
+    monkeypatch.chdir(tmp_path)
+    words = ["seed=0,1", "method=supervised"]
+    with pytest.raises(UserError, match=r"output=a,b: after -m a comma separates values.*'output=\"a,b\"'"):
+        read_sweep([*words, "output=a,b"])
+    plain, swept, first = read_sweep([*words, 'output="a,b"', "seed=3", "recipe.lr=1,2", "seed=4,5"])
+    assert first.config.output == "a,b" and first.config.seed == 4 and "seed=3" not in plain
+    assert [one.get_key_element() for one in swept] == ["recipe.lr", "seed"]
+
+
+def test_a_difference_of_three_seeds_needs_more_than_two_standard_errors() -> None:
+    """Two standard errors are reached by chance 18 times in 100 with three seeds; and of many comparisons some are."""
+    gaps = [1.0, 2.0, 4.8]  # 2.3 standard errors
+    one = paired(gaps, [0.0] * 3)
+    assert one.mean / ((one.hi - one.lo) / 2 / 4.3027) > 2 and one.lo < 0 < one.hi
+    assert one.p_value == pytest.approx(float(scipy.stats.ttest_rel(gaps, [0.0] * 3).pvalue))
+    drawn = np.random.default_rng(0).normal(size=(4000, 3))
+    claimed = [paired(list(row), [0.0] * 3).p_value < 0.05 for row in drawn]
+    assert 0.04 < sum(claimed) / len(claimed) < 0.06
+    assert paired([1.0], [0.0]).p_value == 1 and paired([1.0, 1.0], [1.0, 1.0]).p_value == 1
+
+
+def test_a_small_p_value_is_written_as_a_bound() -> None:
+    assert p_equation(0.031) == "p = 0.031" and p_equation(1e-7) == "p < 0.0001"
+
+
+def test_several_comparisons_are_corrected_together() -> None:
+    """Holm's own steps: the smallest times all, the next times one less, never falling."""
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06]) and holm([]) == []
+    own, other = [0.902, 0.913, 0.924], [0.900, 0.910, 0.920]
+    alone = verdicts("a", own, {"b": other}, TASK.headline)
+    among = verdicts("a", own, {"b": other, "c": own[::-1], "d": [0.91] * 3}, TASK.headline)
+    assert alone[0].startswith("a is better than b") and "p = 0.035)" in alone[0]
+    assert among[0].startswith("No significant difference between a and b") and "corrected for 3" in among[0]
 
 
 def start_sweep(folder: Path, *words: str) -> subprocess.Popen[str]:

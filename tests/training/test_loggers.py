@@ -207,3 +207,49 @@ def test_the_dashboard_of_the_readme_finds_its_keys(distilled: Path) -> None:
 def test_what_is_not_a_finite_number_is_not_drawn() -> None:
     row: Row = {"stage": "a", "step": 3, "loss": float("nan"), "lr": 0.1, "note": "x", "flag": True}
     assert numbers(row) == {"lr": 0.1}
+
+
+@pytest.fixture
+def with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_wandb_without_a_network_is_logged_offline(
+    with_a_key: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line instead of minutes of silence and a trace; the run ends well, and its files wait for an upload."""
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
+    assert run_command(tmp_path, *WORDS, "logger=wandb", "export=none", "report.figures=false") == 0
+    out, err = capsys.readouterr()
+    run = the_run(tmp_path)
+    assert "Traceback" not in err and (run / "finished.json").exists()
+    (line,) = (line for line in (out + err).splitlines() if line.startswith("W&B:"))
+    assert "127.0.0.1 cannot be reached" in line and f"{run / 'wandb'} (wandb sync uploads them)" in line
+    assert of_kind(wandb_records(run), "history")
+
+
+def test_an_error_of_wandb_ends_the_copy_and_not_the_training(
+    with_a_key: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever its client raises once the job runs, such as a lost connection."""
+    import wandb
+
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    original, calls = wandb.Run.log, 0
+
+    def log(self: Any, *args: Any, **kwargs: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise ConnectionResetError("Connection lost")
+        original(self, *args, **kwargs)
+
+    monkeypatch.setattr(wandb.Run, "log", log)
+    assert run_command(tmp_path, *WORDS, "logger=wandb", "export=none", "report.figures=false") == 0
+    out, err = capsys.readouterr()
+    run = the_run(tmp_path)
+    assert "Traceback" not in err and (run / "finished.json").exists()
+    assert "W&B: logging of this job ended (Connection lost); the run goes on" in out + err
+    assert len([row for row in read_rows(run / "metrics.jsonl") if row["stage"] == "train"]) > 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from vitlab.compose.load import load
 from vitlab.errors import UserError
@@ -56,3 +57,11 @@ def test_a_later_stage_would_fail(overrides: list[str], message: str) -> None:
 def test_nothing_is_wrong(overrides: list[str]) -> None:
     config = load(overrides).config
     preflight(config, find_method(config.method.name).reads(config))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="hardware=auto takes the GPU")
+def test_half_precision_where_auto_finds_no_gpu() -> None:
+    """Lightning would warn and train in bfloat16, while the plan goes on naming 16-mixed."""
+    config = load(["hardware=auto", "trainer.precision=16-mixed"]).config
+    with pytest.raises(UserError, match=r"trainer\.precision=16-mixed needs a GPU.*bf16-mixed"):
+        preflight(config, find_method(config.method.name).reads(config))

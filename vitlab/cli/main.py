@@ -13,7 +13,7 @@ import textwrap
 import traceback
 
 from vitlab._version import __version__
-from vitlab.errors import Interrupted, UserError, system_error
+from vitlab.errors import Interrupted, StoppedAtOnce, UserError, system_error
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         print(paragraph(str(error)), file=sys.stderr)
         return 2
-    except (Interrupted, KeyboardInterrupt) as error:
+    except (Interrupted, StoppedAtOnce, KeyboardInterrupt) as error:
         sys.stdout.flush()
         print(f"\n{error}" if str(error) else "\nInterrupted; the same command continues.", file=sys.stderr)
         return 130

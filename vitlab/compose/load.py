@@ -35,7 +35,7 @@ from vitlab.compose.schema import Field, fields, find
 from vitlab.compose.unread_keys import check_unread
 from vitlab.compose.validate import check, check_read
 from vitlab.compose.yaml_errors import Files, defaults_error, file_error, interpolation_error, missing_file, yaml_error
-from vitlab.config import Config
+from vitlab.config import Config, to_steps
 from vitlab.config.catalogue import GROUPS, conf_dir, mode_reads, top_level_key
 from vitlab.config.composed import Composed
 from vitlab.config.debug import apply_debug
@@ -83,6 +83,7 @@ def load(overrides: list[str]) -> Composed:
         refuse_keys_of_missing_recipe(keyed, overridden, known)
         reset_args(keyed, overridden, {word.get_key_element() for word in words})
         ConfigLoaderImpl._apply_overrides_to_config(keyed, overridden)
+        shorten_warmups(overridden, chosen_tree, set(typed), known)
         tree = cast(dict[str, Any], OmegaConf.to_container(overridden, resolve=True, throw_on_missing=True))
         # Merged into the schema once more: strict, so that every value has the declared type.
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config(method=method.Options)), tree))
@@ -146,6 +147,22 @@ def reset_args(keyed: list[Override], tree: DictConfig, typed: set[str]) -> None
         node = OmegaConf.select(tree, above) if last == "name" and top_level_key(above) not in typed else None
         if node is not None and "args" in node and node.name != word.value():
             node.args = {}
+
+
+def shorten_warmups(tree: DictConfig, chosen: DictConfig, typed: set[str], known: dict[str, Field]) -> None:
+    """Where a recipe is given a duration that its own warm-up would fill, the warm-up becomes the share of the duration
+    that it has in the recipe; one that is typed stays, and is checked."""
+    for key in (one.removesuffix(".duration") for one in typed if one.endswith("duration") and one in known):
+        before, after = OmegaConf.select(chosen, key), OmegaConf.select(tree, key)
+        if before is None or after is None or f"{key}.warmup" in typed:
+            continue
+        try:
+            lengths = [to_steps(str(one), 10**6) for one in (before.duration, before.warmup, after.duration)]
+        except ValueError:  # a percentage, or no duration: reported by the checks
+            continue
+        units = {str(one).strip()[-2:] for one in (before.duration, before.warmup, after.duration)}
+        if len(units) == 1 and 0 < lengths[1] < lengths[0] and lengths[1] >= lengths[2]:
+            after.warmup = f"{100 * lengths[1] / lengths[0]:.4g}%"
 
 
 def _user_error(error: Exception, typed: dict[str, str], files: Files, known: dict[str, Field]) -> UserError:

@@ -29,24 +29,21 @@ def is_choice(word: Override) -> bool:
 
 
 def parse_overrides(words: list[str], conf: Path) -> list[Override]:
-    """Parse the overrides and check their syntax, groups, choices and repetitions, without composing.
+    """Parse the overrides and check their syntax, groups and choices, without composing; of a key that is given twice
+    the last is returned.
 
     Raises:
         UserError: for the first mistake.
     """
     _check_spaces(words)
     overrides = [_parse_override(word, conf) for word in words]
-    seen: dict[str, str] = {}
     for word, typed in zip(overrides, words, strict=True):
-        name = word.get_key_element().lstrip("+~")
-        if name in seen:
-            raise UserError(f"{name} is given twice: {seen[name]} and {typed}.", "Leave one of them out.")
-        seen[name] = typed
         if is_choice(word):
             _check_choice(word, typed, conf)
         if is_choice(word) and _is_mount(word):
             _check_mount(word)
-    return overrides
+    last = {word.get_key_element().lstrip("+~"): word for word in overrides}  # given twice: the last wins, as in Hydra
+    return [word for word in overrides if last[word.get_key_element().lstrip("+~")] is word]
 
 
 def check_keys(keyed: list[Override], known: dict[str, Field], conf: Path) -> list[Override]:
@@ -162,6 +159,8 @@ def _missing_equals(word: str, conf: Path) -> UserError:
         return UserError(f"'{word}' is not key=value.", f"Did you mean {' or '.join(f'{g}={name}' for g in holders)}?")
     if name in GROUPS:
         return UserError(f"'{word}' is not key=value.", f"What can be chosen: mode=list group={name}.")
+    if name.startswith("hydra"):
+        raise UserError(f"{word}: Hydra's own options are not used here.", "python -m vitlab --help has the options.")
     near = nearest(name, ("help", "version")) if word.startswith("-") else None
     if near:
         return UserError(f"{word} is not an option.", f"Did you mean --{near}?")

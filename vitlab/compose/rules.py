@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterable
+from typing import Any
 
+from vitlab.config.ranges import WHOLE, Range, range_of
 from vitlab.errors import UserError, nearest
 
 Where = Callable[[str], str]
@@ -19,12 +23,6 @@ def one_of(key: str, value: str, allowed: Iterable[str], where: Where) -> None:
         raise UserError(f"{where(key)}: '{value}' is none of {', '.join(allowed)}.", cure)
 
 
-def at_least(key: str, value: int, least: int, where: Where) -> None:
-    """Refuse an integer below ``least``."""
-    if value < least:
-        raise UserError(f"{where(key)}: {value} is too small.", f"{key} is a whole number from {least} on.")
-
-
 def within(
     key: str, value: float, low: float, high: float, where: Where, open_low: bool = False, open_high: bool = False
 ) -> None:
@@ -33,8 +31,8 @@ def within(
         raise UserError(f"{where(key)}: {value} is not a finite number.", "Give a finite one.")
     inside = (value > low if open_low else value >= low) and (value < high if open_high else value <= high)
     if not inside:
-        least = f"larger than {low}" if open_low else f"at least {low}"
-        most = "" if high == math.inf else f" and less than {high}" if open_high else f" and at most {high}"
+        least = f"larger than {low:.10g}" if open_low else f"at least {low:.10g}"
+        most = "" if high == math.inf else f" and {'less than' if open_high else 'at most'} {high:.10g}"
         raise UserError(f"{where(key)}: {value} is out of range.", f"{key} is a number {least}{most}.")
 
 
@@ -42,3 +40,43 @@ def has_length(key: str, value: list[float], length: int, where: Where) -> None:
     """Refuse a list of another length."""
     if len(value) != length:
         raise UserError(f"{where(key)}: {value} has the wrong length.", f"{key} takes {length} numbers.")
+
+
+DROP_RATE = re.compile(r"drop(_\w+)?_rate|drop_path")
+"""Arguments of timm's networks that are probabilities of dropping something; 1 would drop everything."""
+
+
+def check_numbers(value: Any, key: str, where: Where, declared: Range | None = None) -> None:
+    """Refuse the first number in ``value``, which may be a tree of dataclasses, lists and dicts, that is not finite or
+    not in the range that its field declares (:func:`vitlab.config.ranges.number`).
+
+    A number whose field declares none, and the value of a free key such as an argument of a network, is finite.
+
+    Raises:
+        UserError: naming the key, the value and the range.
+    """
+    if dataclasses.is_dataclass(value):
+        for one in dataclasses.fields(value):
+            check_numbers(getattr(value, one.name), f"{key}.{one.name}".lstrip("."), where, range_of(one))
+    elif isinstance(value, (list, tuple)):
+        for index, one in enumerate(value):
+            # The numbers of a list have the place of the list; its groups of keys have their own.
+            inner = f"{key}.{index}" if dataclasses.is_dataclass(one) else key
+            check_numbers(one, inner, where, declared)
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            rate = DROP_RATE.fullmatch(str(name)) is not None
+            check_numbers(one, f"{key}.{name}", where, Range(0, 1, open_high=True) if rate else None)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        _in_range(key, value, declared, where)
+
+
+def _in_range(key: str, value: float, declared: Range | None, where: Where) -> None:
+    if isinstance(value, int):
+        allowed = declared or WHOLE
+        if not allowed.holds(value) and not (allowed.open_low or allowed.open_high):
+            size = "small" if value < allowed.low else "large"
+            most = f"from {allowed.low:.0f} to {allowed.high:.0f}"
+            raise UserError(f"{where(key)}: {value} is too {size}.", f"{key} is a whole number {most}.")
+    allowed = declared or Range()
+    within(key, value, allowed.low, allowed.high, where, allowed.open_low, allowed.open_high)

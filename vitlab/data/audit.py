@@ -72,9 +72,9 @@ class Audit:
             lines.append(f"{_count(len(self.unreadable), 'file')} cannot be read as an image: {named}")
         if self.empty:
             lines.append(f"{_count(len(self.empty), 'class folder')} without an image: {_named(self.empty)}")
-        for split, classes in self.lacking.items():
+        if classes := self.lacking.get("train"):
             lines.append(
-                f"split '{split}' lacks {_count(len(classes), 'class', 'es')} that another has: {_named(classes)}"
+                f"split 'train' lacks {_count(len(classes), 'class', 'es')} that another has: {_named(classes)}"
             )
         if len(self.classes) < 2:
             lines.append(f"{_count(len(self.classes), 'class', 'es')}; a classifier needs two")
@@ -101,6 +101,11 @@ class Audit:
         ]
         if self.split != GIVEN and (unseen := [name for name in unseen if name not in self.single]):
             lines.append(f"{_count(len(unseen), 'class', 'es')} that no split but train has: {_named(unseen)}")
+        for split, classes in self.lacking.items():
+            if split != "train":
+                lines.append(
+                    f"split '{split}' lacks {_count(len(classes), 'class', 'es')} that train has: {_named(classes)}"
+                )
         if self.single:
             lines.append(f"{_count(len(self.single), 'class', 'es')} with a single image: {_named(self.single)}")
         if self.small:
@@ -110,6 +115,11 @@ class Audit:
             least, most = min(totals, key=totals.__getitem__), max(totals, key=totals.__getitem__)
             lines.append(f"unequal classes: {most} has {totals[most]:,} images, {least} has {totals[least]:,}")
         return lines
+
+    @property
+    def ignored(self) -> str:
+        """How many files of each kind are passed over, in words; empty where there are none."""
+        return _tally({kind: len(paths) for kind, paths in self.passed.items()})
 
     @property
     def totals(self) -> dict[str, int]:
@@ -134,7 +144,7 @@ class Audit:
         if self.converted:
             lines.append(f"read as  RGB, upright; stored otherwise: {_tally(self.converted)}")
         if self.passed:
-            lines.append(f"ignored  {_tally({kind: len(paths) for kind, paths in self.passed.items()})}")
+            lines.append(f"ignored  {self.ignored}")
         if self.left_out:
             lines.append(f"left out {_count(len(self.left_out), 'image')} (dataset.leave_out)")
         lines += [f"FAULT    {line}" for line in self.faults]
@@ -233,7 +243,10 @@ def _describe(result: Audit, looks: dict[str, FileInfo]) -> None:
     result.formats = dict(Counter(one.format for one in read.values()).most_common())
     result.converted = dict(Counter(form for one in read.values() for form in _forms(one)).most_common())
     # EXIF orientations 5 to 8 turn the image by 90 degrees.
-    upright = [(one.width, one.height) if one.orientation < 5 else (one.height, one.width) for one in read.values()]
+    upright = [
+        (one.width, one.height) if one.orientation not in range(5, 9) else (one.height, one.width)
+        for one in read.values()
+    ]
     widths, heights = sorted(width for width, _ in upright), sorted(height for _, height in upright)
     result.width = widths[0], int(median(widths)), widths[-1]
     result.height = heights[0], int(median(heights)), heights[-1]
@@ -259,7 +272,7 @@ def _forms(one: FileInfo) -> list[str]:
         forms.append("16-bit grey")
     elif one.mode != "RGB":
         forms.append(known.get(one.mode, one.mode))
-    if one.orientation != 1:
+    if 2 <= one.orientation <= 8:  # other values are damage, and Pillow turns nothing
         forms.append("turned by EXIF")
     if one.frames > 1:
         forms.append("several frames, the first is read")
@@ -270,10 +283,17 @@ def _forms(one: FileInfo) -> list[str]:
 
 
 def audit_folder(output: Path, cfg: DatasetConfig) -> Path:
-    """Where ``mode=audit`` keeps its record of a data set: ``<output>/audit/<name>-<hash of its path>``."""
-    place = str(Path(cfg.csv or cfg.root or cfg.name).expanduser().resolve())
-    name = "".join(c if c.isalnum() or c in "_.+-" else "-" for c in Path(place).name) or "root"
-    return output / "audit" / f"{name}-{hashlib.sha256(place.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+    """Where ``mode=audit`` keeps its record of a data set: ``<output>/audit/<name>-<hash of its place>``."""
+    place = Path(cfg.csv or cfg.root or cfg.name).expanduser()
+    of = ""
+    if cfg.csv and cfg.root:  # a CSV of this name may lie in, or list the images of, several folders
+        root = Path(cfg.root).expanduser()
+        place = place if place.is_file() else root / place
+        of = f" of {root.resolve()}"
+    place = place.resolve()
+    name = "".join(c if c.isalnum() or c in "_.+-" else "-" for c in place.name) or "root"
+    digest = hashlib.sha256(f"{place}{of}".encode("utf-8", "surrogateescape")).hexdigest()
+    return output / "audit" / f"{name}-{digest[:8]}"
 
 
 def inputs_of(cfg: DatasetConfig) -> frozenset[Path]:
@@ -326,10 +346,11 @@ def write_audit(
         ]
         _write_csv(doubtful, ["picture", "kind", "path", "label", "split"], lines)
         paths["duplicates"] = doubtful
-    if result.unreadable:
+    if result.unreadable or result.empty:
         # With what is left out already, so that this one list is enough for the next command.
-        names = sorted({*result.unreadable, *result.left_out})
+        names = sorted({*result.unreadable, *result.left_out, *result.empty})
         note = "that cannot be read as an image" + (", or were left out" if result.left_out else "")
+        note += "; class folders without an image" if result.empty else ""
         paths["unreadable"] = _free(folder / "unreadable.txt", inputs)
         text = "\n".join([f"# files below {result.root} {note}", *names, ""])
         atomic_write(paths["unreadable"], text.encode("utf-8", "surrogateescape"))
@@ -364,7 +385,7 @@ def refuse_faults(result: Audit, listed: Path | None) -> None:
     if not result.faults:
         return
     cure = "Fix the data, or choose another data set."
-    if listed is not None and len(result.faults) == 1:
+    if listed is not None and len(result.faults) == bool(result.unreadable) + bool(result.empty):
         cure = f"Repair or remove them, or train without them: dataset.leave_out={listed}."
     raise UserError(f"The data in {result.root} cannot be trained on: {'; '.join(result.faults)}.", cure)
 

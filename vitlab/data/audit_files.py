@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitlab.data.decode import describe_error, require_regular, to_rgb
+from vitlab.data.decode import NeedsPackageError, describe_error, register_format, require_regular, to_rgb
 
 SIDE = 8
 """Pixels of the side of a thumbnail."""
@@ -59,6 +59,7 @@ def inspect_file(path: str | Path) -> FileInfo:
             data = file.read()
         if not data:
             return FileInfo(size, changed, "the file is empty")
+        register_format(path)
         with Image.open(io.BytesIO(data)) as image:
             mode, (width, height) = image.mode, image.size
             frames = int(getattr(image, "n_frames", 1))
@@ -67,6 +68,9 @@ def inspect_file(path: str | Path) -> FileInfo:
             rgb = to_rgb(image)
             rgb.load()
             format = image.format or ""
+    # No file has this size: it is read again, with the package or another dataset.max_pixels.
+    except (NeedsPackageError, Image.DecompressionBombError) as error:
+        return FileInfo(-1, changed, describe_error(error))
     # Pillow's decoders raise exceptions of any type on damaged data, SyntaxError and struct.error among them.
     except Exception as error:
         return FileInfo(size, changed, describe_error(error))

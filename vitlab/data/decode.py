@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+import warnings
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,45 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from vitlab.data.sources import Labels, Strings
 from vitlab.errors import UserError
 
-EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2"}
-)
-"""Suffixes (lower case) that count as an image; every other file is foreign."""
+HEIF = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
+"""Suffixes of HEIC pictures, which Pillow reads with the package pillow-heif."""
+
+EXTENSIONS = HEIF | {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".qoi"),
+}
+"""Suffixes (lower case) that count as an image: the raster formats that Pillow decodes by itself, and HEIC. Every other
+file is foreign."""
+
+
+def limit_pixels(pixels: int) -> None:
+    """Refuse images of more than ``pixels`` in this process and those that it forks."""
+    Image.MAX_IMAGE_PIXELS = max(pixels // 2, 1)  # Pillow warns from here on, and refuses twice as many
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+
+class NeedsPackageError(Exception):
+    """A format that Pillow reads only with a package that is not installed; the text names it."""
+
+
+def register_format(path: str | Path) -> None:
+    """Have Pillow know the format of ``path``, judged by its suffix.
+
+    Raises:
+        NeedsPackageError: an HEIC picture without pillow-heif.
+    """
+    if Path(path).suffix.lower() in HEIF and not _register_heif():
+        raise NeedsPackageError('HEIC needs the package pillow-heif: pip install "vitlab[heic]"')
+
+
+@cache
+def _register_heif() -> bool:
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -49,6 +86,7 @@ def read_rgb(path: Path, upright: bool = True) -> Image.Image:
         UserError: naming the file, if it is missing or does not decode.
     """
     try:
+        register_format(path)
         require_regular(path)
         with Image.open(path) as image:
             rgb = to_rgb(image) if upright else image.convert("RGB")
@@ -58,7 +96,9 @@ def read_rgb(path: Path, upright: bool = True) -> Image.Image:
         empty = path.is_file() and path.stat().st_size == 0
         raise UserError(
             f"{path} cannot be read as an image ({'the file is empty' if empty else describe_error(error)}).",
-            "Repair the file, or take it out of the data set.",
+            "Install it, or take the file out of the data set."
+            if isinstance(error, NeedsPackageError)
+            else "Repair the file, or take it out of the data set.",
         ) from error
     return rgb
 
@@ -77,6 +117,8 @@ def describe_error(error: Exception) -> str:
     """The cause of an exception raised while reading an image, in short."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; if it is sound, raise dataset.max_pixels"
     if isinstance(error, UnidentifiedImageError):
         return "not an image, in spite of its name"
     if isinstance(error, OSError) and error.strerror:

@@ -140,11 +140,11 @@ def _sources(cfg: DatasetConfig, contents: FolderContents) -> dict[str, Source]:
     given = {} if cfg.folds or cfg.split_file or contents.multilabel else contents.rows
     for split, part in given.items():
         absent = sorted(set(classes) - {row.label for row in part})
-        if absent:
+        if absent and split == "train":  # another split is measured on the classes that it has
             raise UserError(
                 f"Data set in {contents.root}: split '{split}' has no image of class {', '.join(absent[:5])}"
                 f"{' ...' if len(absent) > 5 else ''}, which another split has.",
-                "Every split needs the same classes.",
+                "Add images of them to train, or remove them from the other split.",
             )
     sources: dict[str, Source] = {}
     for split, part in split_rows(cfg, contents).items():

@@ -17,6 +17,7 @@ from vitlab.data.decode import EXTENSIONS, walk_files
 from vitlab.data.label_sets import has_label_sets, read_label_sets
 from vitlab.data.paths import data_roots, not_found_error
 from vitlab.data.split_file import SPLITS
+from vitlab.data.table import read_table
 from vitlab.errors import UserError
 
 
@@ -108,7 +109,8 @@ def list_nonempty_classes(root: Path, folder: Path) -> dict[str, list[str]]:
 def no_image_error(folder: Path) -> UserError:
     return UserError(
         f"Class folder {folder} holds no image.",
-        f"Put images in it (one of {', '.join(sorted(EXTENSIONS))}), or remove the folder.",
+        f"Put images in it (one of {', '.join(sorted(EXTENSIONS))}), remove the folder, or name it in a text file: "
+        "dataset.leave_out=FILE.",
     )
 
 
@@ -283,7 +285,7 @@ def _join_groups(contents: FolderContents, name: str) -> None:
 
 
 def _leave_out(contents: FolderContents, name: str) -> None:
-    """Drop the images that the text file ``name`` lists, one path relative to the root a line."""
+    """Drop the images and empty class folders that the text file ``name`` lists, a path relative to the root a line."""
     table = Path(name).expanduser()
     if not table.is_file():
         raise UserError(
@@ -291,13 +293,14 @@ def _leave_out(contents: FolderContents, name: str) -> None:
         )
     lines = table.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     names = {line.strip().removeprefix("./") for line in lines if line.strip() and not line.startswith("#")}
-    known = {row.path for part in contents.rows.values() for row in part}
+    known = {row.path for part in contents.rows.values() for row in part} | set(contents.empty)
     if unknown := sorted(names - known):
         raise UserError(
             f"{table} names {len(unknown)} file(s) that are not of the data set, the first is {unknown[0]}.",
             f"Paths are relative to {contents.root}.",
         )
     contents.left_out = sorted(names)
+    contents.empty = [path for path in contents.empty if path not in names]
     for split, part in contents.rows.items():
         contents.rows[split] = [row for row in part if row.path not in names]
 
@@ -318,52 +321,48 @@ def read_csv(cfg: DatasetConfig) -> FolderContents:
         table = root / table
     if not table.is_file():
         raise UserError(f"dataset.csv={cfg.csv} does not exist.", "Give the path of a CSV with columns path,label.")
-    if has_label_sets(table):
-        return _read_label_sets(table, root)
+    columns, lines = read_table(table, cfg.columns)
+    if has_label_sets(columns):
+        return _label_set_contents(table, root, columns, lines)
     contents = FolderContents(root, numeric=True)
-    # utf-8-sig: spreadsheets write a byte-order mark. surrogateescape: paths on Linux are any bytes.
-    with open(table, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.DictReader(file, skipinitialspace=True)
-        columns = list(reader.fieldnames or [])
-        if not {"path", "label"} <= set(columns):
+    if not {"path", "label"} <= set(columns):
+        raise UserError(
+            f"{table}: the first line must name the columns path,label[,split][,group]; it reads: {','.join(columns)}.",
+            "Add that line, or give the names that it has: dataset.columns={path:NAME,label:NAME}.",
+        )
+    seen: dict[str, int] = {}
+    for at, cells in lines:
+        line = dict(zip(columns, cells, strict=True))
+        path, label, group, given = line["path"], line["label"], line.get("group", ""), line.get("split", "train")
+        split = SPLITS.get(given.lower())
+        if not path or not label:
+            raise UserError(f"{table}, line {at}: path or label is empty.", "Fill both, or remove the line.")
+        if split is None:
+            raise UserError(f"{table}, line {at}: '{given}' is not a split.", "Write train, val or test.")
+        if path in seen:
+            raise UserError(f"{table}, line {at}: {path} is already in line {seen[path]}.", "Remove one.")
+        if "group" in columns and not group:
             raise UserError(
-                f"{table}: the first line must name the columns path,label[,split][,group]; it reads: "
-                f"{','.join(columns)}.",
-                "Add that line, with commas between the columns.",
+                f"{table}, line {at}: the group is empty.",
+                "Give every image a group (one of its own, if need be), or remove the column.",
             )
-        seen: dict[str, int] = {}
-        for line in reader:
-            at = reader.line_num
-            path, label = (line["path"] or "").strip(), (line["label"] or "").strip()
-            group = (line["group"] or "").strip() if "group" in columns else ""
-            given = (line["split"] or "").strip() if "split" in columns else "train"
-            split = SPLITS.get(given.lower())
-            if not path or not label:
-                raise UserError(f"{table}, line {at}: path or label is empty.", "Fill both, or remove the line.")
-            if split is None:
-                raise UserError(f"{table}, line {at}: '{given}' is not a split.", "Write train, val or test.")
-            if path in seen:
-                raise UserError(f"{table}, line {at}: {path} is already in line {seen[path]}.", "Remove one.")
-            if "group" in columns and not group:
-                raise UserError(
-                    f"{table}, line {at}: the group is empty.",
-                    "Give every image a group (one of its own, if need be), or remove the column.",
-                )
-            seen[path] = at
-            contents.rows.setdefault(split, []).append(Row(path, label, group, at))
+        seen[path] = at
+        contents.rows.setdefault(split, []).append(Row(path, label, group, at))
     if not contents.rows:
         raise UserError(f"{table} holds no rows.", "Add one line path,label for each image.")
     return contents
 
 
-def _read_label_sets(table: Path, root: Path) -> FolderContents:
+def _label_set_contents(
+    table: Path, root: Path, columns: list[str], rows: list[tuple[int, list[str]]]
+) -> FolderContents:
     """The rows of a CSV that gives images several labels."""
     contents = FolderContents(root, numeric=True, multilabel=True)
-    columns, lines = read_label_sets(table)
+    order, lines = read_label_sets(table, columns, rows)
     for line in lines:
         row = Row(line.path, ";".join(line.labels), line.group, line.number, line.labels)
         contents.rows.setdefault(line.split, []).append(row)
-    contents.order = columns
+    contents.order = order
     if len(contents.classes) < 2:
         raise UserError(f"{table} has {len(contents.classes)} label(s).", "Several labels an image need at least two.")
     return contents

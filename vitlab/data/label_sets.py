@@ -13,7 +13,6 @@ of zeros, is an image that shows none of the labels.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,51 +41,53 @@ class Line:
     number: int  # of the line
 
 
-def has_label_sets(table: Path) -> bool:
+def has_label_sets(columns: Sequence[str]) -> bool:
     """Whether the header line of a CSV is one of the two forms."""
-    with open(table, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        columns = [name.strip() for name in next(csv.reader(file, skipinitialspace=True), [])]
     # A single further column is left to read_csv, whose message names the columns that are expected.
     several = "labels" in columns or len(set(columns) - set(KNOWN)) >= 2
     return "path" in columns and "label" not in columns and several
 
 
-def read_label_sets(table: Path) -> tuple[list[str] | None, list[Line]]:
+def read_label_sets(
+    table: Path, columns: Sequence[str], rows: Sequence[tuple[int, list[str]]]
+) -> tuple[list[str] | None, list[Line]]:
     """The labels in the order of their columns (None where they are in one cell), and the lines.
+
+    Args:
+        table: the file, for messages.
+        columns, rows: of :func:`vitlab.data.table.read_table`.
 
     Raises:
         UserError: a line that cannot be parsed.
     """
     lines: list[Line] = []
-    with open(table, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.DictReader(file, skipinitialspace=True)
-        columns = [str(name) for name in reader.fieldnames or []]
-        named = [name for name in columns if name not in KNOWN]
-        if "labels" in columns and named:
+    named = [name for name in columns if name not in KNOWN]
+    if "labels" in columns and named:
+        raise UserError(
+            f"{table} has a column labels and further ones: {', '.join(named[:5])}.",
+            "Give the labels in one cell, or a column of 0 and 1 for each, not both.",
+        )
+    seen: dict[str, int] = {}
+    for at, cells in rows:
+        row = dict(zip(columns, cells, strict=True))
+        path = row["path"]
+        if not path:
+            raise UserError(f"{table}, line {at}: the path is empty.", "Fill it, or remove the line.")
+        if path in seen:
+            raise UserError(f"{table}, line {at}: {path} is already in line {seen[path]}.", "Remove one.")
+        given = row.get("split", "train")
+        split = SPLITS.get(given.lower())
+        if split is None:
+            raise UserError(f"{table}, line {at}: '{given}' is not a split.", "Write train, val or test.")
+        group = row.get("group", "")
+        if "group" in columns and not group:
             raise UserError(
-                f"{table} has a column labels and further ones: {', '.join(named[:5])}.",
-                "Give the labels in one cell, or a column of 0 and 1 for each, not both.",
+                f"{table}, line {at}: the group is empty.",
+                "Give every image a group (one of its own, if need be), or remove the column.",
             )
-        seen: dict[str, int] = {}
-        for row in reader:
-            at, path = reader.line_num, (row["path"] or "").strip()
-            if not path:
-                raise UserError(f"{table}, line {at}: the path is empty.", "Fill it, or remove the line.")
-            if path in seen:
-                raise UserError(f"{table}, line {at}: {path} is already in line {seen[path]}.", "Remove one.")
-            given = (row["split"] or "").strip() if "split" in columns else "train"
-            split = SPLITS.get(given.lower())
-            if split is None:
-                raise UserError(f"{table}, line {at}: '{given}' is not a split.", "Write train, val or test.")
-            group = (row["group"] or "").strip() if "group" in columns else ""
-            if "group" in columns and not group:
-                raise UserError(
-                    f"{table}, line {at}: the group is empty.",
-                    "Give every image a group (one of its own, if need be), or remove the column.",
-                )
-            labels = _in_cell(row["labels"]) if "labels" in columns else _in_columns(row, named, table, at)
-            seen[path] = at
-            lines.append(Line(path, labels, split, group, at))
+        labels = _in_cell(row["labels"]) if "labels" in columns else _in_columns(row, named, table, at)
+        seen[path] = at
+        lines.append(Line(path, labels, split, group, at))
     if not lines:
         raise UserError(f"{table} holds no rows.", "Add one line for each image.")
     return named or None, lines

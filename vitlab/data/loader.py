@@ -136,12 +136,14 @@ def _block_sigterm() -> Iterator[None]:
 
 
 def _prepare_worker(number: int) -> None:
-    """Ignore Ctrl-C and SIGTERM in a worker: both may be sent to the process group, and the main process handles them.
+    """Ignore Ctrl-C, SIGTERM and SIGHUP, which may be sent to the process group: the main process handles them.
 
     The main process finishes its step, saves, and then ends the workers. torch has already limited this process to one
     thread and ends it when the main process has exited.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # Linux
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_exit_on_sigterm_of, args=(os.getppid(),), daemon=True).start()

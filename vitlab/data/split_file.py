@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from vitlab.config import DatasetConfig
 from vitlab.data.sources import Source, class_counts, groups_of
+from vitlab.data.table import read_table
 from vitlab.errors import UserError
 from vitlab.files import atomic_write
 
@@ -40,28 +41,26 @@ def splits_of_file(
         raise UserError(f"dataset.split_file={table} does not exist.", "Give a CSV with the columns path,split.")
     number = {key: i for i, key in enumerate(keys)}
     split = np.full(len(keys), "", "<U6")
-    with open(table, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.DictReader(file, skipinitialspace=True)
-        columns = list(reader.fieldnames or [])
-        if not {"path", "split"} <= set(columns):
+    columns, rows = read_table(table)
+    if not {"path", "split"} <= set(columns):
+        raise UserError(
+            f"{table}: the first line must name the columns path,split; it reads: {','.join(columns)}.",
+            "Add that line.",
+        )
+    for at, cells in rows:
+        place, line = f"{table}, line {at}", dict(zip(columns, cells, strict=True))
+        path, given = line["path"], line["split"]
+        name = UNUSED if given.lower() == UNUSED else SPLITS.get(given.lower())
+        if name is None:
+            raise UserError(f"{place}: '{given}' is not a split.", f"Write train, val, test or {UNUSED}.")
+        if path not in number:
             raise UserError(
-                f"{table}: the first line must name the columns path,split; it reads: {','.join(columns)}.",
-                "Add that line, with commas between the columns.",
+                f"{place}: {path or 'an empty path'} is no image of data set '{cfg.name}'.",
+                f"Its paths look like this: {keys[0]}. Remove the line, or choose the data that it was made for.",
             )
-        for line in reader:
-            place = f"{table}, line {reader.line_num}"
-            path, given = (line["path"] or "").strip(), (line["split"] or "").strip()
-            name = UNUSED if given.lower() == UNUSED else SPLITS.get(given.lower())
-            if name is None:
-                raise UserError(f"{place}: '{given}' is not a split.", f"Write train, val, test or {UNUSED}.")
-            if path not in number:
-                raise UserError(
-                    f"{place}: {path or 'an empty path'} is no image of data set '{cfg.name}'.",
-                    f"Its paths look like this: {keys[0]}. Remove the line, or choose the data that it was made for.",
-                )
-            if split[number[path]]:
-                raise UserError(f"{place}: {path} is in the file twice.", "Remove one of the lines.")
-            split[number[path]] = name
+        if split[number[path]]:
+            raise UserError(f"{place}: {path} is in the file twice.", "Remove one of the lines.")
+        split[number[path]] = name
     absent = np.flatnonzero(split == "")
     if len(absent):
         raise UserError(

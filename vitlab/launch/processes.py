@@ -198,7 +198,9 @@ def _combine(launch: _Launch, outcomes: dict[int, Outcome], processes: int, requ
     if mistakes:
         return mistakes[0]
     if requests > 1:
-        return Outcome("stopped", "Stopped at once; the same command continues from the last checkpoint.")
+        from vitlab.training.interrupt import AT_ONCE
+
+        return Outcome("stopped", AT_ONCE)
     failures = sorted((one.time, rank) for rank, one in outcomes.items() if one.kind == "failure")
     stopped = sorted(one.text for one in outcomes.values() if one.kind == "stopped")
     if stopped and (requests or not (failures or launch.failed)):  # without a request here: on another node

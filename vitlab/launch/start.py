@@ -46,6 +46,9 @@ def start(composed: Composed) -> Work:
         UserError: a mistake that the user can fix.
     """
     config = composed.config
+    from vitlab.data.decode import limit_pixels
+
+    limit_pixels(config.dataset.max_pixels)
     if (mode := find_mode(config.mode, config.method.name)) is not None:
         if mode.one_device and (count := known_process_count(config)) != 1:
             given = "all GPUs" if count is None else f"{count} devices"

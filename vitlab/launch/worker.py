@@ -14,7 +14,8 @@ from pathlib import Path
 
 from vitlab.compose.schema import from_tree
 from vitlab.config.debug import apply_debug
-from vitlab.errors import Interrupted, UserError, system_error
+from vitlab.data.decode import limit_pixels
+from vitlab.errors import Interrupted, StoppedAtOnce, UserError, system_error
 from vitlab.files import read_json
 from vitlab.launch.processes import LAUNCH, write_outcome
 from vitlab.launch.rendezvous import Outcome
@@ -39,11 +40,13 @@ def main(run_folder: str, folder: str, parent: str) -> int:
     try:
         from vitlab.launch.stages import run_method_on_rank
 
-        run_method_on_rank(Run.at(Path(run_folder)), apply_debug(from_tree(launch["tree"])), launch["command"])
+        config = apply_debug(from_tree(launch["tree"]))
+        limit_pixels(config.dataset.max_pixels)
+        run_method_on_rank(Run.at(Path(run_folder)), config, launch["command"])
     except UserError as error:
         write_outcome(outcomes, rank, Outcome("mistake", error.what, error.cure))
         return 2
-    except (Interrupted, KeyboardInterrupt) as error:
+    except (Interrupted, StoppedAtOnce, KeyboardInterrupt) as error:
         write_outcome(outcomes, rank, Outcome("stopped", str(error)))
     except Exception as error:
         if (place := system_error(error)) is not None:

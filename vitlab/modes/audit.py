@@ -30,7 +30,7 @@ def answer(composed: Composed) -> int:
     if config.dataset.name != "folder":
         raise UserError(
             f"mode=audit looks at a folder of your own, and dataset={config.dataset.name} is not one.",
-            "Give dataset=folder dataset.root=FOLDER, or dataset.csv=FILE.",
+            "Give dataset=folder dataset.root=FOLDER, or dataset=folder dataset.csv=FILE.",
         )
     folder = audit_folder(Path(config.output), config.dataset)
     result, splits = look(config, folder)
@@ -83,6 +83,8 @@ def before_check(config: Config) -> tuple[Audit, dict[str, list[Row]]]:
     result, splits = look(config, folder)
     written = write_audit(folder, result, splits, inputs_of(config.dataset))
     refuse_faults(result, written.get("unreadable"))
+    if result.ignored:
+        print(f"data     ignored: {result.ignored}", file=sys.stderr)
     for line in result.doubts:
         print(f"data     {line}", file=sys.stderr)
     if result.doubts:

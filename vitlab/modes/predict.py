@@ -24,7 +24,7 @@ from vitlab.tasks.base import Task, Top
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch import nn
+    from torch import Tensor, nn
 
     from vitlab.distill.views import EvalView
     from vitlab.models.artifact import ModelMeta
@@ -65,7 +65,10 @@ def answer(composed: Composed) -> int:
     fitted = fitted_of(subject) if config.predict.calibrated else {}
     print(f"model          {subject.artifact or subject.title}", file=sys.stderr)
     calibrated = config.predict.calibrated and subject.run is not None
-    print(f"probabilities  {subject.task.describe_fitted(_evaluated(subject), calibrated)}", file=sys.stderr)
+    described = subject.task.describe_fitted(_evaluated(subject), calibrated)
+    if subject.run is None and fitted:
+        described = f"with the {' and '.join(fitted)} in {subject.artifact}/model.json"
+    print(f"probabilities  {described}", file=sys.stderr)
     total = bad = 0
     used: set[Path] = set()  # a second picture called cat becomes cat-17.png
     with _target(config.predict) as file:
@@ -111,6 +114,19 @@ def view_of(meta: ModelMeta) -> EvalView:
     return EvalView(meta.size, meta.crop_pct, meta.mean, meta.std, meta.interpolation, meta.crop)
 
 
+def prepare(picture: str | Path | Image.Image, view: EvalView) -> Tensor:
+    """A picture [3, H, W] as the network sees it: upright RGB of 8 bits, then ``view``. Whatever predicts prepares a
+    picture here.
+
+    Raises:
+        UserError: naming the file, if it is missing or does not decode.
+        ValueError: an image of Pillow whose pixels have no stated range.
+    """
+    from vitlab.data.decode import read_rgb, to_rgb
+
+    return view(read_rgb(Path(picture)) if isinstance(picture, (str, Path)) else to_rgb(picture))
+
+
 def predictions(
     subject: SelectedModel, paths: Iterator[str], fitted: dict[str, Any]
 ) -> Iterator[list[tuple[Prediction, Image.Image | None]]]:
@@ -121,7 +137,7 @@ def predictions(
     read = read_all(paths, subject.config.hardware.workers or subject.config.hardware.threads, max(2 * size, 16))
     while batch := list(itertools.islice(read, size)):
         good = [image for _, image in batch if not isinstance(image, UserError)]
-        top = iter(_top(network, subject, [view(image) for image in good], fitted, names))
+        top = iter(_top(network, subject, [prepare(image, view) for image in good], fitted, names))
         yield [
             (Prediction(path, [], _reason(image, path)), None)
             if isinstance(image, UserError)

@@ -17,7 +17,7 @@ ONE_DEVICE = True
 
 
 def answer(composed: Composed) -> int:
-    """Verify the store of ``run=`` or of ``method.store=``; 0 if it is sound, 1 if not.
+    """Verify the store of ``run=`` or of ``method.store=``; 0 if it is sound, 2 if not.
 
     Raises:
         UserError: no store is meant, or there is none; records cannot be recomputed without the teacher.
@@ -61,7 +61,7 @@ def answer(composed: Composed) -> int:
     if wanted and sound:
         sound = _recheck(config, folder, artifact, wanted, composed.config.method)
     print("sound" if sound else "NOT SOUND")
-    return 0 if sound else 1
+    return 0 if sound else 2
 
 
 def _recheck(config: Config, folder: Path, artifact: Path | None, records: int, typed: Any) -> bool:

@@ -8,6 +8,8 @@ onnx           one file for any runtime, with a dynamic batch; checked in onnxru
 onnx_int8      the same with the linear layers in 8 bits, for CPUs; its accuracy is measured
 torch_export   a ``torch.export`` program, which runs in torch without vitlab or timm
 =============  ======================================================================================================
+
+README.md beside them has their input, the classes and a snippet.
 """
 
 from __future__ import annotations
@@ -26,16 +28,25 @@ from vitlab.files import atomic_write
 from vitlab.models.artifact import ModelMeta, as_json, build_from_meta, load_model, save_model
 from vitlab.models.checkpoints import WEIGHTS_FILE
 from vitlab.models.eval_mode import eval_mode
-from vitlab.report.export_card import Facts, model_card
+from vitlab.report.export_card import Facts, export_readme, model_card
 from vitlab.report.export_check import Exported, Test, compare, quiet
 from vitlab.report.export_formats import FORMATS
-from vitlab.report.export_onnx import export_int8, export_onnx, require_onnx, to_onnx
-from vitlab.report.export_timm import export_hub, export_timm, non_timm_part
+from vitlab.report.export_onnx import INT8_FILE, ONNX_FILE, export_int8, export_onnx, require_onnx, to_onnx
+from vitlab.report.export_timm import CARD_FILE, HUB_FOLDER, TIMM_FOLDER, export_hub, export_timm, non_timm_part
 from vitlab.report.task import ReportTask
 
 __all__ = ["Exported", "export"]
 
 PROGRAM_FILE = "model.pt2"
+FILES = {
+    ONNX_FILE: "ONNX, for any runtime; size, normalisation and classes are in its metadata",
+    INT8_FILE: "the same with the linear layers in 8 bits, for CPUs",
+    TIMM_FOLDER: "a folder for `timm.create_model`",
+    HUB_FOLDER: "the same with a model card, for the Hugging Face hub",
+    WEIGHTS_FILE: "weights for vitlab, described by `model.json`",
+    PROGRAM_FILE: "a `torch.export` program; `model.json` is in it as an extra file",
+}
+"""What may lie in a folder of exports, in the order of its README."""
 
 
 def export(
@@ -88,7 +99,10 @@ def export(
         )
     if any(name.startswith("onnx") for name in formats):
         require_onnx()
-    return [writers[name]() for name in dict.fromkeys(formats)]
+    written = [writers[name]() for name in dict.fromkeys(formats)]
+    files = {name: what for name, what in FILES.items() if (folder / name).exists()}
+    atomic_write(folder / CARD_FILE, export_readme(meta, replace(facts, imports=non_timm_part(meta)), task, files))
+    return written
 
 
 def _export_safetensors(model: nn.Module, meta: ModelMeta, folder: Path, sample: Tensor, tolerance: float) -> Exported:

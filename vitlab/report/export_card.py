@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vitlab.config.size import sides_text
+from vitlab.report.snippets import LOAD_CODE, ONNX_CODE, TIMM_CODE
 from vitlab.report.task import ReportTask
 
 if TYPE_CHECKING:
@@ -35,6 +36,11 @@ class Facts:
     origin: str = ""  # who made the data, and under which licence, as far as it is stated
 
 
+def squashed(meta: ModelMeta) -> bool:
+    """Whether the view of the model resizes both sides instead of cutting; see vitlab.distill.views.EvalView."""
+    return meta.crop == "squash" or (meta.crop == "auto" and meta.crop_pct >= 1)
+
+
 def model_card(meta: ModelMeta, facts: Facts, task: ReportTask) -> str:
     """README.md of the hub layout: YAML head for the hub, then prose for people."""
     head: dict[str, object] = {
@@ -58,7 +64,7 @@ def model_card(meta: ModelMeta, facts: Facts, task: ReportTask) -> str:
             else f"exported by vitlab {meta.vitlab}."
         ),
         "## Use",
-        _code(facts),
+        _code(meta, facts, task),
         f"Input: RGB, {sides_text(meta.size)} px, scaled to [0, 1], minus {_list(meta.mean)}, divided by "
         f"{_list(meta.std)}." + ("" if facts.code else " The order of the logits is `label_names` in config.json."),
         "## Measured",
@@ -71,17 +77,53 @@ def model_card(meta: ModelMeta, facts: Facts, task: ReportTask) -> str:
     return "\n\n".join(lines) + "\n"
 
 
-def _code(facts: Facts) -> str:
-    if facts.code:
-        return f"```python\n{facts.code.rstrip()}\n```"
-    first = f"import {facts.imports}  # registers the architecture with timm\n" if facts.imports else ""
-    return (
-        f"```python\nimport timm\n{first}\n"
-        f'model = timm.create_model("hf-hub:{facts.repository}", pretrained=True).eval()\n'
-        "data = timm.data.resolve_model_data_config(model)\n"
-        "transform = timm.data.create_transform(**data, is_training=False)\n"
-        "logits = model(transform(image)[None])  # image: a PIL image, RGB\n```"
+def _code(meta: ModelMeta, facts: Facts, task: ReportTask) -> str:
+    return f"```python\n{(facts.code or timm_code(meta, facts, task)).rstrip()}\n```"
+
+
+def timm_code(meta: ModelMeta, facts: Facts, task: ReportTask, source: str = "") -> str:
+    """Python that predicts one picture with timm: from ``source`` as timm names it, by default the hub."""
+    return TIMM_CODE.format(
+        repository=source or f"hf-hub:{facts.repository}",
+        imports=f"import {facts.imports}  # registers the architecture with timm\n" if facts.imports else "",
+        activation=task.activation_code(meta.fitted),
     )
+
+
+def export_readme(meta: ModelMeta, facts: Facts, task: ReportTask, files: Mapping[str, str]) -> str:
+    """README.md of the folder of exported ``files`` (name: what it is): input, classes and a snippet for each kind.
+
+    A code block stands for what is there: onnxruntime alone, timm, vitlab.
+    """
+    steps = (
+        f"resized to {sides_text(meta.size)} px, nothing cut"
+        if squashed(meta)
+        else f"resized by {meta.crop_pct:g} around the centre crop of {sides_text(meta.size)} px"
+    )
+    names = ", ".join(meta.classes[:SHOWN]) + (
+        f" and {len(meta.classes) - SHOWN} more (all of them: `classes` in the metadata of the ONNX file, `classes` "
+        "in model.json, `label_names` in config.json)"
+        if len(meta.classes) > SHOWN
+        else ""
+    )
+    lines = [
+        f"# {facts.title}",
+        f"A `{meta.name}` {task.card_purpose(len(meta.classes))}. In the order of the outputs: {names}.",
+        "\n".join(f"- `{name}`: {what}" for name, what in files.items()),
+        "## Input",
+        "The EXIF orientation of a picture is applied, transparent pixels lie on white, 16-bit grey keeps its upper "
+        f"byte. The RGB picture is {steps} ({meta.interpolation}), scaled to [0, 1], minus {_list(meta.mean)}, divided "
+        f"by {_list(meta.std)}: float32 [batch, 3, height, width].",
+    ]
+    onnx = next((name for name in files if name.endswith(".onnx")), None)
+    if onnx is not None:
+        lines += ["## With onnxruntime", f"```python\n{ONNX_CODE.format(file=onnx).rstrip()}\n```"]
+    if "timm" in files:
+        code = timm_code(meta, facts, task, "local-dir:timm")
+        lines += ["## With timm", f"```python\n{code.rstrip()}\n```"]
+    if "model.safetensors" in files:
+        lines += ["## With vitlab", f"```python\n{LOAD_CODE.format(folder='.').rstrip()}\n```"]
+    return "\n\n".join(lines) + "\n"
 
 
 def _measured(facts: Facts, task: ReportTask) -> str:

@@ -16,6 +16,7 @@ from vitlab.errors import UserError
 from vitlab.files import atomic_write
 from vitlab.models.artifact import ModelMeta
 from vitlab.models.eval_mode import eval_mode
+from vitlab.report.export_card import squashed
 from vitlab.report.export_check import Exported, Test, compare, quiet
 from vitlab.report.export_formats import ONNX_NEEDS
 from vitlab.report.task import ReportTask
@@ -141,7 +142,10 @@ def to_onnx(model: nn.Module, meta: ModelMeta, sample: Tensor, task: ReportTask)
 
 
 def onnx_metadata(meta: ModelMeta) -> dict[str, str]:
-    """What a runtime must know besides the graph; lists are JSON, also a size that is no square: [height, width]."""
+    """What a runtime must know besides the graph; lists are JSON, also a size that is no square: [height, width].
+
+    :data:`vitlab.report.snippets.ONNX_CODE` reads them.
+    """
     shape = "size, size" if isinstance(meta.size, int) else "height, width"
     return {
         "input": f"RGB image in [0, 1], minus mean, divided by std, float32 [batch, 3, {shape}]",
@@ -149,6 +153,7 @@ def onnx_metadata(meta: ModelMeta) -> dict[str, str]:
         "size": json.dumps(meta.size),
         "mean": json.dumps(meta.mean),
         "std": json.dumps(meta.std),
+        "crop": "squash" if squashed(meta) else "center",  # what auto means
         "crop_pct": str(meta.crop_pct),
         "interpolation": meta.interpolation,
         "model": meta.name,

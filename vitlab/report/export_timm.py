@@ -19,6 +19,7 @@ from vitlab.errors import UserError
 from vitlab.files import atomic_write
 from vitlab.models.artifact import ModelMeta, save_model
 from vitlab.models.checkpoints import WEIGHTS_FILE
+from vitlab.report.export_card import squashed
 from vitlab.report.export_check import Exported, compare, quiet
 
 TIMM_FOLDER, HUB_FOLDER = "timm", "hub"
@@ -74,11 +75,6 @@ def export_hub(
     atomic_write(folder / HUB_FOLDER / CARD_FILE, card)
     record["note"] = f"timm's folder, and the model card {CARD_FILE}"
     return record
-
-
-def squashed(meta: ModelMeta) -> bool:
-    """Whether the view of the model resizes both sides instead of cutting; see vitlab.distill.views.EvalView."""
-    return meta.crop == "squash" or (meta.crop == "auto" and meta.crop_pct >= 1)
 
 
 def non_timm_part(meta: ModelMeta) -> str | None:

@@ -118,12 +118,17 @@ def mistakes(examples: Sequence[Example], theme: Theme, columns: int = 6) -> Fig
     for axes, example in zip(grid, examples, strict=False):
         pixels = example.pixels()
         axes.imshow(pixels, interpolation="nearest" if example.small else "antialiased")
-        axes.text(
-            0.0, -0.05, clip(example.label, 16), transform=axes.transAxes, va="top",
-            fontsize=7.5, color=theme.ink,
-        )  # fmt: skip
-        axes.text(
-            0.0, -0.2, f"→ {clip(example.predicted, 11)}, {100 * example.confidence:.0f} %",
-            transform=axes.transAxes, va="top", fontsize=7.5, color=theme.wrong[1],
-        )  # fmt: skip
+        # In points below the picture: in shares of its height the two lines of a wide picture would overprint.
+        lines_below = (
+            (clip(example.label, 14), theme.ink),
+            (
+                f"→ {clip(example.predicted, 9)}, {100 * example.confidence:.0f} %",
+                theme.wrong[1],
+            ),
+        )
+        for number, (text, colour) in enumerate(lines_below):
+            axes.annotate(
+                text, (0, 0), (0, -3 - 10 * number), "axes fraction", "offset points",
+                va="top", fontsize=7.5, color=colour, annotation_clip=False,
+            )  # fmt: skip
     return drawing

@@ -60,6 +60,8 @@ class ReportTask(Protocol):
 
     def export_metadata(self, fitted: Mapping[str, Any]) -> dict[str, str]: ...
 
+    def activation_code(self, fitted: Mapping[str, Any]) -> str: ...
+
     def agreement(
         self,
         exported: Callable[[torch.Tensor], torch.Tensor],

@@ -29,6 +29,11 @@ def p_value(value: float) -> str:
     return "< 0.0001" if value < 1e-4 else f"{value:.2g}"
 
 
+def p_equation(value: float) -> str:
+    """``p = 0.031``, or ``p < 0.0001``."""
+    return f"p {'' if value < 1e-4 else '= '}{p_value(value)}"
+
+
 def span(interval: Sequence[float], digits: int = 1) -> str:
     """An interval of shares in percent, ``94.2–98.1``."""
     return "–".join(percent(end, digits) for end in interval)

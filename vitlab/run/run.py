@@ -25,7 +25,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from vitlab.errors import DamagedError, Interrupted, UserError
+from vitlab.errors import DamagedError, Interrupted, StoppedAtOnce, UserError
 from vitlab.files import atomic_write, read_json, write_json
 from vitlab.locks import release
 from vitlab.run.environment import now
@@ -211,7 +211,7 @@ class Run:
         """Release the lock at the end; a locked run that fails before its first result leaves no folder."""
         try:
             yield
-        except (Interrupted, KeyboardInterrupt):
+        except (Interrupted, StoppedAtOnce, KeyboardInterrupt):
             raise
         except BaseException:
             self.remove_if_empty()

@@ -13,6 +13,7 @@ from vitlab.compose.hydra_private import BasicSweeper
 from vitlab.compose.load import load
 from vitlab.config.composed import Composed
 from vitlab.errors import UserError
+from vitlab.launch.slurm import is_queued
 
 LOCKED_CURE = "Wait for it, stop it, or give this one a name: sweep.name=NAME."
 """Cure if another process runs the same sweep."""
@@ -22,7 +23,7 @@ def read_sweep(words: Sequence[str]) -> tuple[list[str], list[Override], Compose
     """Overrides with one value, those with several (with ``sweep.over``), and the first job, composed.
 
     Raises:
-        UserError: no key has several values, a key is given twice, or a mistake in the first job.
+        UserError: no key has several values, a path with a comma, or a mistake in the first job.
     """
     plain, swept = _split_words(words)
     if not any(word.startswith(("sweep=", "sweep.sampler=", "experiment=")) for word in words):
@@ -37,26 +38,37 @@ def read_sweep(words: Sequence[str]) -> tuple[list[str], list[Override], Compose
         raise UserError("-m: no key has several values.", "Give some, for instance -m seed=0,1,2, or leave -m out.")
     if first.config.mode != "train" or first.config.fresh:
         raise UserError("-m applies to trainings that the same command continues.", "Leave out mode= and fresh=true.")
+    if is_queued(first.config) or any(
+        one.get_key_element() == "hardware" and "slurm" in values_of(one) for one in swept
+    ):
+        raise UserError(
+            "-m hardware=slurm: a sweep waits for its runs and compares them, and queued ones would count as finished.",
+            "Submit each run by a command of its own, or the sweep in one job: sbatch, with hardware=gpu.",
+        )
     return plain, swept, first
 
 
 def _split_words(words: Sequence[str]) -> tuple[list[str], list[Override]]:
     """Overrides with one value, and overrides with several."""
-    plain: list[str] = []
-    swept: list[Override] = []
-    for word in words:
+    given: dict[str, str | Override] = {}  # of a key that is given twice the last, as in Hydra
+    for number, word in enumerate(words):
+        key, equals, value = word.partition("=")
+        key = key.lstrip("+") if equals else f"{number}"  # what is no override is reported by load()
+        given.pop(key, None)
         try:
             parsed = OverridesParser.create().parse_override(word)
         except HydraException:
-            plain.append(word)  # load() reports what is wrong with it, or reads it as text
+            given[key] = word  # load() reports what is wrong with it, or reads it as text
             continue
-        if not parsed.is_sweep_override():
-            plain.append(word)
-        elif any(parsed.get_key_element() == other.get_key_element() for other in swept):
-            raise UserError(f"{parsed.get_key_element()} is given twice.", "Leave one of them out.")
-        else:
-            swept.append(parsed)
-    return plain, swept
+        if parsed.is_sweep_override() and "," in value and Path(value).expanduser().exists():
+            raise UserError(
+                f"{word}: after -m a comma separates values, and {value} is one file or folder.",
+                f"Quote it, for the shell too: '{key}=\"{value}\"'.",
+            )
+        given[key] = parsed if parsed.is_sweep_override() else word
+    return [one for one in given.values() if isinstance(one, str)], [
+        one for one in given.values() if not isinstance(one, str)
+    ]
 
 
 def refuse_ranges(swept: Sequence[Override]) -> None:

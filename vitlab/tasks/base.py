@@ -25,6 +25,7 @@ from vitlab.measure.record import Record
 from vitlab.report.compare import Column
 from vitlab.report.data import Example, ModelRow, PaperRow, ReportData
 from vitlab.report.pieces import Drawing, Headline, Shown, Tile
+from vitlab.report.snippets import LOAD_CODE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -244,9 +245,9 @@ class Task(ABC):
     def page_values(self, data: ReportData) -> dict[str, Any]:
         """Values for the templates of this task, and ``class_word``: what the page calls its classes."""
 
-    @abstractmethod
     def load_code(self, folder: str) -> str:
         """Python that predicts one picture with the model in ``folder``."""
+        return LOAD_CODE.format(folder=folder)
 
     @abstractmethod
     def card_sentences(self, found: Record) -> list[str]:
@@ -303,6 +304,10 @@ class Task(ABC):
     def export_metadata(self, fitted: Mapping[str, Any]) -> dict[str, str]:
         """What a runtime must know of the outputs, beside the classes."""
         return {}
+
+    @abstractmethod
+    def activation_code(self, fitted: Mapping[str, Any]) -> str:
+        """A torch expression of ``logits`` [C]: the probabilities [C] of :meth:`probabilities`."""
 
     @abstractmethod
     def agreement(

@@ -223,9 +223,6 @@ class Classification(Task):
     def page_values(self, data: ReportData) -> dict[str, Any]:
         return classification_pages.page_values(data)
 
-    def load_code(self, folder: str) -> str:
-        return classification_pages.LOAD_CODE.format(folder=folder)
-
     def card_sentences(self, found: Record) -> list[str]:
         """What a temperature does, and the weakest class."""
         one, out = _of(found), []
@@ -251,6 +248,10 @@ class Classification(Task):
         """The temperature, under ``temperature``."""
         found = evaluated.get("temperature")
         return {"temperature": float(found["value"])} if found else {}
+
+    def stored_with_model(self, found: Record) -> dict[str, Any]:
+        temperature = _of(found).temperature
+        return {"temperature": temperature.value} if temperature is not None else {}
 
     def describe_fitted(self, evaluated: Mapping[str, Any], used: bool) -> str:
         found = self.fitted(evaluated) if used else {}
@@ -296,6 +297,14 @@ class Classification(Task):
         return lines
 
     # ----------------------------------------------------------------------------------------------------- exports
+
+    def export_metadata(self, fitted: Mapping[str, Any]) -> dict[str, str]:
+        """``temperature``, by which the logits are divided before the softmax, where one was fitted."""
+        return {"temperature": repr(float(fitted["temperature"]))} if "temperature" in fitted else {}
+
+    def activation_code(self, fitted: Mapping[str, Any]) -> str:
+        temperature = f" / {float(fitted['temperature'])!r}" if "temperature" in fitted else ""
+        return f"(logits.double(){temperature}).softmax(0)"
 
     def agreement(
         self,

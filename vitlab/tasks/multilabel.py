@@ -251,9 +251,6 @@ class Multilabel(Task):
     def page_values(self, data: ReportData) -> dict[str, Any]:
         return multilabel_pages.page_values(data)
 
-    def load_code(self, folder: str) -> str:
-        return multilabel_pages.LOAD_CODE.format(folder=folder)
-
     def card_sentences(self, found: Record) -> list[str]:
         """Where thresholds come from, and the weakest label."""
         one = _of(found)
@@ -313,6 +310,9 @@ class Multilabel(Task):
         return ["  ".join(f"{name} {100 * p:.1f} %" for name, p in top) or NONE for top in tops]
 
     # ----------------------------------------------------------------------------------------------------- exports
+
+    def activation_code(self, fitted: Mapping[str, Any]) -> str:
+        return "logits.double().sigmoid()"
 
     def export_metadata(self, fitted: Mapping[str, Any]) -> dict[str, str]:
         """``activation`` and, where they were chosen, ``thresholds`` in the order of the logits (JSON)."""

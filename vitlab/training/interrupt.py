@@ -1,15 +1,14 @@
-"""Ctrl-C and SIGTERM are requests: the work at hand is saved, then the run stops and can be continued."""
+"""Ctrl-C, SIGTERM and SIGHUP are requests: the work at hand is saved, then the run stops and can be continued."""
 
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from vitlab.errors import Interrupted
-from vitlab.signals import DUPLICATE_SECONDS
+from vitlab.errors import Interrupted, StoppedAtOnce
+from vitlab.signals import DUPLICATE_SECONDS, announce, stop_signals
 
 if TYPE_CHECKING:
     import torch
@@ -20,15 +19,15 @@ _installed = False
 
 
 def install_signal_handlers(quiet: bool = False) -> None:
-    """Take SIGINT and SIGTERM as a request to save and stop; a second one stops at once.
+    """Take SIGINT, SIGTERM and SIGHUP as a request to save and stop; a second one stops at once.
 
     Args:
         quiet: print nothing; the process that passes the signals on does.
     """
     global _quiet, _installed
     _quiet, _installed = quiet, True
-    signal.signal(signal.SIGINT, _on_signal)
-    signal.signal(signal.SIGTERM, _on_signal)
+    for number in stop_signals():
+        signal.signal(number, _on_signal)
 
 
 def reinstall_signal_handlers() -> None:
@@ -45,13 +44,14 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         if time.monotonic() - _requests[0] < DUPLICATE_SECONDS:
             return
         signal.signal(number, signal.SIG_DFL)
-        raise KeyboardInterrupt
+        raise StoppedAtOnce(AT_ONCE)
     _requests.append(time.monotonic())
     if not _quiet:  # the bar may be in mid-line
-        print(f"\n{signal.Signals(number).name}: {SAVING}", file=sys.stderr)
+        announce(number, SAVING)
 
 
 SAVING = "saving, then stopping; once more stops at once."
+AT_ONCE = "Stopped at once; the same command continues from the last checkpoint."
 
 
 def stop_requested() -> bool:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from vitlab.config import Config, ModelConfig, RecipeConfig
+from vitlab.config.precision import HALF, no_half_on_cpu
 from vitlab.config.size import hw, size_text
 from vitlab.data.build import open_splits
 from vitlab.errors import UserError
@@ -13,7 +14,7 @@ from vitlab.models.build import build_model
 from vitlab.stage import models_of, recipes_of
 from vitlab.tasks.base import find_task
 from vitlab.training.build import make_optimizer
-from vitlab.training.distributed import world_size
+from vitlab.training.distributed import device_of, world_size
 from vitlab.training.out_of_memory import one_value_per_channel, too_small
 
 
@@ -32,6 +33,8 @@ def preflight(config: Config, reads: set[str]) -> None:
     recipes = recipes_of(config, reads)
     if not recipes:  # nothing is trained: a design needs no data
         return
+    if config.trainer.precision in HALF and device_of(config).type == "cpu":  # accelerator=auto, and no GPU
+        raise no_half_on_cpu(f"trainer.precision={config.trainer.precision}")
     if "teacher" in reads and config.recipe.balance != "none":
         raise UserError(
             f"recipe.balance={config.recipe.balance}: method={config.method.name} trains on a teacher's outputs for a "

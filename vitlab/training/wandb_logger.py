@@ -8,6 +8,9 @@ a model (evaluation)   summary: top1, nll, ece ..., params, macs, bytes, ``laten
 =====================  =========================================================================================
 
 The step of W&B is ours, so that a continued job, which has the id of the first, goes on in the same curves.
+
+W&B is a copy, so it never stops a run: where its server cannot be reached a job is logged offline, and a job that
+fails later is given up, each with one line.
 """
 
 from __future__ import annotations
@@ -16,17 +19,21 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import socket
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from vitlab.config import Config
 from vitlab.files import atomic_write, read_json
 from vitlab.run.recorder import Recorder, Row, numbers
 from vitlab.run.run import Run
 from vitlab.stage import Stage
+from vitlab.training.progress import print_line
 
 if TYPE_CHECKING:
     import wandb
@@ -37,6 +44,12 @@ SWEEP_NAME = "VITLAB_SWEEP"
 
 VIEWS = "views.png"
 """What a training leaves of its first batch, in the stage's folder."""
+
+CONNECT_SECONDS = 5.0
+"""Until a server counts as unreachable."""
+
+START_SECONDS, FINISH_SECONDS = 30.0, 600.0
+"""Longest wait for a job to start, and for its uploads when it ends."""
 
 PASSING = ("done.json", "checkpoint.ckpt", VIEWS)
 """Files of a stage that are not what it made."""
@@ -60,9 +73,8 @@ def stage_job(config: Config, run: Run, stages: Sequence[Stage], stage: Stage, r
 
     views = run.folder / stage.name / VIEWS
     with _job(config, run, stage.name, stage.name, {"role": stage.role}) as job:
-        for one in stages:
-            if one.name in stage.needs:
-                _use(job, _artifact(run, one.name, config, one.makes))
+        for name, makes in ((one.name, one.makes) for one in stages if one.name in stage.needs):
+            job.attempt(lambda to, name=name, makes=makes: _use(to, _artifact(run, name, config, makes)))  # type: ignore[misc]
         sent = False
 
         def copy_row(row: Row) -> None:
@@ -71,7 +83,7 @@ def stage_job(config: Config, run: Run, stages: Sequence[Stage], stage: Stage, r
             if not sent and views.exists():
                 values["views"] = wandb.Image(str(views))
                 sent = True
-            job.log(values, step=int(str(row["step"])))
+            job.attempt(lambda to: to.log(values, step=int(str(row["step"]))))
 
         recorder.listeners.append(copy_row)
         try:
@@ -79,7 +91,7 @@ def stage_job(config: Config, run: Run, stages: Sequence[Stage], stage: Stage, r
         finally:
             recorder.listeners.remove(copy_row)
         if stage.makes != "report":
-            job.log_artifact(_artifact(run, stage.name, config, stage.makes))
+            job.attempt(lambda to: to.log_artifact(_artifact(run, stage.name, config, stage.makes)))
 
 
 def model_job(
@@ -103,57 +115,131 @@ def model_job(
     import wandb
 
     with _job(config, run, f"evaluation-{stage}", "evaluation", {"role": role, "stage": stage}) as job:
-        _use(job, _artifact(run, stage, config, "model"))
+        job.attempt(lambda to: _use(to, _artifact(run, stage, config, "model")))
         columns: list[str | int] = ["key", "image", "label", "predicted", "confidence", "right"]
         rows = [
             [p.key, wandb.Image(p.image), p.label, p.predicted, p.confidence, p.label == p.predicted]
             for p in predictions
         ]
-        job.log(
-            {
-                "predictions": wandb.Table(columns, rows),
-                **{name: wandb.Table(list(head), [list(row) for row in body]) for name, (head, body) in tables.items()},
-                **{f"pictures/{name}": wandb.Image(str(path)) for name, path in pictures.items()},
-            }
-        )
-        job.summary.update(dict(summary))
+        values = {
+            "predictions": wandb.Table(columns, rows),
+            **{name: wandb.Table(list(head), [list(row) for row in body]) for name, (head, body) in tables.items()},
+            **{f"pictures/{name}": wandb.Image(str(path)) for name, path in pictures.items()},
+        }
+        job.attempt(lambda to: to.log(values))
+        job.attempt(lambda to: to.summary.update(dict(summary)))
+
+
+_offline: set[Path] = set()  # folders of runs whose server failed in this process: their other jobs do not wait again
+
+
+def _go_offline(folder: Path, reason: str) -> None:
+    print_line(f"W&B: {reason}; the run is logged offline, and {_kept(folder)}.")
+    _offline.add(folder)
+
+
+class _Job:
+    """A job of W&B that is given up at its first error, with one line; the run goes on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder  # of the run
+        self.run: wandb.Run | None = None
+
+    def attempt(self, call: Callable[[wandb.Run], object]) -> None:
+        """``call`` with W&B's run, while there is one."""
+        if self.run is None:
+            return
+        try:
+            call(self.run)
+        # The client raises whatever fails in it: of the network, its service process, its own types.
+        except Exception as error:
+            self.run = None
+            print_line(f"W&B: logging of this job ended ({_short(error)}); the run goes on, and {_kept(self.folder)}.")
 
 
 @contextmanager
-def _job(config: Config, run: Run, name: str, kind: str, about: Mapping[str, str]) -> Iterator[wandb.Run]:
+def _job(config: Config, run: Run, name: str, kind: str, about: Mapping[str, str]) -> Iterator[_Job]:
     """A job of W&B under the id that the run keeps for it; finished when the block ends, in whatever way."""
     import wandb
 
     offline = config.logger.offline
     if offline is None:
         offline = not (os.environ.get("WANDB_API_KEY") or _has_key())
+    if not offline and run.folder not in _offline and (reason := unreachable()):
+        _go_offline(run.folder, reason)
+    offline = offline or run.folder in _offline
     sweep = os.environ.get(SWEEP_NAME)
-    job = wandb.init(
-        project=config.logger.project,
-        group=run.name,
-        job_type=kind,
-        name=f"{run.name}/{name}",
-        id=_id(run, name),
-        resume="allow",
-        dir=str(run.folder),
-        config={**run.tree, **about, **({"sweep": sweep} if sweep else {})},
-        tags=[*config.logger.tags, *([sweep] if sweep else [])],
-        mode="offline" if offline else "online",
-        settings=wandb.Settings(silent=True, console="off"),
-    )
+
+    def start(mode: str) -> wandb.Run:
+        return wandb.init(
+            project=config.logger.project,
+            group=run.name,
+            job_type=kind,
+            name=f"{run.name}/{name}",
+            id=_id(run, name),
+            resume="allow",
+            dir=str(run.folder),
+            config={**run.tree, **about, **({"sweep": sweep} if sweep else {})},
+            tags=[*config.logger.tags, *([sweep] if sweep else [])],
+            mode=mode,  # type: ignore[arg-type]  # one of two of its literals
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                init_timeout=START_SECONDS,
+                finish_timeout=FINISH_SECONDS,
+                finish_timeout_raises=True,
+            ),
+        )
+
+    job = _Job(run.folder)
+    try:
+        job.run = start("offline" if offline else "online")
+    except Exception as error:
+        if offline:
+            print_line(f"W&B: the job could not be started ({_short(error)}); the run goes on without it.")
+        else:
+            _go_offline(run.folder, f"the server did not start the job ({_short(error)})")
+            with suppress(Exception):
+                job.run = start("offline")
     staging = os.environ.get("WANDB_DATA_DIR")
     if staging is None:  # what waits to be uploaded belongs into the run's folder, not into the user's home
         os.environ["WANDB_DATA_DIR"] = str((run.folder / "wandb").resolve())
     failed = True
     try:
-        job.define_metric("step")
-        job.define_metric("*", step_metric="step")
+        job.attempt(lambda to: to.define_metric("step"))
+        job.attempt(lambda to: to.define_metric("*", step_metric="step"))
         yield job
         failed = False
     finally:
-        job.finish(exit_code=int(failed))
+        job.attempt(lambda to: to.finish(exit_code=int(failed)))
         if staging is None:
             del os.environ["WANDB_DATA_DIR"]
+
+
+def unreachable() -> str:
+    """Why no connection to W&B's server (``WANDB_BASE_URL``), or to the proxy before it, can be opened; empty: it can.
+
+    The client itself retries for minutes in silence.
+    """
+    server = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai")
+    host = server.hostname or ""
+    proxy = None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(server.scheme)
+    to = urlsplit(proxy if "://" in proxy else f"http://{proxy}") if proxy else server
+    port = to.port or (443 if to.scheme == "https" else 80)
+    try:
+        socket.create_connection((to.hostname or "", port), CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        return f"{to.hostname} cannot be reached ({getattr(error, 'strerror', None) or error})"
+    return ""
+
+
+def _short(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:120].rstrip(".") if text else type(error).__name__
+
+
+def _kept(folder: Path) -> str:
+    return f"its files are in {folder / 'wandb'} (wandb sync uploads them)"
 
 
 def _artifact(run: Run, stage: str, config: Config, kind: str) -> wandb.Artifact:

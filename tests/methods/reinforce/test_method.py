@@ -115,7 +115,7 @@ def test_the_teacher_says_again_what_is_stored(run: Path, tmp_path: Path, capsys
         for parameter in network.parameters():
             parameter.mul_(1.1)
     save_model(copy / "teacher", network, read_meta(copy / "teacher"))
-    assert main(["mode=verify", f"run={copy}", "method=reinforce", "method.recheck=20", "hardware=cpu"]) == 1
+    assert main(["mode=verify", f"run={copy}", "method=reinforce", "method.recheck=20", "hardware=cpu"]) == 2
     assert "NOT SOUND" in capsys.readouterr().out
 
 

@@ -48,7 +48,7 @@ def test_store_crash_resume_verify_pretrain_finetune_evaluate(
     with at(SlotWriter, "flush", lambda writer: next(writes) == 1, signal.SIGKILL):
         run_and_kill(killed, *SMOKE)
     run = the_run(killed)
-    assert ask(killed, "mode=verify", f"run={run}") == 1
+    assert ask(killed, "mode=verify", f"run={run}") == 2
     assert "not sealed" in capsys.readouterr().out
 
     finetuning = lambda learner: bool(learner.frozen) and learner.step == 6  # noqa: E731

@@ -12,7 +12,7 @@ from vitlab.report import plots
 from vitlab.report.compare import Column, count, metric, percent
 from vitlab.report.data import ModelRow, PaperRow, ReportData
 from vitlab.report.pieces import Drawing, Tile
-from vitlab.report.text_tables import CHANCE, p_value
+from vitlab.report.text_tables import CHANCE, p_equation
 from vitlab.tasks.parts import classification_figures as figures
 
 CLASSES_SHOWN = 100  # rows of the per-class table; the rest is in report.json
@@ -143,7 +143,7 @@ def _paired(one: Comparison, main: str, other: str) -> str:
     verdict = "the difference may be chance" if one.p_value >= CHANCE else "that is more than chance explains"
     own, others = (one.only_first, one.only_second) if one.first == main else (one.only_second, one.only_first)
     where = f"On {count(own, 'image')} it is right where {other} is wrong, and on {others:,} the other way round"
-    return f" {where} (McNemar p = {p_value(one.p_value)}): {verdict}."
+    return f" {where} (McNemar {p_equation(one.p_value)}): {verdict}."
 
 
 def _chance(main: ModelRow, row: ModelRow) -> str:
@@ -161,7 +161,7 @@ def describe_comparison(one: Comparison) -> str:
     points = f"{100 * top1.value:+.2f} points of top-1 ({100 * top1.lo:+.2f} to {100 * top1.hi:+.2f})"
     counts = f"right where the other is not: {one.only_second:,} against {one.only_first:,}"
     verdict = "the difference may be chance" if one.p_value >= CHANCE else "more than chance explains"
-    return f"{one.second} against {one.first}: {points}; {counts}; McNemar p = {p_value(one.p_value)}, {verdict}."
+    return f"{one.second} against {one.first}: {points}; {counts}; McNemar {p_equation(one.p_value)}, {verdict}."
 
 
 def page_values(data: ReportData) -> dict[str, Any]:
@@ -228,18 +228,3 @@ def summary_notes(rows: Sequence[tuple[str, Evaluation]], main: tuple[str, Evalu
     pairs = [f"{a} taken for {b} ({count})" for a, b, count, _ in confused_pairs(found)[:5]]
     lines += [f"most frequent mistakes: {', '.join(pairs)}"] if pairs else []
     return lines
-
-
-LOAD_CODE = """\
-import torch
-import vitlab
-from PIL import Image
-from vitlab.distill.views import EvalView
-
-model = vitlab.load_model("{folder}")
-meta = model.meta
-view = EvalView(meta.size, meta.crop_pct, meta.mean, meta.std, meta.interpolation, meta.crop)
-with torch.inference_mode():
-    probability = model(view(Image.open("picture.png").convert("RGB"))[None]).softmax(1)[0]
-print(meta.classes[int(probability.argmax())], float(probability.max()))
-"""

@@ -12,7 +12,7 @@ from vitlab.report import plots
 from vitlab.report.compare import Column, count, metric, percent
 from vitlab.report.data import ModelRow, PaperRow, ReportData
 from vitlab.report.pieces import Drawing, Tile
-from vitlab.report.text_tables import CHANCE, p_value, span, text_table
+from vitlab.report.text_tables import CHANCE, p_equation, span, text_table
 from vitlab.tasks.parts import multilabel_figures as figures
 
 LABELS_SHOWN = 100  # rows of the table by label; the rest is in report.json
@@ -147,7 +147,7 @@ def _paired(one: Comparison, main: str, other: str) -> str:
     verdict = "the difference may be chance" if one.p_value >= CHANCE else "that is more than chance explains"
     own, others = (one.only_first, one.only_second) if one.first == main else (one.only_second, one.only_first)
     where = f"On {count(own, 'image')} all its labels are right where some of {other} are wrong"
-    return f" {where}, and on {others:,} the other way round (McNemar p = {p_value(one.p_value)}): {verdict}."
+    return f" {where}, and on {others:,} the other way round (McNemar {p_equation(one.p_value)}): {verdict}."
 
 
 def describe_comparison(one: Comparison) -> str:
@@ -156,7 +156,7 @@ def describe_comparison(one: Comparison) -> str:
     points = f"{100 * value.value:+.2f} points of mAP ({100 * value.lo:+.2f} to {100 * value.hi:+.2f})"
     counts = f"all labels right where the other's are not: {one.only_second:,} against {one.only_first:,}"
     verdict = "the difference may be chance" if one.p_value >= CHANCE else "more than chance explains"
-    return f"{one.second} against {one.first}: {points}; {counts}; McNemar p = {p_value(one.p_value)}, {verdict}."
+    return f"{one.second} against {one.first}: {points}; {counts}; McNemar {p_equation(one.p_value)}, {verdict}."
 
 
 def page_values(data: ReportData) -> dict[str, Any]:
@@ -196,21 +196,3 @@ def summary_notes(
         shares = ("–" if value is None else percent(value) for value in (one.ap, one.auroc, one.f1))
         table.append([one.name, f"{one.n:,}", *shares, f"{one.threshold:.3f}", percent(one.ece)])
     return [*lines, "", f"labels of {main[0]}, lowest average precision first", text_table(table)]
-
-
-LOAD_CODE = """\
-import torch
-import vitlab
-from PIL import Image
-from vitlab.distill.views import EvalView
-
-model = vitlab.load_model("{folder}")
-meta = model.meta
-view = EvalView(meta.size, meta.crop_pct, meta.mean, meta.std, meta.interpolation, meta.crop)
-with torch.inference_mode():
-    probability = model(view(Image.open("picture.png").convert("RGB"))[None]).sigmoid()[0].tolist()
-thresholds = meta.fitted.get("thresholds") or [0.5] * len(meta.classes)
-for name, p, threshold in zip(meta.classes, probability, thresholds):
-    if p >= threshold:
-        print(name, p)
-"""
