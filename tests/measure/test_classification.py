@@ -11,6 +11,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_m
 from sklearn.metrics import precision_recall_fscore_support as scores_by_sklearn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from vitlab.errors import UserError
 from vitlab.measure.classification import (
     Evaluation,
     calibration_error,
@@ -138,12 +139,16 @@ def test_survives_json(random_set: tuple[np.ndarray, np.ndarray, Evaluation]) ->
         (np.zeros((2, 3)), np.array([0.0, 1.0]), "integers"),
         (np.zeros((2, 4)), np.array([0, 1]), r"must be \[N, 3\]"),
         (np.zeros((0, 3)), np.zeros(0, int), "N > 0"),
-        (np.array([[0, np.nan, 0], [0, 0, 0], [0, np.inf, 0]]), np.array([0, 1, 2]), "2 images"),
     ],
 )
 def test_refuses_what_cannot_be_measured(logits: np.ndarray, label: np.ndarray, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         evaluate_logits(logits, label, ["a", "b", "c"])
+
+
+def test_logits_that_are_not_finite_are_a_mistake_in_the_weights() -> None:
+    with pytest.raises(UserError, match="2 images are not finite"):
+        evaluate_logits(np.array([[0, np.nan, 0], [0, 0, 0], [0, np.inf, 0]]), np.array([0, 1, 2]), ["a", "b", "c"])
 
 
 @pytest.mark.parametrize(("right", "n"), [(445, 450), (0, 10), (10, 10), (1, 2), (49_000, 50_000)])

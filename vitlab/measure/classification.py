@@ -172,7 +172,8 @@ def score_images(logits: ArrayLike, label: ArrayLike) -> Scores:
         label: [N] integers in [0, C).
 
     Raises:
-        ValueError: for shapes that do not fit, labels outside [0, C), or logits that are not finite.
+        ValueError: for shapes that do not fit, or labels outside [0, C).
+        UserError: for logits that are not finite.
     """
     scores, truth = np.asarray(logits), np.asarray(label)
     if scores.ndim != 2 or truth.shape != scores.shape[:1] or len(truth) == 0:
@@ -217,7 +218,8 @@ def evaluate_logits(logits: ArrayLike, label: ArrayLike, classes: Sequence[str],
     The prediction is the largest logit, the lowest index among equals; "top 5" ranks by the same order.
 
     Raises:
-        ValueError: for shapes that do not fit, labels outside [0, C), or logits that are not finite.
+        ValueError: for shapes that do not fit, or labels outside [0, C).
+        UserError: for logits that are not finite.
     """
     truth, size = np.asarray(label), len(classes)
     if np.asarray(logits).shape[1:] != (size,):
