@@ -80,7 +80,7 @@ CASES: list[tuple[str, list[str]]] = [
     ("model.checkpoint=/nonexistent.pth", ["no file or folder /nonexistent.pth"]),
     ("seed=-1", ["seed is a whole number from 0 to 2147483647"]),
     ("recipe.lr=inf", ["not a finite number"]),
-    ("recipe.lr=1e308", ["recipe.lr=1e308: 1e+308 is out of range", "larger than 0 and at most 1000000"]),
+    ("recipe.lr=1e308", ["recipe.lr=1e308: 1e+308 is out of range", "larger than 0 and at most 1e+38"]),
     ("recipe.decay_rate=-1", ["recipe.decay_rate is a number at least 0 and at most 1"]),
     ("dataset.mean=[0.5,0.5,nan]", ["dataset.mean=[0.5,0.5,nan]: nan is not a finite number"]),
     ("teacher.weights=[nan]", ["teacher.weights=[nan]: nan is not a finite number"]),

@@ -88,7 +88,7 @@ def test_the_card_has_the_numbers_origin_and_code_that_runs(
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     exec(compile(code[1], "model_card.md", "exec"), {"__name__": "__main__"})  # it imports all that it needs
-    name, probability = capsys.readouterr().out.split()
+    name, probability = capsys.readouterr().out.splitlines()[0].split()
     assert name in found.classes and 0 < float(probability) <= 1
 
 

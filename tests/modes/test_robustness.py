@@ -158,7 +158,7 @@ def test_two_runs_side_by_side(robust: Path, output: Path) -> None:
     [
         (("evaluation.corruptions=[rain]",), "'rain' is none of all, noise"),
         (("evaluation.corruptions=[fogg]",), "Did you mean fog?"),
-        (("evaluation.severities=[6]",), "6 is out of range"),
+        (("evaluation.severities=[6]",), "6 is too large"),
         (("evaluation.shifted=[imagenet_a]",), "'imagenet_a' is none of all, val, v2"),
         (("evaluation.shifted=[a]",), "neither evaluation.shifted_root nor VITLAB_DATA is set"),
         (("evaluation.shifted=[a]", "evaluation.shifted_root=/nowhere"), "/nowhere is not a folder"),

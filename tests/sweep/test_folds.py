@@ -33,10 +33,17 @@ def run_of(folder: Path, fold: int, lr: str, grouped: bool, keys: range | None =
         home / "evaluation" / "train.npz", logits=logits, label=label, key=np.array([str(k) for k in keys]), **more
     )
     (home / "evaluation" / "train.json").write_text(json.dumps({"classes": ["a", "b", "c"]}))
-    (home / "evaluation" / "done.json").write_text(json.dumps({"result": "train"}))
+    (home / "evaluation" / "done.json").write_text(json.dumps({"result": "train", "metrics": {}}))
     tree: dict[str, Any] = {"dataset": {"folds": 3, "fold": fold}, "evaluation": {"bins": 10, "resamples": 300}}
     tree["task"] = {"name": "classification"}
-    record = {"format": 1, "method": "supervised", "prefix": "x", "identity": {}, "tree": tree}
+    record = {
+        "format": 1,
+        "method": "supervised",
+        "prefix": "x",
+        "identity": {},
+        "tree": tree,
+        "created": "2026-01-01T00:00:00+00:00",
+    }
     (home / "run.json").write_text(json.dumps(record))
     rows = [{"name": "train", "metrics": {"top1": float((logits.argmax(1) == label).mean())}, "cost": {"latency": []}}]
     (home / "report.json").write_text(json.dumps({"primary": "train", "rows": rows}))

@@ -154,7 +154,7 @@ def shorten_warmups(tree: DictConfig, chosen: DictConfig, typed: set[str], known
     that it has in the recipe; one that is typed stays, and is checked."""
     for key in (one.removesuffix(".duration") for one in typed if one.endswith("duration") and one in known):
         before, after = OmegaConf.select(chosen, key), OmegaConf.select(tree, key)
-        if before is None or after is None or f"{key}.warmup" in typed:
+        if before is None or after is None or "warmup" not in before or f"{key}.warmup" in typed:
             continue
         try:
             lengths = [to_steps(str(one), 10**6) for one in (before.duration, before.warmup, after.duration)]

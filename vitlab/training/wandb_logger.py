@@ -20,6 +20,7 @@ import os
 import re
 import secrets
 import socket
+import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -191,6 +192,7 @@ def _job(config: Config, run: Run, name: str, kind: str, about: Mapping[str, str
             ),
         )
 
+    _wait_for_another_second(run.folder, _id(run, name))
     job = _Job(run.folder)
     try:
         job.run = start("offline" if offline else "online")
@@ -214,6 +216,13 @@ def _job(config: Config, run: Run, name: str, kind: str, about: Mapping[str, str
         job.attempt(lambda to: to.finish(exit_code=int(failed)))
         if staging is None:
             del os.environ["WANDB_DATA_DIR"]
+
+
+def _wait_for_another_second(folder: Path, job: str) -> None:
+    """W&B names a session's folder by the second and the job: one that continues within the same second, as a short
+    stage does, would fail on the folder of the one before."""
+    made = [path.stat().st_mtime for path in folder.glob(f"wandb/*run-*-{job}")]
+    time.sleep(min(1.1, max(0.0, max(made, default=0.0) + 1.1 - time.time())))
 
 
 def unreachable() -> str:
