@@ -103,6 +103,8 @@ class WriteEvents:
                 self._event("open", at)
                 self._before_open(at, flags)
         elif name in ("os.mkdir", "os.rmdir", "os.remove") and (at := self._path(args[0], args[-1])):
+            if os.path.exists(at) == (name == "os.mkdir"):
+                return  # it fails (mkdir(exist_ok=True), unlink(missing_ok=True)) and changes nothing
             self._event(name[3:], at)
             if name == "os.mkdir":
                 self._later(at, lambda: os.path.isdir(at) and not os.listdir(at) and os.rmdir(at))

@@ -81,8 +81,9 @@ def command(output: Path, words: tuple[str, ...], at: int | None = None, how: st
             watched = WriteEvents(output, events, output.with_suffix(".aside"), at, how)
             watched.install()
             code = run_command(output, *words)
-            if code == 0 and at is None:
-                assert not (unseen := watched.unseen()), unseen
+            if code == 0 and at is None and (unseen := watched.unseen()):
+                print("written, but not seen:", unseen)
+                code = 1
     finally:
         os._exit(code)
 
@@ -100,7 +101,7 @@ def without_clocks(path: Path) -> bytes:
     content = path.read_bytes()
     if path.name in NOT_COMPARED:
         return b""
-    if path.name == "metrics.jsonl":
+    if path.suffix == ".jsonl":
         return "\n".join(json.dumps(_timeless(json.loads(line))) for line in content.splitlines()).encode()
     if path.suffix == ".json":
         return json.dumps(_timeless(json.loads(content)), indent=0).encode()
@@ -150,12 +151,19 @@ def faults(reference: Reference, kills: list[tuple[int, str]]) -> list[str]:
     return [f"{', '.join(done)}: {'; '.join(wrong)}"] if wrong else []
 
 
+@pytest.fixture(scope="module", autouse=True)
+def imported(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What a run imports, once, in the process that the commands are forked from."""
+    assert run_command(tmp_path_factory.mktemp("imported"), *METHODS["supervised"]) == 0
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_killed_again_and_again(method: str, tmp_path: Path) -> None:
     """Each command is killed some events after the one before it."""
     reference = uninterrupted(tmp_path / "output", METHODS[method])
     dice = random.Random(method)
-    kills = [(dice.randrange(30, 100), how) for how in (KILL, TORN, POWER, POWER_AND_NAMES)]
+    kills = [(dice.randrange(len(reference.events) * 3 // 5), KILL)]
+    kills += [(dice.randrange(10, 40), how) for how in (TORN, POWER, POWER_AND_NAMES)]
     assert faults(reference, kills) == []
 
 
