@@ -1,17 +1,16 @@
 """Killed at a write event and continued by the same command, a run has the bytes of an uninterrupted one.
 
 Every method's smallest run makes some hundred write events (tests/contract/kills.py). The tests of `make test` kill one
-run of each method several times over; the slow ones kill at every event, each time from the start, in :data:`PARTS`
-parts: ``pytest -m slow tests/contract/test_killed_at_writes.py -n 16``, and one part alone is a sample of all.
+run of a method several times over; the slow ones kill at every event, each time from the start, and each of two
+processes. They come in :data:`PARTS` parts, each an even sample of all events:
+``pytest -m slow tests/contract/test_killed_at_writes.py -n 16``.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import sys
@@ -22,6 +21,7 @@ import pytest
 
 from tests.contract.kills import KILL, POWER, POWER_AND_NAMES, TORN, WriteEvents
 from tests.contract.story import run_command
+from tests.contract.together import run_ranks
 from tests.shared import skip_where_torch_is_not_forked
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds the names of open files in /proc")
@@ -52,9 +52,26 @@ METHODS = {
 }
 
 CLOCKS = ("time", "seconds", "created", "date", "images_per_second", "data_ms")
-NOT_COMPARED = ("lock", "commands.jsonl", "environment.jsonl", "report.json", "report.html", "report.md", "finished.json")
+RECORDS = (
+    "lock",
+    "commands.jsonl",
+    "environment.jsonl",
+    "report.json",
+    "report.html",
+    "report.md",
+    "finished.json",
+)
 OWN = "own notes.txt"
 """A file of the user's."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """The end of a process at event ``at`` of its ``rank``."""
+
+    at: int
+    how: str
+    rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,29 +80,47 @@ class Reference:
 
     output: Path
     words: tuple[str, ...]
-    events: list[str]
+    processes: int
+    events: list[list[str]]  # of each rank
     result: dict[str, bytes]
 
 
-def command(output: Path, words: tuple[str, ...], at: int | None = None, how: str = KILL) -> tuple[int, str, list[str]]:
-    """A command in a forked process that ends at event ``at``; its exit code (negative: the signal), its output and
-    its write events."""
+def command(
+    output: Path, words: tuple[str, ...], processes: int = 1, kill: Kill | None = None
+) -> tuple[int, str, list[list[str]]]:
+    """A command in forked processes, one of which may be killed; its exit code (negative: the signal that ended that
+    process), its output and the write events of each rank."""
     skip_where_torch_is_not_forked()
-    log, events = output.with_suffix(".log"), output.with_suffix(".events")
-    if child := os.fork():
-        _, status = os.waitpid(child, 0)
-        return os.waitstatus_to_exitcode(status), log.read_text(), events.read_text().splitlines()
-    code = 1
-    try:
-        with open(log, "w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-            watched = WriteEvents(output, events, output.with_suffix(".aside"), at, how)
-            watched.install()
+    log, events = output.with_suffix(".log"), [output.with_suffix(f".events{rank}") for rank in range(processes)]
+    log.unlink(missing_ok=True)
+
+    def watch(rank: int) -> WriteEvents:
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+        at = kill.at if kill is not None and kill.rank == rank else None
+        how = kill.how if kill is not None else KILL
+        watched = WriteEvents(output, events[rank], output.with_suffix(f".aside{rank}"), at, how)
+        watched.install()
+        return watched
+
+    if processes > 1:
+        codes = run_ranks(output, *words, processes=processes, setup=watch)
+        code = max(codes) if kill is None else codes[kill.rank]
+    elif child := os.fork():
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    else:
+        code = 1
+        try:
+            watched = watch(0)
             code = run_command(output, *words)
-            if code == 0 and at is None and (unseen := watched.unseen()):
+            if code == 0 and (unseen := watched.unseen()) and not (output / OWN).exists():
                 print("written, but not seen:", unseen)
                 code = 1
-    finally:
-        os._exit(code)
+        finally:
+            os._exit(code)
+    return code, log.read_text(), [file.read_text().splitlines() for file in events]
 
 
 def result(output: Path) -> dict[str, bytes]:
@@ -99,7 +134,7 @@ def result(output: Path) -> dict[str, bytes]:
 
 def without_clocks(path: Path) -> bytes:
     content = path.read_bytes()
-    if path.name in NOT_COMPARED:
+    if path.name in RECORDS:
         return b""
     if path.suffix == ".jsonl":
         return "\n".join(json.dumps(_timeless(json.loads(line))) for line in content.splitlines()).encode()
@@ -114,33 +149,35 @@ def _timeless(value: object) -> object:
     return [_timeless(one) for one in value] if isinstance(value, list) else value
 
 
-def uninterrupted(output: Path, words: tuple[str, ...]) -> Reference:
+def uninterrupted(output: Path, words: tuple[str, ...], processes: int = 1) -> Reference:
     output.mkdir(exist_ok=True)
-    code, text, events = command(output, words)
+    code, text, events = command(output, words, processes)
     assert code == 0, text
-    reference = Reference(output, words, events, result(output))
+    reference = Reference(output, words, processes, events, result(output))
     shutil.rmtree(output)
     return reference
 
 
-def faults(reference: Reference, kills: list[tuple[int, str]]) -> list[str]:
+def faults(reference: Reference, *kills: Kill) -> list[str]:
     """What is wrong after commands that were killed one after the other, and one that was not."""
-    output, done = reference.output, []
+    output, words, processes = reference.output, reference.words, reference.processes
+    done: list[str] = []
     shutil.rmtree(output, ignore_errors=True)
-    shutil.rmtree(output.with_suffix(".aside"), ignore_errors=True)
+    for folder in output.parent.glob("output.aside*"):
+        shutil.rmtree(folder)
     output.mkdir()
     own = [output / OWN]
     own[0].write_text("mine")
-    for at, how in kills:
-        code, text, events = command(output, reference.words, at, how)
-        done.append(f"{how} at {at} ({events[-1]})")
+    for kill in kills:
+        code, text, events = command(output, words, processes, kill)
+        done.append(f"{kill.how} at event {kill.at} of rank {kill.rank} ({events[kill.rank][-1]})")
         if code != -signal.SIGKILL:
             return [f"{', '.join(done)}: ended with {code}: {text}"]
         for file in output.glob("*/*/run.json"):
             own += [file.with_name(OWN), *(marker.with_name(OWN) for marker in file.parent.glob("*/done.json"))]
             for path in own:
                 path.write_text("mine")
-    code, text, _ = command(output, reference.words)
+    code, text, _ = command(output, words, processes)
     if code != 0:
         return [f"{', '.join(done)}: continued, ended with {code}: {text}"]
     found = result(output)
@@ -148,6 +185,7 @@ def faults(reference: Reference, kills: list[tuple[int, str]]) -> list[str]:
     wrong += [f"{name} is lost" for name in reference.result.keys() - found.keys()]
     wrong += [f"{name} is new" for name in found.keys() - reference.result.keys()]
     wrong += [f"{path} is deleted" for path in own if not path.exists()]
+    wrong += ["something was repaired"] if "repaired" in text else []
     return [f"{', '.join(done)}: {'; '.join(wrong)}"] if wrong else []
 
 
@@ -157,39 +195,49 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> None:
     assert run_command(tmp_path_factory.mktemp("imported"), *METHODS["supervised"]) == 0
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["tinyvit", "reinforce", "deepmad"])
 def test_killed_again_and_again(method: str, tmp_path: Path) -> None:
     """Each command is killed some events after the one before it."""
     reference = uninterrupted(tmp_path / "output", METHODS[method])
     dice = random.Random(method)
-    kills = [(dice.randrange(len(reference.events) * 3 // 5), KILL)]
-    kills += [(dice.randrange(10, 40), how) for how in (TORN, POWER, POWER_AND_NAMES)]
-    assert faults(reference, kills) == []
+    first = Kill(dice.randrange(len(reference.events[0]) * 3 // 5), TORN)
+    later = [Kill(dice.randrange(10, 40), how) for how in (KILL, POWER_AND_NAMES)]
+    assert faults(reference, first, *later) == []
 
 
-def cases(events: list[str]) -> list[tuple[int, str]]:
+def cases(reference: Reference) -> list[Kill]:
     """Every event is one to be killed before; a write is torn, too; a loss of power matters most just before what was
     written is synced, and before names change."""
-    all_ = [(at, KILL) for at in range(len(events))]
-    all_ += [(at, TORN) for at, event in enumerate(events) if event.startswith("write ")]
-    sync = ("fsync ", "rename ", "remove ")
-    return all_ + [
-        (at, how) for at, event in enumerate(events) if event.startswith(sync) for how in (POWER, POWER_AND_NAMES)
-    ]
+    found = []
+    for rank, events in enumerate(reference.events):
+        for at, event in enumerate(events):
+            operation = event.partition(" ")[0]
+            ways = [KILL]
+            if operation == "write":
+                ways += [TORN]
+            if operation in ("fsync", "rename", "remove") and reference.processes == 1:
+                ways += [POWER, POWER_AND_NAMES]
+            found += [Kill(at, how, rank) for how in ways]
+    return found
 
 
 @pytest.fixture(scope="module")
-def references() -> dict[str, Reference]:
+def references() -> dict[tuple[str, int], Reference]:
     return {}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("method", METHODS)
 def test_killed_at_every_event(
-    method: str, part: int, references: dict[str, Reference], tmp_path_factory: pytest.TempPathFactory
+    method: str,
+    processes: int,
+    part: int,
+    references: dict[tuple[str, int], Reference],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    if method not in references:
-        references[method] = uninterrupted(tmp_path_factory.mktemp(method) / "output", METHODS[method])
-    reference = references[method]
-    assert [line for case in cases(reference.events)[part::PARTS] for line in faults(reference, [case])] == []
+    key = (method, processes)
+    if key not in references:
+        references[key] = uninterrupted(tmp_path_factory.mktemp(method) / "output", METHODS[method], processes)
+    assert [line for kill in cases(references[key])[part::PARTS] for line in faults(references[key], kill)] == []
