@@ -35,13 +35,13 @@ class WriteEvents:
     Install it in a forked process only: an audit hook is never removed.
 
     Args:
-        at: number of the event at which the process ends; None: none.
+        at: number of the event at which the process ends, or "operation end-of-path" of the first such; None: none.
         how: one of the ways above.
         log: file that gets a line per event, "operation path".
         aside: folder on the same disk, outside ``folder``, for what an undone rename or removal must restore.
     """
 
-    def __init__(self, folder: Path, log: Path, aside: Path, at: int | None = None, how: str = KILL) -> None:
+    def __init__(self, folder: Path, log: Path, aside: Path, at: int | str | None = None, how: str = KILL) -> None:
         self._top = os.path.realpath(folder) + os.sep
         self._aside, self._at, self._how = aside, at, how
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -147,7 +147,8 @@ class WriteEvents:
     def _event(self, operation: str, path: str, half: Callable[[], object] | None = None) -> None:
         name = re.sub(r"\.\d+\.tmp$", ".tmp", path[len(self._top) :])  # without the number of the process
         self._os_write(self._log, f"{operation} {name}\n".encode())
-        if self._count == self._at:
+        wanted, _, end = self._at.partition(" ") if isinstance(self._at, str) else ("", "", "")
+        if self._count == self._at or (wanted == operation and name.endswith(end)):
             self._end(half)
         self._count += 1
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 import sys
@@ -67,9 +66,9 @@ OWN = "own notes.txt"
 
 @dataclass(frozen=True)
 class Kill:
-    """The end of a process at event ``at`` of its ``rank``."""
+    """The end of the process ``rank`` at event ``at``, a number or the operation and the end of the path."""
 
-    at: int
+    at: int | str
     how: str
     rank: int = 0
 
@@ -170,7 +169,7 @@ def faults(reference: Reference, *kills: Kill) -> list[str]:
     own[0].write_text("mine")
     for kill in kills:
         code, text, events = command(output, words, processes, kill)
-        done.append(f"{kill.how} at event {kill.at} of rank {kill.rank} ({events[kill.rank][-1]})")
+        done.append(f"{kill.how} at event {kill.at} of rank {kill.rank} ({(events[kill.rank] or [None])[-1]})")
         if code != -signal.SIGKILL:
             return [f"{', '.join(done)}: ended with {code}: {text}"]
         for file in output.glob("*/*/run.json"):
@@ -195,14 +194,37 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> None:
     assert run_command(tmp_path_factory.mktemp("imported"), *METHODS["supervised"]) == 0
 
 
-@pytest.mark.parametrize("method", ["tinyvit", "reinforce", "deepmad"])
-def test_killed_again_and_again(method: str, tmp_path: Path) -> None:
-    """Each command is killed some events after the one before it."""
-    reference = uninterrupted(tmp_path / "output", METHODS[method])
-    dice = random.Random(method)
-    first = Kill(dice.randrange(len(reference.events[0]) * 3 // 5), TORN)
-    later = [Kill(dice.randrange(10, 40), how) for how in (KILL, POWER_AND_NAMES)]
-    assert faults(reference, first, *later) == []
+@pytest.mark.parametrize(
+    ("method", "kills"),
+    [
+        (
+            "tinyvit",
+            (
+                Kill("write slot_00001/records.bin", TORN),
+                Kill("rename pretrain/model.safetensors", POWER_AND_NAMES),
+                Kill("open evaluation/.comparisons.json.tmp", KILL),
+            ),
+        ),
+        (
+            "reinforce",
+            (
+                Kill("write environment.jsonl", TORN),
+                Kill("fsync slot_00000/.sealed.json.tmp", POWER),
+                Kill("remove kd/checkpoint.ckpt", KILL),
+            ),
+        ),
+        (
+            "deepmad",
+            (
+                Kill("write solve/journal.jsonl", TORN),
+                Kill("rename train/checkpoint.ckpt", POWER_AND_NAMES),
+                Kill("rename benchmark/done.json", KILL),
+            ),
+        ),
+    ],
+)
+def test_killed_three_times(method: str, kills: tuple[Kill, ...], tmp_path: Path) -> None:
+    assert faults(uninterrupted(tmp_path / "output", METHODS[method]), *kills) == []
 
 
 def cases(reference: Reference) -> list[Kill]:
