@@ -224,7 +224,8 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> None:
     ],
 )
 def test_killed_three_times(method: str, kills: tuple[Kill, ...], tmp_path: Path) -> None:
-    assert faults(uninterrupted(tmp_path / "output", METHODS[method]), *kills) == []
+    found = faults(uninterrupted(tmp_path / "output", METHODS[method]), *kills)
+    assert not found, found[0]
 
 
 def cases(reference: Reference) -> list[Kill]:
@@ -262,4 +263,5 @@ def test_killed_at_every_event(
     key = (method, processes)
     if key not in references:
         references[key] = uninterrupted(tmp_path_factory.mktemp(method) / "output", METHODS[method], processes)
-    assert [line for kill in cases(references[key])[part::PARTS] for line in faults(references[key], kill)] == []
+    found = [line for kill in cases(references[key])[part::PARTS] for line in faults(references[key], kill)]
+    assert not found, "\n".join(found)
