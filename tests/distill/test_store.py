@@ -9,8 +9,8 @@ import math
 import multiprocessing
 import multiprocessing.context
 import os
-import sys
 import signal
+import sys
 import time
 import zlib
 from pathlib import Path

@@ -165,11 +165,10 @@ def _open(path: Path) -> io.FileIO:
 
     The name of a new file is on the disk then: its fsync alone does not promise that, and checkpoints rely on its rows.
     """
-    new = not path.exists()
-    file = open(path, "ab", buffering=0)
-    if new:
+    if not path.exists():
+        path.touch()
         fsync_dir(path.parent)
-    return file
+    return open(path, "ab", buffering=0)
 
 
 def _append(file: io.FileIO, path: Path, line: bytes) -> None:
