@@ -7,10 +7,7 @@ Help and lists import neither Hydra nor torch; mistakes in overrides are reporte
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import textwrap
-import traceback
 
 from vitlab._version import __version__
 from vitlab.errors import Interrupted, StoppedAtOnce, UserError, system_error
@@ -40,12 +37,17 @@ def main(argv: list[str] | None = None) -> int:
         if (place := system_error(error)) is not None:
             print(paragraph(str(place)), file=sys.stderr)
             return 2
+        import traceback
+
         traceback.print_exc()
         return 1
 
 
 def paragraph(text: str) -> str:
     """``text`` filled to the width of the terminal (at most 100 columns), long words are not broken."""
+    import shutil  # with textwrap a third of the time of --help, which fills no paragraph
+    import textwrap
+
     width = min(shutil.get_terminal_size((100, 24)).columns, 100)
     return textwrap.fill(text, max(width, 40), break_long_words=False, break_on_hyphens=False)
 
