@@ -29,8 +29,9 @@ def command() -> NoReturn:
 
 
 def _end(codes: list[int]) -> None:
-    """End the process, with the code in ``codes``; without a code Python ends it, with a stack trace."""
-    if codes and "torch" in sys.modules:
+    """End the process with the code in ``codes``. Python ends it where there is none, with a stack trace, and under a
+    debugger or a measurement of coverage, whose handlers were registered before."""
+    if codes and "torch" in sys.modules and sys.gettrace() is None:
         with suppress(AttributeError, OSError, ValueError):  # no stream, or a closed one
             sys.stdout.flush()
             sys.stderr.flush()
