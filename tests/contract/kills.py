@@ -83,8 +83,9 @@ class WriteEvents:
             one = memoryview(data).cast("B")
             return events._write(descriptor, one, lambda part: events._os_pwrite(descriptor, part, offset))
 
-        builtins.open = io.open = open_  # type: ignore[assignment]
-        os.write, os.pwrite, os.fsync = write, pwrite, self._fsync
+        builtins.open = io.open = open_
+        os.write, os.pwrite = write, pwrite
+        os.fsync = self._fsync  # type: ignore[assignment]
         sys.addaudithook(self._audit)
 
     def unseen(self) -> list[str]:
@@ -107,7 +108,7 @@ class WriteEvents:
                 return  # it fails (mkdir(exist_ok=True), unlink(missing_ok=True)) and changes nothing
             self._event(name[3:], at)
             if name == "os.mkdir":
-                self._later(at, lambda: os.path.isdir(at) and not os.listdir(at) and os.rmdir(at))
+                self._later(at, lambda: _remove_empty(at))
             elif name == "os.rmdir":
                 self._later(at, lambda: os.makedirs(at, exist_ok=True))
             else:
@@ -117,7 +118,12 @@ class WriteEvents:
             assert source, f"{args[0]} comes from outside"
             self._event("rename", at)
             restore = self._restore(at) if os.path.isfile(at) else lambda: None
-            self._later(at, lambda: (os.rename(at, source), restore()))
+
+            def undo() -> None:
+                os.rename(at, source)
+                restore()
+
+            self._later(at, undo)
             self._written[at] = self._written.pop(source, 0)
         elif name == "os.truncate" and (at := self._path(args[0])):
             self._event("truncate", at)
@@ -171,7 +177,7 @@ class WriteEvents:
 
     def _before_open(self, path: str, flags: int) -> None:
         if not os.path.exists(path):
-            self._later(path, lambda: os.path.exists(path) and os.unlink(path))
+            self._later(path, lambda: Path(path).unlink(missing_ok=True))
         elif flags & os.O_TRUNC:
             self._keep(path)
 
@@ -183,8 +189,8 @@ class WriteEvents:
             self._synced[inode] = Path(path).read_bytes()
             self._busy = False
 
-    def _later(self, path: str, undo: Callable[[], object]) -> None:
-        self._undo.append((path, undo))  # type: ignore[arg-type]
+    def _later(self, path: str, undo: Callable[[], None]) -> None:
+        self._undo.append((path, undo))
 
     def _restore(self, path: str) -> Callable[[], None]:
         """What puts the file ``path`` back that is about to be removed or replaced."""
@@ -209,3 +215,8 @@ class WriteEvents:
     @staticmethod
     def _path_of(descriptor: int) -> str:
         return os.readlink(f"/proc/self/fd/{descriptor}")
+
+
+def _remove_empty(folder: str) -> None:
+    if os.path.isdir(folder) and not os.listdir(folder):
+        os.rmdir(folder)

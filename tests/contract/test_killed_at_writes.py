@@ -28,8 +28,10 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds the names
 PARTS = 16
 
 NETWORK = "{name:vit_tiny_patch16_224,args:{patch_size:8,embed_dim:16,depth:1,num_heads:2}}"
-VIT = ("model=vit_small", "model.name=vit_tiny_patch16_224", "dataset.size=32")
-VIT += tuple(f"model.args.{one}" for one in ("patch_size=8", "embed_dim=16", "depth=1", "num_heads=2"))
+VIT = (
+    *("model=vit_small", "model.name=vit_tiny_patch16_224", "dataset.size=32"),
+    *(f"model.args.{one}" for one in ("patch_size=8", "embed_dim=16", "depth=1", "num_heads=2")),
+)
 SHORT = (
     "debug.max_images=32",
     "debug.max_steps=5",  # 4 steps an epoch
@@ -169,7 +171,7 @@ def faults(reference: Reference, *kills: Kill) -> list[str]:
     own[0].write_text("mine")
     for kill in kills:
         code, text, events = command(output, words, processes, kill)
-        done.append(f"{kill.how} at event {kill.at} of rank {kill.rank} ({(events[kill.rank] or [None])[-1]})")
+        done.append(f"{kill.how} at event {kill.at} of rank {kill.rank} ({(events[kill.rank] or ["none"])[-1]})")
         if code != -signal.SIGKILL:
             return [f"{', '.join(done)}: ended with {code}: {text}"]
         for file in output.glob("*/*/run.json"):

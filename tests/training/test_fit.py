@@ -124,7 +124,7 @@ def test_processes_and_batches_draw_different_random_numbers() -> None:
     schedule = Schedule("constant", lr=0.1, total=4, warmup=0, warmup_lr=0.0, min_lr=0.0)
     drawn = []
     for rank, batches in ((0, 0), (0, 1), (1, 0), (1, 1), (0, 0)):
-        learner = Ranked(torch.nn.Linear(2, 2), objectives.label_cross_entropy, schedule, torch.optim.SGD, seed=3)
+        learner = Ranked(torch.nn.Linear(2, 2), objectives.label_cross_entropy, schedule, sgd, seed=3)
         Ranked.global_rank, learner.batches = rank, batches
         learner.on_train_batch_start(Batch.__new__(Batch), 0)
         drawn.append(tuple(torch.rand(3).tolist()))
