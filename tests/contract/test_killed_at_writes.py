@@ -171,7 +171,8 @@ def faults(reference: Reference, *kills: Kill) -> list[str]:
     own[0].write_text("mine")
     for kill in kills:
         code, text, events = command(output, words, processes, kill)
-        done.append(f"{kill.how} at event {kill.at} of rank {kill.rank} ({(events[kill.rank] or ["none"])[-1]})")
+        last = events[kill.rank][-1] if events[kill.rank] else "no event"
+        done.append(f"{kill.how} at event {kill.at} of rank {kill.rank} ({last})")
         if code != -signal.SIGKILL:
             return [f"{', '.join(done)}: ended with {code}: {text}"]
         for file in output.glob("*/*/run.json"):
