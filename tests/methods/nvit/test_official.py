@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from tests.methods.nvit.reference import analytic_cost, backward, fixture
+from vitlab.methods.nvit.gains import dims_of
 from vitlab.methods.nvit.pruner import Event, GlobalPruner, PruningRule
-from vitlab.models.pruning.units import find_axes
+from vitlab.models.pruning.gates import NormStats, attach_gates
 
 OFFICIAL = PruningRule(
     scope="official", norm="official", correct_bias=False, eta_scale="absolute", schedule="official"
@@ -33,11 +36,12 @@ def test_scores_are_those_of_the_official_code() -> None:
     model = fixture(
         0.3, 0.7, 0.37, 8, patch_size=4, embed_dim=8, depth=1, num_heads=2, mlp_ratio=1.5, num_classes=3
     )
-    pruner = GlobalPruner(find_axes(model), OFFICIAL)
+    attach_gates(model, "full")
+    pruner = GlobalPruner(model, OFFICIAL)
     losses, parts = [], []
     for t in range(2):
         losses.append(backward(model, t, 8, (0, 2)))
-        pruner.collect(model)
+        pruner.collect()
         parts.append([one / (t + 1) for one in pruner.importance.total.split(pruner.importance.units)])
     assert losses == pytest.approx([1.2065299282, 1.2349154145], abs=1e-10)
     for found, expected in zip(parts[0], SCORES, strict=True):
@@ -48,29 +52,29 @@ def test_scores_are_those_of_the_official_code() -> None:
     )
 
 
-def trace(events: int, eta: float) -> tuple[list[float], list[Event], list[float]]:
+def trace(events: int, eta: float, norm_stats: NormStats = "full") -> tuple[list[float], list[Event], list[float]]:
     """Losses of the first three batches, the events, and the cost after each (A5: no weight is updated)."""
     model = fixture(
         0.3, 0.7, 0.37, 16, patch_size=8, embed_dim=64, depth=12, num_heads=4, mlp_ratio=1, num_classes=4
     )
-    axes = find_axes(model)
-    assert sum(axis.groups for axis in axes) == 124
-    pruner = GlobalPruner(axes, PruningRule(**{**vars(OFFICIAL), "eta": eta}), analytic_cost)
+    gates = attach_gates(model, norm_stats)
+    assert sum(axis.groups for axis in gates.axes) == 124
+    pruner = GlobalPruner(model, replace(OFFICIAL, eta=eta), analytic_cost)
     losses, found, costs, t = [], [], [], 0
     while len(found) < events:
         losses.append(backward(model, t, 16, (t % 4, (t + 2) % 4)))
-        pruner.apply(model)
-        pruner.collect(model)
+        gates.apply_to(model)
+        pruner.collect()
         if t and t % 2 == 0:
             found.append(pruner.event())
-            pruner.apply(model)
-            costs.append(float(analytic_cost(pruner.dims).sum()))
+            gates.apply_to(model)
+            costs.append(float(analytic_cost(dims_of(pruner.structure)).sum()))
         t += 1
     return losses[:3], found, costs
 
 
-def ints(text: str) -> list[int]:
-    return [int(one) for one in text.split()]
+def ints(text: str) -> tuple[int, ...]:
+    return tuple(int(one) for one in text.split())
 
 
 def thresholds(events: list[Event], expected: dict[int, float]) -> None:
@@ -88,28 +92,39 @@ def test_schedule_without_the_cost() -> None:
             **{20: 8.700677e-04, 30: 2.131480e-03},
         },
     )
-    third, tenth, last = (events[number - 1].dims for number in (3, 10, 30))
-    assert third["qk"] == [16] * 4 + [8] + [16] * 2 + [8] + [16] * 3 + [8]
-    assert third["mlp"] == [64] * 9 + [48] + [64] * 2 and third["v"] == [16] * 12
-    assert tenth["qk"] == [16] * 4 + [8] + [16] * 2 + [8, 8] + [16] * 2 + [8]
-    assert tenth["mlp"] == ints("64 64 48 48 48 48 48 48 32 48 32 32")
-    assert last["embed"] == [64] * 12
-    assert last["heads"] == ints("4 4 4 4 4 2 2 4 2 2 2 2")
-    assert last["qk"] == ints("16 8 16 8 8 8 8 8 8 8 8 8")
-    assert last["v"] == ints("16 16 16 16 16 8 8 16 8 8 16 8")
-    assert last["mlp"] == ints("32 48 48 32 32 32 32 16 32 32 16 16")
+    third, tenth, last = (events[number - 1].structure for number in (3, 10, 30))
+    assert third.qk == ints("16 16 16 16 8 16 16 8 16 16 16 8")
+    assert third.mlp == (*(64,) * 9, 48, 64, 64) and third.v == (16,) * 12
+    assert tenth.qk == ints("16 16 16 16 8 16 16 8 8 16 16 8")
+    assert tenth.mlp == ints("64 64 48 48 48 48 48 48 32 48 32 32")
+    assert last.embed == 64
+    assert last.heads == ints("4 4 4 4 4 2 2 4 2 2 2 2")
+    assert last.qk == ints("16 8 16 8 8 8 8 8 8 8 8 8")
+    assert last.v == ints("16 16 16 16 16 8 8 16 8 8 16 8")
+    assert last.mlp == ints("32 48 48 32 32 32 32 16 32 32 16 16")
     assert costs[-1] == pytest.approx(1.04296875e-03, rel=1e-9)
 
 
 def test_schedule_with_the_cost() -> None:
     _, events, costs = trace(20, 50.0)
     first = events[0]
-    assert first.dims["embed"] == [48] * 12 and list(first.pruned) == ["embedding"]
+    assert first.structure.embed == 48 and list(first.pruned) == ["embedding"]
     assert list(events[1].pruned) == ["blocks.11.qk"]
     thresholds(events, {1: -5.003821e-04, 5: -1.847413e-05, 10: 2.118463e-05, 20: 2.346879e-04})
-    last = events[-1].dims
-    assert last["embed"] == [48] * 12
-    assert last["heads"] == ints("4 4 4 4 4 2 2 4 2 2 4 2")
-    assert last["qk"] == ints("16 16 16 16 8 8 8 8 8 8 8 8") and last["v"] == [16] * 12
-    assert last["mlp"] == ints("48 64 48 32 48 32 32 32 32 32 32 32")
+    last = events[-1].structure
+    assert last.embed == 48
+    assert last.heads == ints("4 4 4 4 4 2 2 4 2 2 4 2")
+    assert last.qk == ints("16 16 16 16 8 8 8 8 8 8 8 8") and last.v == (16,) * 12
+    assert last.mlp == ints("48 64 48 32 48 32 32 32 32 32 32 32")
     assert costs[-1] == pytest.approx(7.90039063e-04, rel=1e-8)
+
+
+def test_schedule_with_the_cost_and_norms_over_live_channels() -> None:
+    _, events, _ = trace(20, 50.0, "live")
+    thresholds(events, {2: -3.231529e-05, 20: 2.026919e-04})
+    last = events[-1].structure
+    assert last.embed == 48
+    assert last.heads == ints("4 4 4 4 4 2 4 4 2 2 4 4")
+    assert last.qk == ints("16 16 16 16 8 8 8 8 8 8 8 8")
+    assert last.v == ints("16 16 16 16 16 8 16 16 16 16 16 16")
+    assert last.mlp == ints("48 64 48 32 48 32 32 32 32 32 32 32")

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+
+from vitlab.models.vit_structure import WIDTHS, VitStructure, block_macs
 
 Floats = NDArray[np.float64]
 Blocks = Mapping[str, NDArray[np.int64]]
@@ -24,14 +25,17 @@ NAME = {"embedding": "embed", "head": "heads", "qk": "qk", "v": "v", "mlp": "mlp
 """The dimension of a block that a kind of unit is counted by."""
 
 
-def block_macs(dims: Mapping[str, ArrayLike], tokens: int) -> Floats:
-    """Multiply-adds for one image: N E (2 H QK + 2 H V) + 2 N E M + N^2 H (QK + V) (specification 13)."""
-    e, h, q, v, m = (np.asarray(dims[name], float) for name in NAME.values())
-    found: Floats = tokens * e * (2 * h * q + 2 * h * v) + 2 * tokens * e * m + tokens**2 * h * (q + v)
-    return found
+def macs_cost(tokens: int) -> BlockCost:
+    """Multiply-adds of a block for one image of ``tokens`` tokens."""
+
+    def cost(dims: Mapping[str, ArrayLike]) -> Floats:
+        e, h, q, v, m = (np.asarray(dims[name], float) for name in NAME.values())
+        return np.asarray(block_macs(e, h, q, v, m, tokens=tokens))  # type: ignore[arg-type]  # arrays as well
+
+    return cost
 
 
-def block_params(dims: Mapping[str, ArrayLike]) -> Floats:
+def params_cost(dims: Mapping[str, ArrayLike]) -> Floats:
     """Parameters, with biases and two LayerNorms (specification 13)."""
     e, h, q, v, m = (np.asarray(dims[name], float) for name in NAME.values())
     found: Floats = 4 * e + 2 * (e * h * q + h * q) + e * h * v + h * v + h * v * e + e + e * m + m + m * e + e
@@ -79,15 +83,7 @@ def relative_eta(scores: Sequence[Tensor], gates: Sequence[Tensor], gains: Seque
     return eta * importance / cost if cost > 0 else 0.0
 
 
-def live_dims(kinds: Sequence[str], blocks: Sequence[int | None], gates: Sequence[Tensor]) -> dict[str, NDArray[np.int64]]:
-    """The dimensions of the blocks that the live units make.
-
-    Args:
-        kinds, blocks: kind of each axis, and its block; None: all blocks.
-        gates: of each axis [units].
-    """
-    depth = 1 + max(block for block in blocks if block is not None)
-    found = {name: np.zeros(depth, dtype=np.int64) for name in NAME.values()}
-    for kind, block, gate in zip(kinds, blocks, gates, strict=True):
-        found[NAME[kind]][slice(None) if block is None else block] = int(torch.count_nonzero(gate))
-    return found
+def dims_of(structure: VitStructure) -> dict[str, NDArray[np.int64]]:
+    """Dimensions of the blocks of a structure, arrays [depth]."""
+    found = {name: np.array(getattr(structure, name)) for name in WIDTHS}
+    return {"embed": np.full(structure.depth, structure.embed), **found}

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitlab.methods.nvit.gains import BlockCost, adjust, live_dims, relative_eta, unit_gains
+from vitlab.methods.nvit.gains import BlockCost, adjust, dims_of, relative_eta, unit_gains
 from vitlab.methods.nvit.importance import NORMS, RunningImportance, unit_importance
-from vitlab.methods.nvit.selection import select_exact, select_official
-from vitlab.models.pruning.units import Axis, Scope, all_live, apply_gates
+from vitlab.methods.nvit.selection import Selection, select_exact, select_official
+from vitlab.models.pruning.gates import ATTRIBUTE, Gates, live_structure
+from vitlab.models.pruning.units import Axis, Scope
+from vitlab.models.vit_structure import VitStructure
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Event:
         threshold: largest score of a group that was chosen.
         eta: importance per unit of cost that was used.
         lowest, highest: scores of live units before the event, without the cost.
-        dims: of every block, after the event.
+        structure: of the live units after the event.
         overlap: share of the units chosen that the importance alone would have chosen too.
     """
 
@@ -71,50 +73,57 @@ class Event:
     eta: float
     lowest: float
     highest: float
-    dims: Mapping[str, list[int]]
+    structure: VitStructure
     overlap: float
 
 
 class GlobalPruner:
-    """Gates of all axes of a network, and the averages that decide which close.
+    """Closes the gates of a network, by averages over the batches between two events.
 
     Args:
-        axes: of :func:`~vitlab.models.pruning.units.find_axes`.
+        model: with gates (:func:`~vitlab.models.pruning.gates.attach_gates`); they are part of its state.
         rule: see there.
         cost: of a block, for the gains; None: no cost.
 
     Attributes:
-        gates: of each axis [units], on the CPU; False: pruned.
         events: so far.
     """
 
-    def __init__(self, axes: Sequence[Axis], rule: PruningRule, cost: BlockCost | None = None) -> None:
-        self.axes, self.rule, self.cost = list(axes), rule, cost
-        self.gates = all_live(axes)
+    def __init__(self, model: nn.Module, rule: PruningRule, cost: BlockCost | None = None) -> None:
+        gates = getattr(model, ATTRIBUTE)
+        assert isinstance(gates, Gates)
+        self.model, self.gates, self.axes = model, gates, gates.axes
+        self.rule, self.cost = rule, cost
         self.events = 0
         self.importance = RunningImportance(
-            [axis.units for axis in axes],
+            [axis.units for axis in self.axes],
             momentum=rule.momentum,
             correct_bias=rule.correct_bias,
             reset_after_first=rule.reset_after_first,
         )
-        self._names = sorted({one.parameter for axis in axes for one in axis.scored(rule.scope)})
+        self._names = sorted({one.parameter for axis in self.axes for one in axis.scored(rule.scope)})
 
     @property
-    def dims(self) -> dict[str, Any]:
-        """Dimensions of the blocks that the live units make, arrays [depth]."""
-        return live_dims([axis.kind for axis in self.axes], [axis.block for axis in self.axes], self.gates)
+    def structure(self) -> VitStructure:
+        """What the live units make."""
+        return live_structure(self.model, self.axes, self.gates.gates)
 
-    def collect(self, model: nn.Module) -> None:
-        """Add the importance in the gradient of one batch; ``model`` has it and the weights before the update."""
-        parameters = dict(model.named_parameters())
+    def collect(self, gradients: Mapping[str, Tensor] | None = None) -> None:
+        """Add the importance of one batch, from the weights and gradients that the network has now.
+
+        Args:
+            gradients: by name of the parameter, instead of those that the network has.
+        """
+        parameters = dict(self.model.named_parameters())
         device = next(iter(parameters.values())).device
         if self.importance.total.device != device:
             self.importance.to(device)
         with torch.no_grad():
-            self.importance.add(self._batch_importance(parameters))
+            self.importance.add(self._batch_importance(parameters, gradients))
 
-    def _batch_importance(self, parameters: Mapping[str, nn.Parameter]) -> list[Tensor]:
+    def _batch_importance(
+        self, parameters: Mapping[str, nn.Parameter], gradients: Mapping[str, Tensor] | None
+    ) -> list[Tensor]:
         if self.rule.criterion == "magnitude":
             squares = {name: parameters[name].float().square() for name in self._names}
             return [axis.scores(squares, self.rule.scope) for axis in self.axes]
@@ -123,7 +132,7 @@ class GlobalPruner:
             return [torch.rand(axis.units, generator=draws, dtype=torch.float64) for axis in self.axes]
         products = {}
         for name in self._names:
-            gradient = parameters[name].grad
+            gradient = parameters[name].grad if gradients is None else gradients[name]
             if gradient is None:
                 raise RuntimeError(f"{name} has no gradient: it is frozen, or not used")
             products[name] = parameters[name] * gradient
@@ -139,18 +148,18 @@ class GlobalPruner:
         Raises:
             RuntimeError: nothing was collected since the last event.
         """
-        scores = [
-            one * gate for one, gate in zip(self.importance.close_interval(), self.gates, strict=True)
-        ]  # a pruned unit is worth nothing
+        before = [gate.cpu() for gate in self.gates.gates]
+        averages = self.importance.close_interval()
+        scores = [one * gate for one, gate in zip(averages, before, strict=True)]  # a pruned unit is worth nothing
         gains = self._gains()
         eta = self.rule.eta
         if self.rule.eta_scale == "relative":
-            eta = relative_eta(scores, self.gates, gains, eta)
+            eta = relative_eta(scores, before, gains, eta)
         adjusted = adjust(scores, gains, eta)
-        chosen, alone = self._select(adjusted), self._select(scores)
-        self.gates = chosen.gates
+        chosen, alone = self._select(adjusted, before), self._select(scores, before)
+        self.gates.update(chosen.gates)
         self.events += 1
-        live = torch.cat([one[gate] for one, gate in zip(scores, self.gates, strict=True)])
+        live = torch.cat([one[gate] for one, gate in zip(scores, before, strict=True)])
         both = sum(len(set(a.tolist()) & set(b.tolist())) for a, b in zip(chosen.pruned, alone.pruned, strict=True))
         return Event(
             number=self.events,
@@ -159,7 +168,7 @@ class GlobalPruner:
             eta=eta,
             lowest=float(live.min()),
             highest=float(live.max()),
-            dims={name: values.tolist() for name, values in self.dims.items()},
+            structure=self.structure,
             overlap=both / max(1, sum(map(len, chosen.pruned))),
         )
 
@@ -167,29 +176,25 @@ class GlobalPruner:
         """d of each axis."""
         if self.cost is None or not self.rule.eta:
             return [0.0] * len(self.axes)
-        least = {axis.kind: axis.group * self.rule.least for axis in self.axes}
+        least: dict[str, int] = {axis.kind: axis.group * self.rule.least for axis in self.axes}
         if self.rule.schedule == "official":
             del least["embedding"]
-        gains = unit_gains(self.cost, self.dims, least)
+        gains = unit_gains(self.cost, dims_of(self.structure), least)
         return [float(gains[axis.kind][axis.block or 0]) for axis in self.axes]
 
-    def _select(self, scores: Sequence[Tensor]) -> Any:
+    def _select(self, scores: Sequence[Tensor], gates: Sequence[Tensor]) -> Selection:
         rule, sizes = self.rule, [axis.group for axis in self.axes]
         if rule.schedule == "official":
             return select_official(
-                scores, self.gates, sizes, event=self.events, units=rule.units_per_event, divisor=rule.divisor
+                scores, gates, sizes, event=self.events, units=rule.units_per_event, divisor=rule.divisor
             )
         least = [axis.group * rule.least for axis in self.axes]
         count = max(1, rule.units_per_event // rule.divisor)
-        return select_exact(scores, self.gates, sizes, count=count, least=least)
-
-    def apply(self, model: nn.Module) -> None:
-        """Set the weights of pruned units to zero."""
-        apply_gates(model, self.axes, [gate.to(next(model.parameters()).device) for gate in self.gates])
+        return select_exact(scores, gates, sizes, count=count, least=least)
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: tensors and integers."""
-        return {"gates": self.gates, "events": self.events, "importance": self.importance.state_dict()}
+        """For a checkpoint, beside the gates in the network's state: tensors and integers."""
+        return {"events": self.events, "importance": self.importance.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`.
@@ -197,7 +202,5 @@ class GlobalPruner:
         Raises:
             ValueError: the state is of another network.
         """
-        if [len(one) for one in state["gates"]] != [axis.units for axis in self.axes]:
-            raise ValueError("the gates are of another network")
-        self.gates, self.events = [one.cpu() for one in state["gates"]], state["events"]
+        self.events = state["events"]
         self.importance.load_state_dict(state["importance"])
