@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
@@ -54,10 +57,16 @@ def load(overrides: list[str]) -> Composed:
     words = parse_overrides(overrides, conf)
     loader = ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf)))
     repository = CachingConfigRepository(loader.repository)
+    chosen_words = [one for one in words if is_choice(one)]
+
+    def list_defaults(more: list[Override]) -> Any:
+        words = [*chosen_words, *more]
+        return create_defaults_list(repository, "config", words, prepend_hydra=False, skip_missing=False)
+
     try:
-        defaults = create_defaults_list(
-            repository, "config", [one for one in words if is_choice(one)], prepend_hydra=False, skip_missing=False
-        )
+        defaults = list_defaults([])
+        if own := _choices_on_dataset(defaults.overrides.known_choices, conf):
+            defaults = list_defaults(OverridesParser.create().parse_overrides([f"{ON_DATASET}={own}"]))
     except MissingConfigException as error:
         raise missing_file(str(error.missing_cfg_file), conf) from error
     except yaml.YAMLError as error:
@@ -67,7 +76,7 @@ def load(overrides: list[str]) -> Composed:
     choices = {
         group: choice
         for group, choice in defaults.overrides.known_choices.items()
-        if choice is None or (conf / group.partition("@")[0] / f"{choice}.yaml").is_file()
+        if group != ON_DATASET and (choice is None or (conf / group.partition("@")[0] / f"{choice}.yaml").is_file())
     }
     method = find_method(str(choices["method"]))
     known = fields(method.Options)
@@ -111,6 +120,17 @@ def load(overrides: list[str]) -> Composed:
     config = apply_debug(config)
     unchanged = {key: before.get(key) for key in changed}
     return Composed(config, choices, set(chosen) & set(GROUPS), list(overrides), tree, changed, unchanged, read)
+
+
+ON_DATASET = "method@_global_"
+"""Place in ``conf/config.yaml`` of the choices that a method makes anew for one data set: after the data set's own,
+before the experiment's. A data set names the usual network of small images, which not every method can take."""
+
+
+def _choices_on_dataset(choices: Mapping[str, str | None], conf: Path) -> str | None:
+    """The file of ``conf/method`` with the choices of this method on this data set, if there is one."""
+    name = f"_{choices['method']}_{choices['dataset']}"
+    return name if (conf / "method" / f"{name}.yaml").is_file() else None
 
 
 def _reads_of_mode(config: Config, chosen: set[str]) -> set[str]:

@@ -1,0 +1,187 @@
+"""The stages around pruning: the dense network, its latency table, export, finetuning."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitlab.config import Config, ModelConfig
+from vitlab.data.build import build_source
+from vitlab.errors import UserError
+from vitlab.files import write_json
+from vitlab.methods.nvit.options import NViTOptions, has_weights
+from vitlab.models.artifact import load_model, read_meta, save_model
+from vitlab.models.build import build_model
+from vitlab.models.pruning.units import find_axes
+from vitlab.models.vit_structure import VitStructure
+from vitlab.stage import Context
+from vitlab.tasks.base import find_task
+from vitlab.training.distributed import device_of
+from vitlab.training.train import prepare, train_on_labels
+
+TABLE = "latency.json"
+
+
+def check_network(config: Config) -> None:
+    """Refuse a network that cannot be pruned, and weights without a classifier for the data.
+
+    Raises:
+        UserError: naming the part, or the key.
+    """
+    find_axes(build(config, pretrained=False))
+
+
+def build(config: Config, pretrained: bool) -> nn.Module:
+    """The dense network of ``model=`` with a classifier for the data."""
+    classes = build_source(config.dataset, "train", config.seed).classes
+    head = find_task(config.task).head(classes)
+    torch.manual_seed(config.seed)
+    return build_model(config.model, size=config.dataset.size, classes=classes, pretrained=pretrained, **head)
+
+
+def dense(context: Context, options: NViTOptions) -> dict[str, object]:
+    """Train the dense network on the labels, or take the weights that are given; either way it becomes an artifact.
+
+    Raises:
+        UserError: the weights are of other classes.
+    """
+    config = context.config
+    if not has_weights(config):
+        assert options.dense is not None  # checked when the configuration was composed
+        return train_on_labels(context, config.model, options.dense)
+    start = time.monotonic()
+    training = prepare(context, config.model, config.recipe)
+    heads = [module for name, module in training.network.named_modules() if name in ("head", "head_dist")]
+    if any(isinstance(one, nn.Linear) and not bool(one.weight.any()) for one in heads):
+        raise UserError(
+            f"The weights of model '{config.model.name}' are of other classes than the {len(training.data.classes)} of "
+            f"{config.dataset.name}, so that its classifier is empty.",
+            "Finetune it first (method=supervised recipe=finetune, with the same model), then give that run: "
+            "model.checkpoint=RUN.",
+        )
+    record = training.save()
+    return {**record, "steps": 0, "seconds": round(time.monotonic() - start, 2), "notes": ["The dense network was loaded."]}
+
+
+def latency(context: Context, options: NViTOptions) -> dict[str, object]:
+    """Measure the latency table on this device, or copy the one that is given."""
+    from vitlab.methods.nvit.latency import load_table, measure
+
+    start, path = time.monotonic(), context.folder / TABLE
+    if options.latency.table != "measure":
+        table = load_table(Path(options.latency.table).expanduser())
+    else:
+        network = build(context.config, pretrained=False)
+        partial = context.folder / "latency.partial.json"
+        spec = replace(options.latency, rounds=1, held_out=2, points=2, mlp_points=2) if context.dry_run else options.latency
+        table = measure(
+            network,
+            structure_of(network),
+            vars(options.prune.groups),
+            spec,
+            device=device_of(context.config),
+            partial=partial,
+            progress=_progress(context),
+        )
+        table.save(path)
+        partial.unlink(missing_ok=True)
+    table.save(path)
+    error = table.mean_error
+    notes = []
+    if error is not None:
+        busy = "; the machine was busy, so times may be too long" if table.busy else ""
+        notes.append(
+            f"The latency table predicts {len(table.held_out)} random structures to {error:.1%} on average "
+            f"({table.conditions.device}, batch {table.conditions.batch}{busy})."
+        )
+    return {"seconds": round(time.monotonic() - start, 2), "notes": notes}
+
+
+def _progress(context: Context) -> Any:
+    from vitlab.training.interrupt import stop_if_requested
+    from vitlab.training.progress import print_line
+
+    shown = [-1]
+
+    def progress(done: int, total: int) -> None:
+        stop_if_requested()
+        if (tenth := 10 * done // total) > shown[0] and not context.dry_run:
+            shown[0] = tenth
+            print_line(f"latency: {done} of {total} samples")
+
+    return progress
+
+
+def structure_of(network: nn.Module) -> VitStructure:
+    """Widths of a timm ViT, or of a pruned one."""
+    from vitlab.models.pruning.gates import live_structure
+    from vitlab.models.pruning.units import all_live
+
+    axes = find_axes(network)
+    return live_structure(network, axes, all_live(axes))
+
+
+def cut(context: Context, options: NViTOptions, dense: Path, pruned: Path) -> dict[str, object]:
+    """Cut the pruned units out; the difference of the logits is in ``export.json`` and in the report."""
+    from vitlab.methods.nvit.prune import load_pruned
+    from vitlab.models.pruning.export import export
+
+    start, meta = time.monotonic(), read_meta(dense)
+    masked = load_pruned(pruned, load_model(dense)).eval()
+    found = export(masked, options.form)
+    args = {key: value for key, value in found.args.items()}
+    save_model(context.folder, found.model, replace(meta, name="pruned_vit", args=args, method="nvit", metrics={}, sha256=""))
+    write_json(
+        context.folder / "export.json",
+        {"structure": found.structure.as_json(), "form": found.form, "difference": found.difference, "logits": found.logits},
+    )
+    before, after = (sum(p.numel() for p in one.parameters()) for one in (load_model(dense), found.model))
+    return {
+        "seconds": round(time.monotonic() - start, 2),
+        "params": after,
+        "notes": [
+            f"The exported network has {after:,} of {before:,} parameters; its logits differ from those of the masked "
+            f"one by at most {found.difference:.1e} (largest logit {found.logits:.3g})."
+        ],
+    }
+
+
+def finetune(
+    context: Context, options: NViTOptions, dense: Path, teacher: Path | None, exported: Path
+) -> dict[str, object]:
+    """Train the exported network with the divergence head by head, in eval mode unless the options say otherwise
+    (specification 9)."""
+    from vitlab.methods.nvit.training import prepare_pruned
+
+    assert options.finetune is not None
+    training = prepare_pruned(
+        context,
+        options.finetune,
+        exported,
+        teacher,
+        options,
+        dense=dense,
+        kl_tau=options.loss.finetune_kl_tau,
+        kl_pairs="each",
+    )
+    training.learner.student_eval = options.finetune_mode == "eval"
+    training.run()
+    return training.save()
+
+
+def revit(context: Context, options: NViTOptions, teacher: Path | None) -> dict[str, object]:
+    """Train a redistributed network from scratch, with the labels and the class of the CNN (specification 10)."""
+    from vitlab.methods.nvit.training import set_objective
+
+    config = context.config
+    args: dict[str, Any] = {**config.model.args, "embed_dim": options.revit, "distilled": teacher is not None}
+    training = prepare(context, ModelConfig(name="revit", args=args), config.recipe, teacher=teacher)
+    set_objective(training.learner, options, kl_weight=0.0)
+    training.run()
+    return training.save()
