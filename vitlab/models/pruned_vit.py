@@ -34,14 +34,6 @@ __all__ = ["PrunedAttention", "PrunedBlock", "PrunedVisionTransformer", "PrunedV
 FORMS = ("compact", "timm")
 """Attention of its own, without waste; or timm's, padded with zeros to one head size."""
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "gelu": nn.GELU,
-    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
-    "relu": nn.ReLU,
-    "silu": nn.SiLU,
-}
-"""Activations of the MLP; timm knows more by name, ``quick_gelu`` among them."""
-
 
 class PrunedAttention(nn.Module):
     """Self-attention whose queries and keys have another size than its values.
@@ -202,10 +194,8 @@ def _timm_args(
     found = read_structure(structure)
     norm = partial(_norm, width=norm_width, eps=norm_eps)
     block = partial(PrunedBlock, structure=found, form=attention, norm_width=norm_width)
-    act = args.get("act_layer")
     return {
         **args,
-        "act_layer": ACTIVATIONS.get(act, act) if isinstance(act, str) else act,
         "embed_dim": found.embed,
         "depth": found.depth,
         "num_heads": 1,  # read by timm's own blocks only
