@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitlab.errors import UserError
+from vitlab.models.nvit_weights import convert_names, is_official
 from vitlab.models.pruning.norms import WidthLayerNorm
 from vitlab.models.vit_structure import REFERENCE, VitStructure, read_structure
 from vitlab.models.vit_structure import revit as revit_structure
@@ -252,6 +253,10 @@ class PrunedVisionTransformerDistilled(VisionTransformerDistilled):
     ) -> None:
         super().__init__(**_timm_args(structure, attention, norm_eps, norm_width, embed_norm, args))
         self.structure, self.norm_width = read_structure(structure), norm_width
+
+    def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of an official NViT checkpoint under this network's names; others as they are."""
+        return convert_names(state)[0] if is_official(state) else state
 
     def attention_maps(self, image: Tensor) -> dict[str, Tensor]:
         """Attention of the last block's heads from the class and distillation tokens to the patches."""
