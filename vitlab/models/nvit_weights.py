@@ -1,8 +1,8 @@
 """Official checkpoints of NViT (NVlabs/NViT), read as a ``pruned_vit``.
 
 The structures of NViT-B, -H, -S and -T are published only inside their checkpoints: the entry ``dim`` holds EMB and,
-for each block, ``head``, ``QK``, ``V`` and ``MLP``; the entry ``model`` the weights (nvit.md, section 11). Beside timm's
-names of a distilled DeiT, a block has
+for each block, ``head``, ``QK``, ``V`` and ``MLP``; the entry ``model`` the weights (nvit.md, section 11). Beside
+timm's names of a distilled DeiT, a block has
 
 - ``attn.qkv.{Q,K,V}``: linear layers with rows ordered by (head, channel), as ours;
 - ``attn.qkv.token_mask`` [198, 1]: a factor of Q, K and V of each token, the outcome of a token pruning that the paper

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -21,30 +22,38 @@ ROWS, COLUMNS = 8, 16
 
 
 def is_eligible(weight: Tensor) -> bool:
-    """Whether a weight [rows, columns] can be made 2:4 sparse."""
-    return weight.ndim == 2 and weight.shape[0] % ROWS == 0 and weight.shape[1] % COLUMNS == 0
+    """Whether a weight [rows, ...], its other dimensions taken as columns, can be made 2:4 sparse."""
+    return weight.ndim >= 2 and weight.shape[0] % ROWS == 0 and weight[0].numel() % COLUMNS == 0
 
 
 def linear_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights of the linear layers, by parameter name."""
-    layers = ((name, one) for name, one in model.named_modules() if isinstance(one, nn.Linear))
-    return {f"{name}.weight" if name else "weight": layer.weight for name, layer in layers}
+    """Weights of the linear layers, by parameter name; the embedding of patches, a convolution with its kernel as
+    stride, is one."""
+    return {f"{name}.weight".lstrip("."): one.weight for name, one in model.named_modules() if _is_linear(one)}
+
+
+def _is_linear(layer: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
+    patches = isinstance(layer, nn.Conv2d) and layer.kernel_size == layer.stride and layer.groups == 1
+    return isinstance(layer, nn.Linear) or patches
 
 
 def mask_2_4(weight: Tensor) -> Tensor:
-    """True at the two largest magnitudes of every four consecutive columns; of equal ones the first are kept.
+    """True at the two largest magnitudes of every four consecutive inputs; of equal ones the first are kept.
 
     Args:
-        weight: [rows, columns], columns a multiple of 4.
+        weight: [rows, ...], the other dimensions taken as inputs, their number a multiple of 4.
+
+    Returns:
+        Boolean, of the weight's shape.
 
     Raises:
-        ValueError: another number of columns.
+        ValueError: another number of inputs.
     """
-    if weight.ndim != 2 or weight.shape[1] % 4:
-        raise ValueError(f"a weight of shape {tuple(weight.shape)} has no groups of four columns")
-    fours = weight.detach().abs().unflatten(1, (-1, 4))
+    if weight.ndim < 2 or weight[0].numel() % 4:
+        raise ValueError(f"a weight of shape {tuple(weight.shape)} has no groups of four inputs")
+    fours = weight.detach().abs().flatten(1).unflatten(1, (-1, 4))
     largest = fours.argsort(dim=-1, descending=True, stable=True)[..., :2]
-    return torch.zeros_like(fours, dtype=torch.bool).scatter_(-1, largest, True).flatten(1)
+    return torch.zeros_like(fours, dtype=torch.bool).scatter_(-1, largest, True).view_as(weight)
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ class NonZeros:
 
 
 def count_nonzeros(model: nn.Module) -> NonZeros:
-    """Parameters of ``model``, and those that are left with 2:4 masks on every eligible linear layer; by shapes only."""
+    """Parameters of ``model``, and those left by 2:4 masks on every eligible linear layer; from shapes alone."""
     removed = sum(weight.numel() // 2 for weight in linear_weights(model).values() if is_eligible(weight))
     total = sum(one.numel() for one in model.parameters())
     return NonZeros(total, total - removed)
