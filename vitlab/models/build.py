@@ -39,6 +39,7 @@ from vitlab.models.checkpoints import META_FILE, load_checkpoint, load_weights, 
 from vitlab.models.imagenet22k import ABSENT, CLASSES, class_map, remap_head
 from vitlab.models.param_groups import parameter_groups
 from vitlab.models.tinyvit_weights import RESIZES
+from vitlab.models.vit_structure import structure_file
 from vitlab.run.run import model_folder
 
 if TYPE_CHECKING:
@@ -175,6 +176,8 @@ def resolve_architecture(cfg: ModelConfig, size: Size | None) -> tuple[str, dict
     name = resolved.pop("model_name") if source else cfg.name
     args = {key: value for key, value in resolved.items() if key not in ("model_name", "pretrained_cfg")}
     args.pop("pretrained_model_args", None)
+    if isinstance(args.get("structure"), str):  # the content, so that a model folder does without the file
+        args["structure"] = structure_file(args["structure"])
     if isinstance(args.get("img_size"), tuple):
         args["img_size"] = plain_size(args["img_size"])
     return name, args

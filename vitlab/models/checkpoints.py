@@ -90,11 +90,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: no such file, not a checkpoint, or one that would have to be unpickled.
     """
-    content = _read(path)
+    content = read_content(path)
     return strip_prefixes(_entry(content, path))
 
 
-def _read(path: Path) -> object:
+def read_content(path: Path) -> object:
+    """Everything that the file ``path`` holds, tensors on the CPU; of a folder, its weights.
+
+    Raises:
+        UserError: no such file, not a checkpoint, or one that would have to be unpickled.
+    """
     if path.is_dir():
         path = path / WEIGHTS_FILE
     if not path.is_file():
@@ -164,7 +169,7 @@ def load_checkpoint(model: nn.Module, path: Path, keep_head: bool = True, **opti
     Raises:
         UserError: as :func:`read_weights` and :func:`load_weights`; or two places fit equally well.
     """
-    content = _read(path)
+    content = read_content(path)
     found = candidates(content, len(model.state_dict()))
     for number, one in enumerate(found):
         source = f"'{path}'" + (f" ({one})" if str(one) else "")

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitlab.errors import UserError
+from vitlab.models.nvit_weights import convert_names, is_official
 from vitlab.models.pruning.norms import WidthLayerNorm
 from vitlab.models.vit_structure import REFERENCE, VitStructure, read_structure
 from vitlab.models.vit_structure import revit as revit_structure
@@ -33,14 +34,6 @@ __all__ = ["PrunedAttention", "PrunedBlock", "PrunedVisionTransformer", "PrunedV
 
 FORMS = ("compact", "timm")
 """Attention of its own, without waste; or timm's, padded with zeros to one head size."""
-
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "gelu": nn.GELU,
-    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
-    "relu": nn.ReLU,
-    "silu": nn.SiLU,
-}
-"""Activations of the MLP; timm knows more by name, ``quick_gelu`` among them."""
 
 
 class PrunedAttention(nn.Module):
@@ -202,10 +195,8 @@ def _timm_args(
     found = read_structure(structure)
     norm = partial(_norm, width=norm_width, eps=norm_eps)
     block = partial(PrunedBlock, structure=found, form=attention, norm_width=norm_width)
-    act = args.get("act_layer")
     return {
         **args,
-        "act_layer": ACTIVATIONS.get(act, act) if isinstance(act, str) else act,
         "embed_dim": found.embed,
         "depth": found.depth,
         "num_heads": 1,  # read by timm's own blocks only
@@ -262,6 +253,10 @@ class PrunedVisionTransformerDistilled(VisionTransformerDistilled):
     ) -> None:
         super().__init__(**_timm_args(structure, attention, norm_eps, norm_width, embed_norm, args))
         self.structure, self.norm_width = read_structure(structure), norm_width
+
+    def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of an official NViT checkpoint under this network's names; others as they are."""
+        return convert_names(state)[0] if is_official(state) else state
 
     def attention_maps(self, image: Tensor) -> dict[str, Tensor]:
         """Attention of the last block's heads from the class and distillation tokens to the patches."""

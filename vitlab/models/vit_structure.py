@@ -9,13 +9,13 @@ section 10; :data:`REFERENCE` holds stand-ins for the published networks, whose 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vitlab.errors import UserError
+from vitlab.files import read_json
 
 WIDTHS = ("heads", "qk", "v", "mlp")
 """The widths of a block, in the order of the fields."""
@@ -82,26 +82,24 @@ _FORM = (
 
 
 def read_structure(given: VitStructure | Mapping[str, Any] | str | Path) -> VitStructure:
-    """A structure from its JSON: an object, the text of one, or the path of a file.
+    """A structure from its JSON: an object, or the path of a file (:func:`structure_file`).
 
-    A single number stands for every block where another width has a list. A model folder's ``model.json``, which holds
-    a structure among its arguments, is read too.
+    A single number stands for every block where another width has a list.
 
     Raises:
         UserError: no such file, not JSON, unknown or missing keys, or values that are no widths.
     """
     if isinstance(given, VitStructure):
         return given
-    if isinstance(given, str | Path):
-        given = _read_json(given)
-    for outer in ("args", "structure"):
-        given = given[outer] if outer in given and isinstance(given[outer], Mapping) else given
+    found = structure_file(given) if isinstance(given, str | Path) else given
+    if not isinstance(found, Mapping):
+        raise UserError(f"The structure is a {type(found).__name__}, not an object.", _FORM)
     known = {item.name for item in dataclasses.fields(VitStructure)}
-    if unknown := sorted(set(given) - known):
+    if unknown := sorted(set(found) - known):
         raise UserError(f"The structure has the unknown key {unknown[0]}.", _FORM)
-    if missing := [name for name in ("embed", *WIDTHS) if name not in given]:
+    if missing := [name for name in ("embed", *WIDTHS) if name not in found]:
         raise UserError(f"The structure lacks {', '.join(missing)}.", _FORM)
-    values = dict(given)
+    values = dict(found)
     lists = [value for name, value in values.items() if name in WIDTHS and _is_list(value)]
     if not lists:
         raise UserError("The structure has no list, so that its number of blocks is unknown.", _FORM)
@@ -110,28 +108,25 @@ def read_structure(given: VitStructure | Mapping[str, Any] | str | Path) -> VitS
     return VitStructure(**values)
 
 
+def structure_file(path: str | Path) -> Any:
+    """The structure that a JSON file holds, unchecked: by itself, or as an argument in a model folder's ``model.json``.
+
+    Raises:
+        UserError: no such file, or not JSON.
+    """
+    path = Path(path).expanduser()
+    try:
+        found = read_json(path)
+    except FileNotFoundError as error:
+        raise UserError(f"There is no structure at '{path}' (model.args.structure).", "Give a JSON file.") from error
+    for outer in ("args", "structure"):
+        if isinstance(found, dict) and isinstance(found.get(outer), dict | list):
+            found = found[outer]
+    return found
+
+
 def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def _read_json(given: str | Path) -> Mapping[str, Any]:
-    text, where = str(given), "The structure"
-    if not text.lstrip().startswith("{"):
-        path = Path(given).expanduser()
-        where = f"The structure in '{path}'"
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"There is no structure at '{path}' ({error.strerror}).", "Give a JSON file.") from error
-        except UnicodeDecodeError as error:
-            raise UserError(f"{where} is not text.", _FORM) from error
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON: {error}.", _FORM) from error
-    if not isinstance(value, dict):
-        raise UserError(f"{where} is a {type(value).__name__}, not an object.", _FORM)
-    return value
 
 
 # ------------------------------------------------------------------------------------------------------------- counts

@@ -90,7 +90,7 @@ def export(model: nn.Module, form: str = "compact", images: Tensor | None = None
     small = timm.create_model(NAME, num_classes=network.num_classes, **args)
     first = next(model.parameters())
     small = small.to(first.device, first.dtype)
-    state = _cut(model, structure, form, gates.axes, gates.gates)
+    state = cut(model, structure, form, gates.axes, gates.gates)
     try:
         small.load_state_dict(state)
     except RuntimeError as error:
@@ -185,7 +185,7 @@ def _width(norm: nn.LayerNorm) -> int:
     return norm.width if isinstance(norm, WidthLayerNorm) else int(norm.normalized_shape[0])
 
 
-def _cut(
+def cut(
     model: nn.Module, structure: VitStructure, form: str, axes: Sequence[Axis], gates: Sequence[Tensor]
 ) -> dict[str, Tensor]:
     """The state of the exported network: live units of every parameter, under its names."""

@@ -41,7 +41,6 @@ class Gates(nn.Module):
             self.register_buffer(_buffer(axis), torch.ones(axis.units, dtype=torch.bool))
         self.live = [axis.units for axis in self.axes]  # kept, since reading it from a GPU waits for it
         self._dead: list[Tensor | None] = [None] * len(self.axes)
-        self.register_load_state_dict_post_hook(lambda module, _: module._count())
 
     @property
     def gates(self) -> list[Tensor]:
@@ -77,8 +76,16 @@ class Gates(nn.Module):
         for axis, dead in zip(self.axes, self._dead, strict=True):
             if dead is not None:
                 for one in axis.slices:
-                    weight = parameters[one.parameter]
-                    one.zero_(weight, dead.to(weight.device))
+                    one.zero_(parameters[one.parameter], dead)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._count()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        self._count()  # the indices move to the device of the buffers
+        return self
 
     def _count(self) -> None:
         """Bring what is derived from the buffers up to date."""
@@ -126,8 +133,9 @@ def attach_gates(model: nn.Module, norm_stats: NormStats = "live", groups: Mappi
             norm: Any = model.get_submodule(name)
             if isinstance(norm, WidthLayerNorm) and norm.width != norm.normalized_shape[0]:
                 raise UserError(
-                    f"{name} has the statistics of {norm.width} channels, kept when the network was first pruned.",
-                    "Prune it with norm_stats=full.",
+                    f"{name} has the statistics of {norm.width} channels but {norm.normalized_shape[0]} channels, from "
+                    "an earlier export.",
+                    "Prune the network of the compact form, or with norm_stats=full.",
                 )
             model.set_submodule(name, LiveLayerNorm(norm, gates, axis))
     device = next(model.parameters()).device

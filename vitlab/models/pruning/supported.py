@@ -10,12 +10,24 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from vitlab.errors import UserError
+from vitlab.models.pruned_vit import (
+    PrunedAttention,
+    PrunedBlock,
+    PrunedVisionTransformer,
+    PrunedVisionTransformerDistilled,
+)
+from vitlab.models.pruning.norms import WidthLayerNorm
 
 # By exact type: a subclass may compute something else from the same parameters.
-NETWORKS: tuple[type[nn.Module], ...] = (VisionTransformer, VisionTransformerDistilled)
-BLOCKS: tuple[type[nn.Module], ...] = (Block,)
-ATTENTION: tuple[type[nn.Module], ...] = (Attention,)
-NORMS: tuple[type[nn.Module], ...] = (nn.LayerNorm, LayerNorm, LayerNormFp32)
+NETWORKS: tuple[type[nn.Module], ...] = (
+    VisionTransformer,
+    VisionTransformerDistilled,
+    PrunedVisionTransformer,
+    PrunedVisionTransformerDistilled,
+)
+BLOCKS: tuple[type[nn.Module], ...] = (Block, PrunedBlock)
+ATTENTION: tuple[type[nn.Module], ...] = (Attention, PrunedAttention)
+NORMS: tuple[type[nn.Module], ...] = (nn.LayerNorm, LayerNorm, LayerNormFp32, WidthLayerNorm)
 
 
 def check_supported(model: nn.Module) -> None:
@@ -36,6 +48,7 @@ def check_supported(model: nn.Module) -> None:
     if not isinstance(network.head, nn.Linear):
         raise _refused(model, f"head is a {type(network.head).__name__}: without a classifier, its output is pruned")
     _check(model, "patch_embed", network.patch_embed, (PatchEmbed,))
+    _check(model, "patch_embed.proj", network.patch_embed.proj, (nn.Conv2d,))
     for name in ("norm_pre", "norm", "fc_norm"):
         _check(model, name, getattr(network, name), (*NORMS, nn.Identity))
     _check(model, "patch_embed.norm", network.patch_embed.norm, (*NORMS, nn.Identity))
@@ -61,6 +74,8 @@ def _check(model: nn.Module, name: str, part: nn.Module, kinds: tuple[type[nn.Mo
     if type(part) not in kinds:
         known = " or ".join(dict.fromkeys(one.__name__ for one in kinds))
         raise _refused(model, f"{name} is a {type(part).__name__}, not {known}")
+    if isinstance(part, nn.LayerNorm) and (part.weight is None or part.bias is None):
+        raise _refused(model, f"{name} has no weight and bias, so that pruned channels would not be zero after it")
 
 
 def _refused(model: nn.Module, why: str) -> UserError:

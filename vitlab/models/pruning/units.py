@@ -71,7 +71,7 @@ class Slice:
         """Sum of ``values``, elementwise products of the parameter's shape, for each unit: [units]."""
         part, dim = self.unfold(values.contiguous())
         others = [one for one in range(part.ndim) if one != dim]
-        return part.sum(others) if others else part  # torch sums over everything for an empty list
+        return part.sum(others) if others else part  # torch takes no dimensions for all of them
 
     def gate_(self, parameter: Tensor, gate: Tensor) -> None:
         """Set the units whose gate [units] is false to zero in ``parameter``, in place."""
