@@ -24,6 +24,7 @@ from vitlab.methods.nvit.options import NViTOptions, PruneOptions, resolved, tar
 from vitlab.methods.nvit.pruner import Event, GlobalPruner, PruningRule
 from vitlab.methods.nvit.training import prepare_pruned
 from vitlab.models.pruning.gates import ATTRIBUTE, Gates, attach_gates, live_structure
+from vitlab.models.pruning.units import table as axes_table
 from vitlab.models.vit_structure import TokenLayout, VitStructure, count_macs, count_params, read_structure
 from vitlab.stage import Context
 from vitlab.training.learner import Learner
@@ -216,6 +217,8 @@ def prune(context: Context, options: NViTOptions, dense: Path, teacher: Path | N
     # A compiled network would be compiled anew for every structure, which costs more than it saves.
     object.__setattr__(learner, "forward_student", learner.student)
     gates = attach_gates(learner.student, rule.norm_stats, asdict(rule.groups))  # type: ignore[arg-type]  # checked
+    if context.dry_run and context.is_main:
+        print(f"\n{axes_table(gates.axes)}\n")
     before = live_structure(learner.student, gates.axes, gates.gates)
     latency = LatencyTable.load(table) if table is not None else None
     target = make_target(options, learner.student, latency)

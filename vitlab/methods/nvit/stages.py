@@ -171,8 +171,19 @@ def finetune(
         kl_pairs="each",
     )
     training.learner.student_eval = options.finetune_mode == "eval"
-    training.run()
-    return training.save()
+    if options.sparsity is None:
+        training.run()
+        return training.save()
+    from vitlab.methods.nvit.sparse_callback import KeepSparse
+    from vitlab.models.pruning.sparsity import Sparsity, count_nonzeros
+
+    sparsity = Sparsity(training.learner.student)
+    sparsity.apply_to(training.learner.student)
+    training.run([KeepSparse(sparsity)])
+    found = count_nonzeros(training.learner.student)
+    dense_layers = f"; not eligible and dense: {', '.join(sparsity.left_out)}" if sparsity.left_out else ""
+    note = f"2:4 sparsity leaves {found.nonzero:,} of {found.total:,} parameters{dense_layers}."
+    return {**training.save(), "nonzero": found.nonzero, "notes": [note]}
 
 
 def revit(context: Context, options: NViTOptions, teacher: Path | None) -> dict[str, object]:
