@@ -24,10 +24,15 @@ from vitlab.run.recorder import read_rows
 from vitlab.training.callbacks import record_and_checkpoint
 from vitlab.training.learner import Learner
 
-METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
+METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("[!_]*.yaml"))
 EXTRA: dict[str, tuple[str, ...]] = {
     "reinforce": ("method.kd=true",),
     "deepmad": ("method.budget.params=0.2M", "method.budget.flops=20M", "method.chains=64", "method.steps=200"),
+    "nvit": (
+        # multiply-adds: another run would measure other latencies, and so prune another network
+        *("method.target.latency=null", "method.target.macs=0.8", "method.prune.interval=2"),
+        *("method.prune.units_per_event=64", "method.finetune.batch_size=16", "method.dense.batch_size=16"),
+    ),
 }
 """Further overrides of a method's smallest run."""
 

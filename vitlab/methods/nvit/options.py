@@ -111,6 +111,7 @@ class NViTOptions:
     latency: LatencyOptions = field(default_factory=LatencyOptions)
     prune: PruneOptions = field(default_factory=PruneOptions)
     loss: LossOptions = field(default_factory=LossOptions)
+    repeats: int = number(1, 1, 100)  # different views of each image in a batch, in pruning and finetuning
     form: str = "compact"  # of the exported network: compact | timm (stock attention, padded with zeros)
     finetune: Optional[RecipeConfig] = None  # train the exported network; null: do not
     finetune_mode: str = "eval"  # eval (no drop path, as the released runs) | train

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vitlab.config import ModelConfig, RecipeConfig
 from vitlab.data.batch import Batch
+from vitlab.data.views import FreshViews
 from vitlab.methods.nvit.losses import PruningObjective
 from vitlab.methods.nvit.options import NViTOptions
 from vitlab.models.artifact import load_model, read_meta
@@ -69,7 +70,9 @@ def prepare_pruned(
         dense: artifact of the dense network; None: ``start``.
         kl_from, kl_tau, kl_pairs: see :class:`~vitlab.methods.nvit.losses.PruningObjective`.
     """
-    training = prepare(context, model_of(start), recipe, teacher=teacher, start=start)
+    training = prepare(
+        *(context, model_of(start), recipe, FreshViews(repeats=options.repeats)), teacher=teacher, start=start
+    )
     learner, loss = training.learner, options.loss
     if loss.kl_weight:
         learner.teachers["dense"] = DenseTeacher(dense or start, device_of(context.config))
