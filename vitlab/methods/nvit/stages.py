@@ -14,7 +14,8 @@ from torch import nn
 from vitlab.config import Config, ModelConfig
 from vitlab.data.build import build_source
 from vitlab.errors import UserError
-from vitlab.files import write_json
+from vitlab.files import read_json, write_json
+from vitlab.measure.timing import device_name
 from vitlab.methods.nvit.options import NViTOptions, has_weights
 from vitlab.models.artifact import load_model, read_meta, save_model
 from vitlab.models.build import build_model
@@ -128,28 +129,60 @@ def structure_of(network: nn.Module) -> VitStructure:
 
 
 def cut(context: Context, options: NViTOptions, dense: Path, pruned: Path) -> dict[str, object]:
-    """Cut the pruned units out; the difference of the logits is in ``export.json`` and in the report."""
-    from vitlab.methods.nvit.prune import load_pruned
+    """Cut the pruned units out of the weights, and time the dense and the smaller network in turns on this device.
+
+    ``export.json`` has the structure, the largest difference of the logits, and both speed-ups.
+    """
+    from vitlab.methods.nvit.prune import RECORD, load_pruned
     from vitlab.models.pruning.export import export
 
-    start, meta = time.monotonic(), read_meta(dense)
-    masked = load_pruned(pruned, load_model(dense)).eval()
-    found = export(masked, options.form)
-    args = {key: value for key, value in found.args.items()}
-    save_model(context.folder, found.model, replace(meta, name="pruned_vit", args=args, method="nvit", metrics={}, sha256=""))
+    start, meta, original = time.monotonic(), read_meta(dense), load_model(dense).eval()
+    found = export(load_pruned(pruned, load_model(dense)).eval(), options.form)
+    meta = replace(meta, name="pruned_vit", args=found.args, method="nvit", metrics={}, sha256="")
+    save_model(context.folder, found.model, meta)
+    before, after = (sum(p.numel() for p in one.parameters()) for one in (original, found.model))
+    device = device_of(context.config)
+    ratio, low, high = speed_up(original.to(device), found.model.to(device), options.latency.batch)
+    target = read_json(pruned / RECORD)["target"]
     write_json(
         context.folder / "export.json",
-        {"structure": found.structure.as_json(), "form": found.form, "difference": found.difference, "logits": found.logits},
+        {
+            "structure": found.structure.as_json(),
+            "form": found.form,
+            "difference": found.difference,
+            "logits": found.logits,
+            "speed_up": {"batch": options.latency.batch, "measured": ratio, "interval": [low, high]},
+            "target": target,
+        },
     )
-    before, after = (sum(p.numel() for p in one.parameters()) for one in (load_model(dense), found.model))
+    predicted = f"; the latency table predicts {1 / target['reached']:.2f}" if target["name"] == "latency" else ""
     return {
         "seconds": round(time.monotonic() - start, 2),
         "params": after,
         "notes": [
             f"The exported network has {after:,} of {before:,} parameters; its logits differ from those of the masked "
-            f"one by at most {found.difference:.1e} (largest logit {found.logits:.3g})."
+            f"one by at most {found.difference:.1e} (largest logit {found.logits:.3g}).",
+            f"It is {ratio:.2f} times as fast as the dense network (95 % interval {low:.2f} to {high:.2f}, batches of "
+            f"{options.latency.batch} on {device_name(device)}){predicted}.",
         ],
     }
+
+
+def speed_up(dense: nn.Module, small: nn.Module, batch: int, repeats: int = 15) -> tuple[float, float, float]:
+    """How many times as fast ``small`` is, timed in turns with ``dense``: the median ratio and its 95 % interval."""
+    from vitlab.measure.timing import Contender, forward_pass, time_interleaved
+
+    first = next(dense.parameters())
+    images = torch.randn(batch, *input_shape(dense), device=first.device)
+    small_first = [Contender("small", "eager", batch, forward_pass(small.eval(), images))]
+    found = time_interleaved([*small_first, Contender("dense", "eager", batch, forward_pass(dense.eval(), images))], repeats)
+    return found[1].ratio, found[1].ratio_lo, found[1].ratio_hi
+
+
+def input_shape(network: nn.Module) -> tuple[int, ...]:
+    """[C, H, W] of the images of a timm ViT."""
+    embed: Any = network.patch_embed
+    return (embed.proj.in_channels, *embed.img_size)
 
 
 def finetune(
