@@ -28,6 +28,7 @@ STRUCTURE: dict[str, Any] = {
     "head_dim": 8,
 }
 SMALL: dict[str, Any] = {"structure": STRUCTURE, "img_size": 16, "patch_size": 8}
+AVERAGE = {"class_token": False, "global_pool": "avg"}
 
 
 def small(**args: Any) -> Any:
@@ -37,7 +38,7 @@ def small(**args: Any) -> Any:
 
 @pytest.mark.parametrize(
     "args",
-    [{}, {"distilled": True}, {"attention": "timm"}, {"qk_norm": True}, {"class_token": False, "global_pool": "avg"}],
+    [{}, {"distilled": True}, {"attention": "timm"}, {"qk_norm": True}, AVERAGE],
     ids=["compact", "distilled", "timm", "qk norm", "average"],
 )
 def test_a_timm_network(args: dict[str, Any]) -> None:
