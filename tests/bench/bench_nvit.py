@@ -2,8 +2,8 @@
 
     python tests/bench/bench_nvit.py [REPEATS]
 
-One thread, batch 4, float32, 224 px; the least CPU time of the repeats (nvit.md, A9). Weights are random: a multiply-add
-takes the same time whatever its operands.
+One thread, batch 4, float32, 224 px; the least CPU time of the repeats (nvit.md, A9). Weights are random: the time does
+not depend on them.
 """
 
 from __future__ import annotations
