@@ -66,9 +66,7 @@ def main(repeats: int = 5) -> dict[str, Row]:
         found = export(model, form, image[:1])
         seconds = cpu_seconds(found.model, image, repeats)
         rows.append(Row(f"exported, {form}", seconds, count_macs(found.structure)))
-        print(
-            f"exported, {form}: largest difference of the logits {found.difference:.1e}, logits up to {found.logits:.2f}"
-        )
+        print(f"exported, {form}: logits up to {found.logits:.2f} differ by {found.difference:.1e} at most")
     del model, found
     for name in ("nvit_ref_half", "nvit_ref_small", "nvit_ref_tiny", "revit_small", "revit_tiny"):
         one: Any = timm.create_model(name)

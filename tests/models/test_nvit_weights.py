@@ -15,7 +15,7 @@ from vitlab.errors import UserError
 from vitlab.models.checkpoints import load_weights
 from vitlab.models.nvit_weights import read_official
 
-DIM = {"EMB": 16, "head": [2, 1], "QK": [4, 8], "V": [8, 4], "MLP": [24, 16]}
+DIM: dict[str, Any] = {"EMB": 16, "head": [2, 1], "QK": [4, 8], "V": [8, 4], "MLP": [24, 16]}
 TOKENS, CLASSES, PATCH = 2 + 4, 5, 8
 
 
@@ -29,7 +29,7 @@ def official(factors: tuple[float, float] = (1.0, 1.0)) -> dict[str, Tensor]:
     e = 16
     state = {"cls_token": draw(1, 1, e), "dist_token": draw(1, 1, e), "pos_embed": draw(1, TOKENS, e)}
     state |= {"patch_embed.proj.weight": draw(e, 3 * PATCH**2, 1, 1), "patch_embed.proj.bias": draw(e)}
-    for i, (h, qk, v, m) in enumerate(zip(DIM["head"], DIM["QK"], DIM["V"], DIM["MLP"], strict=True)):  # type: ignore[arg-type]
+    for i, (h, qk, v, m) in enumerate(zip(DIM["head"], DIM["QK"], DIM["V"], DIM["MLP"], strict=True)):
         at = f"blocks.{i}"
         for norm in ("norm1", "norm2"):
             state |= {f"{at}.{norm}.weight": 1 + draw(e), f"{at}.{norm}.bias": draw(e)}
@@ -81,7 +81,7 @@ def test_a_checkpoint_becomes_the_same_network(tmp_path: Path, factors: tuple[fl
     with torch.no_grad():
         torch.testing.assert_close(found.build()(image), reference(weights, image), rtol=0, atol=1e-5)
     model: Any = timm.create_model("pruned_vit", **found.args)
-    load_weights(model, {f"{name}": value for name, value in weights.items()}, "official")  # model.checkpoint does this
+    load_weights(model, weights, "official")  # model.checkpoint does this
     assert all(torch.equal(value, found.state[name]) for name, value in model.state_dict().items())
 
 

@@ -149,10 +149,11 @@ def test_mistakes_are_named() -> None:
         build_model(ModelConfig("pruned_vit", args={"structure": "none.json"}), 5, 16)
 
 
-@pytest.mark.parametrize("attention", ["compact", "timm"])
+@pytest.mark.parametrize("attention", ["compact", pytest.param("timm", marks=pytest.mark.slow)])
 def test_graphs(attention: str) -> None:
     """torch.export, ONNX in onnxruntime and torch.compile's capture in one graph give the network's logits."""
-    model = small(distilled=True, attention=attention, norm_width=24)
+    structure = {"embed": 16, "heads": [2], "qk": [4], "v": [8], "mlp": [24]}
+    model = small(structure=structure, distilled=True, attention=attention, norm_width=24)
     sample = torch.randn(3, 3, 16, 16)
     with torch.no_grad():
         logits = model(sample)

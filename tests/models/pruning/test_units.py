@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from tests.models.pruning.vits import NETWORKS, images, network, random_gates
 from vitlab.errors import UserError
+from vitlab.models.pruning.export import export
 from vitlab.models.pruning.gates import attach_gates
 from vitlab.models.pruning.units import Axis, all_live, apply_gates, count_live, find_axes, table
 
@@ -102,7 +103,7 @@ def test_what_is_not_understood_is_refused_by_name() -> None:
     assert "blocks.0.attn is a DiffAttention" in refused("vit_tiny_patch16_224", attn_layer="diff")
     assert "norm_pre is a RmsNorm" in refused("vit_tiny_patch16_224", pre_norm=True, norm_layer="rmsnorm")
     model = network("plain")
-    model.register_parameter("extra", nn.Parameter(torch.zeros(3)))
+    model.extra = nn.Parameter(torch.zeros(3))
     with pytest.raises(UserError, match="how extra depend on its units"):
         find_axes(model)
 
@@ -205,15 +206,13 @@ def test_official_scores_of_a_small_network() -> None:
 
 def test_scores_of_a_padded_or_compact_network_are_those_of_the_original() -> None:
     """The units of all three forms of one network have the same signed sums."""
-    from vitlab.models.pruning.export import export
-
     model = network("distilled")
     image = images(model)
     sums = []
-    attach_gates(model)
+    gates = attach_gates(model)
     for one in (model, export(model, "compact").model, export(model, "timm").model):
         functional.cross_entropy(one(image), torch.tensor([0, 1, 2])).backward()
-        axes = find_axes(one) if one is not model else list(one.pruning.axes)  # type: ignore[union-attr]
+        axes = find_axes(one) if one is not model else list(gates.axes)
         found = products(one)
         sums.append([axis.scores(found, "full") for axis in axes])
     for reference, compact, padded in zip(*sums, strict=True):
