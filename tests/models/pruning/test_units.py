@@ -140,7 +140,7 @@ def test_identities_of_the_bilinear_pairs() -> None:
     model = timm.create_model("deit_tiny_distilled_patch16_224", img_size=32, depth=2, num_classes=7).double()
     with torch.no_grad():
         for value in model.parameters():
-            value += 0.05 * torch.randn_like(value)
+            value.add_(0.05 * torch.randn_like(value))
     functional.cross_entropy(model(torch.randn(2, 3, 32, 32).double()), torch.tensor([1, 4])).backward()
     found = products(model)
     seen = []
