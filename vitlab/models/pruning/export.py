@@ -85,7 +85,7 @@ def export(model: nn.Module, form: str = "compact", images: Tensor | None = None
         raise ValueError(f"{type(model).__name__} has no gates, or '{form}' is not one of {', '.join(FORMS)}")
     gates.apply_to(model)
     structure = live_structure(model, gates.axes, gates.gates)
-    args = _arguments(model, structure, form, gates.norm_stats == "full")
+    args = arguments(model, structure, form, gates.norm_stats == "full")
     network: Any = model
     small = timm.create_model(NAME, num_classes=network.num_classes, **args)
     first = next(model.parameters())
@@ -126,7 +126,7 @@ def compare(masked: nn.Module, exported: nn.Module, images: Tensor | None = None
         return float((exported(images) - expected).abs().max()), float(expected.abs().max())
 
 
-def _arguments(model: nn.Module, structure: VitStructure, form: str, full: bool) -> dict[str, Any]:
+def arguments(model: nn.Module, structure: VitStructure, form: str = "compact", full: bool = False) -> dict[str, Any]:
     """Arguments that build the exported network, those with timm's defaults left out.
 
     Args:

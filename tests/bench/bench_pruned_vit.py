@@ -1,6 +1,6 @@
 """Speed of pruned networks on a CPU: DeiT-B, masked and exported to the budget of NViT-B, and its smaller sisters.
 
-    python tests/bench/bench_nvit.py [REPEATS]
+    python tests/bench/bench_pruned_vit.py [REPEATS]
 
 One thread, batch 4, float32, 224 px; the least CPU time of the repeats (nvit.md, A9). Weights are random: the time does
 not depend on them.
