@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+import vitlab
 from vitlab.errors import UserError
+from vitlab.models.artifact import read_meta
 from vitlab.models.checkpoints import load_weights
 from vitlab.models.nvit_weights import read_official
 
@@ -80,6 +82,10 @@ def test_a_checkpoint_becomes_the_same_network(tmp_path: Path, factors: tuple[fl
     image = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(found.build()(image), reference(weights, image), rtol=0, atol=1e-5)
+    found.save(tmp_path / "model", origin="nvit.pth")
+    with torch.no_grad():
+        assert torch.equal(vitlab.load_model(tmp_path / "model")(image), found.build()(image))
+    assert read_meta(tmp_path / "model").args["structure"] == found.structure.as_json()
     model: Any = timm.create_model("pruned_vit", **found.args)
     load_weights(model, weights, "official")  # model.checkpoint does this
     assert all(torch.equal(value, found.state[name]) for name, value in model.state_dict().items())
