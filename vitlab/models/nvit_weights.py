@@ -32,8 +32,8 @@ from vitlab.models.vit_structure import VitStructure
 WIDTHS = {"head": "heads", "QK": "qk", "V": "v", "MLP": "mlp"}
 """Official name of a width, and ours."""
 
-LICENCE = "NVIDIA Source Code License-NC"
-"""Of the official code and weights: not for commercial use."""
+LICENCE = "cc-by-nc-sa-4.0"
+"""Of the official weights, by the README of NVlabs/NViT."""
 
 MASK_TOLERANCE = 1e-6
 """Largest relative difference between the token factors of a block that counts as equal."""
