@@ -21,14 +21,19 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
 from vitlab.errors import UserError
+from vitlab.models.artifact import ModelMeta, save_model
 from vitlab.models.checkpoints import read_content
 from vitlab.models.vit_structure import VitStructure
 
 WIDTHS = {"head": "heads", "QK": "qk", "V": "v", "MLP": "mlp"}
 """Official name of a width, and ours."""
+
+LICENCE = "cc-by-nc-sa-4.0"
+"""Of the official weights, by the README of NVlabs/NViT."""
 
 MASK_TOLERANCE = 1e-6
 """Largest relative difference between the token factors of a block that counts as equal."""
@@ -56,6 +61,30 @@ class OfficialModel:
         model.load_state_dict(self.state)
         model.eval()
         return model
+
+    def save(self, folder: Path, origin: str = "") -> None:
+        """Write a vitlab model folder, with the classes, view and normalisation of the official evaluation.
+
+        Args:
+            origin: of the weights, for ``model.json``.
+        """
+        args = dict(self.args)
+        classes = int(args.pop("num_classes"))
+        subset = infer_imagenet_subset({"num_classes": classes})
+        names = list(ImageNetInfo(subset).label_names()) if subset else [f"class {one}" for one in range(classes)]
+        meta = ModelMeta(
+            name="pruned_vit",
+            args=args,
+            classes=names,
+            size=args["img_size"],
+            mean=list(IMAGENET_DEFAULT_MEAN),
+            std=list(IMAGENET_DEFAULT_STD),
+            crop_pct=224 / 256,
+            crop="center",
+            origin=origin,
+            licence=LICENCE,
+        )
+        save_model(folder, self.build(), meta)
 
 
 def read_official(path: Path) -> OfficialModel:

@@ -134,7 +134,7 @@ class PrunedBlock(Block):
         attn_drop: float = 0.0,
         init_values: float | None = None,
         drop_path: float = 0.0,
-        act_layer: Callable[[], nn.Module] = nn.GELU,
+        act_layer: type[nn.Module] = nn.GELU,
         norm_layer: Callable[..., nn.Module] = LayerNorm,
         depth: int = 0,
         device: Any = None,
@@ -310,8 +310,8 @@ def _create(
     variant: str, pretrained: bool, structure: VitStructure | Mapping[str, Any] | str, distilled: bool, **kwargs: Any
 ) -> nn.Module:
     found = read_structure(structure).as_json()  # plain: timm records the arguments
-    if distilled:
-        kwargs.setdefault("pretrained_cfg_overlay", {"classifier": ("head", "head_dist")})
+    overlay = {"classifier": ("head", "head_dist") if distilled else "head"}
+    kwargs["pretrained_cfg_overlay"] = overlay | (kwargs.get("pretrained_cfg_overlay") or {})
     out_indices = kwargs.pop("out_indices", 3)
     model: nn.Module = build_model_with_cfg(
         *(PrunedVisionTransformerDistilled if distilled else PrunedVisionTransformer, variant, pretrained),

@@ -126,9 +126,7 @@ def compare(masked: nn.Module, exported: nn.Module, images: Tensor | None = None
         return float((exported(images) - expected).abs().max()), float(expected.abs().max())
 
 
-def arguments(
-    model: nn.Module, structure: VitStructure, form: str = "compact", full: bool = False
-) -> dict[str, Any]:
+def arguments(model: nn.Module, structure: VitStructure, form: str = "compact", full: bool = False) -> dict[str, Any]:
     """Arguments that build the exported network, those with timm's defaults left out.
 
     Args:

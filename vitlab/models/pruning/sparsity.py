@@ -26,7 +26,7 @@ def is_eligible(weight: Tensor) -> bool:
     return weight.ndim >= 2 and weight.shape[0] % ROWS == 0 and weight[0].numel() % COLUMNS == 0
 
 
-def linear_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+def linear_weights(model: nn.Module) -> dict[str, Tensor]:
     """Weights of the linear layers, by parameter name; the embedding of patches, a convolution with its kernel as
     stride, is one."""
     return {f"{name}.weight".lstrip("."): one.weight for name, one in model.named_modules() if _is_linear(one)}

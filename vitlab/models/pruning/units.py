@@ -26,7 +26,7 @@ from vitlab.models.pruning.supported import check_supported
 Kind = Literal["embedding", "head", "qk", "v", "mlp"]
 Scope = Literal["official", "full"]
 
-GROUPS: dict[Kind, int] = {"embedding": 16, "head": 2, "qk": 8, "v": 8, "mlp": 16}
+GROUPS: dict[str, int] = {"embedding": 16, "head": 2, "qk": 8, "v": 8, "mlp": 16}
 """Units that are removed together, by kind of axis, as in the official code."""
 
 
