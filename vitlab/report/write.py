@@ -88,7 +88,9 @@ def write_report(folder: Path, data: ReportData, task: ReportTask, figures: bool
         file = f"figures/{each.name}.png"
         atomic_write(folder / file, light)
         files.append(folder / file)
-        pictures.append(Picture(each.section, file, each.title, each.caption, data_uri(light), data_uri(dark), width, height))
+        pictures.append(
+            Picture(each.section, file, each.title, each.caption, data_uri(light), data_uri(dark), width, height)
+        )
     if figures:
         pictures += stage_pictures(folder, [stage.name for stage in data.stages])
     markdown, html = page.render(data, pictures, task)

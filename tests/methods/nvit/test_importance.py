@@ -42,13 +42,16 @@ def test_the_sums_and_their_squares_are_those_of_the_example() -> None:
     torch.testing.assert_close(
         torch.stack(found[0][1:]),
         torch.tensor(
-            [[-0.055166, 0.186493, 0.143558, -0.121426], [-0.066307, 0.144116, 0.117889, -0.102248]], dtype=torch.float64
+            [[-0.055166, 0.186493, 0.143558, -0.121426], [-0.066307, 0.144116, 0.117889, -0.102248]],
+            dtype=torch.float64,
         ),
         rtol=0,
         atol=5e-7,
     )
     close(unit_importance(found[0][1]), [3.043328e-03, 3.477969e-02, 2.060893e-02, 1.474438e-02])
-    close(unit_importance(found[0][1], norm=2), [3.043328e-03 / 4, 3.477969e-02 / 4, 2.060893e-02 / 4, 1.474438e-02 / 4])
+    close(
+        unit_importance(found[0][1], norm=2), [3.043328e-03 / 4, 3.477969e-02 / 4, 2.060893e-02 / 4, 1.474438e-02 / 4]
+    )
 
 
 def test_the_official_average_starts_at_the_first_interval() -> None:

@@ -51,9 +51,7 @@ def test_the_rest_of_the_network_counts_once(table: LatencyTable) -> None:
     """Its part is the same for all widths of the blocks, and three blocks together have all of it."""
     smallest = {"embed": 32, "heads": 1, "qk": 4, "v": 4, "mlp": 8}
     rest = float(make_monotone(table.grids["rest"].seconds).max())
-    alone = LatencyTable(
-        table.what, table.conditions, 1, False, {n: g for n, g in table.grids.items() if n != "rest"}
-    )
+    alone = LatencyTable(table.what, table.conditions, 1, False, {n: g for n, g in table.grids.items() if n != "rest"})
     assert table.network_seconds([smallest] * 3) - alone.network_seconds([smallest] * 3) == pytest.approx(3 * rest)
 
 

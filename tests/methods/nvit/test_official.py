@@ -13,9 +13,7 @@ from vitlab.methods.nvit.gains import dims_of
 from vitlab.methods.nvit.pruner import Event, GlobalPruner, PruningRule
 from vitlab.models.pruning.gates import NormStats, attach_gates
 
-OFFICIAL = PruningRule(
-    scope="official", norm="official", correct_bias=False, eta_scale="absolute", schedule="official"
-)
+OFFICIAL = PruningRule(scope="official", norm="official", correct_bias=False, eta_scale="absolute", schedule="official")
 
 
 def values(text: str) -> Tensor:
@@ -33,9 +31,7 @@ SCORES = (
 
 
 def test_scores_are_those_of_the_official_code() -> None:
-    model = fixture(
-        0.3, 0.7, 0.37, 8, patch_size=4, embed_dim=8, depth=1, num_heads=2, mlp_ratio=1.5, num_classes=3
-    )
+    model = fixture(0.3, 0.7, 0.37, 8, patch_size=4, embed_dim=8, depth=1, num_heads=2, mlp_ratio=1.5, num_classes=3)
     attach_gates(model, "full")
     pruner = GlobalPruner(model, OFFICIAL)
     losses, parts = [], []
@@ -54,9 +50,7 @@ def test_scores_are_those_of_the_official_code() -> None:
 
 def trace(events: int, eta: float, norm_stats: NormStats = "full") -> tuple[list[float], list[Event], list[float]]:
     """Losses of the first three batches, the events, and the cost after each (A5: no weight is updated)."""
-    model = fixture(
-        0.3, 0.7, 0.37, 16, patch_size=8, embed_dim=64, depth=12, num_heads=4, mlp_ratio=1, num_classes=4
-    )
+    model = fixture(0.3, 0.7, 0.37, 16, patch_size=8, embed_dim=64, depth=12, num_heads=4, mlp_ratio=1, num_classes=4)
     gates = attach_gates(model, norm_stats)
     assert sum(axis.groups for axis in gates.axes) == 124
     pruner = GlobalPruner(model, replace(OFFICIAL, eta=eta), analytic_cost)

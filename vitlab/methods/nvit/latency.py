@@ -158,7 +158,8 @@ def random_structure(full: VitStructure, groups: Mapping[str, int], draws: np.ra
         return min(most, size * int(draws.integers(1, max(1, most // size) + 1)))
 
     widths = {
-        NAME[kind]: tuple(width(most, kind) for most in getattr(full, NAME[kind])) for kind in ("head", "qk", "v", "mlp")
+        NAME[kind]: tuple(width(most, kind) for most in getattr(full, NAME[kind]))
+        for kind in ("head", "qk", "v", "mlp")
     }
     return VitStructure(width(full.embed, "embedding"), **widths, head_dim=full.head_dim)
 
@@ -210,7 +211,9 @@ def read_official(value: Mapping[str, Any], name: str) -> LatencyTable:
     try:
         walk(value, ())
         axes = {at: tuple(sorted({cell[number] for cell in cells})) for number, at in enumerate(NAME.values())}
-        seconds = np.array([cells[point] for point in product(*axes.values())]).reshape([len(one) for one in axes.values()])
+        seconds = np.array([cells[point] for point in product(*axes.values())]).reshape(
+            [len(one) for one in axes.values()]
+        )
         if not cells or not np.isfinite(seconds).all() or (seconds < 0).any():
             raise ValueError("times that are no seconds")
     except (ValueError, KeyError, TypeError) as error:

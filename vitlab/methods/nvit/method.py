@@ -45,7 +45,11 @@ class NViT(Method):
         recipes = {"dense": options.dense, "finetune": options.finetune, "scratch": options.scratch}
         if (recipe := recipes.get(stage.name)) is not None:
             return recipe_length(recipe, config)
-        return f"at most {recipe_length(config.recipe, config)}" if stage.name == "prune" else super().length(stage, config)
+        return (
+            f"at most {recipe_length(config.recipe, config)}"
+            if stage.name == "prune"
+            else super().length(stage, config)
+        )
 
     @stage(reads=("dataset", "teacher", "task"), title="CNN teacher", role="teacher", when=has_cnn)
     def teacher(self, context: Context) -> dict[str, object]:

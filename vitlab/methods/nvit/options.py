@@ -239,7 +239,9 @@ def check(config: Config) -> None:
             f"Give at least {prune.divisor}.",
         )
     if options.sparsity is not None and options.finetune is None:
-        raise UserError("method.sparsity=2:4 is part of finetuning, and method.finetune names no recipe.", "Choose one.")
+        raise UserError(
+            "method.sparsity=2:4 is part of finetuning, and method.finetune names no recipe.", "Choose one."
+        )
     if options.sparsity is not None and options.finetune is not None and options.finetune.ema is not None:
         raise UserError(
             "method.finetune.ema averages weights before and after the 2:4 masks.", "Give method.finetune.ema=null."

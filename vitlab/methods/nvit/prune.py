@@ -201,7 +201,9 @@ class PruningCallback(Callback):
         self.write(step + 1, {f"prune_{self.target.name}": ratio, **{f"prune_{one}": row[one] for one in numbers}})
 
 
-def prune(context: Context, options: NViTOptions, dense: Path, teacher: Path | None, table: Path | None) -> dict[str, object]:
+def prune(
+    context: Context, options: NViTOptions, dense: Path, teacher: Path | None, table: Path | None
+) -> dict[str, object]:
     """Run the stage.
 
     Args:

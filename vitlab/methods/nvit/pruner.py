@@ -163,7 +163,9 @@ class GlobalPruner:
         both = sum(len(set(a.tolist()) & set(b.tolist())) for a, b in zip(chosen.pruned, alone.pruned, strict=True))
         return Event(
             number=self.events,
-            pruned={axis.name: units.tolist() for axis, units in zip(self.axes, chosen.pruned, strict=True) if len(units)},
+            pruned={
+                axis.name: units.tolist() for axis, units in zip(self.axes, chosen.pruned, strict=True) if len(units)
+            },
             threshold=chosen.threshold,
             eta=eta,
             lowest=float(live.min()),

@@ -67,7 +67,12 @@ def dense(context: Context, options: NViTOptions) -> dict[str, object]:
             "model.checkpoint=RUN.",
         )
     record = training.save()
-    return {**record, "steps": 0, "seconds": round(time.monotonic() - start, 2), "notes": ["The dense network was loaded."]}
+    return {
+        **record,
+        "steps": 0,
+        "seconds": round(time.monotonic() - start, 2),
+        "notes": ["The dense network was loaded."],
+    }
 
 
 def latency(context: Context, options: NViTOptions) -> dict[str, object]:
@@ -80,7 +85,11 @@ def latency(context: Context, options: NViTOptions) -> dict[str, object]:
     else:
         network = build(context.config, pretrained=False)
         partial = context.folder / "latency.partial.json"
-        spec = replace(options.latency, rounds=1, held_out=2, points=2, mlp_points=2) if context.dry_run else options.latency
+        spec = (
+            replace(options.latency, rounds=1, held_out=2, points=2, mlp_points=2)
+            if context.dry_run
+            else options.latency
+        )
         table = measure(
             network,
             structure_of(network),
@@ -175,7 +184,9 @@ def speed_up(dense: nn.Module, small: nn.Module, batch: int, repeats: int = 15) 
     first = next(dense.parameters())
     images = torch.randn(batch, *input_shape(dense), device=first.device)
     small_first = [Contender("small", "eager", batch, forward_pass(small.eval(), images))]
-    found = time_interleaved([*small_first, Contender("dense", "eager", batch, forward_pass(dense.eval(), images))], repeats)
+    found = time_interleaved(
+        [*small_first, Contender("dense", "eager", batch, forward_pass(dense.eval(), images))], repeats
+    )
     return found[1].ratio, found[1].ratio_lo, found[1].ratio_hi
 
 
