@@ -19,7 +19,12 @@ def test_the_data_set_gives_way_to_the_method_and_both_to_the_user(
     assert not any(choice and choice.startswith("_") for choice in found.choices.values())
     mine = load(["method=nvit", "dataset=digits", "model=deit_tiny", "method.prune.interval=5"])
     assert mine.choices["model"] == "deit_tiny" and mine.config.method.prune.interval == 5
-    assert load(["method=nvit", "dataset=cifar10"]).choices["model"] == "deit_base"
+    for dataset in ("folder", "cifar10"):  # which is based on folder
+        assert (
+            load(["method=nvit", f"dataset={dataset}"]).config.method.dense.lr
+            == load(["recipe=finetune"]).config.recipe.lr
+        )
+    assert load(["method=nvit", "dataset=imagenet"]).choices["model"] == "deit_base"
 
 
 def test_an_experiment_gives_way_to_nothing_but_the_command_line() -> None:

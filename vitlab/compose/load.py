@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,13 +27,13 @@ from omegaconf.errors import (
 )
 
 from vitlab.compose.hydra_private import (
-    CachingConfigRepository,
     ConfigLoaderImpl,
-    create_automatic_config_search_path,
+    DefaultsList,
     create_defaults_list,
 )
 from vitlab.compose.overrides import check_keys, describe_field, is_choice, parse_overrides, unknown_key
-from vitlab.compose.schema import Field, fields, find
+from vitlab.compose.repository import repository
+from vitlab.compose.schema import Field, fields, find, typed_tree
 from vitlab.compose.unread_keys import check_unread
 from vitlab.compose.validate import check, check_read
 from vitlab.compose.yaml_errors import Files, defaults_error, file_error, interpolation_error, missing_file, yaml_error
@@ -55,17 +54,16 @@ def load(overrides: list[str]) -> Composed:
     """
     conf = conf_dir()
     words = parse_overrides(overrides, conf)
-    loader = ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf)))
-    repository = CachingConfigRepository(loader.repository)
+    loader, files_read = repository(conf)
     chosen_words = [one for one in words if is_choice(one)]
 
     def list_defaults(more: list[Override]) -> Any:
-        words = [*chosen_words, *more]
-        return create_defaults_list(repository, "config", words, prepend_hydra=False, skip_missing=False)
+        choices = [*chosen_words, *more]
+        return create_defaults_list(files_read, "config", choices, prepend_hydra=False, skip_missing=False)
 
     try:
         defaults = list_defaults([])
-        if own := _choices_on_dataset(defaults.overrides.known_choices, conf):
+        if own := _choices_on_dataset(defaults, conf):
             defaults = list_defaults(OverridesParser.create().parse_overrides([f"{ON_DATASET}={own}"]))
     except MissingConfigException as error:
         raise missing_file(str(error.missing_cfg_file), conf) from error
@@ -84,9 +82,9 @@ def load(overrides: list[str]) -> Composed:
     files = Files(conf, defaults.defaults)
     typed = {one.key_or_group: str(one.input_line) for one in words if not is_choice(one)}
     try:
-        chosen_tree = OmegaConf.structured(Config(method=method.Options))
+        chosen_tree = copy.deepcopy(typed_tree(method.Options))
         for default in defaults.defaults:
-            chosen_tree.merge_with(loader._load_single_config(default, repository).config)
+            chosen_tree.merge_with(loader._load_single_config(default, files_read).config)
         OmegaConf.set_struct(chosen_tree, True)
         overridden = copy.deepcopy(chosen_tree)
         refuse_keys_of_missing_recipe(keyed, overridden, known)
@@ -95,7 +93,7 @@ def load(overrides: list[str]) -> Composed:
         shorten_warmups(overridden, chosen_tree, set(typed), known)
         tree = cast(dict[str, Any], OmegaConf.to_container(overridden, resolve=True, throw_on_missing=True))
         # Merged into the schema once more: strict, so that every value has the declared type.
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config(method=method.Options)), tree))
+        config = OmegaConf.to_object(OmegaConf.merge(typed_tree(method.Options), tree))
         before = leaves(cast(dict[str, Any], OmegaConf.to_container(chosen_tree, resolve=True)))
         after = leaves(tree)
     except (HydraException, OmegaConfBaseException) as error:
@@ -127,10 +125,12 @@ ON_DATASET = "method@_global_"
 before the experiment's. A data set names the usual network of small images, which not every method can take."""
 
 
-def _choices_on_dataset(choices: Mapping[str, str | None], conf: Path) -> str | None:
-    """The file of ``conf/method`` with the choices of this method on this data set, if there is one."""
-    name = f"_{choices['method']}_{choices['dataset']}"
-    return name if (conf / "method" / f"{name}.yaml").is_file() else None
+def _choices_on_dataset(defaults: DefaultsList, conf: Path) -> str | None:
+    """The file of ``conf/method`` with the choices of this method on this data set, or on one that it is based on."""
+    method = defaults.overrides.known_choices["method"]
+    files = [Path(one.config_path) for one in defaults.defaults if one.config_path is not None]  # bases first
+    names = [f"_{method}_{file.name}" for file in reversed(files) if file.parent.name == "dataset"]
+    return next((name for name in names if (conf / "method" / f"{name}.yaml").is_file()), None)
 
 
 def _reads_of_mode(config: Config, chosen: set[str]) -> set[str]:

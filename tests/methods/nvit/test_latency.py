@@ -13,7 +13,7 @@ import torch
 from vitlab.errors import UserError
 from vitlab.measure.grids import make_monotone
 from vitlab.measure.latency_table import LatencyTable
-from vitlab.methods.nvit.latency import grid_points, load_table, measure, random_structure, rows_of
+from vitlab.methods.nvit.latency import grid_points, load_table, measure, random_structure
 from vitlab.methods.nvit.options import LatencyOptions
 from vitlab.methods.nvit.stages import structure_of
 

@@ -1,8 +1,8 @@
 """The *latency* stage: times of a network's parts on this device, over a grid of their widths (specification 6, 12.2).
 
-A block's latency is that of its attention, a function of (embed, heads, qk, v), plus that of its MLP, of (embed, mlp):
-the released table of 9,375 points is additive in the two to 0.3 %, so that their sum of points is enough. What is not in
-the blocks (patch embedding, positions, last norm, classifier) depends on embed alone.
+A block's latency is that of its attention, a function of (embed, heads, qk, v), plus that of its MLP, of (embed,
+mlp): the released table of 9,375 points is additive in the two to 0.3 %, so that two small grids are enough. What is
+not in the blocks (patch embedding, positions, last norm, classifier) depends on embed alone.
 """
 
 from __future__ import annotations
@@ -188,8 +188,8 @@ def load_table(path: Path) -> LatencyTable:
 def read_official(value: Mapping[str, Any], name: str) -> LatencyTable:
     """The released table: seconds of one block, a batch of 256 on a V100 (specification 6).
 
-    The MLP's width 0 was measured at 1 and is 1 here; a row of zeros at embedding 0 is left out, since nothing is pruned
-    to 0 channels.
+    The MLP's width 0 was measured at 1 and is 1 here; a row of zeros at embedding 0 is left out, since nothing is
+    pruned to 0 channels.
 
     Raises:
         UserError: a level or a point is missing, or is no number.
@@ -207,7 +207,7 @@ def read_official(value: Mapping[str, Any], name: str) -> LatencyTable:
         elif place and place[0]:
             raise ValueError(f"{place}: {level!r}")
 
-    cure = "Its levels are embedding, (heads, QK), V, MLP, its values seconds; or measure one: method.latency.table=measure."
+    cure = "Its levels are embedding, (heads, QK), V, MLP, its values seconds; method.latency.table=measure makes one."
     try:
         walk(value, ())
         axes = {at: tuple(sorted({cell[number] for cell in cells})) for number, at in enumerate(NAME.values())}

@@ -41,7 +41,8 @@ class NViT(Method):
             recipe = config.teacher.recipe if config.teacher.train else None
             return recipe_length(recipe, config) if recipe is not None else "loaded"
         if stage.name == "dense" and has_weights(config):
-            return "loaded"
+            trained = recipe_length(options.dense, config) if options.dense is not None else ""
+            return f"loaded; of other classes: {trained}" if trained else "loaded"
         recipes = {"dense": options.dense, "finetune": options.finetune, "scratch": options.scratch}
         if (recipe := recipes.get(stage.name)) is not None:
             return recipe_length(recipe, config)

@@ -1,4 +1,4 @@
-"""Keys under ``method.`` for NViT; their values are in ``conf/method/nvit.yaml``. No torch: the command line reads this.
+"""Keys under ``method.`` for NViT; their values are in ``conf/method/nvit.yaml``. No torch: the command line reads it.
 
 The names are those of the paper and of the released code where it has one; ``compat=official`` sets the arithmetic of
 the released code in every key of :data:`OFFICIAL` that is left open (null).
@@ -7,7 +7,7 @@ the released code in every key of :data:`OFFICIAL` that is left open (null).
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Optional
+from typing import Any
 
 from vitlab.config import Config, RecipeConfig
 from vitlab.config.ranges import number
@@ -20,10 +20,10 @@ MISSING: Any = "???"
 class TargetOptions:
     """What the network may cost, as a share of the dense network's; exactly one of the first three."""
 
-    latency: Optional[float] = number(None, 0, 1, open_low=True)  # by the latency table of this device
-    macs: Optional[float] = number(None, 0, 1, open_low=True)  # multiply-adds of one image
-    params: Optional[float] = number(None, 0, 1, open_low=True)  # parameters
-    events: Optional[int] = number(None, 1, 10**6)  # most pruning events; null: until the target is met
+    latency: float | None = number(None, 0, 1, open_low=True)  # by the latency table of this device
+    macs: float | None = number(None, 0, 1, open_low=True)  # multiply-adds of one image
+    params: float | None = number(None, 0, 1, open_low=True)  # parameters
+    events: int | None = number(None, 1, 10**6)  # most pruning events; null: until the target is met
 
 
 @dataclass
@@ -57,10 +57,10 @@ class ScoreOptions:
 
     scope: str = MISSING  # official (one side of each pair of weights) | full (all weights that are zeroed)
     norm: str = MISSING  # official (sums divided by 12, 12, 2, 2, 1 by kind) | none
-    weights: Optional[str] = None  # null: pre (weights that the gradient is of) | post (after the update)
+    weights: str | None = None  # null: pre (weights that the gradient is of) | post (after the update)
     momentum: float = number(MISSING, 0, 1, open_high=True)  # of the average over events
-    correct_bias: Optional[bool] = None  # null: true, every event has the weight that its age gives it
-    reset_after_first: Optional[bool] = None  # null: false; true: set the average to zero after the first event
+    correct_bias: bool | None = None  # null: true, every event has the weight that its age gives it
+    reset_after_first: bool | None = None  # null: false; true: set the average to zero after the first event
 
 
 @dataclass
@@ -73,9 +73,9 @@ class PruneOptions:
     divisor: int = number(MISSING, 1, 10**9)  # G, the released code's "group size"
     least: int = number(1, 1, 10**6)  # groups that every axis keeps
     eta: float = number(MISSING, 0, 1e12)  # weight of a unit's cost beside its importance; 0: importance alone
-    eta_scale: Optional[str] = None  # null: relative (to importance and cost of the network) | absolute
-    schedule: Optional[str] = None  # null: exact (p / G live groups an event) | official
-    norm_stats: Optional[str] = None  # null: live (LayerNorm over live channels: pruned = exported) | full
+    eta_scale: str | None = None  # null: relative (to importance and cost of the network) | absolute
+    schedule: str | None = None  # null: exact (p / G live groups an event) | official
+    norm_stats: str | None = None  # null: live (LayerNorm over live channels: pruned = exported) | full
     groups: GroupOptions = field(default_factory=GroupOptions)
     score: ScoreOptions = field(default_factory=ScoreOptions)
 
@@ -106,18 +106,18 @@ class NViTOptions:
 
     name: str = "nvit"
     compat: str = "vitlab"  # vitlab | official: arithmetic of the released code wherever a key is null
-    dense: Optional[RecipeConfig] = None  # train the dense network on the labels first, if it has no weights
+    dense: RecipeConfig | None = None  # train the dense network on the labels first, if it has no weights
     target: TargetOptions = field(default_factory=TargetOptions)
     latency: LatencyOptions = field(default_factory=LatencyOptions)
     prune: PruneOptions = field(default_factory=PruneOptions)
     loss: LossOptions = field(default_factory=LossOptions)
     repeats: int = number(1, 1, 100)  # different views of each image in a batch, in pruning and finetuning
     form: str = "compact"  # of the exported network: compact | timm (stock attention, padded with zeros)
-    finetune: Optional[RecipeConfig] = None  # train the exported network; null: do not
+    finetune: RecipeConfig | None = None  # train the exported network; null: do not
     finetune_mode: str = "eval"  # eval (no drop path, as the released runs) | train
-    sparsity: Optional[str] = None  # 2:4: prune half of the weights of every linear layer before finetuning
-    revit: Optional[int] = number(None, 1, 10**6)  # train ReViT's rule for this embedding from scratch; no pruning
-    scratch: Optional[RecipeConfig] = None  # also train the exported structure from scratch on the labels
+    sparsity: str | None = None  # 2:4: prune half of the weights of every linear layer before finetuning
+    revit: int | None = number(None, 1, 10**6)  # train ReViT's rule for this embedding from scratch; no pruning
+    scratch: RecipeConfig | None = None  # also train the exported structure from scratch on the labels
 
 
 OFFICIAL: dict[str, tuple[Any, Any]] = {

@@ -299,8 +299,8 @@ def describe(target: Target, ratio: float, events: int, steps: int) -> str:
     if ratio <= target.share:
         return f"{found} (target {target.share:g})."
     return (
-        f"{found}: the target of {target.share:g} was not met. Lengthen recipe.duration, shorten method.prune.interval, "
-        "or raise method.prune.units_per_event."
+        f"{found}: the target of {target.share:g} was not met. Lengthen recipe.duration, shorten "
+        "method.prune.interval, or raise method.prune.units_per_event."
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -47,32 +46,31 @@ def build(config: Config, pretrained: bool) -> nn.Module:
 
 
 def dense(context: Context, options: NViTOptions) -> dict[str, object]:
-    """Train the dense network on the labels, or take the weights that are given; either way it becomes an artifact.
+    """Take the weights that are given, or train on the labels: where there are none, or where they are of other
+    classes, from which the training starts. Either way the dense network becomes an artifact.
 
     Raises:
-        UserError: the weights are of other classes.
+        UserError: the weights are of other classes, and there is no recipe for it.
     """
-    config = context.config
-    if not has_weights(config):
-        assert options.dense is not None  # checked when the configuration was composed
-        return train_on_labels(context, config.model, options.dense)
-    start = time.monotonic()
-    training = prepare(context, config.model, config.recipe)
-    heads = [module for name, module in training.network.named_modules() if name in ("head", "head_dist")]
-    if any(isinstance(one, nn.Linear) and not bool(one.weight.any()) for one in heads):
+    config, start = context.config, time.monotonic()
+    if has_weights(config):
+        training = prepare(context, config.model, config.recipe)
+        if has_classifier(training.network):
+            seconds = round(time.monotonic() - start, 2)
+            return {**training.save(), "steps": 0, "seconds": seconds, "notes": ["The dense network was loaded."]}
+    if options.dense is None:
         raise UserError(
-            f"The weights of model '{config.model.name}' are of other classes than the {len(training.data.classes)} of "
-            f"{config.dataset.name}, so that its classifier is empty.",
-            "Finetune it first (method=supervised recipe=finetune, with the same model), then give that run: "
-            "model.checkpoint=RUN.",
+            f"The weights of model '{config.model.name}' are of other classes than those of {config.dataset.name}, so "
+            "that its classifier is empty.",
+            "Train it on the labels first: recipe@method.dense=finetune.",
         )
-    record = training.save()
-    return {
-        **record,
-        "steps": 0,
-        "seconds": round(time.monotonic() - start, 2),
-        "notes": ["The dense network was loaded."],
-    }
+    return train_on_labels(context, config.model, options.dense)
+
+
+def has_classifier(network: nn.Module) -> bool:
+    """Whether the heads of a timm ViT have weights: those of other classes were set to zero when they were loaded."""
+    heads = [getattr(network, name, None) for name in ("head", "head_dist")]
+    return all(bool(one.weight.any()) for one in heads if isinstance(one, nn.Linear))
 
 
 def latency(context: Context, options: NViTOptions) -> dict[str, object]:

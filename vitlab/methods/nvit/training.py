@@ -1,4 +1,5 @@
-"""Training with the dense network, and perhaps a CNN, as teachers: pruning and finetuning share it (specification 8, 9)."""
+"""Training with the dense network, and perhaps a CNN, as teachers, which pruning and finetuning share (specification 8
+and 9)."""
 
 from __future__ import annotations
 
