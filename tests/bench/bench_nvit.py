@@ -96,7 +96,7 @@ def measure_seed(output: Path, seed: int, words: Sequence[str]) -> dict[str, Row
             rows["dense"], rows["scratch"] = describe(run, "dense", dense), describe(run, "scratch", dense)
     config = load([*COMMON, *start, f"seed={seed}"]).config
     try:
-        import torch_pruning  # noqa: F401
+        import torch_pruning  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
     except ImportError:
         print("torch-pruning is not installed: its row is left out")
     else:
@@ -136,7 +136,7 @@ def torch_pruning_row(config: Config, dense: Path, macs: float, folder: Path) ->
 
     As its own example for timm's ViTs: heads keep one size each in a block, and are pruned apart from widths.
     """
-    import torch_pruning as tp
+    import torch_pruning as tp  # type: ignore[import-not-found, unused-ignore]
 
     folder.mkdir(parents=True, exist_ok=True)
     stage = next(one for one in NViT.stages(config) if one.name == "finetune")

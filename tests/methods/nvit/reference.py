@@ -34,7 +34,7 @@ def backward(model: nn.Module, t: int, size: int, labels: tuple[int, int]) -> fl
     """Gradients of the cross-entropy of the mean of both heads; the loss."""
     model.zero_grad()
     loss = F.cross_entropy(model(image(t, size)), torch.tensor(labels))
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     return loss.item()
 
 

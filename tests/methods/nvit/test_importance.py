@@ -27,7 +27,7 @@ def sums(number: int, full: bool = False) -> tuple[float, Tensor, Tensor]:
     x, y = (torch.tensor(one) for one in BATCHES[number])
     w1, b1, w2, b2 = (one.clone().requires_grad_() for one in (W1, B1, W2, B2))
     loss = F.cross_entropy(F.gelu(x.double() @ w1.T + b1) @ w2.T + b2, y)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert w1.grad is not None and b1.grad is not None and w2.grad is not None
     return loss.item(), (w1 * w1.grad).sum(1).detach() + b1.detach() * b1.grad, (w2 * w2.grad).sum(0).detach()
 

@@ -54,7 +54,10 @@ def trace(events: int, eta: float, norm_stats: NormStats = "full") -> tuple[list
     gates = attach_gates(model, norm_stats)
     assert sum(axis.groups for axis in gates.axes) == 124
     pruner = GlobalPruner(model, replace(OFFICIAL, eta=eta), analytic_cost)
-    losses, found, costs, t = [], [], [], 0
+    losses: list[float] = []
+    found: list[Event] = []
+    costs: list[float] = []
+    t = 0
     while len(found) < events:
         losses.append(backward(model, t, 16, (t % 4, (t + 2) % 4)))
         gates.apply_to(model)

@@ -136,7 +136,7 @@ class Residual(nn.Module):
 
 def build_like(network: nn.Module, structure: VitStructure) -> nn.Module:
     """A compact network of ``structure`` with everything else as in ``network``; weights at random."""
-    made: nn.Module = timm.create_model("pruned_vit", num_classes=network.num_classes, **arguments(network, structure))  # type: ignore[arg-type]
+    made: nn.Module = timm.create_model("pruned_vit", num_classes=network.num_classes, **arguments(network, structure))
     return made
 
 

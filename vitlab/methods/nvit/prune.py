@@ -273,11 +273,8 @@ def smallest(gates: Gates, full: VitStructure, least: int) -> VitStructure:
     left: dict[str, list[int]] = {}
     for axis in gates.axes:
         left.setdefault(axis.kind, []).append(min(axis.units, axis.group * least))
-    return VitStructure(
-        left["embedding"][0],
-        *(tuple(left[kind]) for kind in ("head", "qk", "v", "mlp")),
-        head_dim=full.head_dim,
-    )
+    heads, qk, v, mlp = (tuple(left[kind]) for kind in ("head", "qk", "v", "mlp"))
+    return VitStructure(left["embedding"][0], heads, qk, v, mlp, full.head_dim)
 
 
 def refuse_unreachable(target: Target, smallest: VitStructure, dense: VitStructure) -> None:
