@@ -269,7 +269,9 @@ def test_answers_among_all_classes_and_among_those_of_the_set(classifier: Path, 
     assert a.restricted is not None
     assert a.full.top1 == pytest.approx((logits.argmax(1) == label).float().mean().item())
     assert a.restricted.top1 == pytest.approx((logits[:, 1:].argmax(1) + 1 == label).float().mean().item())
-    assert a.restricted.nll == pytest.approx(torch.nn.functional.cross_entropy(logits[:, 1:], label - 1).item(), rel=1e-4)
+    assert a.restricted.nll == pytest.approx(
+        torch.nn.functional.cross_entropy(logits[:, 1:], label - 1).item(), rel=1e-4
+    )
     c = found.corrupted
     assert c is not None and c.view == "short side 32, centre crop 32 × 32 (crop 1), bicubic"
 

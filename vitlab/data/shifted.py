@@ -78,8 +78,7 @@ def find_set(root: Path, name: str) -> ShiftedImages | None:
 
 @functools.cache
 def listed_ids(name: str) -> tuple[str, ...]:
-    """The 200 WordNet ids of ImageNet-A (``a``) or ImageNet-R (``r``), sorted: the list of the set's authors, which timm
-    ships with its package."""
+    """The 200 WordNet ids of ImageNet-A (``a``) or ImageNet-R (``r``), sorted: the authors' list, as timm ships it."""
     table = importlib.resources.files("timm.data") / "_info" / f"imagenet_{name}_synsets.txt"
     return tuple(sorted(table.read_text(encoding="utf-8").split()))
 

@@ -14,9 +14,7 @@ from vitlab.report.text_tables import text_table
 
 Named = Sequence[tuple[str, Robustness]]
 
-FROST = (
-    "Frost is drawn: it has a quarter less fine structure than the published photographs of frost at severities 3 and 5."
-)
+FROST = "Frost is drawn: at severities 3 and 5 it has a quarter less fine structure than the published photographs."
 
 
 def percent(share: float | None) -> str:
@@ -124,8 +122,8 @@ def describe_sets(rows: Sequence[tuple[str, Shifted]]) -> list[str]:
                 lines.append(f"{name}: {one.left_out:,} images of {one.title} are of classes that it does not know.")
     absent = dict.fromkeys((one.title, one.absent) for _, state in rows for one in state.sets if one.absent)
     lines += [
-        f"{title}: {number:,} of its classes have no image here. The copy is incomplete; it is answered among all classes "
-        "of the set, and its number is not the published set's."
+        f"{title}: {number:,} of its classes have no image here. The copy is incomplete; it is answered among all "
+        "classes of the set, and its number is not the published set's."
         for title, number in absent
     ]
     missing = dict.fromkeys(title for _, state in rows for title in state.missing)
