@@ -84,7 +84,8 @@ def test_every_loader_process_reads_them(folders: Path, tmp_path: Path) -> None:
 def test_headers_are_read_once_and_again_where_an_archive_changed(
     folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    packed, read, seen = pack(folders, tmp_path / "packed"), archives.read_archive, []
+    packed, read = pack(folders, tmp_path / "packed"), archives.read_archive
+    seen: list[str] = []
 
     def counted(path: Path) -> archives.Archive:
         seen.append(path.name)
@@ -112,7 +113,8 @@ def test_headers_are_read_once_and_again_where_an_archive_changed(
 
 
 def test_a_kill_loses_no_archive_that_was_read(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    packed, read, seen = pack(folders, tmp_path / "packed"), archives.read_archive, []
+    packed, read = pack(folders, tmp_path / "packed"), archives.read_archive
+    seen: list[str] = []
 
     def counted(path: Path) -> archives.Archive:
         if len(seen) == 2:
@@ -123,9 +125,11 @@ def test_a_kill_loses_no_archive_that_was_read(folders: Path, tmp_path: Path, mo
     monkeypatch.setattr(archives, "read_archive", counted)
     with pytest.raises(KeyboardInterrupt):
         folder_sources(config(packed))
-    monkeypatch.setattr(archives, "read_archive", lambda path: seen.append(path.name) or read(path))
-    folder_sources(config(packed))
-    assert seen == [f"{name}.tar" for name in CLASSES]
+    monkeypatch.undo()
+    left = archives._load(packed / INDEX / "archives.npz")
+    assert list(left) == seen == [f"{name}.tar" for name in CLASSES[:2]]
+    assert [len(one.names) for one in left.values()] == [4, 4]
+    assert sum(map(len, folder_sources(config(packed)).values())) == 12
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes into read-only folders")

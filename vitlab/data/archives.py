@@ -151,7 +151,8 @@ class ArchiveIndex:
         """Archive, offset and size, each ``[N]``, of all pictures, archive by archive."""
         every = list(self.found.values())
         number = np.repeat(np.arange(len(every)), [len(one.names) for one in every]).astype(np.int64)
-        return number, *(_joined([getattr(one, name) for one in every]) for name in ("offsets", "sizes"))
+        offsets, sizes = _joined([one.offsets for one in every]), _joined([one.sizes for one in every])
+        return number, offsets, sizes
 
     def stamps(self) -> Numbers:
         """``[archives, 2]`` size and time of each archive as it was indexed."""

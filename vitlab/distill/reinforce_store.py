@@ -54,7 +54,7 @@ class ReinforcedStore:
         self.views = Reinforcement.from_dict(self.spec.augmentation)
         self.interpolation = self.views.interpolation
         self.images, self.samples, self.classes = self.spec.images, self.spec.slots, self.spec.classes
-        self.parts = (self.samples,)
+        self.parts: tuple[int, ...] = (self.samples,)
 
     def read(self, slot: ArrayLike, index: ArrayLike) -> tuple[list[Draw], SparseTarget]:
         """Draws and targets of these (sample, image) pairs, both integers [B]."""

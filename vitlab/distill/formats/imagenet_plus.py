@@ -142,15 +142,13 @@ class Pipeline:
             randaug = steps.get("rand_augment") or {}
             for step in {"resize", crop} & steps.keys():
                 _check_published(steps[step])
-            views = {
-                "pad": int(steps[crop].get("padding", 0)) if crop == "random_crop" else None,
-                "ops": int(randaug.get("num_ops", 2)),
-                "magnitude": int(randaug.get("magnitude", 9)),
-            }
+            pad = int(steps[crop].get("padding", 0)) if crop == "random_crop" else None
+            ops, magnitude = int(randaug.get("num_ops", 2)), int(randaug.get("magnitude", 9))
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{name} has a step that is not supported: {error}.") from None
         variant = {(0, 0): "rrc", (0, 1): "mixing", (1, 0): "randaug", (1, 1): "randaug_mixing"}
-        self.views = Reinforcement(variant=variant[int(augments), int(bool(self.mixes))], **views)
+        chosen = variant[int(augments), int(bool(self.mixes))]
+        self.views = Reinforcement(variant=chosen, pad=pad, ops=ops, magnitude=magnitude)
 
     def draw(self, params: Sequence[Any] | Mapping[str, Any]) -> Draw:
         """The Draw of one sample's parameters, list or dict."""

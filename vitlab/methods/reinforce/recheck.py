@@ -68,14 +68,14 @@ def recheck(
         data: with the normalisation that the teacher's views had.
         backend: of the replay; auto: the store's own.
     """
-    stored = ReinforcedStore(folder)
-    spec = stored.spec
+    store = ReinforcedStore(folder)
+    spec = store.spec
     own = str(spec.teacher.get("backend", "pil"))
     backend = own if backend == "auto" else backend
     members = teacher.members if isinstance(teacher, Ensemble) else [teacher]
     exact = backend == own and all(one.precision == "fp32" for one in members)
     plain = TrainViews(data.train_source, data.augmentation, data.view, data.seed, data.num_classes)
-    views = ReplayedViews(plain, [folder], data.replay_view(backend, stored.interpolation))
+    views = ReplayedViews(plain, [folder], data.replay_view(backend, store.interpolation))
     rng = np.random.default_rng(seed)
     items = [(int(rng.integers(spec.images)), int(rng.integers(spec.slots))) for _ in range(records)]
     agreed, error, kl = 0, 0.0, 0.0
