@@ -24,8 +24,13 @@ SHORT = {
 
 
 KD = {
-    **{"lr": "2e-6", "batch_size": "8", "schedule": "constant", "warmup": "0st", "decay_norms": "true"},
-    **{"augmentation__randaug": "torchvision-m9-n2", "augmentation__erase": "0.5", "augmentation__erase_mode": "black"},
+    **{"lr": "2e-6", "batch_size": "8", "schedule": "constant", "warmup": "0st", "warmup_lr": "0", "min_lr": "0"},
+    **{
+        "decay_norms": "true",
+        "augmentation__randaug": "torchvision-m9-n2",
+        "augmentation__erase": "0.5",
+        "augmentation__erase_mode": "black",
+    },
 }
 
 
