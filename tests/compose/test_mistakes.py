@@ -57,7 +57,7 @@ CASES: list[tuple[str, list[str]]] = [
     ),
     ("recipe.augmentation.flip=2", ["recipe.augmentation.flip=2", "a probability in [0, 1]"]),
     ("recipe.augmentation.randaug=foo", ["rand-m9-mstd0.5-inc1"]),
-    ("recipe.augmentation.erase_mode=black", ["recipe.augmentation.erase_mode=black", "pixel | rand | const"]),
+    ("recipe.augmentation.erase_mode=grey", ["recipe.augmentation.erase_mode=grey", "pixel | rand | const"]),
     ("teacher.recipe.augmentation.mixup=-1", ["teacher.recipe.augmentation.mixup=-1", "a Beta parameter"]),
     (
         "recipe@teacher.recipe=finetune teacher.recipe.augmentation.color_jitter=[1,1,1]",

@@ -79,10 +79,10 @@ class AugmentationConfig:
     crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])  # random resized crop: aspect ratios
     flip: float = 0.0  # probability of a horizontal flip
     vertical_flip: float = 0.0  # probability of a vertical flip
-    randaug: Optional[str] = None  # RandAugment in timm's notation, e.g. rand-m9-mstd0.5-inc1; null: off
+    randaug: Optional[str] = None  # RandAugment: timm's rand-m9-mstd0.5-inc1, or torchvision-m9-n2; null: off
     color_jitter: Optional[list[float]] = None  # strength of brightness, contrast, saturation; only without randaug
     erase: float = 0.0  # probability of random erasing
-    erase_mode: str = "pixel"  # random erasing: fill with pixel | rand | const
+    erase_mode: str = "pixel"  # random erasing: fill with pixel | rand | const (mean colour) | black
     mixup: float = 0.0  # MixUp: Beta parameter; 0: off
     cutmix: float = 0.0  # CutMix: Beta parameter; 0: off
     mix_prob: float = 1.0  # MixUp, CutMix: probability that a pair is mixed
@@ -99,6 +99,7 @@ class RecipeConfig:
     optimizer: str = MISSING  # any timm optimiser: adamw, sgd, lamb, ...
     lr: float = number(MISSING, 0, 1e38, open_low=True)  # peak learning rate at this batch size
     weight_decay: float = number(MISSING, 0, 1e6)  # weight decay; not applied to norms, biases and position tables
+    decay_norms: bool = False  # apply weight decay to norms, biases and position tables, too
     optimizer_args: dict[str, Any] = field(default_factory=dict)  # optimiser arguments: betas, eps, momentum, ...
     schedule: str = "cosine"  # cosine | cosine_after (cosine over the steps after warm-up) | linear | step | constant
     warmup: str = "0st"  # duration of the linear warm-up from warmup_lr to lr

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 
 from vitlab.config import DatasetConfig
+from vitlab.data.archives import ArchivedPaths
 from vitlab.data.audit_duplicates import find_identical, find_similar
 from vitlab.data.audit_files import FileInfo, inspect_files
 from vitlab.data.folder import split_is_generated, split_rows
@@ -179,9 +180,11 @@ def audit_dataset(
     rows = [row for part in splits.values() for row in part]
     where = {row.path: (row.label, split) for split, part in splits.items() for row in part}
     total = len(rows)
-    looks = inspect_files(
-        contents.root, [row.path for row in rows], cache, workers, (lambda n: progress(n, total)) if progress else None
-    )
+    archived = None
+    if contents.places is not None:
+        archived = ArchivedPaths(contents.places, {row.path: row.place for row in rows if row.place >= 0})
+    step = (lambda n: progress(n, total)) if progress else None
+    looks = inspect_files(contents.root, [row.path for row in rows], cache, workers, step, archived)
     classes = contents.classes
     result = Audit(
         root=str(contents.root),

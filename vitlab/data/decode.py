@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import warnings
@@ -79,21 +80,23 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_rgb(path: Path, upright: bool = True) -> Image.Image:
-    """The image file ``path`` as RGB; ``upright=False`` ignores its EXIF orientation.
+def read_rgb(path: Path, upright: bool = True, content: bytes | None = None) -> Image.Image:
+    """The image file ``path`` as RGB; ``upright=False`` ignores its EXIF orientation. ``content``: the bytes of a file
+    that lies in an archive.
 
     Raises:
         UserError: naming the file, if it is missing or does not decode.
     """
     try:
         register_format(path)
-        require_regular(path)
-        with Image.open(path) as image:
+        if content is None:
+            require_regular(path)
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             rgb = to_rgb(image) if upright else image.convert("RGB")
             rgb.load()  # while the file is open: Pillow decodes lazily
     # Pillow's decoders raise exceptions of any type on damaged data, SyntaxError and struct.error among them.
     except Exception as error:
-        empty = path.is_file() and path.stat().st_size == 0
+        empty = content == b"" or (content is None and path.is_file() and path.stat().st_size == 0)
         raise UserError(
             f"{path} cannot be read as an image ({'the file is empty' if empty else describe_error(error)}).",
             "Install it, or take the file out of the data set."

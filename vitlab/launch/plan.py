@@ -63,8 +63,13 @@ def _detail(group: str, config: Config) -> str:
                 parts.append(f"test fold {dataset.fold} of {dataset.folds}")
             if dataset.split_file:
                 parts.append(f"split of {dataset.split_file}")
+            stored = getattr(config.method, "store", None) is not None
             if dataset.val_fraction and dataset.name != "folder":
                 parts.append(f"{100 * dataset.val_fraction:g} % of train held out for validation")
+            elif dataset.val_fraction and stored:
+                parts.append(f"{100 * dataset.val_fraction:g} % of each class held out where there is no val split")
+            if dataset.val_fraction and stored:
+                parts.append("what method.store holds of these images is not read")
             return ", ".join(parts)
         case "model":
             return config.model.name + (", pretrained" if config.model.pretrained else "")

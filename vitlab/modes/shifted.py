@@ -90,7 +90,7 @@ class _Reader:
             return old
         full, part = self._answer(images, right, found, self.subject.data.eval_view)
         classes = int(right.any(0).sum())
-        return ShiftedSet(found.name, found.title, digest, found.published, classes, left_out, full, part)
+        return ShiftedSet(found.name, found.title, digest, found.published, classes, left_out, full, part, found.absent)
 
     def corrupted(self, found: dict[tuple[str, int], ShiftedImages], old: Robustness | None) -> Iterator[Robustness]:
         """ImageNet-C as published, more of it each time."""

@@ -113,7 +113,8 @@ def make_optimizer(network: nn.Module, recipe: RecipeConfig) -> Optimizer:
     Raises:
         UserError: unknown optimiser or argument.
     """
-    groups: Any = parameter_groups(network, recipe.weight_decay, recipe.layer_decay, recipe.head_lr)
+    rates = recipe.layer_decay, recipe.head_lr
+    groups: Any = parameter_groups(network, recipe.weight_decay, *rates, recipe.decay_norms)
     args: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in recipe.optimizer_args.items()
     }

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
-from vitlab.config import Config, ModelConfig
+from vitlab.config import Config, ModelConfig, RecipeConfig
 from vitlab.config.size import hw
 from vitlab.errors import UserError
 
@@ -27,7 +28,8 @@ CHOICES = {
 
 @dataclass
 class ViewOptions:
-    """What is drawn for a stored view (vitlab.distill.reinforce_draw.Reinforcement)."""
+    """What is drawn for a stored view (vitlab.distill.reinforce_draw.Reinforcement); its filter is that of the recipe,
+    ``recipe.augmentation.interpolation``."""
 
     variant: str = MISSING  # rrc | mixing | randaug | randaug_mixing | center (nothing random, one sample)
     crop_scale: list[float] | None = MISSING  # random resized crop: area range; null: the whole image
@@ -66,6 +68,7 @@ class ReinforceOptions:
     densify_compat: str = MISSING  # vitlab, or official (softmax over probabilities where their sum exceeds one)
     erm: bool = MISSING  # also train the same student on labels alone, with equally many steps
     kd: bool = MISSING  # also train it with the teacher run at every step, with equally many steps
+    kd_recipe: RecipeConfig | None = None  # recipe of kd; null: that of the other students
     lambda_kd: float = MISSING  # kd: weight of the divergence from the teacher, both sides at teacher.temperature
     lambda_cls: float = MISSING  # kd: weight of the cross-entropy with the label
     views: ViewOptions = field(default_factory=ViewOptions)
@@ -99,6 +102,22 @@ def where_they_are(folder: Path) -> str:
     if (folder / "reinforce" / "targets").is_dir():
         return f"That is a run; give its reinforced data: method.store={folder / 'reinforce' / 'targets'}."
     return "Give the folder that holds store.json, or config.pth.tar where they are as released; or several: [A,B]."
+
+
+def warn_of_filter(config: Config, interpolation: str, *folders: Path) -> None:
+    """Warn where stored views were resized with another filter than the recipe's, which labels alone, the teacher at
+    every step and the test images use: a difference between them is then not that of the method alone."""
+    own = config.recipe.augmentation.interpolation
+    if interpolation != own:
+        logging.getLogger(__name__).warning(
+            "warning  the stored views in %s were resized with the filter %s, and are replayed so; everything else has "
+            "recipe.augmentation.interpolation=%s. For a comparison of the method alone, give "
+            "recipe.augmentation.interpolation=%s.",
+            ", ".join(map(str, folders)),
+            interpolation,
+            own,
+            interpolation,
+        )
 
 
 def refuse_twins(members: list[ModelConfig]) -> None:
