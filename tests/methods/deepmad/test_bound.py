@@ -159,7 +159,7 @@ def depthwise(squeeze: bool, tail: int | None, **changes: Any) -> Problem:
         depthwise(True, 64, scoring=replace(TINY.scoring, mode="official")),
         depthwise(True, None, scoring=replace(TINY.scoring, spread="variance")),
         replace(TINY, costs=made_up(TINY.space, 0.7), budget=Budget(60_000, None, 0.45, 0.21)),
-        depthwise(True, 64, costs=made_up(depthwise(True, 64).space, 0.8), budget=Budget(None, None, 0.8, 0.18)),
+        depthwise(True, 64, costs=made_up(depthwise(True, 64).space, 0.8), budget=Budget(None, None, 0.8, 0.79)),
     ],
     ids=["depthwise", "se", "official", "variance", "latency", "se-latency"],
 )
@@ -169,7 +169,7 @@ def test_bound_of_other_spaces_and_of_latency(problem: Problem) -> None:
     best = float(scores.max())
     spent = Population(problem).evaluate(genes[:, [int(scores.argmax())]])
     if problem.budget.latency is not None:
-        assert spent.latency is not None and spent.latency[0] > 0.95 * problem.budget.latency, "the budget binds"
+        assert spent.latency is not None and spent.latency[0] > 0.9 * problem.budget.latency, "the budget binds"
     relaxation, rng = Relaxation(problem), np.random.default_rng(0)
     root = relaxation.root((1.5, 2.0), best)
     scale = best * np.array([1.0] * relaxation.priced + [0.05] * 2)

@@ -155,7 +155,7 @@ def start(problem: Problem, settings: MilpSettings, search: Search) -> None:
     full = affordable(problem, edges_of(problem, coarse_table(problem)))
     beat = search.score if search.best is not None else None
     costs = reduced_costs(build(problem, full, beat), min(settings.round_seconds, search.left) / 4)
-    size = settings.edges
+    size = max(1, settings.edges // 4)
     while not search.over:
         edges = full
         if costs is not None and size < len(full.block):
