@@ -212,12 +212,10 @@ class Gains:
                 one -= enter[:, at][:, None] if self.full else enter[:, at]
             np.maximum(found, one, out=found)
         after = (side // space.strides[j]) ** 2
-        found += prices.width * np.log(i)
-        if self.full:
-            found -= (prices.param + prices.flop * after) * i * o
-            if self.latencies is not None and prices.ms:
-                project = self.latencies.project(side // space.strides[j])
-                found -= prices.ms * project[nodes[:, None], outs[None, :]]
+        project = prices.param + prices.flop * after if self.full else 0.0
+        found += prices.width * np.log(i) - project * i * o
+        if self.full and self.latencies is not None and prices.ms:
+            found -= prices.ms * self.latencies.project(side // space.strides[j])[nodes[:, None], outs[None, :]]
         if space.strides[j] == 2:  # the pooled shortcut, in depthwise spaces only of equal channels
             found -= prices.flop * side * side * i * (1.0 if self.full else i == o)
         wrong = np.zeros(found.shape, bool)
