@@ -38,6 +38,7 @@ SMALL_SE = replace(
     scoring=replace(SMALL.scoring, penalty="all"),
     budget=Budget(300_000, 20_000_000, 0.5),
 )
+TINY = milp.Spread((-1,), (-1,), (1,))
 QUICK = anneal.AnnealSettings(chains=128, steps=300)
 
 
@@ -50,7 +51,9 @@ def by_evolution(problem: Problem, seed: int, **options: Any) -> Design:
 
 
 def by_milp(problem: Problem, seed: int, **options: Any) -> Design:
-    settings = milp.MilpSettings(seed=replace(QUICK, steps=50), spreads=(milp.NEAR,), edges=40, edges_max=40, polish=1)
+    settings = milp.MilpSettings(
+        seed=replace(QUICK, steps=50), spreads=(TINY,), edges=40, edges_max=40, polish=1, coarse=8
+    )
     return milp.design(problem, settings, seed, **options)
 
 
@@ -282,22 +285,26 @@ def test_the_programme_starts_by_itself(problem: Problem) -> None:
     seed = anneal.AnnealSettings(chains=4, steps=2)
     with pytest.raises(UserError, match="found no network"):
         anneal.design(problem, seed, 0)
-    settings = milp.MilpSettings(seed=seed, spreads=(milp.NEAR,), round_seconds=20, edges=400, edges_max=0, polish=0)
+    settings = milp.MilpSettings(seed=seed, round_seconds=20, edges=400, edges_max=0, polish=0, coarse=2.5)
     found = milp.design(problem, settings, 0)
     assert problem.violations(found.structure) == []
-    assert found.notes[0].startswith("A coarse table of the space, 100 of ")
+    assert found.notes[0].startswith("A coarse table of the space, ")
     assert found.notes[-1] == milp.STATEMENT, "what is proven, and of what"
 
 
 def test_a_coarse_table_covers_the_space() -> None:
-    for problem in (SMALL, SE):
-        table, space = milp.coarse_table(problem), problem.space
+    for problem in (SMALL, SMALL_SE):
+        table, space = milp.coarse_table(problem, 2.0), problem.space
         assert (table.stem[0], table.stem[-1]) == space.stem
         for block in range(5):
             assert (table.outs[block][0], table.outs[block][-1]) == (8, space.out_max)
             assert (table.depths[block][0], table.depths[block][-1]) == (1, space.depth_at(block))
         if space.ratios:
             assert table.narrow == ((15, 30, 60),) * 5
+        centre = problem.space.build(24, [(40, 64, 3, 3)] * 5)
+        joined = milp.coarse_table(problem, 2.0, centre)
+        assert 24 in joined.stem and all(40 in row for row in joined.outs) and all(3 in row for row in joined.depths)
+        assert all(set(row) <= set(more) for row, more in zip(table.narrow, joined.narrow, strict=True))
         edges = edges_of(problem, table)
         kept = milp.affordable(problem, edges)
         assert 0 < len(kept.block) < len(edges.block)

@@ -54,13 +54,15 @@ class MilpSettings:
         seed: the annealing that gives a first centre, within half of the time; without a good centre the tables, a few
             hundred edges each, end in a local optimum (section 8 seeds them with an evolution; ours ended lower that
             way).
-        spreads: of the tables, in turn; when none of them improves the best any more, twice as many edges are kept.
+        spreads: of the tables, in turn, and after them a coarse one of the whole space; when none of them improves the
+            best any more, twice as many edges are kept.
         round_seconds: most seconds of one round; the best table solution by then is taken.
         edges, edges_max: most edges that branch and bound is given at first, and at last; more make a round slower
             and its result better. The search ends when that many do not improve it either.
         gap: share of the objective within which a round is taken as solved.
         enough: a round that improves the score by less than this share did not improve it.
         polish: add exhaustive moves of up to this many variables after each round; 0: none.
+        coarse: factor between the candidates of the table that covers the whole space.
     """
 
     seed: AnnealSettings = field(default_factory=lambda: AnnealSettings(chains=1024, steps=6000))
@@ -71,6 +73,7 @@ class MilpSettings:
     gap: float = 1e-4
     enough: float = 2e-5
     polish: int = 3
+    coarse: float = 2.0
 
     FIRST: ClassVar[tuple[str, ...]] = (
         *("seed", "spreads", "round_seconds", "edges"),
@@ -113,13 +116,15 @@ def table_around(problem: Problem, centre: Structure, spread: Spread) -> Table:
     )
 
 
+Rows = tuple[tuple[int, ...], ...]
+
 START_GAP = 0.01
 """Share of the objective within which the coarse table is solved: its solution is a start, not a result."""
 
 
-def coarse_table(problem: Problem, step: float = 2.0) -> Table:
-    """Candidates over the whole space, each about ``step`` times the one before; the ends of every range are among
-    them."""
+def coarse_table(problem: Problem, step: float, centre: Structure | None = None) -> Table:
+    """Candidates over the whole space, each about ``step`` times the one before, with the ends of every range and the
+    values of ``centre``: from there a round can change everything at once."""
     space = problem.space
 
     def between(low: int, high: int) -> tuple[int, ...]:
@@ -131,12 +136,26 @@ def coarse_table(problem: Problem, step: float = 2.0) -> Table:
     outs = between(GRID, space.out_max)
     narrow = between(space.ratios[0], space.ratios[-1]) if space.ratios else outs
     blocks = range(len(space.strides))
-    return Table(
+    table = Table(
         between(*space.stem),
         (outs,) * len(blocks),
         (narrow,) * len(blocks),
         tuple(space.kernels_at(side) for side in space.sides(problem.resolution)),
         tuple(between(1, space.depth_at(block)) for block in blocks),
+    )
+    if centre is None:
+        return table
+    here = table_around(problem, centre, Spread((), (), ()))
+
+    def joined(first: Rows, second: Rows) -> Rows:
+        return tuple(tuple(sorted({*one, *other})) for one, other in zip(first, second, strict=True))
+
+    return Table(
+        *joined((table.stem,), (here.stem,)),
+        joined(table.outs, here.outs),
+        joined(table.narrow, here.narrow),
+        table.kernels,
+        joined(table.depths, here.depths),
     )
 
 
@@ -152,14 +171,19 @@ def affordable(problem: Problem, edges: Edges) -> Edges:
 
 def start(problem: Problem, settings: MilpSettings, search: Search) -> None:
     """The solver's own start: the best of a coarse table of the whole space, with more edges while it finds nothing."""
-    full = affordable(problem, edges_of(problem, coarse_table(problem)))
+    full = affordable(problem, edges_of(problem, coarse_table(problem, settings.coarse)))
     beat = search.score if search.best is not None else None
+    if len(np.unique(full.block)) < len(problem.space.strides):
+        return
     costs = reduced_costs(build(problem, full, beat), min(settings.round_seconds, search.left) / 4)
     size = max(1, settings.edges // 4)
     while not search.over:
         edges = full
         if costs is not None and size < len(full.block):
             edges = full.take(np.sort(np.argsort(np.abs(costs), kind="stable")[:size]))
+        size *= 4
+        if len(np.unique(edges.block)) < len(problem.space.strides) and len(edges.block) < len(full.block):
+            continue  # some superblock has no edge left
         limit = min(settings.round_seconds, search.left) / 4
         found = solve(problem, build(problem, edges, beat), limit, START_GAP, beat)
         if found.structure is not None:
@@ -170,7 +194,6 @@ def start(problem: Problem, settings: MilpSettings, search: Search) -> None:
                 + (f"score {search.score:,.2f}." if search.best is not None else "no solution.")
             )
             return
-        size *= 4
 
 
 def narrowed(problem: Problem, edges: Edges, search: Search, count: int, seconds: float) -> Edges:
@@ -202,8 +225,12 @@ def design(problem: Problem, settings: MilpSettings, seed: int, **search_options
     while search.best is not None and size <= settings.edges_max and not search.over:
         before = search.score
         limit = min(settings.round_seconds, search.left)
-        table = table_around(problem, search.best, settings.spreads[rounds % len(settings.spreads)])
-        full = edges_of(problem, table)
+        number = rounds % (len(settings.spreads) + 1)
+        if number < len(settings.spreads):
+            table = table_around(problem, search.best, settings.spreads[number])
+        else:
+            table = coarse_table(problem, settings.coarse, search.best)
+        full = affordable(problem, edges_of(problem, table))
         edges = narrowed(problem, full, search, size, limit)
         programme = build(problem, edges, before)
         found = solve(problem, programme, limit, settings.gap, before)
@@ -216,7 +243,7 @@ def design(problem: Problem, settings: MilpSettings, seed: int, **search_options
             polish(search, Population(problem), settings.polish)
         search.notes.append(f"{text}, score {search.score:,.2f}.")
         idle = 0 if search.score - before > settings.enough * abs(before) else idle + 1
-        if idle == len(settings.spreads):
+        if idle == len(settings.spreads) + 1:
             idle, size = 0, 2 * size
         search.report(f"round {rounds}")
         search.save({"rounds": rounds, "idle": idle, "size": size})

@@ -244,7 +244,7 @@ def _expected(step: int, limits: Limits, count: int, fits: int, max_params: floa
 
 
 def _order(fits: list[Row], min_speed: float | None, start: Row) -> Iterator[Row]:
-    """Differently made ones first, and before them those that their multiply-adds let expect to be fast enough."""
+    """Differently made ones first; last those that their multiply-adds make expect to be too slow."""
 
     def kind(row: Row) -> frozenset[str]:
         return frozenset(move.rstrip("0123456789") for move in row.moves.split("+"))
@@ -255,13 +255,11 @@ def _order(fits: list[Row], min_speed: float | None, start: Row) -> Iterator[Row
     def by_speed(row: Row) -> tuple[object, ...]:
         return row.macs / row.params, *by_size(row)
 
-    likely = [
-        row
-        for row in fits
-        if min_speed is None or start.throughput is None or start.throughput * start.macs >= min_speed * row.macs
-    ]
-    yield from varied(likely, kind, by_size, by_speed)
-    yield from varied([row for row in fits if row not in likely], kind, by_size, by_speed)
+    def likely(row: Row) -> bool:
+        return min_speed is None or start.throughput is None or start.throughput * start.macs >= min_speed * row.macs
+
+    for expected in (True, False):
+        yield from varied([row for row in fits if likely(row) == expected], kind, by_size, by_speed)
 
 
 def _measure(
