@@ -301,10 +301,6 @@ def test_a_coarse_table_covers_the_space() -> None:
             assert (table.depths[block][0], table.depths[block][-1]) == (1, space.depth_at(block))
         if space.ratios:
             assert table.narrow == ((15, 30, 60),) * 5
-        centre = problem.space.build(24, [(40, 64, 3, 3)] * 5)
-        joined = milp.coarse_table(problem, 2.0, centre)
-        assert 24 in joined.stem and all(40 in row for row in joined.outs) and all(3 in row for row in joined.depths)
-        assert all(set(row) <= set(more) for row, more in zip(table.narrow, joined.narrow, strict=True))
         edges = edges_of(problem, table)
         kept = milp.affordable(problem, edges)
         assert 0 < len(kept.block) < len(edges.block)

@@ -54,8 +54,7 @@ class MilpSettings:
         seed: the annealing that gives a first centre, within half of the time; without a good centre the tables, a few
             hundred edges each, end in a local optimum (section 8 seeds them with an evolution; ours ended lower that
             way).
-        spreads: of the tables, in turn, and after them a coarse one of the whole space; when none of them improves the
-            best any more, twice as many edges are kept.
+        spreads: of the tables, in turn; when none of them improves the best any more, twice as many edges are kept.
         round_seconds: most seconds of one round; the best table solution by then is taken.
         edges, edges_max: most edges that branch and bound is given at first, and at last; more make a round slower
             and its result better. The search ends when that many do not improve it either.
@@ -116,15 +115,12 @@ def table_around(problem: Problem, centre: Structure, spread: Spread) -> Table:
     )
 
 
-Rows = tuple[tuple[int, ...], ...]
-
 START_GAP = 0.01
 """Share of the objective within which the coarse table is solved: its solution is a start, not a result."""
 
 
-def coarse_table(problem: Problem, step: float, centre: Structure | None = None) -> Table:
-    """Candidates over the whole space, each about ``step`` times the one before, with the ends of every range and the
-    values of ``centre``: from there a round can change everything at once."""
+def coarse_table(problem: Problem, step: float) -> Table:
+    """Candidates over the whole space, each about ``step`` times the one before, with the ends of every range."""
     space = problem.space
 
     def between(low: int, high: int) -> tuple[int, ...]:
@@ -136,26 +132,12 @@ def coarse_table(problem: Problem, step: float, centre: Structure | None = None)
     outs = between(GRID, space.out_max)
     narrow = between(space.ratios[0], space.ratios[-1]) if space.ratios else outs
     blocks = range(len(space.strides))
-    table = Table(
+    return Table(
         between(*space.stem),
         (outs,) * len(blocks),
         (narrow,) * len(blocks),
         tuple(space.kernels_at(side) for side in space.sides(problem.resolution)),
         tuple(between(1, space.depth_at(block)) for block in blocks),
-    )
-    if centre is None:
-        return table
-    here = table_around(problem, centre, Spread((), (), ()))
-
-    def joined(first: Rows, second: Rows) -> Rows:
-        return tuple(tuple(sorted({*one, *other})) for one, other in zip(first, second, strict=True))
-
-    return Table(
-        *joined((table.stem,), (here.stem,)),
-        joined(table.outs, here.outs),
-        joined(table.narrow, here.narrow),
-        table.kernels,
-        joined(table.depths, here.depths),
     )
 
 
@@ -225,12 +207,8 @@ def design(problem: Problem, settings: MilpSettings, seed: int, **search_options
     while search.best is not None and size <= settings.edges_max and not search.over:
         before = search.score
         limit = min(settings.round_seconds, search.left)
-        number = rounds % (len(settings.spreads) + 1)
-        if number < len(settings.spreads):
-            table = table_around(problem, search.best, settings.spreads[number])
-        else:
-            table = coarse_table(problem, settings.coarse, search.best)
-        full = affordable(problem, edges_of(problem, table))
+        table = table_around(problem, search.best, settings.spreads[rounds % len(settings.spreads)])
+        full = edges_of(problem, table)
         edges = narrowed(problem, full, search, size, limit)
         programme = build(problem, edges, before)
         found = solve(problem, programme, limit, settings.gap, before)
@@ -243,7 +221,7 @@ def design(problem: Problem, settings: MilpSettings, seed: int, **search_options
             polish(search, Population(problem), settings.polish)
         search.notes.append(f"{text}, score {search.score:,.2f}.")
         idle = 0 if search.score - before > settings.enough * abs(before) else idle + 1
-        if idle == len(settings.spreads) + 1:
+        if idle == len(settings.spreads):
             idle, size = 0, 2 * size
         search.report(f"round {rounds}")
         search.save({"rounds": rounds, "idle": idle, "size": size})
