@@ -12,7 +12,7 @@ from omegaconf import MISSING
 from vitlab.config import ModelConfig
 from vitlab.config.size import Size, hw, size_text
 from vitlab.errors import UserError, nearest
-from vitlab.methods.deepmad.evaluate import MODES, PENALTIES, Scoring
+from vitlab.methods.deepmad.evaluate import MODES, PENALTIES, SPREADS, Scoring
 from vitlab.methods.deepmad.problem import Budget, Problem, Space, count, depthwise_space, milliseconds, resnet_space
 from vitlab.methods.deepmad.structure import Structure
 
@@ -54,6 +54,7 @@ class DeepMADOptions:
     alpha_last: float = MISSING  # weight of the last stage's entropy where alphas is null (paper: 8)
     beta: float = MISSING  # weight of the depth penalty
     penalty: str | None = None  # depths that should be even: last3 | drop_first | all; null: last3 for resnet, else all
+    spread: str | None = None  # of the depths in the penalty: std | variance; null: std, variance for scoring=paper
     resolution: int | None = None  # px the network is designed for; null: dataset.size
     strides: list[int] | None = None  # of the superblocks; null: as many halvings as leave a side of 4 or more
     stem_max: int = MISSING  # most channels of the stem
@@ -70,7 +71,7 @@ class DeepMADOptions:
     steps: int = MISSING  # anneal: of each chain
     evaluations: int = MISSING  # evolution: children in all
     frozen_last: bool = False  # evolution: the released code's defect, the last unit never mutates
-    certify: str = "0s"  # time for proving an upper bound of the score (resnet), e.g. 2min
+    certify: str = "0s"  # time for proving an upper bound of the score, e.g. 2min
     costs: str | None = None  # latency: measure, or a cost table (costs.json)
     cost_batch: int = 1  # latency: images at a time
     sweep: list[float] = field(default_factory=list)  # also design for the budgets times these: the Pareto front
@@ -110,7 +111,7 @@ def scoring_of(options: DeepMADOptions, strides: tuple[int, ...]) -> Scoring:
     """What ``options`` maximise."""
     alphas = tuple(options.alphas or [*[1.0] * (stages_of(strides) - 1), options.alpha_last])
     penalty = options.penalty or ("last3" if options.space == "resnet" else "all")
-    return Scoring(alphas, options.beta, options.scoring, penalty)
+    return Scoring(alphas, options.beta, options.scoring, penalty, spread=options.spread)
 
 
 def budget_of(options: DeepMADOptions, times: float = 1.0) -> Budget:
@@ -168,6 +169,7 @@ def check(options: DeepMADOptions, size: Size) -> None:
         ("space", options.space, SPACES),
         ("scoring", options.scoring, MODES),
         ("penalty", options.penalty or PENALTIES[0], PENALTIES),
+        ("spread", options.spread or SPREADS[0], SPREADS),
     ):
         if value not in allowed:
             near = nearest(value, allowed)

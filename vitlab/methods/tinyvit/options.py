@@ -17,12 +17,12 @@ from vitlab.errors import UserError
 class ContractOptions:
     """How mode=contract searches (paper section on model scaling; its step sizes are ours)."""
 
-    params: float = MISSING  # parameters of the target network
+    params: float = MISSING  # most parameters of the target network, with the head of this data set's classes
     speed: float = MISSING  # throughput of the target, as a multiple of the start's; 0: no limit
-    steps: int = MISSING  # contractions from start to target; budgets shrink geometrically
+    steps: int = MISSING  # contractions from start to target; budgets shrink geometrically (5.4e6 from 21M: 6 or more)
     moves: int = MISSING  # factors that one contraction may change at once
-    tolerance: float = MISSING  # share by which a candidate may miss a budget
-    candidates: int = MISSING  # of each step that are measured and scored, those nearest to the budget first
+    tolerance: float = MISSING  # share by which a candidate may miss a budget, but for the last step's, the target
+    candidates: int = MISSING  # of each step that are scored: of many kinds, in turn large and fast ones
     proxy: str = MISSING  # train (recipe, cut to duration) | params (no training: the largest is the best)
     duration: str = MISSING  # of the proxy's training
     holdout: float = MISSING  # fraction of each training class held out to score it, if there is no val beside test
