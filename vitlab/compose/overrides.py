@@ -259,6 +259,9 @@ def _check_key(word: Override, line: str, known: dict[str, Field], conf: Path) -
         if field.kind.startswith("a list"):
             raise UserError(f"{line}: '{value}' is not a list.", f"Write {key}=[{{name:NAME}}], or a member's key.")
         raise _branch(word, field, value, known)
+    # OmegaConf takes any whole number as true or false.
+    if field.kind == "true or false" and isinstance(word.value(), int) and word.value() not in (0, 1):
+        raise UserError(f"{line}: '{value}' is not true or false.", describe_field(field))
     if word.value() == {}:
         raise UserError(f"{line} changes nothing, since its keys are merged.", f"Remove one with {key}.KEY=null.")
     if field.free or (field.key == key and field.kind == "anything" and key not in known):

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from vitlab.compose.rules import Where, check_numbers, has_length, one_of
+from vitlab.compose.rules import Where, check_values, has_length, one_of
 from vitlab.compose.schema import DURATIONS
 from vitlab.compose.validate_run import check_run
 from vitlab.config import AugmentationConfig, Config, ModelConfig, RecipeConfig, to_steps
@@ -33,7 +33,7 @@ def check(config: Config, where: Where, read: set[str]) -> None:
         UserError: naming the key and its possible values.
     """
     one_of("mode", config.mode, mode_meanings(), where)
-    check_numbers(config, "", where)
+    check_values(config, "", where)
     if not config.output:
         raise UserError(f"{where('output')}: the folder of the runs has no name.", "Give output=FOLDER.")
     _folder("output", config.output, where)

@@ -340,7 +340,7 @@ class Config:
     sweep: SweepConfig = field(default_factory=SweepConfig)
 
 
-_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ep|st|%)\s*")
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ep|st|%)\s*", re.ASCII)
 
 
 def to_steps(duration: str, steps_per_epoch: int, total: int | None = None) -> int:

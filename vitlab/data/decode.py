@@ -27,8 +27,10 @@ file is foreign."""
 
 
 def limit_pixels(pixels: int) -> None:
-    """Refuse images of more than ``pixels`` in this process and those that it forks."""
+    """Refuse images of more than ``pixels`` in this process and those that it forks, without Pillow's warnings."""
     Image.MAX_IMAGE_PIXELS = max(pixels // 2, 1)  # Pillow warns from here on, and refuses twice as many
+    # Of damaged EXIF and the like: what cannot be read is an error of its own, which names the file.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
