@@ -53,7 +53,7 @@ def image(mode: str, width: int, height: int, seed: int) -> Image.Image:
     pixels = (ramp + generator.integers(0, 50, (height, width, 4))).astype(np.uint8)
     plain = mode.removesuffix("+")
     if plain == "I;16":
-        return Image.fromarray((pixels[..., 0].astype(np.uint16) * 257))
+        return Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
     if plain in ("I", "F"):
         return Image.fromarray(pixels[..., 0].astype(np.int32 if plain == "I" else np.float32))
     colours = Image.fromarray(pixels, "RGBA")
@@ -85,7 +85,7 @@ def pictures(draw: st.DrawFn) -> Picture:
         exif[0x0112] = orientation
         options["exif"] = exif.tobytes() if draw(st.booleans()) or format == "TIFF" else exif.tobytes()[:-2]
         what.append(f"orientation {orientation}")
-    if format in ANIMATED and draw(st.sampled_from([False, False, True])):
+    if format in ANIMATED and not mode.endswith("+") and draw(st.sampled_from([False, False, True])):
         more = [image(mode, width, height, seed) for seed in range(draw(st.integers(1, 3)))]
         options |= {"save_all": True, "append_images": more}
         what.append(f"{len(more) + 1} frames")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from vitlab.data.sources import Labels, Strings
 from vitlab.errors import UserError
@@ -67,6 +68,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: for floating-point and 32-bit integer images, whose range the file does not state.
     """
+    if isinstance(image, TiffImageFile):
+        image.filename = ""  # else it may be mapped into memory, in rows of the width that it has after it is turned
     if image.getexif().get(0x0112, 1) != 1:  # Orientation; exif_transpose copies the image even where it is 1
         image = ImageOps.exif_transpose(image)
     if image.mode == "RGB" and "transparency" not in image.info:
