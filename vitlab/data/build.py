@@ -70,7 +70,8 @@ def open_splits(
     held = found.get("val", found.get("test"))
     if held is None:
         raise UserError(
-            f"Data set '{cfg.name}' has neither a val nor a test split.", "Measuring needs images held out: add one."
+            f"Data set '{cfg.name}' has neither a val nor a test split.",
+            "Measuring needs images held out: add one, or give dataset.val_fraction=0.2 and two images in some class.",
         )
     splits = {"train": found["train"], "val": held, "test": found.get("test", held)}
     for name, source in splits.items():
