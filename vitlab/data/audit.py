@@ -76,7 +76,9 @@ class Audit:
             lines.append(
                 f"split 'train' lacks {_count(len(classes), 'class', 'es')} that another has: {_named(classes)}"
             )
-        if self.images.get("train") and not any(self.images[split] for split in self.images if split != "train"):
+        if self.images.get("train") == 0:
+            lines.append("no image is left to train on")
+        elif self.images.get("train") and not any(self.images[split] for split in self.images if split != "train"):
             lines.append("no image is held out to measure on: there is no val or test split, and no class has two")
         if len(self.classes) < 2:
             lines.append(f"{_count(len(self.classes), 'class', 'es')}; a classifier needs two")

@@ -76,7 +76,10 @@ def open_splits(
     splits = {"train": found["train"], "val": held, "test": found.get("test", held)}
     for name, source in splits.items():
         if len(source) == 0 and not (measuring and name == "train"):
-            raise UserError(f"Data set '{cfg.name}': the {name} split holds no images.", "")
+            raise UserError(
+                f"Data set '{cfg.name}': the {name} split holds no images.",
+                "Add some, or choose other data (dataset.root).",
+            )
         if source.classes != found["train"].classes:
             raise UserError(f"Data set '{cfg.name}': train and {name} differ in their classes or their order.", "")
     if cfg.labels_per_class is not None:
