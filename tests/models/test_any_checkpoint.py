@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from tests import hunts
 from tests.models.weights_files import State, weights_files
@@ -58,12 +60,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @hunts.quick(30)
 @given(data=st.data())
-def test_some_files(data: st.DataObject, state: State, folder: Path) -> None:
+def test_some_files(state: State, folder: Path, data: st.DataObject) -> None:
     check_file(data, state, folder)
 
 
 @hunts.slow
 @hunts.complete(3000)
 @given(data=st.data())
-def test_many_files(data: st.DataObject, state: State, folder: Path) -> None:
+def test_many_files(state: State, folder: Path, data: st.DataObject) -> None:
     check_file(data, state, folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "form"),
+    [
+        (lambda value: value.to(torch.int8), "int8"),
+        (lambda value: value.to(torch.complex64), "complex64"),
+        (lambda value: value.to_sparse(), "sparse_coo float32"),
+        (lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8), "strided qint8"),
+    ],
+)
+def test_weights_that_are_no_plain_numbers(
+    change: Callable[[Tensor], Tensor], form: str, state: State, tmp_path: Path
+) -> None:
+    """Found by the hunt: integers were copied as they are, a sparse tensor ended in a stack trace."""
+    name = "conv1.0.weight"
+    torch.save(state | {name: change(state[name])}, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=rf"weights\.pth.*{name} holds {form}, expected floating-point"):
+        load_checkpoint(build_model(CONFIG, 4, 32), tmp_path / "weights.pth")

@@ -189,6 +189,9 @@ def _check_choice(word: Override, typed: str, conf: Path) -> None:
         raise UserError(f"{typed}: a choice cannot be removed so.", "Leave it out.")
     if value is None:
         raise UserError(f"{typed}: a run needs a {group}.", f"There are: {list_names(names)}.")
+    if isinstance(value, list) and group == "logger" and value:
+        cure = f"Did you mean logger={value[0]} logger.also=[{','.join(map(str, value[1:]))}]?"
+        raise UserError(f"{typed}: logger takes one name, and logger.also the others.", cure)
     if not isinstance(value, str):
         raise UserError(f"{typed}: {group} takes one name.", f"There are: {list_names(names)}.")
     key = typed.partition("=")[0]

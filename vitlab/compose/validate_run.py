@@ -61,6 +61,8 @@ def check_run(config: Config, where: Where) -> None:
         raise UserError(f"{where('sweep.name')}: not a valid folder name.", "Use letters, digits, '-', '_' and '.'.")
     _sweep(config, where)
     one_of("logger.name", config.logger.name, LOGGERS, where)
+    for one in config.logger.also:
+        one_of("logger.also", one, LOGGERS, where)
     for one in config.evaluation.corruptions:
         one_of("evaluation.corruptions", one, ("all", *FAMILIES, *CORRUPTIONS), where)
     if not config.evaluation.severities:
@@ -79,7 +81,8 @@ def check_run(config: Config, where: Where) -> None:
             "Give export.formats=[hub] too.",
         )
     one_of("predict.format", config.predict.format, ("table", "jsonl", "csv"), where)
-    needed = [(config.logger.name, "logger"), *((one, "export.formats") for one in config.export.formats)]
+    needed = [(config.logger.name, "logger"), *((one, "logger.also") for one in config.logger.also)]
+    needed += [(one, "export.formats") for one in config.export.formats]
     if config.sweep.sampler != "grid":
         needed.append(("optuna", "sweep"))
     for choice, key in needed:

@@ -168,12 +168,18 @@ class LoggerConfig:
     """Loggers that copy the record in metrics.jsonl."""
 
     name: str = "local"  # local | csv | tensorboard | wandb
+    also: list[str] = field(default_factory=list)  # further loggers beside the chosen one, e.g. [csv,tensorboard]
     every: int = number(20, 1, 10**9)  # training steps between two logged rows
     project: str = "vitlab"  # wandb only: project
     offline: Optional[bool] = None  # wandb only: do not upload; null: offline if there is no API key
     tags: list[str] = field(default_factory=list)  # wandb only: tags of the run
     predictions: int = number(64, 0, 10**6)  # wandb only: test images in each model's table of predictions
     upload_mb: int = number(256, 0, 10**9)  # wandb only: artifacts above this size in MiB are referenced, not uploaded
+
+    @property
+    def names(self) -> list[str]:
+        """All loggers, each once."""
+        return list(dict.fromkeys([self.name, *self.also]))
 
 
 @dataclass

@@ -353,7 +353,20 @@ def _differences(
         for name in own
         if name in state and name not in head and state[name].shape != own[name].shape
     ]
+    # torch would copy the integers of a quantised file as they are, and half of a complex number.
+    found += [
+        f"{name} holds {_form(state[name])}, expected floating-point numbers"
+        for name, value in own.items()
+        if name in state and value.is_floating_point() and _form(state[name])
+    ]
     return found
+
+
+def _form(value: Tensor) -> str:
+    """What a tensor is if not plain floating-point numbers; empty for those."""
+    if value.is_quantized or value.layout != torch.strided:
+        return f"{str(value.layout).removeprefix('torch.')} {str(value.dtype).removeprefix('torch.')}"
+    return "" if value.is_floating_point() else str(value.dtype).removeprefix("torch.")
 
 
 def _timm_filter(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
