@@ -40,6 +40,8 @@ CASES: list[tuple[str, list[str]]] = [
     ("evaluation.corruptions=[[a]]", ["evaluation.corruptions takes a list of words"]),
     ("recipe.augmentation.crop_ratio=[[1]]", ["recipe.augmentation.crop_ratio takes a list of numbers"]),
     ("method=deepmad method.start=[[1],[[2]]]", ["method.start takes"]),
+    ("dataset.size=100000", ["100000 pixels are too many", "at most 32768"]),
+    ("teacher.sizes=[99999]", ["99999 pixels are too many"]),
     ("recipe.duration=３ep", ["'３ep' is not a duration"]),
     # of methods, in any mode
     ("method.prob_dtype=f8", ["'f8' is none of f2, f4, bf16"]),

@@ -16,7 +16,7 @@ from vitlab.compose.schema import DURATIONS
 from vitlab.compose.validate_run import check_run
 from vitlab.config import AugmentationConfig, Config, ModelConfig, RecipeConfig, to_steps
 from vitlab.config.catalogue import GROUPS, MODE_KEYS, TRAINING_KEYS, mode_files, mode_meanings
-from vitlab.config.size import hw
+from vitlab.config.size import MOST_PIXELS, hw
 from vitlab.data.paths import data_roots, not_found_error
 from vitlab.errors import UserError
 from vitlab.methods.base import Method, find_method, method_names
@@ -245,11 +245,13 @@ def _split(config: Config, where: Where) -> None:
 
 def _size(key: str, value: object, where: Where) -> None:
     try:
-        hw(value)  # type: ignore[arg-type]  # the value is checked here
+        longest = max(hw(value))  # type: ignore[arg-type]  # the value is checked here
     except (TypeError, ValueError):
         raise UserError(
             f"{where(key)}: {value} is not a size.", f"{key} is the side of a square in pixels, or [height,width]."
         ) from None
+    if longest > MOST_PIXELS:
+        raise UserError(f"{where(key)}: {longest} pixels are too many.", f"A side has at most {MOST_PIXELS}.")
 
 
 TARGETS = {"class": "one label", "labels": "several labels"}
