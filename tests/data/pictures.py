@@ -94,7 +94,7 @@ def pictures(draw: st.DrawFn) -> Picture:
     if format == "TIFF" and mode in ("RGB", "L", "CMYK") and orientation in (None, *range(1, 9)):
         options["compression"] = draw(st.sampled_from([None, "tiff_lzw", "packbits", "jpeg"]))
     buffer = io.BytesIO()
-    first.save(buffer, format, **options)  # type: ignore[arg-type]
+    first.save(buffer, format, **options)
     data, damage = draw(_damaged(buffer.getvalue(), format))
     other = draw(st.sampled_from([None, None, None, ".jpg", ".png", ".JPEG", ".gif", ".heic", ".qoi", ".webp"]))
     return Picture(data, other or suffix, ", ".join([*what, damage]))

@@ -89,9 +89,7 @@ def weights_files(draw: st.DrawFn, state: State, marker: Path) -> WeightsFile:
     tensors: dict[Any, Any] = {
         name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()
     }
-    change = draw(
-        st.sampled_from(["", "", "", "extra", "missing", "shape", "nan", "integers", "counts", "twin", "sparse"])
-    )
+    change = draw(st.sampled_from(["", "", "", "extra", "missing", "shape", "nan", "integers", "counts", "twin"]))
     some = draw(st.sampled_from(sorted(name for name, value in state.items() if value.dim() > 0)))
     if change == "extra":
         tensors[draw(st.sampled_from(["criterion.weight", "head.extra", "é", "", ".", "a..b", "metric"]))] = torch.ones(
@@ -112,9 +110,6 @@ def weights_files(draw: st.DrawFn, state: State, marker: Path) -> WeightsFile:
             state[some], dtype=draw(st.sampled_from([torch.int64, torch.bool, torch.complex64]))
         )
         sound = False
-    elif change == "sparse":
-        tensors[some] = torch.ones(state[some].shape).to_sparse()
-        sound = False
     elif change == "counts":
         tensors = {name: value for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
     elif change == "twin":
@@ -125,8 +120,6 @@ def weights_files(draw: st.DrawFn, state: State, marker: Path) -> WeightsFile:
     what.append(f"prefix '{prefix}'")
     suffix = draw(st.sampled_from([".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".safetensors", ".txt", ""]))
     if suffix == ".safetensors":
-        if change == "sparse":
-            tensors = {name: value.to_dense() for name, value in tensors.items()}
         data = save_safetensors({name: value.contiguous().clone() for name, value in tensors.items()})
     else:
         content: Any = tensors

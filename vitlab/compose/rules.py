@@ -58,8 +58,8 @@ def check_values(value: Any, key: str, where: Where, declared: Range | None = No
     Raises:
         UserError: naming the key, the value and what is allowed.
     """
-    if dataclasses.is_dataclass(value):
-        hints = hints_of(type(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        hints = hints_of(value.__class__)
         for one in dataclasses.fields(value):
             inner, at = getattr(value, one.name), f"{key}.{one.name}".lstrip(".")
             if inner is not None and (words := words_of(one)):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import sys
+import warnings
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,7 +113,8 @@ def _read(path: Path) -> object:
 
 def _torch_load(path: Path) -> object:
     try:
-        with torch.serialization.safe_globals(_PLAIN):
+        with torch.serialization.safe_globals(_PLAIN), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, about old formats of files
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         try:
