@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch.utils.data import Dataset
+from torch.utils.data._utils import signal_handling
 
 from vitlab.data.batch import Batch
 from vitlab.data.loader import Loader
@@ -91,7 +92,8 @@ class SlowSecond:
         yield [1]
 
 
-def test_a_worker_that_dies_while_the_loader_starts() -> None:
+def test_a_worker_that_dies_while_the_loader_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch fetches the first batches while it starts, before the loader has its processes."""
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)  # as for the first loader of a process
     with pytest.raises(UserError, match=r"A loader process \(\d+\) was killed, most often for lack of memory"):
         next(iter(Loader(Fatal(), SlowSecond(), 1)))
