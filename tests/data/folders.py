@@ -113,11 +113,10 @@ def _tables(draw: st.DrawFn, paths: list[str]) -> Table:
         )
     elif mess == "large":
         rows.append(["x" * 140_000, *columns[1:]])
-    quoting = csv.QUOTE_ALL if draw(st.booleans()) else csv.QUOTE_MINIMAL
-    text = io.StringIO()
-    writer = csv.writer(
-        text, delimiter=delimiter, quoting=quoting, lineterminator=draw(st.sampled_from(["\n", "\r\n", "\r"]))
-    )
+    text, end = io.StringIO(), draw(st.sampled_from(["\n", "\r\n", "\r"]))
+    writer = csv.writer(text, delimiter=delimiter, lineterminator=end)
+    if draw(st.booleans()):
+        writer = csv.writer(text, delimiter=delimiter, lineterminator=end, quoting=csv.QUOTE_ALL)
     writer.writerows([columns, *rows])
     encoding = draw(st.sampled_from(["utf-8", "utf-8", "utf-8-sig", "latin-1", "utf-16", "cp1252"]))
     data = text.getvalue().encode(encoding, "replace")

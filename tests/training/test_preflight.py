@@ -22,6 +22,8 @@ RESNET = ("method=supervised", "model=resnet18", "model.name=test_resnet", "mode
         (["model.args={in_chans:1}"], "does not take an RGB image of 32 px"),
         (["model.args={num_classes:7}"], "num_classes"),
         ([*RESNET, "model.args={features_only:true}"], "gives a list for one image|features_only"),
+        ([*RESNET, "model.args={act_layer:nosuch}"], "cannot build .*act_layer.* KeyError"),
+        ([*RESNET, "model.args={layers:[1]}"], "cannot build .*layers.* ZeroDivisionError"),
         ([*RESNET, "model.args={global_pool:''}"], "does not take an RGB image of 32 px"),
         (
             [*RESNET, "recipe.batch_size=1"],
