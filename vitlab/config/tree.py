@@ -97,13 +97,13 @@ class RecipeConfig:
     duration: str = MISSING  # length of the training
     batch_size: int = number(MISSING, 1, 10**7)  # global batch size: over all devices and accumulation steps
     optimizer: str = MISSING  # any timm optimiser: adamw, sgd, lamb, ...
-    lr: float = number(MISSING, 0, 1e38, open_low=True)  # peak learning rate at this batch size
+    lr: float = number(MISSING, 0, 1e30, open_low=True)  # peak learning rate at this batch size
     weight_decay: float = number(MISSING, 0, 1e6)  # weight decay; not applied to norms, biases and position tables
     optimizer_args: dict[str, Any] = field(default_factory=dict)  # optimiser arguments: betas, eps, momentum, ...
     schedule: str = "cosine"  # cosine | cosine_after (cosine over the steps after warm-up) | linear | step | constant
     warmup: str = "0st"  # duration of the linear warm-up from warmup_lr to lr
-    warmup_lr: float = number(0.0, 0, 1e38)  # learning rate of the first step
-    min_lr: float = number(0.0, 0, 1e38)  # learning rate of the last step
+    warmup_lr: float = number(0.0, 0, 1e30)  # learning rate of the first step
+    min_lr: float = number(0.0, 0, 1e30)  # learning rate of the last step
     decay_at: list[str] = field(default_factory=list)  # step schedule: durations at which lr is decayed
     decay_rate: float = number(0.1, 0, 1)  # step schedule: factor of lr
     head_lr: float = number(1.0, 0, 1e6, open_low=True)  # factor of lr for the classifier
