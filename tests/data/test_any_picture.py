@@ -92,7 +92,7 @@ def saved(format: str, mode: str, orientation: int | None = None, frames: int = 
         exif[0x0112] = orientation
     more = [image(mode, 34, 28, seed) for seed in range(1, frames)]
     options: dict[str, object] = {"save_all": True, "append_images": more} if more else {}
-    image(mode, 34, 28, 0).save(buffer, format, exif=exif.tobytes(), **options)  # type: ignore[arg-type]
+    image(mode, 34, 28, 0).save(buffer, format, exif=exif.tobytes(), **options)
     return buffer.getvalue()
 
 
