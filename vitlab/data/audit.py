@@ -77,6 +77,10 @@ class Audit:
             lines.append(
                 f"split 'train' lacks {_count(len(classes), 'class', 'es')} that another has: {_named(classes)}"
             )
+        if self.images.get("train") == 0:
+            lines.append("no image is left to train on")
+        elif self.images.get("train") and not any(self.images[split] for split in self.images if split != "train"):
+            lines.append("no image is held out to measure on: there is no val or test split, and no class has two")
         if len(self.classes) < 2:
             lines.append(f"{_count(len(self.classes), 'class', 'es')}; a classifier needs two")
         return lines
@@ -204,7 +208,8 @@ def audit_dataset(
         duplicates=_duplicates(rows, looks, where),
         images={split: len(part) for split, part in splits.items()},
     )
-    result.single = [name for name in classes if result.totals[name] == 1]
+    totals = result.totals  # a label that has a column and no image is not among them
+    result.single = [name for name in classes if totals.get(name) == 1]
     _describe(result, looks)
     return result, splits
 

@@ -68,12 +68,15 @@ def inspect_file(path: str | Path, archived: ArchivedPaths | None = None, inside
         register_format(path)
         with Image.open(io.BytesIO(data)) as image:
             mode, (width, height) = image.mode, image.size
-            frames = int(getattr(image, "n_frames", 1))
             orientation = int(image.getexif().get(0x0112, 1))
+            if image.format == "TIFF" and orientation in range(5, 9):  # of these Pillow gives the upright size
+                width, height = height, width
             image.draft(None, (DRAFT, DRAFT))  # after the size was read, which it changes; of a JPEG only
             rgb = to_rgb(image)
             rgb.load()
             format = image.format or ""
+            gradient, thumbnail = _likeness(rgb)
+            frames = _frames(image)  # last: counting moves to the others
     # No file has this size: it is read again, with the package or another dataset.max_pixels.
     except (NeedsPackageError, Image.DecompressionBombError) as error:
         return FileInfo(-1, changed, describe_error(error))
@@ -81,8 +84,15 @@ def inspect_file(path: str | Path, archived: ArchivedPaths | None = None, inside
     except Exception as error:
         return FileInfo(size, changed, describe_error(error))
     content = hashlib.blake2b(data, digest_size=16).digest()
-    gradient, thumbnail = _likeness(rgb)
     return FileInfo(size, changed, "", format, mode, width, height, orientation, frames, content, gradient, thumbnail)
+
+
+def _frames(image: Image.Image) -> int:
+    """Frames of an animation or pages of a file; 2 where they cannot be counted: the first, which is read, is sound."""
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # of any kind, as in reading
+        return 2
 
 
 def _likeness(rgb: Image.Image) -> tuple[bytes, bytes]:
@@ -166,7 +176,7 @@ def available_cores() -> int:
 
 _COLUMNS = ", ".join(field.name for field in fields(FileInfo))
 _SELECT = f"SELECT path, {_COLUMNS} FROM look"
-_VERSION = 1  # of the fields of FileInfo; a cache of another version is emptied
+_VERSION = 2  # of the fields of FileInfo; a cache of another version is emptied
 
 
 def _open(cache: Path) -> sqlite3.Connection:

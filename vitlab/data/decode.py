@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from vitlab.data.sources import Labels, Strings
 from vitlab.errors import UserError
@@ -28,8 +29,10 @@ file is foreign."""
 
 
 def limit_pixels(pixels: int) -> None:
-    """Refuse images of more than ``pixels`` in this process and those that it forks."""
+    """Refuse images of more than ``pixels`` in this process and those that it forks, without Pillow's warnings."""
     Image.MAX_IMAGE_PIXELS = max(pixels // 2, 1)  # Pillow warns from here on, and refuses twice as many
+    # Of damaged EXIF and the like: what cannot be read is an error of its own, which names the file.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
@@ -66,6 +69,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: for floating-point and 32-bit integer images, whose range the file does not state.
     """
+    if isinstance(image, TiffImageFile):
+        image.filename = ""  # else it may be mapped into memory, in rows of the width that it has after it is turned
     if image.getexif().get(0x0112, 1) != 1:  # Orientation; exif_transpose copies the image even where it is 1
         image = ImageOps.exif_transpose(image)
     if image.mode == "RGB" and "transparency" not in image.info:

@@ -6,9 +6,9 @@ rows and refuses those that cannot be trained on.
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -260,7 +260,7 @@ def class_order(cfg: DatasetConfig, contents: FolderContents) -> list[str] | Non
         if not table.is_file():
             return None
         place = str(table)
-        given = [line.strip() for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
+        given = _names_in(table, set(names))
     elif given == "listed":
         if not cfg.csv:
             raise UserError("dataset.classes=listed: only a CSV lists its images.", "Give dataset.csv, or a list.")
@@ -283,6 +283,16 @@ def class_order(cfg: DatasetConfig, contents: FolderContents) -> list[str] | Non
     return order
 
 
+def _names_in(table: Path, known: Collection[str]) -> list[str]:
+    """The lines of a text file, without blanks around them but where these belong to one of the names ``known``.
+
+    Names are bytes, kept where they are no UTF-8; a line ends where the file has a line break, not at one of the
+    further characters that ``str.splitlines`` takes for one.
+    """
+    lines = re.split(r"\r?\n", table.read_bytes().decode("utf-8-sig", "surrogateescape"))
+    return [line if line in known else line.strip() for line in lines if line.strip()]
+
+
 def _join_groups(contents: FolderContents, name: str) -> None:
     """Give the images that the CSV ``name`` lists together one group, and every other image one of its own.
 
@@ -300,26 +310,25 @@ def _join_groups(contents: FolderContents, name: str) -> None:
             node = parent[node]
         return node
 
-    with open(table, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.DictReader(file, skipinitialspace=True)
-        columns = list(reader.fieldnames or [])
-        column = next((one for one in ("group", "picture") if one in columns), None)
-        if "path" not in columns or column is None:
+    columns, lines = read_table(table)
+    column = next((one for one in ("group", "picture") if one in columns), None)
+    if "path" not in columns or column is None:
+        raise UserError(
+            f"{table}: the first line must name the columns path,group; it reads: {','.join(columns)}.",
+            "Add that line.",
+        )
+    for at, cells in lines:
+        line = dict(zip(columns, cells, strict=True))
+        path, group = line["path"], line[column]
+        if f"/{path}" not in parent and path not in contents.left_out:
             raise UserError(
-                f"{table}: the first line must name the columns path,group; it reads: {','.join(columns)}.",
-                "Add that line, with commas between the columns.",
+                f"{table}, line {at}: {path or 'an empty path'} is no image of the data set.",
+                f"Paths are relative to {contents.root}. Remove the line.",
             )
-        for line in reader:
-            path, group = (line["path"] or "").strip(), (line[column] or "").strip()
-            if f"/{path}" not in parent and path not in contents.left_out:
-                raise UserError(
-                    f"{table}, line {reader.line_num}: {path or 'an empty path'} is no image of the data set.",
-                    f"Paths are relative to {contents.root}. Remove the line.",
-                )
-            if f"/{path}" in parent:
-                # The smaller name wins, so that the order of the lines does not matter.
-                first, second = sorted((root(f"/{path}"), root(f"+{group}")))
-                parent[second] = first
+        if f"/{path}" in parent:
+            # The smaller name wins, so that the order of the lines does not matter.
+            first, second = sorted((root(f"/{path}"), root(f"+{group}")))
+            parent[second] = first
     members: dict[str, str] = {}
     for row in sorted(rows, key=lambda row: row.path):
         # Named by its first image: the hash that splits groups must not depend on numbers in the file.
@@ -333,9 +342,8 @@ def _leave_out(contents: FolderContents, name: str) -> None:
         raise UserError(
             f"dataset.leave_out={name} does not exist.", "Give a text file with one path a line, relative to the root."
         )
-    lines = table.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    names = {line.strip().removeprefix("./") for line in lines if line.strip() and not line.startswith("#")}
     known = {row.path for part in contents.rows.values() for row in part} | set(contents.empty)
+    names = {name.removeprefix("./") for name in _names_in(table, known) if name in known or not name.startswith("#")}
     if unknown := sorted(names - known):
         raise UserError(
             f"{table} names {len(unknown)} file(s) that are not of the data set, the first is {unknown[0]}.",

@@ -310,7 +310,7 @@ def _create(name: str, args: dict[str, Any], num_classes: int, pretrained: bool)
         if not pretrained:
             raise _misfit(name, args, error) from error
         raise UserError(f"timm's weights for '{name}' could not be loaded: {error}", _HUB_CURE) from error
-    except (AssertionError, IndexError, ValueError) as error:
+    except Exception as error:  # of any kind, from timm's many constructors
         raise _misfit(name, args, error) from error
 
 

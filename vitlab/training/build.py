@@ -126,7 +126,7 @@ def make_optimizer(network: nn.Module, recipe: RecipeConfig) -> Optimizer:
         near = nearest(recipe.optimizer, map(str, list_optimizers()))
         hint = f"Did you mean {near}?" if near and near != recipe.optimizer else "timm's names: adamw, sgd, lamb, ..."
         raise UserError(f"recipe.optimizer={recipe.optimizer}: {error}.", hint) from None
-    except TypeError as error:
+    except Exception as error:  # of any kind, from arguments of a wrong form
         raise UserError(f"recipe.optimizer_args: {error}.", f"See the arguments of {recipe.optimizer}.") from None
 
 

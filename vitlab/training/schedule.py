@@ -38,11 +38,16 @@ class Schedule:
         """Turn the durations of a recipe into steps.
 
         Raises:
-            UserError: if a duration is malformed, or warm-up is longer than the training.
+            UserError: if a duration is malformed or less than a step, or the warm-up is longer than the training.
         """
         if recipe.schedule not in KINDS:
             raise UserError(f"recipe.schedule={recipe.schedule} is not a schedule.", f"Take {' or '.join(KINDS)}.")
         total = duration_steps("recipe.duration", recipe.duration, steps_per_epoch)
+        if total < 1:
+            raise UserError(
+                f"recipe.duration={recipe.duration} is less than a step: an epoch has {steps_per_epoch}.",
+                "Give at least 1st.",
+            )
         warmup = duration_steps("recipe.warmup", recipe.warmup, steps_per_epoch, total)
         if warmup > total:
             raise UserError(

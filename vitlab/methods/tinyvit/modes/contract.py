@@ -30,14 +30,12 @@ def answer(composed: Composed) -> int:
     """Search from ``model=`` under ``method.contract.*``; after a kill the same command continues.
 
     Raises:
-        UserError: another method, an unknown proxy, budgets that no candidate meets.
+        UserError: another method, budgets that no candidate meets.
     """
     config = composed.config
     options = getattr(config.method, "contract", None)
     if options is None:
         raise UserError(f"mode=contract is TinyViT's; method={config.method.name} has none.", "Give method=tinyvit.")
-    if options.proxy not in ("train", "params"):
-        raise UserError(f"method.contract.proxy={options.proxy} is not train or params.")
     prefix = config.name or f"{config.dataset.name}-{composed.network}"
     identity = composed.identity() | {"mode": "contract"}
     run = Run.open(Path(config.output), "contract", prefix, identity, composed.tree, config.fresh, complete)
