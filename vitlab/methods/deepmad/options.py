@@ -52,7 +52,7 @@ class DeepMADOptions:
     alpha_last: float = number(low=0, high=1e6)  # weight of the last stage's entropy where alphas is null (paper: 8)
     beta: float = number(low=0, high=1e6)  # weight of the depth penalty
     penalty: str | None = choice(*PENALTIES, default=None)  # even depths: last3 | drop_first | all; null: resnet last3
-    spread: str | None = choice(*SPREADS, default=None)  # of depths: std | variance; null: std, for scoring=paper variance
+    spread: str | None = choice(*SPREADS, default=None)  # of depths: std | variance; null: std, variance if paper
     resolution: int | None = number(None, 1, 2**15)  # px the network is designed for; null: dataset.size
     strides: list[int] | None = None  # of the superblocks; null: as many halvings as leave a side of 4 or more
     stem_max: int = integer()  # most channels of the stem

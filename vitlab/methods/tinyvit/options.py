@@ -20,7 +20,7 @@ class ContractOptions:
 
     params: float = number(low=1, high=1e12)  # most parameters of the target, with the head of this data set's classes
     speed: float = number(low=0, high=1e6)  # throughput of the target, as a multiple of the start's; 0: no limit
-    steps: int = integer()  # contractions from start to target; budgets shrink geometrically (5.4e6 from 21M: 6 or more)
+    steps: int = integer()  # contractions from start to target; budgets shrink geometrically (5.4e6 from 21M: 6)
     moves: int = integer()  # factors that one contraction may change at once
     tolerance: float = share()  # by which a candidate may miss a budget, but for the last step's, the target
     candidates: int = integer()  # of each step that are scored: of many kinds, in turn large and fast ones
