@@ -89,7 +89,10 @@ def evaluate(subjects: Sequence[SelectedModel], pictures: bool = False) -> list[
         pictures: also draw the reliability diagram, the confusion matrix and the worst mistakes.
     """
     from vitlab.training.distributed import rank
+    from vitlab.training.progress import print_line
 
+    if rank() == 0:
+        print_line(f"evaluation: {', '.join(subject.name for subject in subjects)}")
     found = [measure(subject) for subject in subjects]
     if rank() > 0:
         return found

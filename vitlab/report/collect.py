@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vitlab.config import DatasetConfig
+from vitlab.config.words import dataset_title, describe_network, describe_own_images
 from vitlab.errors import DamagedError
 from vitlab.files import read_json
 from vitlab.measure.cost_record import Cost, Latency, Memory
@@ -39,6 +42,7 @@ def collect(
     primary: Stage,
     command: str,
     notes: Sequence[str],
+    advice: Sequence[str] = (),
 ) -> ReportData:
     """Everything that stands in the report of a finished run.
 
@@ -50,9 +54,10 @@ def collect(
         primary: the stage whose model the run is about.
         command: exactly what was typed.
         notes: decisions worth telling, a sentence each; what the stages' records have under ``notes`` follows.
+        advice: what is known to make the method pay, with its command; shown where the method brought nothing.
     """
     folder = run.folder
-    dataset = _dataset(folder / "evaluation" / "dataset.json")
+    dataset = _named(_dataset(folder / "evaluation" / "dataset.json"), _dict(run.tree["dataset"]))
     costs = _dict(run.read_done("benchmark")["costs"])
     rows = [
         _row(run, task, stage, costs) for stage in stages if (folder / "evaluation" / f"{stage.name}.json").exists()
@@ -90,6 +95,10 @@ def collect(
             *(str(note) for stage in stages for note in _list(run.read_done(stage.name).get("notes"))),
         ],
         task=task.name,
+        advice=list(advice),
+        predictions=f"evaluation/{primary.name}-predictions.csv"
+        if (folder / "evaluation" / f"{primary.name}-predictions.csv").is_file()
+        else "",
     )
 
 
@@ -172,9 +181,10 @@ def _row(run: Run, task: ReportTask, stage: Stage, costs: dict[str, Any]) -> Mod
             memory=[Memory(**one) for one in cost.get("memory", [])],
             device=device(str(cost["device"]), int(cost["threads"])),
             extra_macs=cost.get("extra_macs", {}),
+            busy=cost.get("busy", ""),
         ),
         folder=stage.name,
-        architecture=model["name"],
+        architecture=describe_network(model["name"], model.get("args") or {}),
         steps=record.get("steps"),  # type: ignore[arg-type]  # an int, written by the stage
         robust=_measured(run, stage, "robust", model, Robustness),
         shifted=_measured(run, stage, "shifted", model, Shifted),
@@ -201,6 +211,15 @@ def _dataset(path: Path) -> DatasetInfo:
         return DatasetInfo(**_again(path))
     except TypeError as error:
         raise DamagedError(path, str(error), AGAIN) from None
+
+
+def _named(info: DatasetInfo, stored: dict[str, Any]) -> DatasetInfo:
+    """The data of an older run with ``dataset=folder`` under the name that they have now."""
+    if info.name != "folder":
+        return info
+    own = DatasetConfig(name="folder", root=stored.get("root"), csv=stored.get("csv"))
+    title = dataset_title(own.name, own.root, own.csv)
+    return replace(info, name=title, description=describe_own_images(own), origin="")
 
 
 def _again(path: Path) -> dict[str, Any]:

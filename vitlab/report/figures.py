@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from vitlab.report import curves, plots, robust_plots, style
 from vitlab.report.backend_figure import latency_bars
+from vitlab.report.compare import busy_note
 from vitlab.report.data import ReportData
 from vitlab.report.pieces import Drawing
 from vitlab.report.robust import of_rows
@@ -114,7 +115,9 @@ def latencies(data: ReportData, slots: Slots) -> list[Drawing]:
             "cost",
             f"latency-{batch}",
             f"Latency of a batch of {batch}",
-            "Median of one forward pass; the line spans 10 to 90 % of the repetitions.",
+            " ".join(
+                ["Median of one forward pass; the line spans 10 to 90 % of the repetitions.", busy_note(data.rows)]
+            ),
             lambda theme, batch=batch: plots.latency(data.rows, theme, slots, batch),  # type: ignore[misc]
         )
         for batch in sorted({each.batch for row in data.rows for each in row.cost.latency})

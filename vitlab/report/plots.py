@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitlab.report.compare import capitalised, clip, milliseconds, tick, wrap
+from vitlab.report.compare import capitalised, clip, clip_start, file_of, milliseconds, tick, wrap
 from vitlab.report.curves import apart, line_share
 from vitlab.report.data import Example, ModelRow
 from vitlab.report.pieces import Headline
@@ -103,14 +103,14 @@ def latency(rows: Sequence[ModelRow], theme: Theme, colours: Mapping[str, int], 
 
 
 def mistakes(examples: Sequence[Example], theme: Theme, columns: int = 6) -> Figure | None:
-    """The given images in a grid: its label, and what it was taken for with which confidence."""
+    """The given images in a grid: its label, what it was taken for with which confidence, and its file."""
     if not examples:
         return None
     from matplotlib.figure import Figure
 
     columns = min(columns, len(examples))
     lines = -(-len(examples) // columns)
-    drawing = Figure(figsize=(1.25 * max(columns, 3), 1.5 * lines + 0.35), layout="constrained")
+    drawing = Figure(figsize=(1.25 * max(columns, 3), 1.65 * lines + 0.35), layout="constrained")
     drawing.suptitle("Worst mistakes", x=0.012, ha="left")
     grid = np.atleast_1d(drawing.subplots(lines, columns)).ravel()
     for axes in grid:
@@ -125,6 +125,7 @@ def mistakes(examples: Sequence[Example], theme: Theme, columns: int = 6) -> Fig
                 f"→ {clip(example.predicted, 9)}, {100 * example.confidence:.0f} %",
                 theme.wrong[1],
             ),
+            *(((clip_start(file_of(example.key), 18), theme.quiet),) if example.key else ()),
         )
         for number, (text, colour) in enumerate(lines_below):
             axes.annotate(
