@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from vitlab.config.composed import Composed
 from vitlab.config.words import dataset_title
 from vitlab.errors import UserError
-from vitlab.files import read_json
+from vitlab.files import read_as
 from vitlab.modes.evaluation_files import dataset_words, folder_of
 from vitlab.modes.find_runs import models_of, result_of, writing
 from vitlab.modes.predict import view_of
 from vitlab.modes.select_model import SelectedModel, find_subject
+from vitlab.report.collect import AGAIN
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,8 +105,7 @@ def describe_held(subject: SelectedModel) -> str:
 def _headline(folder: Path, stage: str, key: str) -> float | None:
     """A metric of a model as its run's own evaluation measured it."""
     path = folder / "evaluation" / f"{stage}.json"
-    value = read_json(path, dict).get(key) if path.is_file() else None
-    return float(value) if isinstance(value, (int, float)) else None
+    return read_as(path, lambda value: float(value[key]), AGAIN) if path.is_file() else None
 
 
 def is_result(subject: SelectedModel) -> bool:
@@ -156,7 +156,7 @@ def facts_of(subject: SelectedModel) -> Facts:
     facts.held = describe_held(subject)
     measured = folder_of(subject) / f"{subject.artifact.name}.json"
     if measured.is_file():
-        found = subject.task.read_evaluation(read_json(measured))
+        found = read_as(measured, subject.task.read_evaluation, AGAIN)
         facts.images, facts.split = found.n, subject.data.split_names["test"]
         facts.metrics, facts.intervals = found.metrics(), found.intervals
         facts.extra = tuple(subject.task.card_sentences(found))
@@ -166,9 +166,13 @@ def facts_of(subject: SelectedModel) -> Facts:
 def merged(folder: Path, files: list[Exported]) -> list[Any]:
     """The record of what a run has exported, with ``files`` in place of older ones of their format."""
     done = folder / "export" / "done.json"
-    before = read_json(done).get("files", []) if done.is_file() else []
     new = {one["format"] for one in files}
-    return [one for one in before if one["format"] not in new] + list(files)
+
+    def kept(record: dict[str, Any]) -> list[Any]:
+        return [one for one in record.get("files", []) if one["format"] not in new]
+
+    cure = "Delete it; this command writes it again."
+    return (read_as(done, kept, cure) if done.is_file() else []) + list(files)
 
 
 def table(files: list[Exported]) -> str:
