@@ -21,6 +21,7 @@ from vitlab.tasks.classification import Classification
 from vitlab.tasks.multilabel import Multilabel
 
 TASK = Classification()
+STRONGER = "a stronger teacher: python -m vitlab teacher=finetuned"
 
 
 def with_result(data: ReportData, gain: float, lo: float, hi: float, p: float) -> ReportData:
@@ -30,9 +31,7 @@ def with_result(data: ReportData, gain: float, lo: float, hi: float, p: float) -
     rows = [replace(teacher, metrics={"top1": 0.9}), student, replace(baseline, metrics={"top1": 0.6}, evaluation=None)]
     one = data.comparisons[0]
     one = replace(one, p_value=p, differences={**one.differences, "top1": Difference(gain, lo, hi)})
-    return replace(
-        data, rows=rows, comparisons=[one], advice=["a stronger teacher: python -m vitlab teacher=finetuned"]
-    )
+    return replace(data, rows=rows, comparisons=[one], advice=[STRONGER])
 
 
 def test_a_method_that_pays_has_no_verdict(data: ReportData) -> None:
@@ -44,7 +43,7 @@ def test_a_worse_result_is_said_first_with_what_to_try(data: ReportData) -> None
     worse = with_result(data, -0.39, -0.45, -0.3, 1e-9)
     first, *others = page.findings(worse, TASK)
     assert first == ("Student, stored labels is worse than same student, labels alone: 21.00 % top-1 against 60.00 %.")
-    assert others[0] == "To try: a stronger teacher: python -m vitlab teacher=finetuned"
+    assert others[0] == f"To try: {STRONGER}"
     assert is_worse(worse, TASK) and not is_worse(with_result(data, 0.01, -0.02, 0.04, 0.4), TASK)
 
 
