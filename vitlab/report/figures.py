@@ -52,8 +52,8 @@ def training_curves(data: ReportData, task: ReportTask, slots: Slots) -> list[Dr
             "curves",
             "validation",
             f"Validation {task.headline.name} during training",
-            f"Measured on the {validated} as training went. The axis does not begin at zero; where it spans much, it is "
-            "logarithmic in the error.",
+            f"Measured on the {validated} as training went. The axis does not begin at zero; where it spans much, it "
+            "is logarithmic in the error.",
             lambda theme: curves.accuracy(data.curves, theme, stages, task.headline),
         ),
         Drawing(
