@@ -74,7 +74,7 @@ def test_an_export_beside_other_images_leaves_the_runs_own(
     root = digit_folder(tmp_path / "birds", 0)
     assert ask(output, "mode=export", f"run={run}", "export.formats=[timm]") == 0
     said = capsys.readouterr()
-    assert "It is the model of stage train (model), the run's result." in said.out
+    assert "This is the model of stage train (model), the run's result." in said.out
     assert "export: train as timm" in said.err
     assert "the run's result. In the order of the outputs" in (run / "export/README.md").read_text()
     before = {path: path.read_bytes() for path in (run / "export").rglob("*") if path.is_file()}

@@ -90,7 +90,7 @@ def describe_held(subject: SelectedModel) -> str:
     assert run is not None and subject.stage is not None
     stages = models_of(run, subject.config)
     result = result_of(stages)
-    text = f"It is the model of stage {subject.stage.name} ({subject.title}), "
+    text = f"This is the model of stage {subject.stage.name} ({subject.title}), "
     text += "the run's result." if subject.stage == result else f"not the run's result, which is {result.name}."
     key, sign = task.headline.key, 1 if task.headline.higher else -1
     found = {stage: value for stage in stages if (value := _headline(run.folder, stage.name, key)) is not None}
