@@ -62,7 +62,7 @@ def test_a_users_images_are_called_by_their_folder(output: Path) -> None:
 
 
 def test_a_designed_network_gives_the_run_its_name(output: Path) -> None:
-    words = ["method=deepmad", "dataset=digits", "model=tiny_vit_digits", f"output={output}/designed"]
+    words = ["method=deepmad", "dataset=digits", f"output={output}/designed"]
     assert find_run(load(words)).name.startswith("digits-deepmad-")
     run = find_run(load([*words, "name=mine"]))
     assert run.name.startswith("mine-")
