@@ -98,7 +98,7 @@ def describe_held(subject: SelectedModel) -> str:
     best = max(rivals, key=lambda stage: sign * found[stage], default=None)
     if best is not None and subject.stage in found and sign * found[best] > sign * found[subject.stage]:
         values = f"{100 * found[best]:.2f} % {task.headline.name} against {100 * found[subject.stage]:.2f} %"
-        text += f" {best.name} ({best.title}) has {values} here: mode=export run={run.folder / best.name} exports that."
+        text += f" {best.name} ({best.title}) has {values} here: mode=export run={run.name}/{best.name} exports that."
     return text
 
 
