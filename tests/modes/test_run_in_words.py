@@ -103,7 +103,7 @@ def test_what_is_being_done_is_printed(run: Path, output: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [
-        ("evaluation/train.json", {"temperature": {}}, ("mode=predict", "input=PICTURE")),
+        ("evaluation/train.json", {"temperature": {"fitted_on": "x"}}, ("mode=predict", "input=PICTURE")),
         ("evaluation/train.json", {"n": 5}, ("mode=export", "export.formats=[timm]")),
         ("evaluation/train.json", {}, ("mode=export", "export.formats=[timm]")),
         ("evaluation/train-robust.json", {"model": "x"}, ("mode=report", "report.figures=false")),
