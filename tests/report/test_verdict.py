@@ -10,7 +10,7 @@ import pytest
 
 from vitlab.compose.load import load
 from vitlab.measure.bootstrap import Difference
-from vitlab.measure.classification import evaluate_logits
+from vitlab.measure.classification import Evaluation, evaluate_logits
 from vitlab.measure.cost_record import Cost
 from vitlab.methods.base import suggestions, with_word
 from vitlab.report import page
@@ -134,7 +134,7 @@ def test_a_busy_machine_is_marked_wherever_times_stand(data: ReportData) -> None
 
 def test_the_interval_of_a_table_names_its_kind(data: ReportData) -> None:
     found = data.main.evaluation
-    assert found is not None
+    assert isinstance(found, Evaluation)
     assert TASK.summary_table([("model", found)])[0][2] == "95 % Wilson"
     drawn = replace(found, intervals={"top1": [0.5, 0.6]})
     assert TASK.summary_table([("model", drawn)])[0][2] == "95 % bootstrap"
