@@ -12,6 +12,7 @@ import logging
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ from vitlab.config.size import Size, hw, plain_size, size_text
 from vitlab.errors import UserError, nearest
 from vitlab.models.artifact import read_meta
 from vitlab.models.checkpoints import META_FILE, load_checkpoint, load_weights, new_parameters, zero_head
+from vitlab.models.hub import from_hub, unreachable
 from vitlab.models.imagenet22k import ABSENT, CLASSES, class_map, remap_head
 from vitlab.models.param_groups import parameter_groups
 from vitlab.models.tinyvit_weights import RESIZES
@@ -164,7 +166,8 @@ def resolve_architecture(cfg: ModelConfig, size: Size | None) -> tuple[str, dict
     try:
         requested = {} if size is None else {"img_size": hw(size)}
         args = {key: value for key, value in cfg.args.items() if key not in LOADING}
-        resolved = resolve_model_input_args(cfg.name, requested, **args)
+        with _reading(cfg.name):
+            resolved = resolve_model_input_args(cfg.name, requested, **args)
     except (OSError, KeyError, RuntimeError) as error:
         raise UserError(f"The description of model '{cfg.name}' could not be read: {error}", _HUB_CURE) from error
     except ValueError as error:
@@ -266,8 +269,14 @@ _HUB_CURE = (
 
 def _trained_with(name: str) -> dict[str, Any]:
     """timm's record of the weights of ``name``: classes, normalisation, input size, licence, ..."""
-    record: dict[str, Any] = resolve_model_input_args(name)["pretrained_cfg"]
+    with _reading(name):
+        record: dict[str, Any] = resolve_model_input_args(name)["pretrained_cfg"]
     return record
+
+
+def _reading(name: str) -> AbstractContextManager[None]:
+    """Around what reads the description of ``name``, which lies on the hub for ``hf-hub:`` names."""
+    return from_hub() if name.startswith("hf") and ":" in name else nullcontext()
 
 
 def _check_name(name: str) -> None:
@@ -293,7 +302,8 @@ def _check_name(name: str) -> None:
 
 def _create(name: str, args: dict[str, Any], num_classes: int, pretrained: bool) -> nn.Module:
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **args)
+        with from_hub() if pretrained else nullcontext():
+            return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **args)
     except TypeError as error:
         unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
         if unknown is None:
@@ -309,7 +319,9 @@ def _create(name: str, args: dict[str, Any], num_classes: int, pretrained: bool)
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise _misfit(name, args, error) from error
-        raise UserError(f"timm's weights for '{name}' could not be loaded: {error}", _HUB_CURE) from error
+        missing = unreachable()
+        why = f"they are not in the cache, and {missing}." if missing else str(error)
+        raise UserError(f"timm's weights for '{name}' could not be loaded: {why}", _HUB_CURE) from error
     except Exception as error:  # of any kind, from timm's many constructors
         raise _misfit(name, args, error) from error
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from vitlab.measure.robustness import Robustness, Shifted
 from vitlab.measure.robustness_names import FAMILIES
+from vitlab.report import markdown
 from vitlab.report.compare import DASH
 from vitlab.report.compare import percent as digits
 from vitlab.report.data import ModelRow
@@ -36,9 +37,7 @@ class Table:
 
     def markdown(self) -> str:
         """As a Markdown table."""
-        lines = [[one.replace("|", "\\|") for one in row] for row in (self.head, *self.rows)]
-        ruler = ["---"] * self.words + ["---:"] * (len(self.head) - self.words)
-        return "\n".join(f"| {' | '.join(row)} |" for row in (lines[0], ruler, *lines[1:]))
+        return markdown.table([self.head, *self.rows], self.words)
 
 
 def describe_corruptions(state: Robustness) -> str:

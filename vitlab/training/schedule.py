@@ -88,6 +88,15 @@ class Schedule:
                 return self.lr
 
 
+def describe_length(steps: int, per_epoch: int, batch_size: int, images: int) -> str:
+    """A training in steps, and the images that no batch of an epoch holds."""
+    text = f"{steps:,} step{'' if steps == 1 else 's'} in all, {per_epoch:,} an epoch"
+    left = images - per_epoch * batch_size
+    if left <= 0:
+        return text
+    return f"{text}; each epoch leaves out {left:,} of {images:,} images, which do not fill a batch of {batch_size}"
+
+
 SLOW = 0.05
 """Share of the weights after the first step in the last average from which on a training is called too short for it."""
 

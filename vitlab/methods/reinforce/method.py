@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 
 from vitlab.config import Config
-from vitlab.methods.base import Context, Method, Stage, recipe_length, stage
+from vitlab.methods.base import Context, Method, Stage, longer, recipe_length, stage
 from vitlab.methods.reinforce.options import (
     ReinforceOptions,
     check,
@@ -63,6 +63,19 @@ class Reinforce(Method):
         if not config.teacher.train or config.teacher.recipe is None:
             return "loaded"
         return recipe_length(config.teacher.recipe, config)
+
+    @classmethod
+    def advice(cls, config: Config) -> list[tuple[str, str]]:
+        """Longer trainings gain more (the paper), from a teacher that knows more, on more different views."""
+        duration = longer(config.recipe.duration)
+        found = [(f"training longer, {duration}, as the paper's gains grow with it", f"recipe.duration={duration}")]
+        if reinforces(config):
+            stronger = "a teacher that knows more than the labels: a large pretrained one, finetuned on these images"
+            if not any(member.pretrained for member in config.teacher.members):
+                found.insert(0, (stronger, "teacher=finetuned_resnext"))
+            samples = 4 * int(config.method.samples)
+            found.append((f"{samples} stored views of every image", f"method.samples={samples}"))
+        return found
 
     @stage(reads=("dataset", "teacher", "task"), title="teacher", role="teacher", when=makes_teacher)
     def teacher(self, context: Context) -> dict[str, object]:
