@@ -6,11 +6,13 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vitlab.errors import DamagedError, UserError, written_to
+
+Value = TypeVar("Value")
 
 
 def fsync_dir(folder: Path) -> None:
@@ -108,6 +110,23 @@ def read_json(path: Path, kind: type | None = None) -> Any:
     if kind is not None and not isinstance(value, kind):
         raise DamagedError(path, f"it holds {_KINDS.get(type(value), 'a number or text')}")
     return value
+
+
+def read_as(path: Path, read: Callable[[Any], Value], cure: str, kind: type = dict) -> Value:
+    """What ``read`` makes of the JSON in ``path``: a file without a key, or with a value of another type, is damaged.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedError: with this ``cure``.
+    """
+    try:
+        return read(read_json(path, kind))
+    except DamagedError as error:
+        raise DamagedError(path, error.why, cure) from None
+    except KeyError as error:
+        raise DamagedError(path, f"it lacks {error}", cure) from None
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        raise DamagedError(path, f"{type(error).__name__}: {error}", cure) from None
 
 
 _KINDS: dict[type, str] = {dict: "a mapping", list: "a list", type(None): "null"}

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch.utils.data import Dataset
+from torch.utils.data._utils import signal_handling
 
 from vitlab.data.batch import Batch
 from vitlab.data.loader import Loader
@@ -72,3 +73,27 @@ def test_mistakes_of_others_stay_what_they_are(workers: int) -> None:
         with pytest.raises(raised) as excinfo:
             list(Loader(Numbers(), [[12], [number]], workers))
         assert "loader process" not in str(excinfo.value)
+
+
+class Fatal(Numbers):
+    """Its process ends at the first batch."""
+
+    def __getitems__(self, items: list[int]) -> Batch:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+class SlowSecond:
+    """Batches of which the second comes only when a process has read the first."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        yield [0]
+        time.sleep(5)
+        yield [1]
+
+
+def test_a_worker_that_dies_while_the_loader_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch fetches the first batches while it starts, before the loader has its processes."""
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)  # as for the first loader of a process
+    with pytest.raises(UserError, match=r"A loader process \(\d+\) was killed, most often for lack of memory"):
+        next(iter(Loader(Fatal(), SlowSecond(), 1)))

@@ -15,6 +15,7 @@ from vitlab.data.reinforced import RecordBatch, ReinforcingViews, ReplayedViews
 from vitlab.data.sampler import EpochSampler
 from vitlab.data.sets.fake import splits as fake
 from vitlab.data.sources import Arrays, Source, fingerprint, labels_of
+from vitlab.data.views import ReinforcedViews
 from vitlab.distill.draw import Augmentation, draw, seed_of
 from vitlab.distill.formats import open_reinforcements
 from vitlab.distill.reinforce_draw import PROTOCOL, VARIANTS, Reinforcement
@@ -93,6 +94,29 @@ def test_what_the_teacher_saw_is_replayed_bit_for_bit(source: Source, tmp_path: 
     target = sparsify(say(seen.index.numpy(), seen.slot.numpy()), K)
     assert replayed.target is not None
     assert torch.equal(replayed.target.prob, target.prob) and torch.equal(replayed.target.index, target.index)
+
+
+def test_stored_views_are_replayed_with_the_filter_that_they_were_made_with(source: Source, tmp_path: Path) -> None:
+    """One filter for a comparison, whatever the recipe has by now; a store that states none is bilinear."""
+    plain = TrainViews(source, PLAIN, VIEW, SEED, CLASSES)
+    for filter in ("bilinear", "bicubic"):
+        spec = Reinforcement("rrc", interpolation=filter)
+        assert ("interpolation" in spec.to_dict()) == (filter != "bilinear") and Reinforcement.from_dict(
+            spec.to_dict()
+        ) == spec
+        folder = make_store(tmp_path / filter, source, spec)
+        views = ReinforcedViews((folder,))
+        chosen: list[str] = []
+
+        def replay(backend: str, interpolation: str, chosen: list[str] = chosen) -> View:
+            chosen.append(interpolation)
+            return View(SIZE, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), interpolation, backend=backend)
+
+        opened, _ = views.open(plain, fingerprint(source), replay)
+        assert chosen == [filter]
+        drawn, _ = open_reinforcements([folder], len(source), CLASSES).read([1], [4])
+        wanted = View(SIZE, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), filter)(source[4][0], drawn[0])
+        assert torch.equal(opened.__getitems__([(4, 1)]).image[0], wanted)
 
 
 def test_a_view_does_not_depend_on_its_company(source: Source) -> None:

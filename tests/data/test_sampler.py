@@ -17,6 +17,7 @@ from vitlab.data.sampler import (
     ShardSampler,
     SlotSampler,
     Span,
+    part_slots,
     permutation,
     permuted_slots,
     uniform_slots,
@@ -216,6 +217,21 @@ def test_orders_never_change() -> None:
     assert permuted_slots(np.arange(10), 3, 7, 12).tolist() == [4, 7, 4, 5, 3, 7, 4, 1, 11, 9]
     assert uniform_slots(np.arange(10), 0, 0, 100).tolist() == [50, 70, 88, 90, 65, 59, 56, 37, 54, 20]
     assert uniform_slots(np.arange(10), 7, 3, 1).tolist() == [0] * 10
+
+
+def test_slots_of_unequal_parts_are_drawn_part_first() -> None:
+    """As the official code reads several folders of reinforcements: a folder, then one of its samples."""
+    index = np.arange(20_000)
+    slots = part_slots(index, 1, 3, (400, 100))
+    counts = np.bincount(slots, minlength=500)
+    assert abs((slots < 400).mean() - 0.5) < 0.015, "of each folder equally many, not in proportion to its samples"
+    assert counts[:400].mean() * 3.7 < counts[400:].mean() < counts[:400].mean() * 4.3 and counts.min() > 0
+    assert np.array_equal(part_slots(index, 1, 3, (50, 50)), uniform_slots(index, 1, 3, 100)), "bits of equal ones stay"
+    sampler = EpochSampler(600, 60, seed=1, slots="uniform", num_slots=500, parts=(400, 100))
+    where, drawn = sampler.order(3)
+    assert np.array_equal(drawn, part_slots(where, 1, 3, (400, 100)))
+    with pytest.raises(ValueError, match="are not 499 slots"):
+        EpochSampler(600, 60, slots="uniform", num_slots=499, parts=(400, 100))
 
 
 def test_uniform_slots_do_not_depend_on_ranks() -> None:

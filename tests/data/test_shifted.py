@@ -10,12 +10,12 @@ import pytest
 
 from tests.data.conftest import MakeImages
 from vitlab.data.decode import Files
-from vitlab.data.shifted import SETS, find_corrupted, find_set, wordnet_ids
+from vitlab.data.shifted import SETS, find_corrupted, find_set, listed_ids, wordnet_ids
 from vitlab.data.sources import labels_of
 from vitlab.errors import UserError
 from vitlab.measure.robustness_names import SHIFTED
 
-TENCH, GOLDFISH, SHARK = wordnet_ids()[:3]
+TENCH, GOLDFISH = wordnet_ids()[:2]
 
 
 def accepted(root: Path, name: str) -> dict[str, tuple[str, ...]]:
@@ -33,15 +33,36 @@ def test_the_ids_are_in_the_order_of_the_heads() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "folder"), [("val", "val"), ("a", "imagenet-a"), ("r", "imagenet-r"), ("sketch", "sketch")]
+    ("name", "folder", "title", "classes"),
+    [
+        ("val", "val", "ImageNet-1k", wordnet_ids()),
+        ("a", "imagenet-a", "ImageNet-A", listed_ids("a")),
+        ("r", "imagenet-r", "ImageNet-R", listed_ids("r")),
+        ("sketch", "sketch", "ImageNet-1k", wordnet_ids()),
+    ],
 )
-def test_folders_of_wordnet_ids(make_images: MakeImages, name: str, folder: str) -> None:
-    root = make_images(f"{folder}/{SHARK}/x.JPEG", f"{folder}/{TENCH}/y.jpg")
+def test_folders_of_wordnet_ids(
+    make_images: MakeImages, name: str, folder: str, title: str, classes: tuple[str, ...]
+) -> None:
+    first, third = classes[0], classes[2]
+    root = make_images(f"{folder}/{third}/x.JPEG", f"{folder}/{first}/y.jpg")
     (root / folder / "README.txt").write_text("as in the archive")
-    assert accepted(root, name) == {f"{TENCH}/y.jpg": (TENCH,), f"{SHARK}/x.JPEG": (SHARK,)}
-    (root / folder / SHARK).rename(root / folder / "shark")
-    with pytest.raises(UserError, match=r"a folder shark, which is named like a class"):
+    assert accepted(root, name) == {f"{first}/y.jpg": (first,), f"{third}/x.JPEG": (third,)}
+    found = find_set(root, name)
+    assert found is not None and found.accepted == [(one,) for one in classes], "also those that lack their images"
+    assert found.absent == len(classes) - 2
+    (root / folder / third).rename(root / folder / "shark")
+    with pytest.raises(UserError, match=rf"a folder shark, which is not named like a class of {title}"):
         find_set(root, name)
+
+
+def test_the_lists_of_a_and_r_are_parts_of_imagenet(make_images: MakeImages) -> None:
+    lists = {name: set(listed_ids(name)) for name in "ar"}
+    assert all(len(ids) == 200 and ids < set(wordnet_ids()) for ids in lists.values())
+    assert len(lists["a"] & lists["r"]) not in (0, 200) and TENCH not in lists["a"] | lists["r"]
+    root = make_images(f"imagenet-a/{TENCH}/x.jpg")  # a class of ImageNet-1k, not of the set
+    with pytest.raises(UserError, match=rf"a folder {TENCH}, which is not named like a class of ImageNet-A"):
+        find_set(root, "a")
 
 
 @pytest.mark.parametrize("name", ["v2", "v2_threshold", "v2_top"])
@@ -79,7 +100,7 @@ def test_objectnet_by_its_own_mappings_without_its_frame(make_images: MakeImages
         "images/mug/mug.png": (ids[504],),
     }
     found = find_set(root, "objectnet")
-    assert found is not None
+    assert found is not None and found.accepted == [(ids[423], ids[765]), (ids[504],), (ids[851],)]
     full = np.asarray(Files.__getitem__(found.source, 1)[0])
     np.testing.assert_array_equal(np.asarray(found.source[1][0]), full[2:-2, 2:-2])
     (root / "objectnet-1.0/mappings/pytorch_to_imagenet_2012_id.json").write_text('{"504": 0}')
@@ -97,7 +118,7 @@ def test_corrupted_files_with_and_without_their_families(make_images: MakeImages
         f"imagenet-c/extra/spatter/1/{TENCH}/x.JPEG",
     )
     found = find_corrupted(root)
-    assert {key: one.accepted for key, one in found.items()} == {
+    assert {key: [one.accepted[label] for label in one.source.labels] for key, one in found.items()} == {
         ("shot_noise", 5): [(GOLDFISH,)],
         ("fog", 1): [(TENCH,)],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import pickle
@@ -21,6 +22,7 @@ from vitlab.config import DatasetConfig
 from vitlab.data.build import open_splits
 from vitlab.data.sets.cifar10 import splits as cifar10
 from vitlab.data.sets.cifar100 import splits as cifar100
+from vitlab.data.sets.fashion_mnist import splits as fashion_mnist
 from vitlab.data.sets.flowers102 import splits as flowers102
 from vitlab.data.sets.food101 import splits as food101
 from vitlab.data.sets.imagenet import splits as imagenet
@@ -45,6 +47,48 @@ def write_cifar10(folder: Path) -> np.ndarray:
     meta = {"label_names": [f"name{i}" for i in range(10)], "num_cases_per_batch": 4, "num_vis": 3072}
     (folder / "batches.meta").write_bytes(pickle.dumps(meta, protocol=2))
     return rows
+
+
+def write_fashion_mnist(folder: Path, packed: bool) -> dict[str, np.ndarray]:
+    """Six training and four test images as IDX files, gzipped as downloaded or not; the pixels."""
+    folder.mkdir(parents=True)
+    draws, pixels = np.random.default_rng(0), {}
+    for prefix, count in (("train", 6), ("t10k", 4)):
+        pixels[prefix] = draws.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = np.arange(count, dtype=np.uint8)
+        for name, array in (("images-idx3", pixels[prefix]), ("labels-idx1", labels)):
+            head = np.array([0x800 + array.ndim, *array.shape], dtype=">u4").tobytes()
+            content, file = head + array.tobytes(), folder / f"{prefix}-{name}-ubyte"
+            (file.with_name(f"{file.name}.gz") if packed else file).write_bytes(
+                gzip.compress(content) if packed else content
+            )
+    return pixels
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_fashion_mnist(packed: bool, tmp_path: Path) -> None:
+    pixels = write_fashion_mnist(tmp_path / "FashionMNIST" / "raw", packed)
+    found = fashion_mnist(cfg("fashion_mnist", tmp_path))
+    assert {name: len(source) for name, source in found.items()} == {"train": 6, "test": 4}
+    for name, prefix in (("train", "train"), ("test", "t10k")):
+        image, label = found[name][3]
+        array = np.asarray(image)
+        assert array.shape == (32, 32, 3) and label == 3
+        np.testing.assert_array_equal(array[2:30, 2:30], pixels[prefix][3][..., None].repeat(3, -1))
+        assert not array[:2].any() and not array[:, 30:].any()
+        if not packed:  # torchvision reads the unpacked files alone
+            theirs, target = tv.FashionMNIST(str(tmp_path), train=name == "train")[3]
+            np.testing.assert_array_equal(array[2:30, 2:30, 0], np.asarray(theirs))
+            assert target == label
+
+
+@pytest.mark.parametrize("cut", [0, 10, 100])
+def test_a_damaged_fashion_mnist_file_is_named(cut: int, tmp_path: Path) -> None:
+    write_fashion_mnist(tmp_path / "FashionMNIST" / "raw", True)
+    path = tmp_path / "FashionMNIST" / "raw" / "t10k-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(UserError, match="t10k-images"):
+        fashion_mnist(cfg("fashion_mnist", tmp_path))
 
 
 def test_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from vitlab.config import ModelConfig
 from vitlab.errors import UserError
 from vitlab.models.artifact import ModelMeta, save_model
 from vitlab.models.build import build_model, normalisation, resolve_architecture
+from vitlab.models.hub import unreachable
 
 DATASET = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
 
@@ -74,6 +77,26 @@ def test_weights_that_cannot_be_downloaded_are_answered_with_a_cure(monkeypatch:
     message = _message(ModelConfig(name="test_resnet.r160_in1k", pretrained=True))
     assert "'test_resnet.r160_in1k' could not be loaded" in message
     assert "model.checkpoint" in message
+
+
+def test_a_hub_that_cannot_be_reached_is_noticed_at_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One line and one try, where the hub's own client tries each of two files six times, half a minute each."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    unreachable.cache_clear()
+    begun = time.monotonic()
+    try:
+        message = _message(ModelConfig(name="test_resnet.r160_in1k", pretrained=True))
+        again = _message(ModelConfig(name="test_resnet.r160_in1k", pretrained=True))
+    finally:
+        unreachable.cache_clear()
+    assert time.monotonic() - begun < 10
+    assert "they are not in the cache, and http://127.0.0.1:9 cannot be reached" in message and again == message
+    said = capfd.readouterr().err
+    assert said.count("cannot be reached") == 1 and "Retrying" not in said
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
 
 
 def test_a_model_folder_gives_weights_and_head(tmp_path: Path, tiny: ModelConfig) -> None:

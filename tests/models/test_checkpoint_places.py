@@ -56,6 +56,10 @@ PLACES: dict[str, tuple[Callable[[State, State], Any], str]] = {
         lambda s, o: lightning(under("student.", s) | under("teacher.", o)),
         "names under student.",
     ),
+    "the teacher inside the wrapper": (
+        lambda s, o: under("module.", s | under("teacher.", o)),
+        "names under module., ",
+    ),
     "the teacher beside a plain network": (lambda s, o: s | under("teacher.", o), "other tensors left out"),
     "a twin that is the average": (lambda s, o: o | under("ema.", s), "names under ema., averaged weights"),
     "vitlab": (

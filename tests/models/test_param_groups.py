@@ -9,7 +9,7 @@ from torch import nn
 
 from vitlab.compose.load import load
 from vitlab.config import ModelConfig, RecipeConfig
-from vitlab.config.catalogue import conf_dir
+from vitlab.config.catalogue import choices, conf_dir
 from vitlab.errors import UserError
 from vitlab.models.build import build_model, parameter_groups
 from vitlab.models.param_groups import head_names, layer_levels, undecayed_names
@@ -102,7 +102,7 @@ def _is_own(name: str) -> bool:
 
 
 OWN = [name for name in timm.list_models() if _is_own(name) and name != "deepmad"]  # that one needs a structure
-RECIPES = sorted(path.stem for path in (conf_dir() / "recipe").glob("*.yaml"))
+RECIPES = choices(conf_dir(), "recipe")
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +168,11 @@ def test_a_head_of_its_own_rate_needs_a_network_that_names_it() -> None:
     assert head_names(Named(2, 2)) == {"weight", "bias"}
     with pytest.raises(UserError, match=r"recipe\.head_lr=1"):
         parameter_groups(nn.Linear(2, 2), 0.05, 1.0, 10.0)
+
+
+def test_with_decay_norms_every_parameter_is_decayed() -> None:
+    """As in the published code of Dataset Reinforcement, whose optimiser has one group."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    (group,) = parameter_groups(model, 0.05, decay_norms=True)
+    assert group["weight_decay"] == 0.05 and len(group["params"]) == 4
+    assert [one["weight_decay"] for one in parameter_groups(model, 0.05)] == [0.0, 0.05]

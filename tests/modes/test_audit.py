@@ -65,7 +65,9 @@ def test_a_training_looks_first(photos: Path, tmp_path: Path, capsys: pytest.Cap
     listed = looked / "unreadable.txt"
     assert f"dataset.leave_out={listed}" in said
     assert ask(tmp_path / "out", *words, f"dataset.leave_out={listed}") == 0
-    said = capsys.readouterr().err
+    shown = capsys.readouterr()
+    said = shown.err
+    assert "steps    recipe: " in shown.out and "steps in all, " in said and " parameters" in said
     assert "1 picture in more than one class" in said and "data     ignored: 1 .txt" in said
     trained = next(path.parent for path in (tmp_path / "out/supervised").glob("*/finished.json"))
     assert listed.is_file()

@@ -23,7 +23,7 @@ from vitlab.report.style import LIGHT, png, themed
 
 @pytest.fixture(scope="module")
 def explained(output: Path, run: Path) -> Path:
-    assert ask(output, "mode=explain", f"run={run}", "explain.images=5", "debug.max_images=60") == 0
+    assert ask(output, "mode=explain", f"run={run}", "explain.images=5") == 0
     return run / "explain"
 
 
@@ -55,9 +55,28 @@ def test_files_and_a_class_by_name(output: Path, run: Path, tmp_path: Path, caps
     assert ask(output, "mode=explain", f"run={run}", *words, "explain.sanity=false") == 2
     captured = capsys.readouterr()
     assert "b.png cannot be read as an image" in captured.err and "a.png" in captured.out
-    record = read_json(run / "explain/explain.json")
+    (folder,) = run.glob("explain-input-*")
+    record = read_json(folder / "explain.json")
     assert [(one["explained"], one["label"]) for one in record["images"]] == [("7", None)] and record["sanity"] == {}
-    assert not (run / "explain/image-2.png").exists()  # of the command before
+    assert not (folder / "image-2.png").exists()
+
+
+def test_other_pictures_and_images_have_a_folder_of_their_own(
+    explained: Path, output: Path, run: Path, tmp_path: Path
+) -> None:
+    """Maps of two pictures stand beside each other, and those of the run's own images stay; the same picture again
+    replaces its own."""
+    before = {path.name: path.read_bytes() for path in explained.iterdir()}
+    known = set(run.glob("explain*"))
+    words = ("explain.sanity=false", "explain.methods=[gradcam]", "explain.images=1")
+    for name, seed in (("one.png", 1), ("two.png", 2), ("one.png", 1)):
+        pixels = np.random.default_rng(seed).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name)
+        assert ask(output, "mode=explain", f"run={run}", f"input={tmp_path / name}", *words) == 0
+    assert ask(output, "mode=explain", f"run={run}", "debug.max_images=60", *words) == 0
+    made = set(run.glob("explain*")) - known
+    assert sorted(path.name[:13] for path in made) == ["explain-digit", "explain-input", "explain-input"]
+    assert {path.name: path.read_bytes() for path in explained.iterdir()} == before
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from vitlab.run.run import Run
 
 
 def test_a_run_is_exported_twice_and_keeps_both(output: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ask(output, "mode=export", f"run={run}", "export.formats=[hub]", "debug.max_images=60") == 0
+    assert ask(output, "mode=export", f"run={run}", "export.formats=[hub]") == 0
     text = capsys.readouterr().out
     assert "hub" in text and "largest difference of a logit 0.0e+00" in text
     assert ask(output, "mode=export", f"run={run.name}", "export.formats=[timm,safetensors]") == 0

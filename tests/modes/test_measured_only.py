@@ -52,7 +52,7 @@ def test_a_folder_with_nothing_but_test(
     noise(*(tmp_path / "test" / name / f"{i}.png" for name in classes[:4] for i in range(3)))
     words = (f"run={run}", "dataset=folder", f"dataset.root={tmp_path}")
     assert ask(output, "mode=evaluate", *words, *FAST) == 0
-    assert "folder, test split, 12 images" in capsys.readouterr().out
+    assert f"{tmp_path.name}, test split, 12 images" in capsys.readouterr().out
     robust = ("evaluation=robust", "evaluation.resamples=0", "evaluation.latency=false", "evaluation.severities=[1]")
     assert ask(output, "mode=evaluate", *words, *robust, "evaluation.corruptions=[fog]") == 0
     assert "fog" in capsys.readouterr().out

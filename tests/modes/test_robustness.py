@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from vitlab.config import DatasetConfig
 from vitlab.data.batch import Batch
 from vitlab.data.corrupted import image_seed
 from vitlab.data.sets.digits import splits as digits
-from vitlab.data.shifted import wordnet_ids
+from vitlab.data.shifted import listed_ids, wordnet_ids
 from vitlab.data.subsets import limit_images
 from vitlab.distill.views import EvalView
 from vitlab.errors import Interrupted
@@ -26,6 +27,7 @@ from vitlab.measure.corruptions import corrupt
 from vitlab.measure.robustness import Robustness, Shifted
 from vitlab.models.artifact import ModelMeta
 from vitlab.modes import evaluation_files
+from vitlab.report.robust import by_corruption, describe_corruptions
 
 WORDS: tuple[str, ...] = ("evaluation=robust", "evaluation.corruptions=[noise,contrast]", "evaluation.severities=[1,4]")
 WORDS += ("evaluation.robust_images=40", "evaluation.resamples=0", "evaluation.latency=false")
@@ -143,6 +145,18 @@ def test_a_check_counts_and_estimates_them(output: Path, capsys: pytest.CaptureF
     assert re.search(r"corrupted +\d+ s +320 images\n", capsys.readouterr().out)
 
 
+def test_frost_is_marked_as_drawn_beside_its_number(robust: Path) -> None:
+    found = read(robust)
+    assert "Frost" not in describe_corruptions(found)
+    frost = [replace(one, name="frost") for one in found.cells if one.name == "contrast"]
+    found.cells = [*found.cells, *frost]
+    assert "a quarter less fine structure than the published photographs" in describe_corruptions(found)
+    assert [row[0] for row in by_corruption(found).rows if "frost" in row[0]] == ["frost (drawn)"]
+    found.published = True
+    assert "Frost" not in describe_corruptions(found)
+    assert [row[0] for row in by_corruption(found).rows if "frost" in row[0]] == ["frost"]
+
+
 def test_two_runs_side_by_side(robust: Path, output: Path) -> None:
     other = train(output, *WORDS, "debug.max_steps=12", "name=other")
     assert ask(output, "mode=report", f"run=[{robust},{other}]") == 0
@@ -189,10 +203,11 @@ def write(root: Path, *places: str) -> None:
 def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small ImageNet of four classes, and sets that shift away from it."""
     root, ids = tmp_path_factory.mktemp("imagenet"), wordnet_ids()
-    four = ids[0], ids[2], ids[10], ids[11]
+    four = (ids[0], *listed_ids("a")[:3])  # three of them are ImageNet-A's, of which one lacks its images below
+    numbers = [ids.index(name) for name in four] + [999]
     write(root, *(f"{split}/{name}/{i}.JPEG" for split in ("train", "val") for name in four for i in range(4)))
-    write(root, *(f"imagenetv2-matched-frequency-format-val/{c}/{i}.jpeg" for c in (0, 2, 10, 11, 12) for i in (1, 2)))
-    write(root, *(f"imagenet-a/{name}/{i}.jpg" for name in four[:2] for i in range(5)))
+    write(root, *(f"imagenetv2-matched-frequency-format-val/{c}/{i}.jpeg" for c in numbers for i in (1, 2)))
+    write(root, *(f"imagenet-a/{name}/{i}.jpg" for name in four[1:3] for i in range(5)))
     write(root, *(f"imagenet-c/blur/zoom_blur/{s}/{name}/x.JPEG" for s in (1, 2) for name in four))
     return root
 
@@ -226,8 +241,9 @@ def test_the_sets_that_are_there(classifier: Path, imagenet: Path, output: Path,
     val, v2, a = found.sets
     own = json.loads((classifier / "evaluation" / "train.json").read_text())
     assert val.full.top1 == own["top1"] and val.full.nll == pytest.approx(own["nll"]) and val.restricted is None
-    assert (v2.full.n, v2.left_out, v2.classes) == (8, 2, 4), "class 12 is not known, and reported as left out"
-    assert a.classes == 2 and a.restricted is not None and a.restricted.top1 >= a.full.top1
+    assert (v2.full.n, v2.left_out, v2.classes) == (8, 2, 4), "class 999 is not known, and reported as left out"
+    assert (a.classes, a.absent) == (3, 198), "among all that it knows of the set, those without images included"
+    assert a.restricted is not None and a.restricted.top1 >= a.full.top1
     assert found.corrupted is not None and found.corrupted.mce is None
     assert {(one.name, one.severity, one.n) for one in found.corrupted.cells} == {
         ("zoom_blur", 1, 4),
@@ -252,8 +268,10 @@ def test_answers_among_all_classes_and_among_those_of_the_set(classifier: Path, 
     a = found.sets[2]
     assert a.restricted is not None
     assert a.full.top1 == pytest.approx((logits.argmax(1) == label).float().mean().item())
-    assert a.restricted.top1 == pytest.approx((logits[:, :2].argmax(1) == label).float().mean().item())
-    assert a.restricted.nll == pytest.approx(torch.nn.functional.cross_entropy(logits[:, :2], label).item(), rel=1e-4)
+    assert a.restricted.top1 == pytest.approx((logits[:, 1:].argmax(1) + 1 == label).float().mean().item())
+    assert a.restricted.nll == pytest.approx(
+        torch.nn.functional.cross_entropy(logits[:, 1:], label - 1).item(), rel=1e-4
+    )
     c = found.corrupted
     assert c is not None and c.view == "short side 32, centre crop 32 × 32 (crop 1), bicubic"
 
@@ -263,6 +281,7 @@ def test_the_report_has_the_sets(classifier: Path) -> None:
     assert "| ImageNetV2 matched frequency | 8 of 10,000 |" in text
     assert "Not found: ImageNetV2 threshold 0.7, " in text
     assert "2 images of ImageNetV2 matched frequency are of classes that it does not know." in text
+    assert "ImageNet-A: 198 of its classes have no image here. The copy is incomplete" in text
     assert (classifier / "figures" / "shifted.png").exists()
 
 

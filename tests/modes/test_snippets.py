@@ -55,7 +55,7 @@ def exported(output: Path, run: Path, request: pytest.FixtureRequest) -> Path:
     measured = run / "evaluation/train.json"
     fitted = {"value": TEMPERATURE, "ece": 0.1, "max_ece": 0.2, "nll": 1.0, "brier": 0.5, "fitted_on": "val split"}
     write_json(measured, {**read_json(measured), "temperature": fitted})
-    words = ("export.formats=[safetensors,timm,hub,onnx]", "debug.max_images=20")
+    words = ("export.formats=[safetensors,timm,hub,onnx]",)
     assert ask(output, "mode=export", f"run={run}", *words) == 0
     return run / "export"
 

@@ -151,12 +151,16 @@ def test_contraction_at_the_prompt(tmp_path: Path, capsys: pytest.CaptureFixture
     )  # fmt: skip
     assert ask(tmp_path, *words) == 0
     output = capsys.readouterr().out
-    assert "**chosen**" in output and "from 258,773 to" in output
+    assert "**chosen**" in output and "from 258,773 to" in output and "the head of 10 classes is" in output
     (found,) = tmp_path.glob("contract/*/contraction.json")
-    assert json.loads(found.read_text())["params"] <= 220e3
+    assert json.loads(found.read_text())["params"] <= 200e3
     assert not list(found.parent.glob("candidates/*")), "networks of candidates are not kept"
     assert ask(tmp_path, *words) == 0
     assert capsys.readouterr().out == output, "a finished search is printed again"
+    small = [word.replace("200e3", "50e3") for word in words]
+    assert ask(tmp_path, *small) == 2
+    assert "Give method.contract.steps=" in " ".join(capsys.readouterr().err.split())
+    assert len(list(tmp_path.glob("contract/*"))) == 1, "a refused search leaves no folder"
 
 
 def test_candidates_are_not_chosen_on_the_test_split() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
+from vitlab.files import stable_dict
 from vitlab.methods.deepmad.build import squeeze_macs
 from vitlab.methods.deepmad.evaluate import (
     MODES,
@@ -73,6 +75,20 @@ def test_scores(name: str) -> None:
     assert found["official"].penalty == pytest.approx(penalty, abs=close)
     assert found["official"].score == pytest.approx(final, abs=close)
     assert found["official"].rho == pytest.approx(rho, abs=6e-9)
+
+
+def test_the_papers_penalty_beside_the_codes_half_entropy() -> None:
+    """exp(Var) is a choice of its own: with beta 10 the published 50M and 89M would score below 0 (section 10.4)."""
+    for name, variance in (("50m", 8.64), ("89m", 10.96)):
+        both = replace(scoring(name, "corrected"), spread="variance")
+        found = evaluate(NETS[name], side(name), both)
+        assert found.entropy == evaluate(NETS[name], side(name), scoring(name, "corrected")).entropy
+        assert math.log(found.penalty / 10) == pytest.approx(variance, abs=1e-9) and found.score < 0
+    r18 = replace(scoring("r18", "paper"), spread="std")
+    assert evaluate(NETS["r18"], 224, r18).penalty == pytest.approx(SCORES["r18"][2], abs=6e-7)
+    with pytest.raises(ValueError, match="spread"):
+        Scoring(ALPHAS, 10.0, spread="range")
+    assert "spread" not in stable_dict(Scoring(ALPHAS, 10.0)), "journals from before it are known by the rest"
 
 
 def test_stage_terms() -> None:

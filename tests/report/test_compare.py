@@ -144,5 +144,5 @@ def test_synthetic_data_is_said_in_every_form(data: ReportData) -> None:
 
 def test_names_are_escaped_for_their_format() -> None:
     table = compare([row("a|b <i>", 0.9)], COLUMNS)
-    assert "| a\\|b <i> |" in table.markdown()
+    assert "| a\\|b \\<i> |" in table.markdown()
     assert "a|b &lt;i&gt;" in table.html()

@@ -14,7 +14,7 @@ from matplotlib.text import Annotation
 from vitlab.measure.classification import Evaluation, wilson_interval
 from vitlab.measure.cost_record import Cost
 from vitlab.report import curves, plots, style
-from vitlab.report.data import ModelRow, ReportData
+from vitlab.report.data import ModelRow, ReportData, curves_of
 from vitlab.report.figures import drawings
 from vitlab.tasks.classification import Classification
 from vitlab.tasks.parts import classification_figures
@@ -69,6 +69,27 @@ def test_curves_show_the_record(data: ReportData) -> None:
         assert names == ["teacher", "student, stored labels", "labels"]
         assert [text.get_color() for text in axes.texts] == [style.LIGHT.series[i] for i in (1, 0, 2)]
         assert curves.accuracy([], style.LIGHT, {}, TASK.headline) is None
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.1, 0.9, 0.99], [0.9, 0.91, 0.92], [0.5, 1.0], [1.0, 1.0], [0.0, 0.0]])
+def test_every_point_of_a_curve_is_within_its_axes(values: list[float]) -> None:
+    """The first ones, too: of the validation and of the loss, whose range is that of the records, not of their mean."""
+    points = [{"step": float(n), "val_top1": v, "loss": 10.0 ** (1 - n)} for n, v in enumerate(values, 1)]
+    record = curves_of([{"stage": "train", **point} for point in points])
+    with style.themed(style.LIGHT):
+        drawn = [
+            curves.accuracy(record, style.LIGHT, {"train": 0}, TASK.headline),
+            curves.loss(record, style.LIGHT, {"train": 0}),
+        ]
+        for drawing, shown in zip(drawn, ([100 * v for v in values], [p["loss"] for p in points]), strict=True):
+            assert drawing is not None
+            drawing.draw_without_rendering()
+            axes = drawing.axes[0]
+            low, high = axes.get_ylim()
+            assert low - 1e-9 <= min(shown) and max(shown) <= high + 1e-9
+            ends = [axes.transData.transform((1.0, value))[1] for value in shown]
+            assert np.isfinite(ends).all() and len({round(end, 1) for end in ends}) == len(set(shown))
+            assert len([tick for tick in axes.get_yticks() if low <= tick <= high]) >= 2 or len(set(shown)) == 1
 
 
 def test_names_at_the_ends_do_not_overlap(data: ReportData) -> None:

@@ -327,3 +327,15 @@ def test_the_command_line_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_run_under_a_former_prefix_is_continued(output: Path) -> None:
+    """A method whose runs are named otherwise since: the old run goes on, and a change of defaults is named."""
+    old = start(output)
+    again = Run.open(output, "tinyvit", "digits-designed", IDENTITY, TREE, former="digits-tiny")
+    assert again.folder == old.folder and again.state == "continued"
+    assert Run.open(output, "tinyvit", "digits-designed", IDENTITY, TREE).folder.name.startswith("digits-designed-")
+    with pytest.raises(UserError, match="defaults have changed"):
+        Run.open(output, "tinyvit", "digits-designed", IDENTITY, {**TREE, "seed": 7}, former="digits-tiny")
+    fresh = Run.open(output, "tinyvit", "digits-designed", IDENTITY, TREE, fresh=True, former="digits-tiny")
+    assert fresh.folder.name.startswith("digits-designed-")

@@ -78,6 +78,10 @@ def test_the_page_has_the_tasks_own_numbers_and_figures(run: Path) -> None:
     assert {"map", "precision-recall", "average-precision", "reliability-1-model", "mistakes", "validation"} <= drawn
     report = read_json(run / "report.json")
     assert report["task"] == "multilabel"
+    with open(run / "evaluation/train-predictions.csv", newline="") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert len(losses) == found.n and np.mean(losses) == pytest.approx(found.nll, abs=1e-6)
+    assert losses == sorted(losses, reverse=True)
     card = (run / "model_card.md").read_text()
     assert "that finds which of 10 labels an image has" in card and "| Mean average precision % |" in card
 

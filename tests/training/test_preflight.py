@@ -22,6 +22,8 @@ RESNET = ("method=supervised", "model=resnet18", "model.name=test_resnet", "mode
         (["model.args={in_chans:1}"], "does not take an RGB image of 32 px"),
         (["model.args={num_classes:7}"], "num_classes"),
         ([*RESNET, "model.args={features_only:true}"], "gives a list for one image|features_only"),
+        ([*RESNET, "model.args={act_layer:nosuch}"], "cannot build .*act_layer.* KeyError"),
+        ([*RESNET, "model.args={layers:[1]}"], "cannot build .*layers.* ZeroDivisionError"),
         ([*RESNET, "model.args={global_pool:''}"], "does not take an RGB image of 32 px"),
         (
             [*RESNET, "recipe.batch_size=1"],
@@ -30,6 +32,7 @@ RESNET = ("method=supervised", "model=resnet18", "model.name=test_resnet", "mode
         ([*RESNET, "recipe.batch_size=16", "recipe.accumulate=16"], "recipe: 1 image"),
         (["recipe.optimizer=adamww"], "Did you mean adamw"),
         (["recipe.optimizer_args={foo:1}"], "recipe.optimizer_args"),
+        (["recipe.optimizer_args={betas:[0.9]}"], "recipe.optimizer_args"),
         (["teacher.recipe.optimizer=lambb"], "Did you mean lamb"),
         (["model.name=pit_ti_224", "recipe.layer_decay=0.8"], "names its layers; "),
         (["recipe.batch_size=2048"], "recipe.batch_size=2048 is more than the 1347 training images"),

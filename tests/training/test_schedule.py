@@ -66,3 +66,9 @@ def test_durations_become_steps() -> None:
 def test_mistakes_name_the_key(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Schedule.from_recipe(recipe(**changes), steps_per_epoch=7)
+
+
+def test_a_duration_of_no_step_is_refused() -> None:
+    recipe = RecipeConfig("0.0001ep", 8, "adamw", 0.1, 0.0)
+    with pytest.raises(UserError, match=r"recipe\.duration=0\.0001ep is less than a step: an epoch has 9"):
+        Schedule.from_recipe(recipe, 9)

@@ -10,13 +10,14 @@ from __future__ import annotations
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.defaults_list import create_defaults_list
+from hydra._internal.defaults_list import DefaultsList, create_defaults_list
 from hydra._internal.utils import create_automatic_config_search_path
 
 __all__ = [
     "BasicSweeper",
     "CachingConfigRepository",
     "ConfigLoaderImpl",
+    "DefaultsList",
     "create_automatic_config_search_path",
     "create_defaults_list",
 ]

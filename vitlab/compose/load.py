@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import copy
 import re
+from pathlib import Path
 from typing import Any, cast
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
@@ -26,6 +28,7 @@ from omegaconf.errors import (
 
 from vitlab.compose.hydra_private import (
     ConfigLoaderImpl,
+    DefaultsList,
     create_defaults_list,
 )
 from vitlab.compose.overrides import check_keys, describe_field, is_choice, parse_overrides, unknown_key
@@ -52,10 +55,16 @@ def load(overrides: list[str]) -> Composed:
     conf = conf_dir()
     words = parse_overrides(overrides, conf)
     loader, files_read = repository(conf)
+    chosen_words = [one for one in words if is_choice(one)]
+
+    def list_defaults(more: list[Override]) -> Any:
+        choices = [*chosen_words, *more]
+        return create_defaults_list(files_read, "config", choices, prepend_hydra=False, skip_missing=False)
+
     try:
-        defaults = create_defaults_list(
-            files_read, "config", [one for one in words if is_choice(one)], prepend_hydra=False, skip_missing=False
-        )
+        defaults = list_defaults([])
+        if own := _choices_on_dataset(defaults, conf):
+            defaults = list_defaults(OverridesParser.create().parse_overrides([f"{ON_DATASET}={own}"]))
     except MissingConfigException as error:
         raise missing_file(str(error.missing_cfg_file), conf) from error
     except yaml.YAMLError as error:
@@ -65,7 +74,7 @@ def load(overrides: list[str]) -> Composed:
     choices = {
         group: choice
         for group, choice in defaults.overrides.known_choices.items()
-        if choice is None or (conf / group.partition("@")[0] / f"{choice}.yaml").is_file()
+        if group != ON_DATASET and (choice is None or (conf / group.partition("@")[0] / f"{choice}.yaml").is_file())
     }
     method = find_method(str(choices["method"]))
     known = fields(method.Options)
@@ -109,6 +118,19 @@ def load(overrides: list[str]) -> Composed:
     config = apply_debug(config)
     unchanged = {key: before.get(key) for key in changed}
     return Composed(config, choices, set(chosen) & set(GROUPS), list(overrides), tree, changed, unchanged, read)
+
+
+ON_DATASET = "method@_global_"
+"""Place in ``conf/config.yaml`` of the choices that a method makes anew for one data set: after the data set's own,
+before the experiment's. A data set names the usual network of small images, which not every method can take."""
+
+
+def _choices_on_dataset(defaults: DefaultsList, conf: Path) -> str | None:
+    """The file of ``conf/method`` with the choices of this method on this data set, or on one that it is based on."""
+    method = defaults.overrides.known_choices["method"]
+    files = [Path(one.config_path) for one in defaults.defaults if one.config_path is not None]  # bases first
+    names = [f"_{method}_{file.name}" for file in reversed(files) if file.parent.name == "dataset"]
+    return next((name for name in names if (conf / "method" / f"{name}.yaml").is_file()), None)
 
 
 def _reads_of_mode(config: Config, chosen: set[str]) -> set[str]:

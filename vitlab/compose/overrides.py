@@ -189,6 +189,9 @@ def _check_choice(word: Override, typed: str, conf: Path) -> None:
         raise UserError(f"{typed}: a choice cannot be removed so.", "Leave it out.")
     if value is None:
         raise UserError(f"{typed}: a run needs a {group}.", f"There are: {list_names(names)}.")
+    if isinstance(value, list) and group == "logger" and value:
+        cure = f"Did you mean logger={value[0]} logger.also=[{','.join(map(str, value[1:]))}]?"
+        raise UserError(f"{typed}: logger takes one name, and logger.also the others.", cure)
     if not isinstance(value, str):
         raise UserError(f"{typed}: {group} takes one name.", f"There are: {list_names(names)}.")
     key = typed.partition("=")[0]
@@ -259,6 +262,9 @@ def _check_key(word: Override, line: str, known: dict[str, Field], conf: Path) -
         if field.kind.startswith("a list"):
             raise UserError(f"{line}: '{value}' is not a list.", f"Write {key}=[{{name:NAME}}], or a member's key.")
         raise _branch(word, field, value, known)
+    # OmegaConf takes any whole number as true or false.
+    if field.kind == "true or false" and isinstance(word.value(), int) and word.value() not in (0, 1):
+        raise UserError(f"{line}: '{value}' is not true or false.", describe_field(field))
     if word.value() == {}:
         raise UserError(f"{line} changes nothing, since its keys are merged.", f"Remove one with {key}.KEY=null.")
     if field.free or (field.key == key and field.kind == "anything" and key not in known):

@@ -1,14 +1,16 @@
-"""Checks of a single value: choice, lower bound, range, length. Each raises a UserError with key, place and cure."""
+"""Checks of a single value: choice, range, length, elements. Each raises a UserError with key, place and cure."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import re
+import typing
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from vitlab.config.ranges import WHOLE, Range, range_of
+from vitlab.compose.schema import describe_hint, hints_of
+from vitlab.config.ranges import WHOLE, Range, range_of, words_of
 from vitlab.errors import UserError, nearest
 
 Where = Callable[[str], str]
@@ -46,29 +48,46 @@ DROP_RATE = re.compile(r"drop(_\w+)?_rate|drop_path")
 """Arguments of timm's networks that are probabilities of dropping something; 1 would drop everything."""
 
 
-def check_numbers(value: Any, key: str, where: Where, declared: Range | None = None) -> None:
-    """Refuse the first number in ``value``, which may be a tree of dataclasses, lists and dicts, that is not finite or
-    not in the range that its field declares (:func:`vitlab.config.ranges.number`).
+def check_values(value: Any, key: str, where: Where, declared: Range | None = None) -> None:
+    """Refuse the first value in ``value``, which may be a tree of dataclasses, lists and dicts, that its field's
+    declaration excludes: a number that is not finite or not in its range (:func:`vitlab.config.ranges.number`), a text
+    that is none of its words (:func:`vitlab.config.ranges.choice`), a list within a list of single values.
 
-    A number whose field declares none, and the value of a free key such as an argument of a network, is finite.
+    A number whose field declares no range, and the value of a free key such as an argument of a network, is finite.
 
     Raises:
-        UserError: naming the key, the value and the range.
+        UserError: naming the key, the value and what is allowed.
     """
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        hints = hints_of(value.__class__)
         for one in dataclasses.fields(value):
-            check_numbers(getattr(value, one.name), f"{key}.{one.name}".lstrip("."), where, range_of(one))
+            inner, at = getattr(value, one.name), f"{key}.{one.name}".lstrip(".")
+            if inner is not None and (words := words_of(one)):
+                one_of(at, inner, words, where)
+            _check_elements(inner, hints[one.name], at, where)
+            check_values(inner, at, where, range_of(one))
     elif isinstance(value, (list, tuple)):
         for index, one in enumerate(value):
             # The numbers of a list have the place of the list; its groups of keys have their own.
             inner = f"{key}.{index}" if dataclasses.is_dataclass(one) else key
-            check_numbers(one, inner, where, declared)
+            check_values(one, inner, where, declared)
     elif isinstance(value, dict):
         for name, one in value.items():
             rate = DROP_RATE.fullmatch(str(name)) is not None
-            check_numbers(one, f"{key}.{name}", where, Range(0, 1, open_high=True) if rate else None)
+            check_values(one, f"{key}.{name}", where, Range(0, 1, open_high=True) if rate else None)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         _in_range(key, value, declared, where)
+
+
+def _check_elements(value: Any, hint: Any, key: str, where: Where) -> None:
+    """Refuse lists and dicts among the elements of a list of single values, which OmegaConf lets pass."""
+    if typing.get_origin(hint) is not list or not isinstance(value, list):
+        return
+    (inner,) = typing.get_args(hint)
+    for one in value:
+        if inner in (str, int, float, bool) and isinstance(one, (list, dict)):
+            raise UserError(f"{where(key)}: {one} is no element of it.", f"{key} takes {describe_hint(hint)}.")
+        _check_elements(one, inner, key, where)
 
 
 def _in_range(key: str, value: float, declared: Range | None, where: Where) -> None:

@@ -295,7 +295,7 @@ def _walk(cls: type, prefix: str, options: type | None) -> dict[str, Field]:
                 else meaning.replace("``", "").rstrip(".")
             )
         free = typing.get_origin(hint) is dict
-        kind = _kind(hint) if inner is None or listed else "a group of keys"
+        kind = describe_hint(hint) if inner is None or listed else "a group of keys"
         if cls is RecipeConfig and one.name in DURATIONS:
             kind = (
                 "a list of durations such as [30ep,60ep]"
@@ -316,6 +316,12 @@ def _comments(cls: type) -> dict[str, str]:
     return {one[1]: one[2].strip() for one in matches if one}
 
 
+@functools.cache
+def hints_of(cls: type) -> dict[str, Any]:
+    """Field → its type, without None."""
+    return {name: _without_none(hint)[0] for name, hint in typing.get_type_hints(cls).items()}
+
+
 def _without_none(hint: Any) -> tuple[Any, bool]:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         rest = [one for one in typing.get_args(hint) if one is not type(None)]
@@ -323,7 +329,8 @@ def _without_none(hint: Any) -> tuple[Any, bool]:
     return hint, False
 
 
-def _kind(hint: Any) -> str:
+def describe_hint(hint: Any) -> str:
+    """The values that a field of this type takes, for a message."""
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Any: "anything"}
     if hint in names:
         return names[hint]

@@ -31,9 +31,10 @@ def check_unread(config: Config, typed: Mapping[str, str], known: Mapping[str, F
         if field is None:
             continue
         group = key.partition(".")[0]
-        choice = getattr(getattr(config, group, None), "name", None)
+        part = getattr(config, group, None)
+        choice = getattr(part, "name", None)
         owner = re.match(r"(\w+) only:", field.meaning)
-        if owner is not None and choice is not None and choice != owner[1]:
+        if owner is not None and choice is not None and owner[1] not in (choice, *getattr(part, "also", ())):
             raise UserError(
                 f"{word}: {key} is read with {group}={owner[1]} only, and {group} is {choice}.",
                 f"Did you mean {group}={owner[1]} {plain}? Otherwise leave it out.",

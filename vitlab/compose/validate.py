@@ -11,12 +11,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from vitlab.compose.rules import Where, check_numbers, has_length, one_of
+from vitlab.compose.rules import Where, check_values, has_length, one_of
 from vitlab.compose.schema import DURATIONS
 from vitlab.compose.validate_run import check_run
 from vitlab.config import AugmentationConfig, Config, ModelConfig, RecipeConfig, to_steps
 from vitlab.config.catalogue import GROUPS, MODE_KEYS, TRAINING_KEYS, mode_files, mode_meanings
-from vitlab.config.size import hw
+from vitlab.config.size import MOST_PIXELS, hw
 from vitlab.data.paths import data_roots, not_found_error
 from vitlab.errors import UserError
 from vitlab.methods.base import Method, find_method, method_names
@@ -33,7 +33,7 @@ def check(config: Config, where: Where, read: set[str]) -> None:
         UserError: naming the key and its possible values.
     """
     one_of("mode", config.mode, mode_meanings(), where)
-    check_numbers(config, "", where)
+    check_values(config, "", where)
     if not config.output:
         raise UserError(f"{where('output')}: the folder of the runs has no name.", "Give output=FOLDER.")
     _folder("output", config.output, where)
@@ -245,11 +245,13 @@ def _split(config: Config, where: Where) -> None:
 
 def _size(key: str, value: object, where: Where) -> None:
     try:
-        hw(value)  # type: ignore[arg-type]  # the value is checked here
+        longest = max(hw(value))  # type: ignore[arg-type]  # the value is checked here
     except (TypeError, ValueError):
         raise UserError(
             f"{where(key)}: {value} is not a size.", f"{key} is the side of a square in pixels, or [height,width]."
         ) from None
+    if longest > MOST_PIXELS:
+        raise UserError(f"{where(key)}: {longest} pixels are too many.", f"A side has at most {MOST_PIXELS}.")
 
 
 TARGETS = {"class": "one label", "labels": "several labels"}

@@ -16,7 +16,7 @@ from vitlab.report.export_formats import FORMATS, ONNX_NEEDS
 LOGGERS = ("local", "csv", "tensorboard", "wandb")
 SAMPLERS = ("grid", "tpe", "random", "nsga2")
 PRUNERS = ("median", "halving")
-ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 STRATEGIES = ("auto", "ddp", "fsdp")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 
@@ -41,8 +41,11 @@ def check_run(config: Config, where: Where) -> None:
     """
     one_of("trainer.accelerator", config.trainer.accelerator, ACCELERATORS, where)
     devices = config.trainer.devices
-    indices = isinstance(devices, list) and devices and all(isinstance(one, int) for one in devices)
-    if not (indices or devices == "auto" or (isinstance(devices, int) and devices >= 1)):
+    listed = devices if isinstance(devices, list) else []
+    numbers = [one for one in listed if isinstance(one, int) and not isinstance(one, bool) and one >= 0]
+    indices = listed and len(set(numbers)) == len(listed)
+    count = isinstance(devices, int) and not isinstance(devices, bool) and devices >= 1
+    if not (indices or devices == "auto" or count):
         raise UserError(
             f"{where('trainer.devices')}: '{devices}' is not valid.",
             "trainer.devices is a number of devices, a list of their indices such as [0,1], or auto.",
@@ -61,6 +64,8 @@ def check_run(config: Config, where: Where) -> None:
         raise UserError(f"{where('sweep.name')}: not a valid folder name.", "Use letters, digits, '-', '_' and '.'.")
     _sweep(config, where)
     one_of("logger.name", config.logger.name, LOGGERS, where)
+    for one in config.logger.also:
+        one_of("logger.also", one, LOGGERS, where)
     for one in config.evaluation.corruptions:
         one_of("evaluation.corruptions", one, ("all", *FAMILIES, *CORRUPTIONS), where)
     if not config.evaluation.severities:
@@ -79,7 +84,8 @@ def check_run(config: Config, where: Where) -> None:
             "Give export.formats=[hub] too.",
         )
     one_of("predict.format", config.predict.format, ("table", "jsonl", "csv"), where)
-    needed = [(config.logger.name, "logger"), *((one, "export.formats") for one in config.export.formats)]
+    needed = [(config.logger.name, "logger"), *((one, "logger.also") for one in config.logger.also)]
+    needed += [(one, "export.formats") for one in config.export.formats]
     if config.sweep.sampler != "grid":
         needed.append(("optuna", "sweep"))
     for choice, key in needed:

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 Size = int | Sequence[int]
 """The side of a square, or (height, width); a list if it was read from YAML or JSON."""
 
+MOST_PIXELS = 1 << 15
+"""The longest side of an input: of a typed size, and of a model.json of someone else."""
+
 
 def hw(size: Size) -> tuple[int, int]:
     """(height, width).

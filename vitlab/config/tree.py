@@ -79,10 +79,10 @@ class AugmentationConfig:
     crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])  # random resized crop: aspect ratios
     flip: float = 0.0  # probability of a horizontal flip
     vertical_flip: float = 0.0  # probability of a vertical flip
-    randaug: Optional[str] = None  # RandAugment in timm's notation, e.g. rand-m9-mstd0.5-inc1; null: off
+    randaug: Optional[str] = None  # RandAugment: timm's rand-m9-mstd0.5-inc1, or torchvision-m9-n2; null: off
     color_jitter: Optional[list[float]] = None  # strength of brightness, contrast, saturation; only without randaug
     erase: float = 0.0  # probability of random erasing
-    erase_mode: str = "pixel"  # random erasing: fill with pixel | rand | const
+    erase_mode: str = "pixel"  # random erasing: fill with pixel | rand | const (mean colour) | black
     mixup: float = 0.0  # MixUp: Beta parameter; 0: off
     cutmix: float = 0.0  # CutMix: Beta parameter; 0: off
     mix_prob: float = 1.0  # MixUp, CutMix: probability that a pair is mixed
@@ -97,13 +97,14 @@ class RecipeConfig:
     duration: str = MISSING  # length of the training
     batch_size: int = number(MISSING, 1, 10**7)  # global batch size: over all devices and accumulation steps
     optimizer: str = MISSING  # any timm optimiser: adamw, sgd, lamb, ...
-    lr: float = number(MISSING, 0, 1e38, open_low=True)  # peak learning rate at this batch size
+    lr: float = number(MISSING, 0, 1e30, open_low=True)  # peak learning rate at this batch size
     weight_decay: float = number(MISSING, 0, 1e6)  # weight decay; not applied to norms, biases and position tables
+    decay_norms: bool = False  # apply weight decay to norms, biases and position tables, too
     optimizer_args: dict[str, Any] = field(default_factory=dict)  # optimiser arguments: betas, eps, momentum, ...
     schedule: str = "cosine"  # cosine | cosine_after (cosine over the steps after warm-up) | linear | step | constant
     warmup: str = "0st"  # duration of the linear warm-up from warmup_lr to lr
-    warmup_lr: float = number(0.0, 0, 1e38)  # learning rate of the first step
-    min_lr: float = number(0.0, 0, 1e38)  # learning rate of the last step
+    warmup_lr: float = number(0.0, 0, 1e30)  # learning rate of the first step
+    min_lr: float = number(0.0, 0, 1e30)  # learning rate of the last step
     decay_at: list[str] = field(default_factory=list)  # step schedule: durations at which lr is decayed
     decay_rate: float = number(0.1, 0, 1)  # step schedule: factor of lr
     head_lr: float = number(1.0, 0, 1e6, open_low=True)  # factor of lr for the classifier
@@ -168,12 +169,18 @@ class LoggerConfig:
     """Loggers that copy the record in metrics.jsonl."""
 
     name: str = "local"  # local | csv | tensorboard | wandb
+    also: list[str] = field(default_factory=list)  # further loggers beside the chosen one, e.g. [csv,tensorboard]
     every: int = number(20, 1, 10**9)  # training steps between two logged rows
     project: str = "vitlab"  # wandb only: project
     offline: Optional[bool] = None  # wandb only: do not upload; null: offline if there is no API key
     tags: list[str] = field(default_factory=list)  # wandb only: tags of the run
     predictions: int = number(64, 0, 10**6)  # wandb only: test images in each model's table of predictions
     upload_mb: int = number(256, 0, 10**9)  # wandb only: artifacts above this size in MiB are referenced, not uploaded
+
+    @property
+    def names(self) -> list[str]:
+        """All loggers, each once."""
+        return list(dict.fromkeys([self.name, *self.also]))
 
 
 @dataclass
@@ -340,7 +347,7 @@ class Config:
     sweep: SweepConfig = field(default_factory=SweepConfig)
 
 
-_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ep|st|%)\s*")
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ep|st|%)\s*", re.ASCII)
 
 
 def to_steps(duration: str, steps_per_epoch: int, total: int | None = None) -> int:

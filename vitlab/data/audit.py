@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 
 from vitlab.config import DatasetConfig
+from vitlab.data.archives import ArchivedPaths
 from vitlab.data.audit_duplicates import find_identical, find_similar
 from vitlab.data.audit_files import FileInfo, inspect_files
 from vitlab.data.folder import split_is_generated, split_rows
@@ -76,6 +77,10 @@ class Audit:
             lines.append(
                 f"split 'train' lacks {_count(len(classes), 'class', 'es')} that another has: {_named(classes)}"
             )
+        if self.images.get("train") == 0:
+            lines.append("no image is left to train on")
+        elif self.images.get("train") and not any(self.images[split] for split in self.images if split != "train"):
+            lines.append("no image is held out to measure on: there is no val or test split, and no class has two")
         if len(self.classes) < 2:
             lines.append(f"{_count(len(self.classes), 'class', 'es')}; a classifier needs two")
         return lines
@@ -179,9 +184,11 @@ def audit_dataset(
     rows = [row for part in splits.values() for row in part]
     where = {row.path: (row.label, split) for split, part in splits.items() for row in part}
     total = len(rows)
-    looks = inspect_files(
-        contents.root, [row.path for row in rows], cache, workers, (lambda n: progress(n, total)) if progress else None
-    )
+    archived = None
+    if contents.places is not None:
+        archived = ArchivedPaths(contents.places, {row.path: row.place for row in rows if row.place >= 0})
+    step = (lambda n: progress(n, total)) if progress else None
+    looks = inspect_files(contents.root, [row.path for row in rows], cache, workers, step, archived)
     classes = contents.classes
     result = Audit(
         root=str(contents.root),
@@ -201,7 +208,8 @@ def audit_dataset(
         duplicates=_duplicates(rows, looks, where),
         images={split: len(part) for split, part in splits.items()},
     )
-    result.single = [name for name in classes if result.totals[name] == 1]
+    totals = result.totals  # a label that has a column and no image is not among them
+    result.single = [name for name in classes if totals.get(name) == 1]
     _describe(result, looks)
     return result, splits
 

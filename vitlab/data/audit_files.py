@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import astuple, dataclass, fields
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from vitlab.data.archives import ArchivedPaths
 from vitlab.data.decode import NeedsPackageError, describe_error, register_format, require_regular, to_rgb
 
 SIDE = 8
@@ -48,26 +50,33 @@ class FileInfo:
     thumbnail: bytes = b""  # SIDE x SIDE x 3
 
 
-def inspect_file(path: str | Path) -> FileInfo:
-    """Read one file. A failure is reported in ``error``; nothing is raised."""
+def inspect_file(path: str | Path, archived: ArchivedPaths | None = None, inside: str = "") -> FileInfo:
+    """Read one file, or ``inside`` of the class archives. A failure is reported in ``error``; nothing is raised."""
     size = changed = 0
     try:
-        require_regular(path)
-        with open(path, "rb") as file:
-            stat = os.fstat(file.fileno())
-            size, changed = stat.st_size, stat.st_mtime_ns
-            data = file.read()
+        if archived is not None and (stamp := archived.stamp(inside)) is not None:
+            size, changed = stamp
+            data = archived.read(inside)
+        else:
+            require_regular(path)
+            with open(path, "rb") as file:
+                stat = os.fstat(file.fileno())
+                size, changed = stat.st_size, stat.st_mtime_ns
+                data = file.read()
         if not data:
             return FileInfo(size, changed, "the file is empty")
         register_format(path)
         with Image.open(io.BytesIO(data)) as image:
             mode, (width, height) = image.mode, image.size
-            frames = int(getattr(image, "n_frames", 1))
             orientation = int(image.getexif().get(0x0112, 1))
+            if image.format == "TIFF" and orientation in range(5, 9):  # of these Pillow gives the upright size
+                width, height = height, width
             image.draft(None, (DRAFT, DRAFT))  # after the size was read, which it changes; of a JPEG only
             rgb = to_rgb(image)
             rgb.load()
             format = image.format or ""
+            gradient, thumbnail = _likeness(rgb)
+            frames = _frames(image)  # last: counting moves to the others
     # No file has this size: it is read again, with the package or another dataset.max_pixels.
     except (NeedsPackageError, Image.DecompressionBombError) as error:
         return FileInfo(-1, changed, describe_error(error))
@@ -75,8 +84,15 @@ def inspect_file(path: str | Path) -> FileInfo:
     except Exception as error:
         return FileInfo(size, changed, describe_error(error))
     content = hashlib.blake2b(data, digest_size=16).digest()
-    gradient, thumbnail = _likeness(rgb)
     return FileInfo(size, changed, "", format, mode, width, height, orientation, frames, content, gradient, thumbnail)
+
+
+def _frames(image: Image.Image) -> int:
+    """Frames of an animation or pages of a file; 2 where they cannot be counted: the first, which is read, is sound."""
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # of any kind, as in reading
+        return 2
 
 
 def _likeness(rgb: Image.Image) -> tuple[bytes, bytes]:
@@ -95,6 +111,7 @@ def inspect_files(
     cache: Path | None = None,
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
+    archived: ArchivedPaths | None = None,
 ) -> dict[str, FileInfo]:
     """Inspect ``paths`` below ``root``; files whose path, size and time are in the cache are not opened.
 
@@ -102,10 +119,11 @@ def inspect_files(
         cache: an SQLite file, created if necessary; several processes may share it.
         workers: threads; None: one for each core of this process.
         progress: called with the number of files done.
+        archived: those of the files that lie in class archives.
     """
     seen: dict[str, FileInfo] = {}
     if cache is None:
-        for path, found in _look_at(root, paths, workers):
+        for path, found in _look_at(root, paths, workers, archived):
             seen[path] = found
             if progress is not None:
                 progress(len(seen))
@@ -117,13 +135,14 @@ def inspect_files(
         new = []
         for path in paths:
             one = known.get(_key(path))
-            if one is not None and _unchanged(root / path, one):
+            stamp = archived.stamp(path) if archived is not None else None
+            if one is not None and _unchanged(root / path, one, stamp):
                 seen[path] = one
             else:
                 new.append(path)
         pending: list[tuple[object, ...]] = []
         try:
-            for path, found in _look_at(root, new, workers):
+            for path, found in _look_at(root, new, workers, archived):
                 seen[path] = found
                 pending.append((_key(path), *astuple(found)))
                 if len(pending) >= BLOCK:
@@ -135,14 +154,17 @@ def inspect_files(
     return {path: seen[path] for path in paths}
 
 
-def _look_at(root: Path, paths: Sequence[str], workers: int | None) -> Iterator[tuple[str, FileInfo]]:
+def _look_at(
+    root: Path, paths: Sequence[str], workers: int | None, archived: ArchivedPaths | None
+) -> Iterator[tuple[str, FileInfo]]:
     """Results in the order of ``paths``; submitted block by block, so that an interrupt does not wait for all files."""
     threads = workers or available_cores()
     with ThreadPoolExecutor(threads, thread_name_prefix="audit") as pool:
         try:
             for start in range(0, len(paths), BLOCK):
                 block = paths[start : start + BLOCK]
-                yield from zip(block, pool.map(inspect_file, [root / path for path in block]), strict=True)
+                files = [root / path for path in block]
+                yield from zip(block, pool.map(inspect_file, files, repeat(archived), block), strict=True)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -154,7 +176,7 @@ def available_cores() -> int:
 
 _COLUMNS = ", ".join(field.name for field in fields(FileInfo))
 _SELECT = f"SELECT path, {_COLUMNS} FROM look"
-_VERSION = 1  # of the fields of FileInfo; a cache of another version is emptied
+_VERSION = 2  # of the fields of FileInfo; a cache of another version is emptied
 
 
 def _open(cache: Path) -> sqlite3.Connection:
@@ -179,9 +201,11 @@ def _key(path: str) -> bytes:
     return path.encode("utf-8", "surrogateescape")
 
 
-def _unchanged(path: Path, known: FileInfo) -> bool:
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return False
-    return (stat.st_size, stat.st_mtime_ns) == (known.size, known.changed)
+def _unchanged(path: Path, known: FileInfo, stamp: tuple[int, int] | None) -> bool:
+    if stamp is None:
+        try:
+            stat = os.stat(path)
+        except OSError:
+            return False
+        stamp = stat.st_size, stat.st_mtime_ns
+    return stamp == (known.size, known.changed)

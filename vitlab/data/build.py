@@ -70,12 +70,16 @@ def open_splits(
     held = found.get("val", found.get("test"))
     if held is None:
         raise UserError(
-            f"Data set '{cfg.name}' has neither a val nor a test split.", "Measuring needs images held out: add one."
+            f"Data set '{cfg.name}' has neither a val nor a test split.",
+            "Measuring needs images held out: add one, or give dataset.val_fraction=0.2 and two images in some class.",
         )
     splits = {"train": found["train"], "val": held, "test": found.get("test", held)}
     for name, source in splits.items():
         if len(source) == 0 and not (measuring and name == "train"):
-            raise UserError(f"Data set '{cfg.name}': the {name} split holds no images.", "")
+            raise UserError(
+                f"Data set '{cfg.name}': the {name} split holds no images.",
+                "Add some, or choose other data (dataset.root).",
+            )
         if source.classes != found["train"].classes:
             raise UserError(f"Data set '{cfg.name}': train and {name} differ in their classes or their order.", "")
     if cfg.labels_per_class is not None:

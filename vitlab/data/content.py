@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vitlab.config import DatasetConfig
+from vitlab.data.archives import ArchivedFiles
 from vitlab.data.build import open_splits
 from vitlab.data.decode import Files
 from vitlab.data.sources import Pool, Source, Subset, class_counts, fingerprint, targets_of
@@ -23,29 +23,28 @@ from vitlab.data.sources import Pool, Source, Subset, class_counts, fingerprint,
 SHOWN = 3  # classes that a line on changes names
 
 
-def path_at(source: Source, index: int) -> Path | None:
-    """The file of image ``index``; None where images are no files."""
+def size_at(source: Source, index: int) -> int | None:
+    """Bytes of the file of image ``index``, -1 for one that is missing; None where images are no files. A file in a
+    class archive counts as if it were unpacked."""
+    if isinstance(source, ArchivedFiles) and source.places.archive[index] >= 0:
+        return int(source.places.size[index])
     if isinstance(source, Files):
-        return source.root / source.keys[index]
+        try:
+            return (source.root / source.keys[index]).stat().st_size
+        except OSError:
+            return -1
     if isinstance(source, Subset):
-        return path_at(source.source, int(source.indices[index]))
+        return size_at(source.source, int(source.indices[index]))
     if isinstance(source, Pool):
-        return path_at(*source.locate(index))
+        return size_at(*source.locate(index))
     return None
 
 
 def file_sizes(source: Source) -> npt.NDArray[np.int64] | None:
     """``[N]`` bytes of each file, -1 for one that is missing; None where images are no files."""
-    if len(source) == 0 or path_at(source, 0) is None:
+    if len(source) == 0 or size_at(source, 0) is None:
         return None
-    sizes = np.full(len(source), -1, np.int64)
-    for index in range(len(source)):
-        path = path_at(source, index)
-        try:
-            sizes[index] = path.stat().st_size if path is not None else -1
-        except OSError:
-            continue
-    return sizes
+    return np.fromiter((size_at(source, index) or 0 for index in range(len(source))), np.int64, len(source))
 
 
 def content(source: Source) -> str:

@@ -123,6 +123,7 @@ class VisionData(L.LightningDataModule):
             num_slots=slots.number,
             plain_share=slots.plain_share,
             repeats=slots.repeats,
+            parts=slots.parts,
         )
 
     @property
@@ -180,14 +181,15 @@ class VisionData(L.LightningDataModule):
         rank, world = self.options.rank, self.options.world
         sampler = SlotSampler(len(self.train_source), at_once, samples.start, missing, rank=rank, world=world)
         blocks = [[index for index, _ in items] for items in sampler]
-        fresh = ReinforcingViews(self.train_source, views, self.replay_view(backend), self.seed, samples)
+        view = self.replay_view(backend, views.interpolation)
+        fresh = ReinforcingViews(self.train_source, views, view, self.seed, samples)
         # Many augmented views of every image: worth worker processes also for data in memory.
         workers = self.options.workers
         return Loader(fresh, blocks, default_workers(self.train_source, costly=True) if workers is None else workers)
 
-    def replay_view(self, backend: str) -> View:
-        """The transform of stored views: bilinear resizing, as the teacher saw them."""
-        return View(self.view.size, self.mean, self.std, "bilinear", backend=backend)
+    def replay_view(self, backend: str, interpolation: str) -> View:
+        """The transform of stored views, resized with the filter of the views that the teacher saw."""
+        return View(self.view.size, self.mean, self.std, interpolation, backend=backend)
 
     def _eval_loader(self, split: str) -> Loader:
         source = self.sources[split]

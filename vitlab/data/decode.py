@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import warnings
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from vitlab.data.sources import Labels, Strings
 from vitlab.errors import UserError
@@ -27,8 +29,10 @@ file is foreign."""
 
 
 def limit_pixels(pixels: int) -> None:
-    """Refuse images of more than ``pixels`` in this process and those that it forks."""
+    """Refuse images of more than ``pixels`` in this process and those that it forks, without Pillow's warnings."""
     Image.MAX_IMAGE_PIXELS = max(pixels // 2, 1)  # Pillow warns from here on, and refuses twice as many
+    # Of damaged EXIF and the like: what cannot be read is an error of its own, which names the file.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
@@ -65,6 +69,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: for floating-point and 32-bit integer images, whose range the file does not state.
     """
+    if isinstance(image, TiffImageFile):
+        image.filename = ""  # else it may be mapped into memory, in rows of the width that it has after it is turned
     if image.getexif().get(0x0112, 1) != 1:  # Orientation; exif_transpose copies the image even where it is 1
         image = ImageOps.exif_transpose(image)
     if image.mode == "RGB" and "transparency" not in image.info:
@@ -79,21 +85,23 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_rgb(path: Path, upright: bool = True) -> Image.Image:
-    """The image file ``path`` as RGB; ``upright=False`` ignores its EXIF orientation.
+def read_rgb(path: Path, upright: bool = True, content: bytes | None = None) -> Image.Image:
+    """The image file ``path`` as RGB; ``upright=False`` ignores its EXIF orientation. ``content``: the bytes of a file
+    that lies in an archive.
 
     Raises:
         UserError: naming the file, if it is missing or does not decode.
     """
     try:
         register_format(path)
-        require_regular(path)
-        with Image.open(path) as image:
+        if content is None:
+            require_regular(path)
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             rgb = to_rgb(image) if upright else image.convert("RGB")
             rgb.load()  # while the file is open: Pillow decodes lazily
     # Pillow's decoders raise exceptions of any type on damaged data, SyntaxError and struct.error among them.
     except Exception as error:
-        empty = path.is_file() and path.stat().st_size == 0
+        empty = content == b"" or (content is None and path.is_file() and path.stat().st_size == 0)
         raise UserError(
             f"{path} cannot be read as an image ({'the file is empty' if empty else describe_error(error)}).",
             "Install it, or take the file out of the data set."

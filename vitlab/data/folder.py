@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitlab.config import DatasetConfig
+from vitlab.data.archives import ArchivedFiles
 from vitlab.data.decode import Files
 from vitlab.data.folder_contents import FolderContents, Row, no_image_error, read_contents
 from vitlab.data.folds import splits_of_fold
@@ -27,7 +28,8 @@ line, where it is below 1."""
 
 
 def folder_sources(cfg: DatasetConfig) -> dict[str, Source]:
-    """The data set in ``dataset.root``: a CSV if ``dataset.csv`` is given, else class folders.
+    """The data set in ``dataset.root``: a CSV if ``dataset.csv`` is given, else class folders, or an uncompressed
+    archive for each class (:mod:`vitlab.data.archives`).
 
     Class folders may lie in ``train``, ``val`` and ``test`` sub-folders (``val`` and ``test`` each optional). Without
     ``val``, ``dataset.val_fraction`` of each class of ``train`` is held out, chosen by a hash of the paths: the same
@@ -160,6 +162,10 @@ def _sources(cfg: DatasetConfig, contents: FolderContents) -> dict[str, Source]:
                     "Add some, or leave the label out.",
                 )
             source: Files = LabelSetFiles(contents.root, paths, labels, classes, split, groups=_groups(part))
+        elif contents.places is not None:
+            places = contents.places.take([row.place for row in part])
+            given_labels, groups = _labels(contents, part), _groups(part)
+            source = ArchivedFiles(contents.root, paths, given_labels, classes, split, places, groups)
         else:
             source = Files(contents.root, paths, _labels(contents, part), classes, split, groups=_groups(part))
         source.ignored = contents.ignored

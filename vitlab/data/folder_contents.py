@@ -6,13 +6,14 @@ rows and refuses those that cannot be trained on.
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vitlab.config import DatasetConfig
+from vitlab.data.archives import SUFFIX, ArchiveIndex, Places, find_archives
 from vitlab.data.decode import EXTENSIONS, walk_files
 from vitlab.data.label_sets import has_label_sets, read_label_sets
 from vitlab.data.paths import data_roots, not_found_error
@@ -30,6 +31,7 @@ class Row:
     group: str = ""  # images of one group stay on one side of a split; "": no groups
     line: int = 0  # of the CSV
     labels: tuple[str, ...] | None = None  # where an image has any number of them; ``label`` is then their text
+    place: int = -1  # number among the pictures of the class archives; -1: a file of its own
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -49,6 +51,7 @@ class FolderContents:
     numeric: bool = False  # class names that are all integers are sorted as numbers
     order: list[str] | None = None  # of the classes, where one is given
     multilabel: bool = False  # images have any number of labels each
+    places: Places | None = None  # of the pictures in class archives, where there are some
 
     @property
     def ignored(self) -> dict[str, int]:
@@ -71,10 +74,15 @@ class ClassListing:
 
     images: dict[str, list[str]] = field(default_factory=dict)  # class -> paths, sorted
     skipped: dict[str, list[str]] = field(default_factory=dict)  # suffix or "hidden" -> files passed over
+    index: ArchiveIndex | None = None  # of the class archives, if some were read
+    archived: set[str] = field(default_factory=set)  # their classes
 
 
-def list_classes(root: Path, folder: Path) -> ClassListing:
+def list_classes(root: Path, folder: Path, archives: bool = False) -> ClassListing:
     """Image paths (relative to ``root``) in each class folder of ``folder``, searched to any depth.
+
+    ``archives``: pictures in class archives (:mod:`vitlab.data.archives`) are listed, too, with the paths that they
+    would have unpacked.
 
     Hidden files, files of other kinds and files beside the class folders are passed over and noted. A class folder
     without an image is listed as empty.
@@ -83,14 +91,34 @@ def list_classes(root: Path, folder: Path) -> ClassListing:
     real = Path(os.path.realpath(folder))
     above = {str(real), *map(str, real.parents)}
     # Sorted by code point, not by locale: indices of images must not depend on the machine.
-    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+    entries = sorted(os.scandir(folder), key=lambda e: e.name)
+    tars: list[str] = []
+    if archives:
+        folders = [entry.name for entry in entries if entry.is_dir() and not _hidden(entry.name)]
+        tars = find_archives(folders, [entry.name for entry in entries if not entry.is_dir()])
+    for entry in entries:
+        if entry.name in tars:
+            continue
         if not entry.is_dir():
             listing.skipped.setdefault(_kind(entry.name), []).append(_inside(root, entry.path))
         elif entry.is_symlink() and os.path.realpath(entry.path) in above:
             listing.skipped.setdefault(LOOP, []).append(_inside(root, entry.path))
         elif not _hidden(entry.name):
             listing.images[entry.name] = sorted(_walk(root, Path(entry.path), listing.skipped))
+    if tars:
+        _add_archives(listing, ArchiveIndex(root, folder, tars), tars)
     return listing
+
+
+def _add_archives(listing: ClassListing, index: ArchiveIndex, tars: Sequence[str]) -> None:
+    listing.index = index
+    for tar, prefix in zip(tars, index.prefixes, strict=True):
+        name, archive = tar.removesuffix(SUFFIX), index.found[tar]
+        listing.images[name] = [f"{prefix}/{one}" for one in archive.names]
+        listing.archived.add(name)
+        for kind, names in archive.skipped.items():
+            listing.skipped.setdefault(kind, []).extend(f"{prefix}/{one}" for one in names)
+    listing.images = {name: listing.images[name] for name in sorted(listing.images)}
 
 
 def list_nonempty_classes(root: Path, folder: Path) -> dict[str, list[str]]:
@@ -160,7 +188,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
             continue
         inside = list(os.scandir(entry.path))
         images = any(e.is_file() and Path(e.name).suffix.lower() in EXTENSIONS for e in inside)
-        if not images and any(e.is_dir() and not _hidden(e.name) for e in inside):
+        if not images and any(e.name.endswith(SUFFIX) or e.is_dir() for e in inside if not _hidden(e.name)):
             if split in folders:
                 raise UserError(
                     f"{root} holds two folders for the split '{split}': {folders[split].name} and {entry.name}.",
@@ -185,17 +213,31 @@ def read_contents(cfg: DatasetConfig) -> FolderContents:
             raise not_found_error(cfg, "a folder of class folders")
         contents = FolderContents(root)
         splits = _split_folders(root) or {"train": root}
+        indices: list[ArchiveIndex] = []
+        count = 0  # of the pictures in archives so far
         for split, path in splits.items():
-            listing = list_classes(root, path)
-            contents.rows[split] = [Row(one, name) for name, images in listing.images.items() for one in images]
+            listing = list_classes(root, path, archives=True)
+            rows = contents.rows[split] = []
+            # Classes in the order of the index, which is that of the dictionary.
+            for name, images in listing.images.items():
+                if name not in listing.archived:
+                    rows += [Row(one, name) for one in images]
+                    continue
+                rows += [Row(one, name, place=place) for place, one in enumerate(images, count)]
+                count += len(images)
+            if listing.index is not None:
+                indices.append(listing.index)
             contents.empty += [_inside(root, str(path / name)) for name, images in listing.images.items() if not images]
             for kind, passed in listing.skipped.items():
                 contents.skipped.setdefault(kind, []).extend(passed)
             if not listing.images:
                 raise UserError(
                     f"{path} holds no class folders.",
-                    "Images are expected as <class>/<image>, or <train|val|test>/<class>/<image>.",
+                    "Images are expected as <class>/<image>, or <train|val|test>/<class>/<image>; a class may also be "
+                    "an uncompressed archive, <class>.tar.",
                 )
+        if count:
+            contents.places = Places.of(indices)
     if cfg.leave_out:
         _leave_out(contents, cfg.leave_out)
     if cfg.groups:
@@ -218,7 +260,7 @@ def class_order(cfg: DatasetConfig, contents: FolderContents) -> list[str] | Non
         if not table.is_file():
             return None
         place = str(table)
-        given = [line.strip() for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
+        given = _names_in(table, set(names))
     elif given == "listed":
         if not cfg.csv:
             raise UserError("dataset.classes=listed: only a CSV lists its images.", "Give dataset.csv, or a list.")
@@ -241,6 +283,16 @@ def class_order(cfg: DatasetConfig, contents: FolderContents) -> list[str] | Non
     return order
 
 
+def _names_in(table: Path, known: Collection[str]) -> list[str]:
+    """The lines of a text file, without blanks around them but where these belong to one of the names ``known``.
+
+    Names are bytes, kept where they are no UTF-8; a line ends where the file has a line break, not at one of the
+    further characters that ``str.splitlines`` takes for one.
+    """
+    lines = re.split(r"\r?\n", table.read_bytes().decode("utf-8-sig", "surrogateescape"))
+    return [line if line in known else line.strip() for line in lines if line.strip()]
+
+
 def _join_groups(contents: FolderContents, name: str) -> None:
     """Give the images that the CSV ``name`` lists together one group, and every other image one of its own.
 
@@ -258,26 +310,25 @@ def _join_groups(contents: FolderContents, name: str) -> None:
             node = parent[node]
         return node
 
-    with open(table, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.DictReader(file, skipinitialspace=True)
-        columns = list(reader.fieldnames or [])
-        column = next((one for one in ("group", "picture") if one in columns), None)
-        if "path" not in columns or column is None:
+    columns, lines = read_table(table)
+    column = next((one for one in ("group", "picture") if one in columns), None)
+    if "path" not in columns or column is None:
+        raise UserError(
+            f"{table}: the first line must name the columns path,group; it reads: {','.join(columns)}.",
+            "Add that line.",
+        )
+    for at, cells in lines:
+        line = dict(zip(columns, cells, strict=True))
+        path, group = line["path"], line[column]
+        if f"/{path}" not in parent and path not in contents.left_out:
             raise UserError(
-                f"{table}: the first line must name the columns path,group; it reads: {','.join(columns)}.",
-                "Add that line, with commas between the columns.",
+                f"{table}, line {at}: {path or 'an empty path'} is no image of the data set.",
+                f"Paths are relative to {contents.root}. Remove the line.",
             )
-        for line in reader:
-            path, group = (line["path"] or "").strip(), (line[column] or "").strip()
-            if f"/{path}" not in parent and path not in contents.left_out:
-                raise UserError(
-                    f"{table}, line {reader.line_num}: {path or 'an empty path'} is no image of the data set.",
-                    f"Paths are relative to {contents.root}. Remove the line.",
-                )
-            if f"/{path}" in parent:
-                # The smaller name wins, so that the order of the lines does not matter.
-                first, second = sorted((root(f"/{path}"), root(f"+{group}")))
-                parent[second] = first
+        if f"/{path}" in parent:
+            # The smaller name wins, so that the order of the lines does not matter.
+            first, second = sorted((root(f"/{path}"), root(f"+{group}")))
+            parent[second] = first
     members: dict[str, str] = {}
     for row in sorted(rows, key=lambda row: row.path):
         # Named by its first image: the hash that splits groups must not depend on numbers in the file.
@@ -291,9 +342,8 @@ def _leave_out(contents: FolderContents, name: str) -> None:
         raise UserError(
             f"dataset.leave_out={name} does not exist.", "Give a text file with one path a line, relative to the root."
         )
-    lines = table.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    names = {line.strip().removeprefix("./") for line in lines if line.strip() and not line.startswith("#")}
     known = {row.path for part in contents.rows.values() for row in part} | set(contents.empty)
+    names = {name.removeprefix("./") for name in _names_in(table, known) if name in known or not name.startswith("#")}
     if unknown := sorted(names - known):
         raise UserError(
             f"{table} names {len(unknown)} file(s) that are not of the data set, the first is {unknown[0]}.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterable, Iterator
@@ -69,7 +70,7 @@ class Loader(DataLoader[Batch]):
                 yield batch
         except (RuntimeError, EOFError, OSError) as error:
             # torch reports a killed worker as whichever of these its queue or its shared memory runs into first.
-            if (ended := self._ended_worker_error()) is None:
+            if (ended := self._ended_worker_error() or _ended_at_start(error)) is None:
                 raise
             raise ended from error
 
@@ -85,10 +86,21 @@ class Loader(DataLoader[Batch]):
             return None
         ended[0].join(timeout=5)  # a sentinel is ready a moment before the exit code is
         how = "was killed" if ended[0].exitcode == -signal.SIGKILL else f"exited with code {ended[0].exitcode}"
-        return UserError(
-            f"A loader process ({ended[0].pid}) {how}, most often for lack of memory.",
-            "The same command continues from the last checkpoint; hardware.workers=1 (or 0) needs less.",
-        )
+        return _ended(ended[0].pid, how)
+
+
+def _ended_at_start(error: Exception) -> UserError | None:
+    """The error of a worker that ended while the others were started: torch's own handler raises then, and the loader
+    does not hold its processes yet. None for any other error."""
+    found = re.match(r"DataLoader worker \(pid (\d+)\) (is killed|exited)", str(error))
+    return None if found is None else _ended(found[1], "was killed" if found[2] == "is killed" else "ended")
+
+
+def _ended(process: object, how: str) -> UserError:
+    return UserError(
+        f"A loader process ({process}) {how}, most often for lack of memory.",
+        "The same command continues from the last checkpoint; hardware.workers=1 (or 0) needs less.",
+    )
 
 
 class _ErrorsAsValues(Dataset[Batch]):

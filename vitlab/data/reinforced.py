@@ -85,7 +85,7 @@ class ReplayedViews(TrainViews):
     Args:
         plain: makes the plain views; its augmentation does not mix.
         folders: of the reinforcements; opened in each process that reads.
-        view: of the replayed ones (they are resized bilinearly, as the teacher saw them).
+        view: of the replayed ones; it resizes with the filter of the views that the teacher saw.
     """
 
     def __init__(self, plain: TrainViews, folders: Sequence[Path], view: View) -> None:

@@ -12,7 +12,7 @@ together therefore see in a step what a single rank would see in that step.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -35,8 +35,9 @@ def permutation(length: int, seed: int, epoch: int) -> Indices:
     return order
 
 
-def uniform_slots(index: Indices, seed: int, epoch: int, num_slots: int) -> Indices:
-    """``[B]`` a slot in [0, num_slots) for each index, from a counter-based hash (splitmix64) of (seed, epoch, index).
+def uniform_slots(index: Indices, seed: int, epoch: int, num_slots: int | Indices) -> Indices:
+    """``[B]`` a slot in [0, num_slots) for each index, from a counter-based hash (splitmix64) of (seed, epoch, index);
+    ``num_slots`` is one number, or ``[B]``.
 
     Over the epochs an image sees its slots independently and uniformly, as a draw with replacement.
     """
@@ -50,8 +51,21 @@ def uniform_slots(index: Indices, seed: int, epoch: int, num_slots: int) -> Indi
             x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             x = x ^ (x >> np.uint64(31))
     # The high 32 bits, which are mixed best, as a fraction of 2^32, scaled to [0, num_slots).
-    slots: Indices = ((x >> np.uint64(32)) * np.uint64(num_slots) >> np.uint64(32)).astype(np.int64)
+    slots: Indices = ((x >> np.uint64(32)) * np.asarray(num_slots, np.uint64) >> np.uint64(32)).astype(np.int64)
     return slots
+
+
+def part_slots(index: Indices, seed: int, epoch: int, parts: Sequence[int]) -> Indices:
+    """``[B]`` a slot in [0, sum(parts)) for each index: a part first, each equally often, then one of its slots.
+
+    Slots are numbered through the parts. Parts of one length give :func:`uniform_slots`, the same distribution.
+    """
+    if len(set(parts)) <= 1:
+        return uniform_slots(index, seed, epoch, sum(parts))
+    lengths = np.asarray(parts, dtype=np.int64)
+    # Seeds beyond 32 bits, as in permuted_slots.
+    part = uniform_slots(index, seed + (4 << 32), epoch, len(parts))
+    return (np.cumsum(lengths) - lengths)[part] + uniform_slots(index, seed, epoch, lengths[part])
 
 
 def permuted_slots(index: Indices, seed: int, epoch: int, num_slots: int) -> Indices:
@@ -90,6 +104,7 @@ class EpochSampler:
         repeats: repeated augmentation (arXiv 1901.09335), as DeiT's RASampler: an image comes ``repeats`` times in
             a row of the order, each time in another slot (``epoch * repeats + k``). The number of batches stays, so an
             epoch shows one image in ``repeats``. The views of an image go to different ranks as far as there are ranks.
+        parts: numbers of slots of the parts that ``uniform`` draws first (:func:`part_slots`); empty: one part.
         padded: instead of dropping the tail, repeat the head of the order until the ranks are even, as the official
             code does; the last batch may then be short.
 
@@ -112,7 +127,10 @@ class EpochSampler:
         padded: bool = False,
         plain_share: float = 0.0,
         repeats: int = 1,
+        parts: Sequence[int] = (),
     ) -> None:
+        if parts and sum(parts) != num_slots:
+            raise ValueError(f"parts of {list(parts)} slots are not {num_slots} slots")
         if repeats < 1 or (repeats > 1 and (slots != "epoch" or num_slots or padded)):
             raise ValueError("repeats is 1 or more, of views that are new in every epoch")
         if plain_share and (not num_slots or paired or not 0 <= plain_share <= 1):
@@ -123,18 +141,18 @@ class EpochSampler:
             raise ValueError(f"slots='{slots}' is not one of {', '.join(known)}")
         if slots != "epoch" and not num_slots:
             raise ValueError(f"slots='{slots}' needs num_slots")
-        parts = world * accumulate
-        if batch_size < 1 or batch_size % parts:
+        shares = world * accumulate
+        if batch_size < 1 or batch_size % shares:
             raise UserError(
                 f"recipe.batch_size={batch_size} does not divide into {world} device(s) x recipe.accumulate="
                 f"{accumulate}.",
-                f"Take a multiple of {parts}.",
+                f"Take a multiple of {shares}.",
             )
-        if paired and batch_size // parts % 2:
+        if paired and batch_size // shares % 2:
             raise UserError(
                 f"Mixing (mixup, cutmix) works on pairs, and recipe.batch_size={batch_size} leaves "
-                f"{batch_size // parts} images for each of {parts} parts, an odd number.",
-                f"Take a multiple of {2 * parts}.",
+                f"{batch_size // shares} images for each of {shares} parts, an odd number.",
+                f"Take a multiple of {2 * shares}.",
             )
         if paired and slots in ("uniform", "permuted"):
             raise UserError(
@@ -145,7 +163,7 @@ class EpochSampler:
         if not padded and length < batch_size:
             raise UserError(
                 f"recipe.batch_size={batch_size} is more than the {length} training images.",
-                f"Take at most {length // (parts * (2 if paired else 1)) * parts * (2 if paired else 1)}.",
+                f"Take at most {length // (shares * (2 if paired else 1)) * shares * (2 if paired else 1)}.",
             )
         self.length = length
         self.batch_size = batch_size
@@ -159,6 +177,7 @@ class EpochSampler:
         self.padded = padded
         self.plain_share = plain_share
         self.repeats = repeats
+        self.parts = tuple(parts)
         self.position = 0
         """The next batch, counted over all epochs. Set it to resume. While a loader runs it is not what
         was consumed, since loaders read ahead."""
@@ -212,8 +231,11 @@ class EpochSampler:
         index = rows[self.rank :: self.world].ravel()
         if self.slots in ("uniform", "permuted"):
             assert self.num_slots is not None  # checked in the constructor
-            choose = uniform_slots if self.slots == "uniform" else permuted_slots
-            return index, self._with_plain(index, choose(index, self.seed, epoch, self.num_slots), epoch)
+            if self.slots == "uniform":
+                slots = part_slots(index, self.seed, epoch, self.parts or (self.num_slots,))
+            else:
+                slots = permuted_slots(index, self.seed, epoch, self.num_slots)
+            return index, self._with_plain(index, slots, epoch)
         return index, self._with_plain(index, np.full(len(index), slot, dtype=np.int64), epoch)
 
     def _repeated(self, rows: Indices, epoch: int) -> tuple[Indices, Indices]:

@@ -14,11 +14,15 @@ objectnet      objectnet-1.0                                  ``images/<folder>/
 c              imagenet-c, or its families as unpacked        ``[<family>/]<corruption>/<severity>/<wnid>/``
 =============  =============================================  ========================================================
 
-Labels are WordNet ids, so that they are matched to a network's logits by class name and not by number.
+Labels are WordNet ids, so that they are matched to a network's logits by class name and not by number. The classes of a
+set are those that it was published with (of A and R the lists that timm's package ships), not the folders that are
+there: an incomplete copy is answered among as many classes as the complete one.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.resources
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,7 +46,7 @@ class ShiftedImages:
 
     Attributes:
         source: images; a label is a number into ``accepted``.
-        accepted: for each class of the set, the WordNet ids that are right answers.
+        accepted: for each class of the published set, with images here or not, the WordNet ids that are right answers.
         published: images of the published set, by which an incomplete copy is recognised.
     """
 
@@ -51,6 +55,11 @@ class ShiftedImages:
     source: Files
     accepted: list[tuple[str, ...]]
     published: int
+
+    @property
+    def absent(self) -> int:
+        """Classes of the published set that have no image here."""
+        return len(self.accepted) - len(np.unique(self.source.labels))
 
 
 def find_set(root: Path, name: str) -> ShiftedImages | None:
@@ -67,17 +76,35 @@ def find_set(root: Path, name: str) -> ShiftedImages | None:
     return None
 
 
-def _by_wordnet(folder: Path) -> tuple[Files, list[tuple[str, ...]]]:
+@functools.cache
+def listed_ids(name: str) -> tuple[str, ...]:
+    """The 200 WordNet ids of ImageNet-A (``a``) or ImageNet-R (``r``), sorted: the authors' list, as timm ships it."""
+    table = importlib.resources.files("timm.data") / "_info" / f"imagenet_{name}_synsets.txt"
+    return tuple(sorted(table.read_text(encoding="utf-8").split()))
+
+
+def _by_wordnet(
+    folder: Path, classes: Sequence[str] | None = None, title: str = "ImageNet-1k"
+) -> tuple[Files, list[tuple[str, ...]]]:
+    """Folders named by WordNet ids, a part of ``classes`` (None: all of ImageNet-1k's)."""
+    classes = wordnet_ids() if classes is None else classes
     listing = list_nonempty_classes(folder, folder)
-    known = set(wordnet_ids())
-    strange = sorted(set(listing) - known)
+    strange = sorted(set(listing) - set(classes))
     if strange or not listing:
         raise UserError(
-            f"{folder} holds {f'a folder {strange[0]}, which' if strange else 'no class folder that'} is named like a "
-            "class of ImageNet-1k (n01440764, ...).",
+            f"{folder} holds {f'a folder {strange[0]}, which' if strange else 'no class folder that'} is "
+            f"{'not ' if strange else ''}named like a class of {title} ({classes[0]}, ...).",
             "Unpack the archive there again.",
         )
-    return _files(folder, listing), [(name,) for name in sorted(listing)]
+    return _files(folder, listing, classes), [(name,) for name in classes]
+
+
+def _adversarial(folder: Path) -> tuple[Files, list[tuple[str, ...]]]:
+    return _by_wordnet(folder, listed_ids("a"), "ImageNet-A")
+
+
+def _renditions(folder: Path) -> tuple[Files, list[tuple[str, ...]]]:
+    return _by_wordnet(folder, listed_ids("r"), "ImageNet-R")
 
 
 def _by_number(folder: Path) -> tuple[Files, list[tuple[str, ...]]]:
@@ -90,7 +117,7 @@ def _by_number(folder: Path) -> tuple[Files, list[tuple[str, ...]]]:
             "Unpack the archive there again.",
         )
     named = {wordnet_ids()[int(name)]: paths for name, paths in listing.items()}
-    return _files(folder, named), [(name,) for name in sorted(named)]
+    return _files(folder, named, wordnet_ids()), [(name,) for name in wordnet_ids()]
 
 
 def _val(folder: Path) -> tuple[Files, list[tuple[str, ...]]]:
@@ -135,16 +162,16 @@ def _objectnet(folder: Path) -> tuple[Files, list[tuple[str, ...]]]:
         raise UserError(
             f"{folder / 'images'} holds no folder that ObjectNet's mappings name.", "Unpack objectnet-1.0 again."
         )
-    plain = _files(folder, listing)
+    plain = _files(folder, listing, sorted(accepted))
     source = Framed(folder, list(plain.keys), plain.labels, plain.classes, "test", upright=False)
-    return source, [accepted[name] for name in sorted(listing)]
+    return source, [accepted[name] for name in sorted(accepted)]
 
 
-def _files(root: Path, listing: dict[str, list[str]]) -> Files:
-    classes = sorted(listing)
-    paths = [path for name in classes for path in listing[name]]
-    labels = np.repeat(np.arange(len(classes)), [len(listing[name]) for name in classes])
-    return Files(root, paths, labels, classes, "test", upright=False)
+def _files(root: Path, listing: dict[str, list[str]], classes: Sequence[str]) -> Files:
+    """The images of the classes that are there, labelled by their place in ``classes``, sorted."""
+    paths = [path for name in classes for path in listing.get(name, ())]
+    labels = np.repeat(np.arange(len(classes)), [len(listing.get(name, ())) for name in classes])
+    return Files(root, paths, labels, list(classes), "test", upright=False)
 
 
 Reader = Callable[[Path], tuple[Files, list[tuple[str, ...]]]]
@@ -169,8 +196,8 @@ SETS: dict[str, tuple[str, Sequence[str], int, Reader]] = {
         10_000,
         _by_number,
     ),
-    "a": ("ImageNet-A", ("imagenet-a",), 7_500, _by_wordnet),
-    "r": ("ImageNet-R", ("imagenet-r",), 30_000, _by_wordnet),
+    "a": ("ImageNet-A", ("imagenet-a",), 7_500, _adversarial),
+    "r": ("ImageNet-R", ("imagenet-r",), 30_000, _renditions),
     "sketch": ("ImageNet-Sketch", ("sketch", "imagenet-sketch", "ImageNet-Sketch"), 50_889, _by_wordnet),
     "objectnet": ("ObjectNet", ("objectnet-1.0",), 18_574, _objectnet),
 }

@@ -253,6 +253,8 @@ def class_counts(targets: npt.NDArray[Any], classes: int) -> npt.NDArray[np.int6
 
 def rarest_labels(targets: npt.NDArray[Any]) -> Labels:
     """[N] strata of rows [N, K] of 0 and 1: the number of the rarest label of each, K where there is none."""
+    if not targets.size:
+        return np.full(len(targets), targets.shape[1], np.int64)
     order = np.argsort(targets.sum(0), kind="stable")  # rarest first
     sorted_rows = targets[:, order]
     first = sorted_rows.argmax(1)  # the first 1 of each row; 0 also for a row of zeros, which any() below separates

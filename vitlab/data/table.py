@@ -34,14 +34,17 @@ def read_table(table: Path, columns: Mapping[str, str] | None = None) -> tuple[l
             does not have, a file that is no text.
     """
     with open(table, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        delimiter = delimiter_of(file.readline().rstrip("\r\n"))
-        file.seek(0)
-        reader = csv.reader(file, skipinitialspace=True, delimiter=delimiter)
+        line = 1
         try:
+            delimiter = delimiter_of(file.readline().rstrip("\r\n"))
+            file.seek(0)
+            reader = csv.reader(file, skipinitialspace=True, delimiter=delimiter)
             heading = [name.strip() for name in next(reader, [])]
-            rows = list(_rows(reader, table, heading))
+            rows = []
+            for line, cells in _rows(reader, table, heading):
+                rows.append((line, cells))
         except csv.Error as error:
-            raise UserError(f"{table}, line {reader.line_num}: {error}.", "Save it as plain CSV, UTF-8.") from None
+            raise UserError(f"{table}, near line {line}: {error}.", "Save it as plain CSV, UTF-8.") from None
     for name, given in (columns or {}).items():
         if given not in heading:
             raise UserError(

@@ -27,6 +27,7 @@ class Slots:
     number: int | None = None
     plain_share: float = 0.0
     repeats: int = 1
+    parts: tuple[int, ...] = ()
 
 
 class Views(ABC):
@@ -36,13 +37,14 @@ class Views(ABC):
     """Whether a teacher's stored output comes with each view."""
 
     @abstractmethod
-    def open(self, plain: TrainViews, fingerprint: str, replay: Callable[[str], View]) -> tuple[TrainViews, Slots]:
+    def open(self, plain: TrainViews, fingerprint: str, replay: Callable[[str, str], View]) -> tuple[TrainViews, Slots]:
         """The data set of these views, and the slots to read of it.
 
         Args:
             plain: views drawn from the recipe's augmentation: their source, augmentation, seed and classes.
             fingerprint: of the images of ``plain``.
-            replay: makes the view that replays stored parameters, given a backend (pil, tensor).
+            replay: makes the view that replays stored parameters, given a backend (pil, tensor) and the filter that
+                resizes (nearest, bilinear, bicubic).
 
         Raises:
             UserError: what is stored belongs to other images, classes, augmentation or another seed.
@@ -67,7 +69,7 @@ class FreshViews(Views):
         if self.repeats < 1 or (self.repeats > 1 and self.different):
             raise ValueError(f"{self}: repeats is 1 or more, and repeated views are different in every epoch")
 
-    def open(self, plain: TrainViews, fingerprint: str, replay: Callable[[str], View]) -> tuple[TrainViews, Slots]:
+    def open(self, plain: TrainViews, fingerprint: str, replay: Callable[[str, str], View]) -> tuple[TrainViews, Slots]:
         """Drawn views need no check."""
         policy: SlotPolicy = "cycle" if self.different else "epoch"
         return plain, Slots(policy, self.different, repeats=self.repeats)
@@ -86,7 +88,7 @@ class StoredViews(Views):
     path: Path
     exact: bool = False
 
-    def open(self, plain: TrainViews, fingerprint: str, replay: Callable[[str], View]) -> tuple[TrainViews, Slots]:
+    def open(self, plain: TrainViews, fingerprint: str, replay: Callable[[str, str], View]) -> tuple[TrainViews, Slots]:
         """Refuses a store of other images, classes or augmentation; where views are mixed, of other pairs."""
         mixes = plain.augmentation.mixes
         same: dict[str, object] = {
@@ -125,7 +127,8 @@ class ReinforcedViews(Views):
 
     Args:
         folders: of the reinforcements; several are read as one.
-        in_turn: each sample of an image once before any is repeated; else drawn at random.
+        in_turn: each sample of an image once before any is repeated; else drawn at random, of several folders as in the
+            official code the folder first and then one of its samples.
         plain_share: share of views of the recipe's own augmentation, with their label, instead of stored ones; that
             augmentation must not mix.
         backend: of RandAugment at replay: pil, tensor (see :class:`~vitlab.distill.views.View`), or auto: the store's.
@@ -136,10 +139,10 @@ class ReinforcedViews(Views):
     plain_share: float = 0.0
     backend: str = "auto"
 
-    def open(self, plain: TrainViews, fingerprint: str, replay: Callable[[str], View]) -> tuple[TrainViews, Slots]:
+    def open(self, plain: TrainViews, fingerprint: str, replay: Callable[[str, str], View]) -> tuple[TrainViews, Slots]:
         """Refuses reinforcements of other images or classes."""
         same: dict[str, object] = {"data_fingerprint": fingerprint}
         stored = open_reinforcements(self.folders, len(plain.source), plain.num_classes, same)
         backend = stored.backend if self.backend == "auto" else self.backend
-        slots = Slots("permuted" if self.in_turn else "uniform", stored.samples, self.plain_share)
-        return ReplayedViews(plain, self.folders, replay(backend)), slots
+        slots = Slots("permuted" if self.in_turn else "uniform", stored.samples, self.plain_share, parts=stored.parts)
+        return ReplayedViews(plain, self.folders, replay(backend, stored.interpolation)), slots

@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vitlab.config.size import Size, hw
 from vitlab.distill.randaug import draw_ops, parse_randaug
+from vitlab.distill.randaug_torchvision import draw_torchvision_ops
 from vitlab.errors import UserError
 from vitlab.files import stable_dict
 
@@ -35,7 +36,7 @@ ATTEMPTS = 10
 """Tries for a crop, or an erasing box, that fits, before the fallback."""
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
-ERASE_MODES = ("pixel", "rand", "const")
+ERASE_MODES = ("pixel", "rand", "const", "black")
 CROPS = ("auto", "center", "squash")
 """What ``dataset.crop`` accepts: see :class:`vitlab.distill.views.EvalView`."""
 
@@ -194,7 +195,7 @@ class Draw:
     erase: Erase | None = None
     mix: Mix | None = None
     shift: tuple[int, int, int] | None = None
-    op_set: str = "timm"  # timm | torchvision: whose ops the names in ``ops`` are
+    op_set: str = "timm"  # whose ops the names in ``ops`` are: timm | torchvision (nearest) | torchvision_filtered
     grid: int = GRID
 
 
@@ -241,12 +242,17 @@ def draw(aug: Augmentation, seed: int, width: int, height: int) -> Draw:
     vertical_flip = aug.vertical_flip > 0 and rng.random() < aug.vertical_flip
     ops: tuple[tuple[str, float], ...] = ()
     jitter: tuple[tuple[str, float], ...] = ()
+    op_set = "timm"
     if aug.randaug is not None:
-        ops = draw_ops(rng, parse_randaug(aug.randaug))
+        spec = parse_randaug(aug.randaug)
+        if spec.op_set == "torchvision":
+            op_set, ops = "torchvision_filtered", draw_torchvision_ops(rng, int(spec.magnitude), spec.count)
+        else:
+            ops = draw_ops(rng, spec)
     elif aug.color_jitter is not None:
         jitter = _draw_jitter(rng, aug.color_jitter)
     erase = _draw_erase(rng, aug.erase, aug.erase_mode) if aug.erase > 0 else None
-    return Draw(crop, flip, vertical_flip, ops, jitter, erase)
+    return Draw(crop, flip, vertical_flip, ops, jitter, erase, op_set=op_set)
 
 
 def draw_mix(aug: Augmentation, seed_a: int, seed_b: int, height: int, width: int) -> Mix | None:
@@ -307,14 +313,16 @@ def _draw_erase(rng: np.random.Generator, prob: float, mode: str) -> Erase | Non
     """One box on the 224 grid, or None: not chosen, or no fit in ten tries."""
     if rng.random() > prob:
         return None
-    log_ratio = math.log(0.3), math.log(1 / 0.3)
+    # timm's ranges; a black box is torchvision's.
+    largest, widest = (0.33, 3.3) if mode == "black" else (1 / 3, 1 / 0.3)
+    log_ratio = math.log(0.3), math.log(widest)
     for _ in range(ATTEMPTS):
-        area = _uniform(rng, 0.02, 1 / 3) * GRID * GRID
+        area = _uniform(rng, 0.02, largest) * GRID * GRID
         aspect = math.exp(_uniform(rng, *log_ratio))
         h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if w < GRID and h < GRID:
             top, left = _randint(rng, 0, GRID - h), _randint(rng, 0, GRID - w)
-            seed = _randint(rng, 0, 1 << 30) if mode != "const" else 0
+            seed = _randint(rng, 0, 1 << 30) if mode in ("pixel", "rand") else 0
             return Erase(top, left, h, w, mode, seed)
     return None
 

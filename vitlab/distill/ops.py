@@ -17,6 +17,7 @@ RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
+_TORCHVISION_FILTERS = {filter: name for name, filter in RESAMPLING.items()}
 Fill = tuple[int, int, int]
 
 
@@ -61,8 +62,12 @@ def timm_op(image: Image.Image, name: str, argument: float, resampling: Image.Re
     raise ValueError(f"'{name}' is not an op of the timm set")
 
 
-def torchvision_op(image: Image.Image, name: str, magnitude: float, grid: int) -> Image.Image:
-    """Apply one op of torchvision's RandAugment (nearest, no fill), as ``RandAugment`` itself does on a PIL image.
+def torchvision_op(
+    image: Image.Image, name: str, magnitude: float, grid: int, resampling: Image.Resampling = Image.Resampling.NEAREST
+) -> Image.Image:
+    """Apply one op of torchvision's RandAugment (no fill), as ``RandAugment`` itself does on a PIL image.
+
+    ``resampling``: the filter that moves pixels, by default torchvision's own.
 
     ``magnitude`` is signed; translations count pixels of a ``grid``-pixel side and are scaled to the image's, rounded
     (unchanged when the image has that side).
@@ -73,7 +78,9 @@ def torchvision_op(image: Image.Image, name: str, magnitude: float, grid: int) -
     from torchvision.transforms import functional as F  # heavy, and only this op set needs it
 
     def affine(translate: list[int], shear: list[float]) -> Image.Image:
-        return F.affine(image, 0.0, translate, 1.0, shear, center=[0, 0] if any(shear) else None)
+        mode = _TORCHVISION_FILTERS[resampling]
+        centre = [0, 0] if any(shear) else None
+        return F.affine(image, 0.0, translate, 1.0, shear, F.InterpolationMode(mode), center=centre)
 
     def pixels(side: int) -> int:
         return _pixels(magnitude, side, grid)
@@ -90,7 +97,7 @@ def torchvision_op(image: Image.Image, name: str, magnitude: float, grid: int) -
         case "TranslateY":
             return affine([0, pixels(image.height)], [0.0, 0.0])
         case "Rotate":
-            return image.rotate(magnitude, resample=Image.Resampling.NEAREST)
+            return image.rotate(magnitude, resample=resampling)
         case "Brightness":
             return ImageEnhance.Brightness(image).enhance(1.0 + magnitude)
         case "Color":

@@ -1,4 +1,7 @@
-"""RandAugment in timm's notation: parsing of ``rand-m9-mstd0.5-inc1``, and the draws of ops and magnitudes."""
+"""RandAugment in timm's notation: parsing of ``rand-m9-mstd0.5-inc1``, and the draws of ops and magnitudes.
+
+``torchvision-m9-n2`` names torchvision's instead (:mod:`vitlab.distill.randaug_torchvision`).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vitlab.distill.randaug_torchvision import BINS
 from vitlab.errors import UserError
 
 RANDAUG_OPS = (
@@ -39,16 +43,26 @@ class RandAugment:
     count: int = 2
     prob: float = 0.5
     limit: float = 10.0
+    op_set: str = "timm"  # timm (increasing) | torchvision
 
 
 @functools.lru_cache(maxsize=64)
 def parse_randaug(text: str) -> RandAugment:
-    """Read timm's notation: ``rand-m<magnitude>[-mstd<std>][-n<ops>][-p<prob>][-mmax<limit>]-inc1``.
+    """Read timm's notation: ``rand-m<magnitude>[-mstd<std>][-n<ops>][-p<prob>][-mmax<limit>]-inc1``; torchvision's op
+    set as ``torchvision-m<magnitude>-n<ops>``, the magnitude an index below 31.
 
     Raises:
         UserError: for anything else, also for op weights and for the op set that does not grow with magnitude.
     """
-    cure = "Write it as rand-m9-mstd0.5-inc1 (also -n2, -p0.5, -mmax10), or null."
+    cure = "Write it as rand-m9-mstd0.5-inc1 (also -n2, -p0.5, -mmax10), torchvision-m9-n2, or null."
+    if text.startswith("torchvision"):
+        found = re.fullmatch(r"torchvision-m(\d+)-n(\d+)", text)
+        if found is None or int(found[1]) >= BINS or not 1 <= int(found[2]) <= 16:
+            raise UserError(
+                f"recipe.augmentation.randaug={text}: torchvision's has a magnitude up to {BINS - 1} and 1 to 16 ops.",
+                "Write it as torchvision-m9-n2.",
+            )
+        return RandAugment(float(found[1]), 0.0, int(found[2]), 1.0, op_set="torchvision")
     head, *parts = text.split("-")
     fields: dict[str, float] = {}
     for part in parts:

@@ -11,7 +11,6 @@ and scaled to the view at replay; the crop is in pixels of the source image.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import math
@@ -21,35 +20,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from vitlab.distill.draw import ATTEMPTS, GRID, Draw, Erase, Mix, draw_crop
+from vitlab.distill.draw import ATTEMPTS, GRID, INTERPOLATIONS, Draw, Erase, Mix, draw_crop
+from vitlab.distill.randaug_torchvision import BINS, OPS, SIGNED, magnitudes
 from vitlab.errors import UserError
 from vitlab.files import stable_dict
 
 PROTOCOL = "reinforce-1"
 VARIANTS = ("rrc", "mixing", "randaug", "randaug_mixing", "center")
 PARTNERS = ("dataset", "batch")
-BINS = 31
-"""Magnitudes that torchvision's RandAugment distinguishes."""
-
-OPS = (
-    "Identity",
-    "ShearX",
-    "ShearY",
-    "TranslateX",
-    "TranslateY",
-    "Rotate",
-    "Brightness",
-    "Color",
-    "Contrast",
-    "Sharpness",
-    "Posterize",
-    "Solarize",
-    "AutoContrast",
-    "Equalize",
-)
-"""torchvision's op set as the official records number it; the ops 1 to 9 carry a random sign."""
-
-SIGNED = range(1, 10)
 
 Size = tuple[int, int]
 """(width, height) in pixels."""
@@ -67,7 +45,8 @@ class Reinforcement:
     both mixing ratios come from Beta(1, 1). ``crop_pct``: side of the middle to the short side (center only).
     ``partner``: of a mixed view, any image of the data set, or (``batch``, as in the official code) any of the
     ``partner_batch`` neighbours that are loaded together; the image itself is a candidate. ``odd``: signed arguments of
-    ops other than those of ``magnitude``, in records imported from a released set.
+    ops other than those of ``magnitude``, in records imported from a released set. ``interpolation``: the filter that
+    resizes the view; bilinear in the official code and in every store that does not state one.
 
     Raises:
         UserError: for a value outside its range; the message names ``method.views.<name>``.
@@ -89,6 +68,7 @@ class Reinforcement:
     partner: str = "dataset"
     partner_batch: int = 4
     odd: tuple[tuple[str, float], ...] = ()
+    interpolation: str = "bilinear"
 
     FIRST: ClassVar[tuple[str, ...]] = (
         *("variant", "crop_scale", "crop_ratio", "pad", "flip", "ops", "magnitude", "erase", "erase_scale"),
@@ -104,6 +84,7 @@ class Reinforcement:
         object.__setattr__(self, "odd", tuple((str(name), float(value)) for name, value in self.odd))
         _check("partner", self.partner, self.partner in PARTNERS, " | ".join(PARTNERS))
         _check("partner_batch", self.partner_batch, self.partner_batch >= 1, "1 or more")
+        _check("interpolation", self.interpolation, self.interpolation in INTERPOLATIONS, " | ".join(INTERPOLATIONS))
         _check("variant", self.variant, self.variant in VARIANTS, " | ".join(VARIANTS))
         for name, top in (("crop_scale", 1.0), ("crop_ratio", math.inf), ("erase_scale", 1.0), ("erase_ratio", 1e9)):
             value = getattr(self, name)
@@ -147,27 +128,6 @@ class Reinforcement:
         """sha256 hex of the fields and of the protocol: equal exactly when records have the same distribution."""
         text = json.dumps({"protocol": PROTOCOL, **self.to_dict()}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-@functools.lru_cache(maxsize=64)
-def magnitudes(index: int, bins: int = BINS) -> tuple[float, ...]:
-    """The unsigned argument of each of :data:`OPS` at magnitude ``index`` of ``bins``, on the 224 grid.
-
-    torchvision's table: float32 values widened to double, as the official records hold them.
-    """
-    if not 0 <= index < bins:
-        raise ValueError(f"magnitude {index} is outside 0..{bins - 1}")
-
-    def part(end: float, start: float = 0.0) -> float:
-        import torch  # torchvision's own arithmetic, whose float32 roundings are in the records
-
-        return float(torch.linspace(start, end, bins)[index].item())
-
-    shear, rotate, colour = part(0.3), part(30.0), part(0.9)
-    translate = part(150.0 / 331.0 * GRID)
-    posterize = float(8 - round(index / ((bins - 1) / 4)))
-    solarize = part(0.0, 255.0)
-    return (0.0, shear, shear, translate, translate, rotate, *[colour] * 4, posterize, solarize, 0.0, 0.0)
 
 
 def generator(seed: int, image: int, number: int) -> np.random.Generator:

@@ -27,7 +27,9 @@ class Reinforcements(Protocol):
     images: int
     samples: int
     classes: int
+    parts: tuple[int, ...]  # samples of each folder, in the order of their numbers; one number for a single store
     backend: str  # of the teacher's views: pil or tensor
+    interpolation: str  # the filter that resized the teacher's views
 
     def read(self, slot: ArrayLike, index: ArrayLike) -> tuple[list[Draw], SparseTarget]:
         """Draws and targets of these (sample, image) pairs, both integers [B]."""
@@ -50,7 +52,9 @@ class ReinforcedStore:
         self.spec: StoreSpec = self.store.spec
         self.backend = str(self.spec.teacher.get("backend", "pil"))
         self.views = Reinforcement.from_dict(self.spec.augmentation)
+        self.interpolation = self.views.interpolation
         self.images, self.samples, self.classes = self.spec.images, self.spec.slots, self.spec.classes
+        self.parts: tuple[int, ...] = (self.samples,)
 
     def read(self, slot: ArrayLike, index: ArrayLike) -> tuple[list[Draw], SparseTarget]:
         """Draws and targets of these (sample, image) pairs, both integers [B]."""

@@ -114,9 +114,11 @@ class TargetStore:
         for name, expected in (expect or {}).items():
             if (stored := getattr(spec, name)) != expected:
                 meaning = _MEANING.get(name, f"another {name}")
+                cure = "Point at the store that was made for it, or run the store stage again in another folder."
+                if name in ("data_fingerprint", "images"):
+                    cure += " Images that dataset.val_fraction holds out are not stored: give the value of that run."
                 raise UserError(
-                    f"The targets in {folder} were stored for {meaning} ({name}: {stored}, expected {expected}).",
-                    "Point at the store that was made for it, or run the store stage again in another folder.",
+                    f"The targets in {folder} were stored for {meaning} ({name}: {stored}, expected {expected}).", cure
                 )
         store = cls(folder, spec, allow_partial)
         if not allow_partial and (unsealed := [s for s in range(spec.slots) if not store.is_sealed(s)]):

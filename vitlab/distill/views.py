@@ -30,7 +30,8 @@ class View:
     (per RGB channel).
 
     ``interpolation`` (nearest, bilinear, bicubic) resizes the crop, with antialiasing, and moves pixels in the
-    geometric ops of timm's set; ``fill`` is the colour (0-255) of the pixels that those uncover, by default the mean's.
+    geometric ops of timm's set, and of torchvision's in views that are not stored; ``fill`` is the colour (0-255) of
+    the pixels that timm's uncover, by default the mean's.
     ``backend``: what torchvision's ops run on, PIL images or uint8 tensors; everything else is the same for both.
     """
 
@@ -84,6 +85,8 @@ class View:
             for name, argument in draw.ops:
                 if draw.op_set == "timm":
                     image = timm_op(image, name, argument, self.resampling, self.fill)
+                elif draw.op_set == "torchvision_filtered":
+                    image = torchvision_op(image, name, argument, draw.grid, self.resampling)
                 else:
                     image = torchvision_op(image, name, argument, draw.grid)
         for name, factor in draw.jitter:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from vitlab.config import Config
 from vitlab.data.build import write_splits
 from vitlab.files import read_json, write_json
-from vitlab.methods.base import Stage, find_method
+from vitlab.methods.base import Stage, find_method, suggestions
 from vitlab.modes import benchmark, evaluate, export
 from vitlab.modes.find_runs import result_of
 from vitlab.modes.log_to_wandb import log_models
@@ -16,11 +16,13 @@ from vitlab.modes.select_model import select_models
 from vitlab.report.card import write_card
 from vitlab.report.collect import collect
 from vitlab.report.compare import compare
+from vitlab.report.verdict import is_worse, verdict
 from vitlab.report.write import write_report
 from vitlab.run.run import Run
 from vitlab.tasks.base import find_task
 from vitlab.training.distributed import rank
 from vitlab.training.interrupt import stop_if_requested
+from vitlab.training.progress import print_line
 
 
 def models_made(run: Run, stages: list[Stage]) -> list[Stage]:
@@ -62,20 +64,29 @@ def finish_run(run: Run, config: Config, stages: list[Stage], command: str) -> N
     if not run.is_done("benchmark"):
         run.mark_done("benchmark", {"costs": benchmark.costs(subjects)})
         stop_if_requested()
+    result = next(subject for subject in subjects if subject.stage is primary)
     if config.export.formats and not run.is_done("export"):
-        result = next(subject for subject in subjects if subject.stage is primary)
         run.mark_done("export", export.export_subject(result, run.stage_folder("export")))
         stop_if_requested()
+    print_line("report: tables and figures" if config.report.figures else "report: tables")
     method = find_method(config.method.name).__name__
     if not config.report.figures:
         notes.append(f"Figures were left out (report.figures=false); mode=report run={run.folder} draws them.")
-    data = collect(run, task, method, stages, primary, command, notes)
+    data = collect(run, task, method, stages, primary, command, notes, suggestions(config, command))
     paths = write_report(run.folder, data, task, config.report.figures)
     write_card(run.folder, data, task)
     log_models(run, config, subjects, data.rows)
     table = compare(data.rows, task.columns, data.paper_rows, data.primary, data.dataset.synthetic).text()
-    lines = [table, ""] + ([robustness, ""] if robustness else [])
+    against = [
+        f"{row.name}: {one}" for row in data.rows if row.evaluation is not None for one in task.warnings(row.evaluation)
+    ]
+    verdicts = verdict(data, task)
+    lines = [*against, *(verdicts if is_worse(data, task) else []), ""] if against or is_worse(data, task) else []
+    lines += [table, ""] + ([robustness, ""] if robustness else [])
+    lines += [*verdicts, ""] if verdicts and not is_worse(data, task) else []
     lines += [f"report   {paths.html}", f"model    {run.folder / primary.name}"]
+    if data.exports:
+        lines.append(f"exports  {export.describe_held(result)}")
     lines += [f"{file.format:<8} {run.folder / file.path}" for file in data.exports if file.format != "safetensors"]
     for stage in stages:  # debug=overfit
         if (path := run.folder / stage.name / "overfit.json").exists():

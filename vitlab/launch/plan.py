@@ -8,6 +8,7 @@ from vitlab.config import Config
 from vitlab.config.catalogue import PLAN_ORDER
 from vitlab.config.composed import Composed
 from vitlab.config.size import size_text
+from vitlab.config.words import describe_network
 from vitlab.errors import UserError
 from vitlab.launch.processes import known_process_count
 from vitlab.methods.base import find_method
@@ -39,6 +40,24 @@ def plan(run: Run, composed: Composed) -> str:
     return "\n".join(lines)
 
 
+def lengths(config: Config) -> str:
+    """Lines of the plan on the steps of every recipe, for images of a user's own; the files are listed, not read."""
+    from vitlab.data.build import open_splits
+    from vitlab.training.schedule import describe_length, duration_steps
+
+    images = len(open_splits(config.dataset, config.seed, config.debug.max_images)["train"])
+    lines: list[str] = []
+    for key, recipe in recipes_of(config, find_method(config.method.name).reads(config)).items():
+        if not (per_epoch := images // recipe.batch_size):
+            continue  # refused by the check that follows, with the cure
+        limit = config.debug.max_steps
+        total = duration_steps(f"{key}.duration", recipe.duration, per_epoch) if limit is None else limit
+        plain = recipe.balance != "sampler"
+        text = describe_length(total, per_epoch, recipe.batch_size, images if plain else 0)
+        lines.append(f"{'' if lines else 'steps':<8} {key}: {text}")
+    return "\n".join(lines)
+
+
 def _scaling(config: Config, reads: set[str], defaults: Mapping[str, object]) -> list[str]:
     """A line for every recipe whose batch size was changed but not its lr; the lr is not scaled automatically."""
     lines = []
@@ -63,13 +82,19 @@ def _detail(group: str, config: Config) -> str:
                 parts.append(f"test fold {dataset.fold} of {dataset.folds}")
             if dataset.split_file:
                 parts.append(f"split of {dataset.split_file}")
+            stored = getattr(config.method, "store", None) is not None
             if dataset.val_fraction and dataset.name != "folder":
                 parts.append(f"{100 * dataset.val_fraction:g} % of train held out for validation")
+            elif dataset.val_fraction and stored:
+                parts.append(f"{100 * dataset.val_fraction:g} % of each class held out where there is no val split")
+            if dataset.val_fraction and stored:
+                parts.append("what method.store holds of these images is not read")
             return ", ".join(parts)
         case "model":
-            return config.model.name + (", pretrained" if config.model.pretrained else "")
+            described = describe_network(config.model.name, config.model.args)
+            return described + (", pretrained" if config.model.pretrained else "")
         case "teacher":
-            return " + ".join(member.name for member in config.teacher.members)
+            return " + ".join(describe_network(member.name, member.args) for member in config.teacher.members)
         case "recipe":
             return f"{config.recipe.duration}, {config.recipe.optimizer}, lr {config.recipe.lr:g}"
         case "hardware":

@@ -47,7 +47,8 @@ def process_count(config: Config) -> int:
 
     trainer = config.trainer
     gpus = torch.cuda.device_count()
-    if trainer.accelerator == "gpu" and not gpus and not torch.backends.mps.is_available():
+    lacking = not gpus and (trainer.accelerator == "cuda" or not torch.backends.mps.is_available())
+    if trainer.accelerator in ("gpu", "cuda") and lacking:
         raise UserError("torch finds no GPU on this machine.", "Choose hardware=cpu, or hardware=auto.")
     if trainer.accelerator == "mps" and not torch.backends.mps.is_available():
         raise UserError("hardware=mps: torch finds no MPS device on this machine.", "Choose hardware=auto.")

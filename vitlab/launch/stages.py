@@ -14,6 +14,7 @@ import torch.distributed as dist
 from vitlab.config import Config
 from vitlab.errors import UserError
 from vitlab.launch.finish import evaluate_models, finish_run
+from vitlab.launch.processes import process_count
 from vitlab.methods.base import Context, Method, Stage, find_method
 from vitlab.run.recorder import Recorder
 from vitlab.run.run import Run
@@ -137,6 +138,7 @@ def rehearse(folder: Path, config: Config) -> str:
     devices = config.trainer.devices
     device = [devices[0]] if isinstance(devices, list) else 1
     config = replace(config, trainer=replace(config.trainer, devices=device))
+    process_count(config)  # refuses a device that this machine does not have
     configure_torch(config)
     preflight(config, find_method(config.method.name).reads(config))
     find_method(config.method.name)(config).check_data()

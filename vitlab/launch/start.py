@@ -22,7 +22,7 @@ from vitlab.config.composed import Composed
 from vitlab.errors import Interrupted, UserError
 from vitlab.files import check_folder, read_json, write_json
 from vitlab.launch.imports import without_collections
-from vitlab.launch.plan import batches, check_division, plan
+from vitlab.launch.plan import batches, check_division, lengths, plan
 from vitlab.launch.processes import known_process_count
 from vitlab.launch.rendezvous import NodeInfo, Rendezvous, node_info
 from vitlab.launch.slurm import is_queued, submit
@@ -38,6 +38,10 @@ Raises:
     UserError: a mistake that the user can fix.
     Interrupted: stopped by Ctrl-C or SIGTERM, everything saved.
 """
+
+
+FIRST = "a check of images, batches, networks and optimisers of every stage"
+"""What is done between the plan and the first stage, or the rehearsal; some seconds, or minutes for a large folder."""
 
 
 def start(composed: Composed) -> Work:
@@ -115,11 +119,14 @@ def prepare_run(run: Run, composed: Composed, command: str) -> Work:
     run.lock(command)
     try:
         print(plan(run, composed), flush=True)
+        print(f"first    {FIRST}", file=sys.stderr, flush=True)
         run.note_environment(environment(command))
         refuse_lost_models(run.folder)
         refuse_changed_images(run, config)
         audit_data(run, config)
         note_images(run, config)
+        if reads_folder(config):
+            print(lengths(config), flush=True)
         from vitlab.launch.processes import process_count
 
         processes = process_count(config)
@@ -161,9 +168,17 @@ def find_run(composed: Composed) -> Run:
         UserError: as :meth:`Run.open`.
     """
     config = composed.config
-    prefix = config.name or f"{config.dataset.name}-{composed.network}"
+    designed, data = find_method(config.method.name).network(config), config.dataset.name
+    prefix = config.name or f"{data}-{designed or composed.network}"
     return Run.open(
-        Path(config.output), config.method.name, prefix, composed.identity(), composed.tree, config.fresh, complete
+        Path(config.output),
+        config.method.name,
+        prefix,
+        composed.identity(),
+        composed.tree,
+        config.fresh,
+        complete,
+        former=None if config.name or designed is None else f"{data}-{composed.network}",
     )
 
 
@@ -175,12 +190,15 @@ def check(run: Run, config: Config, composed: Composed) -> int:
         UserError: the audit found errors in the data.
     """
     print(plan(run, composed), flush=True)
+    print(f"first    {FIRST}", file=sys.stderr, flush=True)
     check_division(config, known_process_count(config))
     refuse_changed_images(run, config)
     if audits_data(config):
         from vitlab.modes.audit import before_check
 
         before_check(config)
+    if reads_folder(config):
+        print(lengths(config), flush=True)
     from vitlab.launch.stages import rehearse
 
     with tempfile.TemporaryDirectory(prefix="vitlab-check-") as folder:

@@ -45,6 +45,7 @@ class Cost:
         threads: of the CPU, during the timing.
         extra_macs: further counts of multiply-adds of one image, by name: a paper's own convention, or those that
             remain when a network drops tokens.
+        busy: "load 5.2 on 2 cores", where other processes competed for the cores during the timing; else empty.
     """
 
     params: int | None = None
@@ -56,16 +57,17 @@ class Cost:
     size: int | list[int] | None = None
     threads: int | None = None
     extra_macs: dict[str, int] = field(default_factory=dict)
+    busy: str = ""
 
     def at(self, batch: int) -> Latency | None:
         """The latency measured at this batch size."""
         return next((each for each in self.latency if each.batch == batch), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON. ``size``, ``threads``, ``repeats`` and ``extra_macs`` are left out where they are empty, as in
-        records that were written before these keys existed."""
+        """For JSON. ``size``, ``threads``, ``repeats``, ``extra_macs`` and ``busy`` are left out where they are empty,
+        as in records that were written before these keys existed."""
         plain = asdict(self)
-        for name in ("size", "threads", "extra_macs"):
+        for name in ("size", "threads", "extra_macs", "busy"):
             if not plain[name]:
                 del plain[name]
         for each in plain["latency"]:

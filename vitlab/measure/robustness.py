@@ -216,6 +216,7 @@ class ShiftedSet:
     left_out: int  # images of classes that the network does not have
     full: Cell
     restricted: Cell | None = None
+    absent: int = 0  # classes of the published set without an image: the copy is incomplete
 
 
 @dataclass

@@ -326,6 +326,11 @@ def is_busy(load: float, cores: int) -> bool:
     return load > cores + 1
 
 
+def describe_load(load: float, cores: int) -> str:
+    """ "load 5.2 on 2 cores" where other processes compete for the cores, else empty."""
+    return f"load {load:.1f} on {cores} core{'s' if cores > 1 else ''}" if is_busy(load, cores) else ""
+
+
 @dataclass(frozen=True)
 class Conditions:
     """Conditions of a measurement: device and its CPU threads, images at a time, precision and backend, versions."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import shlex
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -77,6 +78,17 @@ class Method:
         """
         return recipe_length(config.recipe, config) if "recipe" in stage.reads else ""
 
+    @classmethod
+    def network(cls, config: Config) -> str | None:
+        """What runs are named after where their result is not ``model=``; None: ``model=``."""
+        return None
+
+    @classmethod
+    def advice(cls, config: Config) -> list[tuple[str, str]]:
+        """What is known to make the method pay: a clause, with its source where there is one, and the word that the
+        command gets. Shown where the result is no better than the run's own baseline."""
+        return []
+
     def check_data(self) -> None:
         """Refuse data and options on which a later stage would fail; called before the first, with torch available.
 
@@ -94,6 +106,35 @@ def recipe_length(recipe: RecipeConfig, config: Config) -> str:
     """Duration and batch of a recipe, as the plan shows them."""
     duration = recipe.duration if config.debug.max_steps is None else f"{config.debug.max_steps}st"
     return f"{duration}, batches of {recipe.batch_size}"
+
+
+def longer(duration: str, factor: int = 3) -> str:
+    """``"20ep"`` times ``factor``: ``"60ep"``."""
+    number = duration.rstrip("abcdefghijklmnopqrstuvwxyz")
+    return f"{float(number) * factor:g}{duration[len(number) :]}"
+
+
+def suggestions(config: Config, command: str) -> list[str]:
+    """The advice of the run's method, each with the command to try; last, how to see through chance."""
+    advice = find_method(config.method.name).advice(config)
+    lines = [f"{what}: {with_word(command, word)}" for what, word in advice]
+    if advice:
+        several = with_word(command, "seed=0,1,2").replace("vitlab ", "vitlab -m ", 1)
+        lines.append(f"other seeds, which tell a gain from chance: {several}")
+    return lines
+
+
+def with_word(command: str, word: str) -> str:
+    """``command`` with the value of ``word`` in place of its own; of another choice of a group, such as
+    ``teacher=NAME``, the keys of the old one go."""
+    key = word.partition("=")[0]
+    below = () if "." in key else (f"{key}.", f"{key}@")
+    kept = [one for one in shlex.split(command) if _key(one) not in (key, "fresh")]
+    return shlex.join([*(one for one in kept if not _key(one).startswith(below)), word])
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+").partition("=")[0] if "=" in word else ""
 
 
 def method_names() -> list[str]:

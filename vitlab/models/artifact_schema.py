@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-MOST_PIXELS = 1 << 15
-"""The longest side of an input."""
+from vitlab.config.size import MOST_PIXELS
 
 REFUSED_ARGS = (
     *("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"),

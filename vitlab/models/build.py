@@ -12,6 +12,7 @@ import logging
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +37,11 @@ from vitlab.config.size import Size, hw, plain_size, size_text
 from vitlab.errors import UserError, nearest
 from vitlab.models.artifact import read_meta
 from vitlab.models.checkpoints import META_FILE, load_checkpoint, load_weights, new_parameters, zero_head
+from vitlab.models.hub import from_hub, unreachable
 from vitlab.models.imagenet22k import ABSENT, CLASSES, class_map, remap_head
 from vitlab.models.param_groups import parameter_groups
 from vitlab.models.tinyvit_weights import RESIZES
+from vitlab.models.vit_structure import structure_file
 from vitlab.run.run import model_folder
 
 if TYPE_CHECKING:
@@ -163,7 +166,8 @@ def resolve_architecture(cfg: ModelConfig, size: Size | None) -> tuple[str, dict
     try:
         requested = {} if size is None else {"img_size": hw(size)}
         args = {key: value for key, value in cfg.args.items() if key not in LOADING}
-        resolved = resolve_model_input_args(cfg.name, requested, **args)
+        with _reading(cfg.name):
+            resolved = resolve_model_input_args(cfg.name, requested, **args)
     except (OSError, KeyError, RuntimeError) as error:
         raise UserError(f"The description of model '{cfg.name}' could not be read: {error}", _HUB_CURE) from error
     except ValueError as error:
@@ -175,6 +179,8 @@ def resolve_architecture(cfg: ModelConfig, size: Size | None) -> tuple[str, dict
     name = resolved.pop("model_name") if source else cfg.name
     args = {key: value for key, value in resolved.items() if key not in ("model_name", "pretrained_cfg")}
     args.pop("pretrained_model_args", None)
+    if isinstance(args.get("structure"), str):  # the content, so that a model folder does without the file
+        args["structure"] = structure_file(args["structure"])
     if isinstance(args.get("img_size"), tuple):
         args["img_size"] = plain_size(args["img_size"])
     return name, args
@@ -263,8 +269,14 @@ _HUB_CURE = (
 
 def _trained_with(name: str) -> dict[str, Any]:
     """timm's record of the weights of ``name``: classes, normalisation, input size, licence, ..."""
-    record: dict[str, Any] = resolve_model_input_args(name)["pretrained_cfg"]
+    with _reading(name):
+        record: dict[str, Any] = resolve_model_input_args(name)["pretrained_cfg"]
     return record
+
+
+def _reading(name: str) -> AbstractContextManager[None]:
+    """Around what reads the description of ``name``, which lies on the hub for ``hf-hub:`` names."""
+    return from_hub() if name.startswith("hf") and ":" in name else nullcontext()
 
 
 def _check_name(name: str) -> None:
@@ -290,7 +302,8 @@ def _check_name(name: str) -> None:
 
 def _create(name: str, args: dict[str, Any], num_classes: int, pretrained: bool) -> nn.Module:
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **args)
+        with from_hub() if pretrained else nullcontext():
+            return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **args)
     except TypeError as error:
         unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
         if unknown is None:
@@ -306,8 +319,10 @@ def _create(name: str, args: dict[str, Any], num_classes: int, pretrained: bool)
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise _misfit(name, args, error) from error
-        raise UserError(f"timm's weights for '{name}' could not be loaded: {error}", _HUB_CURE) from error
-    except (AssertionError, IndexError, ValueError) as error:
+        missing = unreachable()
+        why = f"they are not in the cache, and {missing}." if missing else str(error)
+        raise UserError(f"timm's weights for '{name}' could not be loaded: {why}", _HUB_CURE) from error
+    except Exception as error:  # of any kind, from timm's many constructors
         raise _misfit(name, args, error) from error
 
 

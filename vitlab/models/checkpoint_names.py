@@ -80,9 +80,10 @@ def _prefixed(entry: str, state: dict[str, Tensor], size: int) -> Iterator[Candi
     large = [prefix for prefix, count in counts.items() if 2 * count >= size]
     for prefix in sorted(large, key=lambda one: one.count(".")):
         inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        if not prefix:  # a copy of the network beside it
-            twins = {other for other in large if other and _is_twin(other, state)}
-            inside = {name: value for name, value in inside.items() if not any(map(name.startswith, twins))}
+        # Without a copy of the network beside it, such as a teacher.
+        nested = {other.removeprefix(prefix) for other in large if other != prefix and other.startswith(prefix)}
+        twins = {other for other in nested if _is_twin(other, inside)}
+        inside = {name: value for name, value in inside.items() if not any(map(name.startswith, twins))}
         averaged = bool(AVERAGED.search(f"{entry}/{prefix}")) or ("n_averaged" in state and prefix == "module.")
         yield Candidate(entry, prefix, inside, averaged, len(state) - len(inside))
 

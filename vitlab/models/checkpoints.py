@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import sys
+import warnings
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,11 +91,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: no such file, not a checkpoint, or one that would have to be unpickled.
     """
-    content = _read(path)
+    content = read_content(path)
     return strip_prefixes(_entry(content, path))
 
 
-def _read(path: Path) -> object:
+def read_content(path: Path) -> object:
+    """Everything that the file ``path`` holds, tensors on the CPU; of a folder, its weights.
+
+    Raises:
+        UserError: no such file, not a checkpoint, or one that would have to be unpickled.
+    """
     if path.is_dir():
         path = path / WEIGHTS_FILE
     if not path.is_file():
@@ -112,7 +118,8 @@ def _read(path: Path) -> object:
 
 def _torch_load(path: Path) -> object:
     try:
-        with torch.serialization.safe_globals(_PLAIN):
+        with torch.serialization.safe_globals(_PLAIN), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, about old formats of files
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         try:
@@ -164,7 +171,7 @@ def load_checkpoint(model: nn.Module, path: Path, keep_head: bool = True, **opti
     Raises:
         UserError: as :func:`read_weights` and :func:`load_weights`; or two places fit equally well.
     """
-    content = _read(path)
+    content = read_content(path)
     found = candidates(content, len(model.state_dict()))
     for number, one in enumerate(found):
         source = f"'{path}'" + (f" ({one})" if str(one) else "")
@@ -353,7 +360,20 @@ def _differences(
         for name in own
         if name in state and name not in head and state[name].shape != own[name].shape
     ]
+    # torch would copy the integers of a quantised file as they are, and half of a complex number.
+    found += [
+        f"{name} holds {_form(state[name])}, expected floating-point numbers"
+        for name, value in own.items()
+        if name in state and value.is_floating_point() and _form(state[name])
+    ]
     return found
+
+
+def _form(value: Tensor) -> str:
+    """What a tensor is if not plain floating-point numbers; empty for those."""
+    if value.is_quantized or value.layout != torch.strided:
+        return f"{str(value.layout).removeprefix('torch.')} {str(value.dtype).removeprefix('torch.')}"
+    return "" if value.is_floating_point() else str(value.dtype).removeprefix("torch.")
 
 
 def _timm_filter(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor] | None:

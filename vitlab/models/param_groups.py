@@ -27,14 +27,19 @@ class ParameterGroup(TypedDict):
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, layer_decay: float = 1.0, head_lr: float = 1.0
+    model: nn.Module,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    head_lr: float = 1.0,
+    decay_norms: bool = False,
 ) -> list[ParameterGroup]:
     """Split the trainable parameters by layer level and by weight decay.
 
     Not decayed: tensors with at most one dimension, biases, position and attention-bias tables, and what the network
-    itself excludes (``no_weight_decay``). Level ``i`` of ``n`` learns at ``layer_decay ** (n - 1 - i)`` of the
-    schedule, the head at 1. Groups are ordered by level, undecayed before decayed; with ``head_lr`` the classifier's
-    parameters are groups of their own, last, whose learning rate is multiplied by ``head_lr``.
+    itself excludes (``no_weight_decay``); with ``decay_norms`` all are decayed. Level ``i`` of ``n`` learns at
+    ``layer_decay ** (n - 1 - i)`` of the schedule, the head at 1. Groups are ordered by level, undecayed before
+    decayed; with ``head_lr`` the classifier's parameters are groups of their own, last, whose learning rate is
+    multiplied by ``head_lr``.
 
     Raises:
         UserError: layer decay for a network that does not declare its layers, or ``head_lr`` for one that does not
@@ -45,7 +50,7 @@ def parameter_groups(
         raise ValueError(f"layer_decay must lie in (0, 1], not {layer_decay}")
     levels = layer_levels(model) if layer_decay < 1 else {}
     top = max(levels.values(), default=0)  # without layer decay all parameters are of this one level
-    undecayed = undecayed_names(model)
+    undecayed = set() if decay_norms else undecayed_names(model)
     head = head_names(model) if head_lr != 1 else set()
     members: dict[tuple[bool, int, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():

@@ -93,9 +93,10 @@ def measure(
 
     from vitlab.measure.cost import measure_cost
     from vitlab.measure.cost_record import Latency
-    from vitlab.measure.timing import time_interleaved
-    from vitlab.training.progress import Progress
+    from vitlab.measure.timing import core_count, describe_load, load_average, time_interleaved
+    from vitlab.training.progress import Progress, print_line
 
+    print_line(f"benchmark: {', '.join(subject.name for subject in subjects)}")
     spec = subjects[0].config.evaluation
     batches = list(spec.latency_batches) if spec.latency else []
     device = subjects[0].device
@@ -107,6 +108,7 @@ def measure(
             Costed(subject, measure_cost(network, subject.meta.size, file=weights, memory=spec.latency_batches), {})
         )
     timings: list[Timing] = []
+    load = load_average()
     with tempfile.TemporaryDirectory(prefix="vitlab-benchmark-") as place:
         files = {}
         if {"onnxruntime", "openvino"} & set(backends) and batches:
@@ -115,11 +117,13 @@ def measure(
             contenders = [c for one in found for c in _contenders(one, backends, batch, files, device)]
             with Progress(f"benchmark, batch {batch}", spec.latency_repeats, unit="round") as progress:
                 timings += time_interleaved(contenders, spec.latency_repeats, progress=progress.update)
+            load = max(load, load_average())
             torch._dynamo.reset()
     for one in found:
         own = [t for t in timings if (t.name, t.backend) == (one.subject.name, "eager")]
         latency = [Latency(t.batch, t.median_ms, t.p10_ms, t.p90_ms, t.repeats) for t in own]
-        one.cost = dataclasses.replace(one.cost, latency=latency)
+        busy = describe_load(load, core_count()) if latency else ""
+        one.cost = dataclasses.replace(one.cost, latency=latency, busy=busy)
     return found, timings
 
 
@@ -196,7 +200,8 @@ def _record(run: Run, found: Sequence[Costed], session: str) -> None:
             was, now_on = (f"{each.get('device')}, {each.get('threads')} thread(s)" for each in (old, new))
             print(f"\n{run.name}: its report keeps the latency on {was}; this one is on {now_on}", file=sys.stderr)
         if old and (not new["latency"] or timed_elsewhere):
-            new |= {name: old[name] for name in ("latency", "device", "threads", "session") if name in old}
+            new.pop("busy", None)
+            new |= {name: old[name] for name in ("latency", "device", "threads", "session", "busy") if name in old}
         every[_key(one.subject)] = new
     run.mark_done("benchmark", {"costs": every, "session": session})
 
@@ -275,7 +280,6 @@ def write_timings(found: Sequence[Costed], timings: Sequence[Timing], text: str,
 
 def summary(found: Sequence[Costed], timings: Sequence[Timing]) -> str:
     """What stands at the prompt."""
-    from vitlab.measure.timing import is_busy, load_average
     from vitlab.report.compare import DASH, count, file_size, milliseconds, si
     from vitlab.report.text_tables import text_table
     from vitlab.run.environment import environment
@@ -284,13 +288,8 @@ def summary(found: Sequence[Costed], timings: Sequence[Timing]) -> str:
     machine = environment("")
     where = f"{machine['cpu']}, {count(first.threads or 1, 'thread')}" if first.device == "cpu" else first.device
     lines = [f"machine  {where}"]
-    load = load_average()
-    cores = int(str(machine["cores"]))
-    if timings and is_busy(load, cores):
-        lines.append(
-            f"busy     load {load:.1f} on {count(cores, 'core')}: milliseconds are too long, ratios hold (models take "
-            "turns)"
-        )
+    if first.busy:
+        lines.append(f"busy     {first.busy}: milliseconds are too long, ratios hold (models take turns)")
     memory = sorted({each.batch for one in found for each in one.cost.memory})
     extra = list(dict.fromkeys(name for one in found for name in one.cost.extra_macs))
     counts = ["MACs", *(f"MACs, {name}" for name in extra)]
@@ -312,7 +311,7 @@ def summary(found: Sequence[Costed], timings: Sequence[Timing]) -> str:
     titles = {one.subject.name: one.subject.title for one in found}
     for batch in dict.fromkeys(one.batch for one in timings):
         here = [one for one in timings if one.batch == batch]
-        rows = [[f"batch {batch}", "backend", "ms", "10–90 %", "images/s", "× first", "95 %"]]
+        rows = [[f"batch {batch}", "backend", "ms", "10–90 %", "images/s", "× first", "95 % bootstrap"]]
         for t in here:
             spread = f"{milliseconds(t.p10_ms)}–{milliseconds(t.p90_ms)}"
             ratio = [f"{t.ratio:.2f}", f"{t.ratio_lo:.2f}–{t.ratio_hi:.2f}"] if t is not here[0] else ["1", "–"]

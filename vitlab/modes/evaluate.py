@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlab.config.composed import Composed
+from vitlab.config.words import dataset_title
 from vitlab.errors import OVERFLOW, UserError
 from vitlab.files import atomic_write, write_json
 from vitlab.modes.evaluation_files import (
@@ -89,7 +90,10 @@ def evaluate(subjects: Sequence[SelectedModel], pictures: bool = False) -> list[
         pictures: also draw the reliability diagram, the confusion matrix and the worst mistakes.
     """
     from vitlab.training.distributed import rank
+    from vitlab.training.progress import print_line
 
+    if rank() == 0:
+        print_line(f"evaluation: {', '.join(subject.name for subject in subjects)}")
     found = [measure(subject) for subject in subjects]
     if rank() > 0:
         return found
@@ -189,7 +193,8 @@ def why_no_validation(one: SelectedModel, images: str) -> str:
         cure = "a training with dataset.val_fraction=0.1 keeps one"
         if name == "folder" or run is None:
             cure = "data with both a val and a test split have one"
-        return f"{name} has no validation split beside the measured one ({cure})"
+        shown = dataset_title(name, one.config.dataset.root, one.config.dataset.csv)
+        return f"{shown} has no validation split beside the measured one ({cure})"
     if not getattr(val, "held_out", False):
         return ""
     if run is None:
@@ -284,7 +289,9 @@ def summary(found: Sequence[Measured], comparisons: Sequence[Comparison]) -> str
 
     first = found[0]
     split = first.data.split_names["test"]
-    lines = [f"data     {first.subject.config.dataset.name}, {split} split, {first.evaluation.n:,} images"]
+    dataset = first.subject.config.dataset
+    title = dataset_title(dataset.name, dataset.root, dataset.csv)
+    lines = [f"data     {title}, {split} split, {first.evaluation.n:,} images"]
     lines += measured_whole(first.subject)
     if (groups := groups_of(first.data.sources["test"])) is not None:
         lines.append(f"groups   {len(set(groups)):,}; intervals are of a bootstrap over them")

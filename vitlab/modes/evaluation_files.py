@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitlab.config import DatasetConfig
+from vitlab.config.words import dataset_title, describe_own_images
 from vitlab.files import atomic_write, write_json
 from vitlab.modes.select_model import SelectedModel
 from vitlab.run.environment import now
@@ -50,9 +52,9 @@ class Measured:
         return self.subject.task
 
 
-def folder_of(subject: SelectedModel) -> Path:
-    """Where the files go: ``evaluation/`` of the run for its own images; for others a folder beside it, named by what
-    is measured (the content of the images, and the keys of ``dataset.`` and ``debug.`` that differ)."""
+def folder_of(subject: SelectedModel, kind: str = "evaluation") -> Path:
+    """Where files of this ``kind`` go: ``evaluation/`` of the run for its own images; for others a folder beside it,
+    named by what is measured (the content of the images, and the keys of ``dataset.`` and ``debug.`` that differ)."""
     if subject.run is None:
         return subject.folder
     tree = subject.run.tree
@@ -64,10 +66,10 @@ def folder_of(subject: SelectedModel) -> Path:
             f"{group}.{key}": wanted[key] for key in stored if key not in ASIDE and wanted.get(key) != stored[key]
         }
     if not other and subject.is_own:
-        return subject.folder / "evaluation"
+        return subject.folder / kind
     other["images"] = subject.content
     digest = hashlib.sha256(json.dumps(other, sort_keys=True).encode()).hexdigest()[:8]
-    return subject.folder / f"evaluation-{subject.config.dataset.name}-{digest}"
+    return subject.folder / f"{kind}-{subject.config.dataset.name}-{digest}"
 
 
 def stem_of(subject: SelectedModel) -> str:
@@ -97,7 +99,7 @@ def weights_of(subject: SelectedModel) -> str:
 
 def write(one: Measured) -> None:
     """``<model>.json`` (the numbers), ``.npz`` (logits, label, index, key and, where there are groups, group: one entry
-    for each image) and ``-classes.csv``."""
+    for each image), ``-classes.csv`` and ``-predictions.csv``."""
     import numpy as np
 
     folder, stem = folder_of(one.subject), stem_of(one.subject)
@@ -115,6 +117,26 @@ def write(one: Measured) -> None:
     table = csv.writer(text)
     table.writerows(one.task.class_table(one.evaluation))
     atomic_write(folder / f"{stem}-classes.csv", text.getvalue())
+    atomic_write(folder / f"{stem}-predictions.csv", predictions_table(one))
+
+
+def predictions_table(one: Measured) -> bytes:
+    """CSV with a row for each image, the largest loss first: where labels are wrong, they stand at its top.
+
+    ``probability`` is that of the prediction and ``loss`` what training minimises, both of the logits as they are: the
+    mean of ``loss`` is the NLL. Names of files are any bytes, as they are on the disk.
+    """
+    import numpy as np
+
+    keys, answers = one.data.sources["test"].keys, one.answers
+    outcomes, losses = one.task.outcomes(answers, one.evaluation), one.task.losses(answers)
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["path", "label", "predicted", "probability", "loss"])
+    for row in np.argsort(-losses, kind="stable").tolist():
+        label, predicted, probability = outcomes[row]
+        table.writerow([keys[int(answers.index[row])], label, predicted, f"{probability:.6f}", f"{losses[row]:.6f}"])
+    return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 def note_in_model(one: Measured) -> None:
@@ -159,16 +181,15 @@ def draw(one: Measured) -> None:
 
 def describe_dataset(one: Measured) -> DatasetInfo:
     """The data that every number speaks about."""
-    from vitlab.config.catalogue import conf_dir, head, origin
     from vitlab.data.sources import fingerprint
     from vitlab.report.data import DatasetInfo
 
     config, data = one.subject.config, one.data
-    path = conf_dir() / "dataset" / f"{config.dataset.name}.yaml"
+    description, origin = dataset_words(config.dataset)
     return DatasetInfo(
-        name=config.dataset.name,
-        description=head(path) if path.exists() else "",
-        origin=f"Origin: {made_by}" if path.exists() and (made_by := origin(path)) else "",
+        name=dataset_title(config.dataset.name, config.dataset.root, config.dataset.csv),
+        description=description,
+        origin=origin,
         train=data.sizes["train"] or trained_on(one.subject),
         test=data.sizes["test"],
         split=data.split_names["test"],
@@ -178,6 +199,20 @@ def describe_dataset(one: Measured) -> DatasetInfo:
         fingerprint=data.fingerprint,
         val=data.sizes["val"] if fingerprint(data.sources["val"]) != one.images else 0,
     )
+
+
+def dataset_words(cfg: DatasetConfig) -> tuple[str, str]:
+    """What the data are, and where they come from: the head of their YAML; of a user's own images there is no more to
+    know than their place."""
+    from vitlab.config.catalogue import conf_dir, head, origin
+
+    if cfg.name == "folder":
+        return describe_own_images(cfg), ""
+    path = conf_dir() / "dataset" / f"{cfg.name}.yaml"
+    if not path.is_file():
+        return "", ""
+    made_by = origin(path)
+    return head(path), f"Origin: {made_by}" if made_by else ""
 
 
 def trained_on(subject: SelectedModel) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +14,8 @@ from vitlab.config import ExplainConfig
 from vitlab.config.composed import Composed
 from vitlab.errors import UserError, nearest
 from vitlab.files import atomic_write, write_json
+from vitlab.modes.evaluation_files import folder_of
+from vitlab.modes.export import is_result
 from vitlab.modes.find_runs import writing
 from vitlab.modes.input_images import expand, read_all
 from vitlab.modes.predict import fitted_of, readable, view_of
@@ -64,7 +68,7 @@ class Seen:
 def answer(composed: Composed) -> int:
     """Draw Grad-CAM and attention rollout over the pictures of ``input=``, or over test images of the data set.
 
-    The maps are in ``explain/`` of the run; 2 where a picture could not be read.
+    The maps are in ``explain/`` of the run, or beside it (:func:`folder_for`); 2 where a picture could not be read.
 
     Raises:
         UserError: no model, no pictures, an unknown class or layer, no map that this network allows.
@@ -82,7 +86,7 @@ def answer(composed: Composed) -> int:
     _ask(network, subject, images)
     methods, notes = _methods(network, subject, images)
     maps = {name: _maps(method, subject, network, images) for name, method in methods.items()}
-    folder = subject.folder / "explain" if subject.run is not None else subject.folder
+    folder = folder_for(subject, images)
     with writing(subject.run, composed):
         for stale in [*folder.glob("image-*.png"), *folder.glob("sanity-*.png")]:  # of the command before
             stale.unlink()
@@ -91,6 +95,23 @@ def answer(composed: Composed) -> int:
         write_json(folder / "explain.json", _record(subject, images, checks, notes))
     _print(subject, images, checks, notes, folder)
     return 2 if bad else 0
+
+
+def folder_for(subject: SelectedModel, images: list[Seen]) -> Path:
+    """``explain/`` of the run for its own images; beside it, for other images or pictures of ``input=``, a folder named
+    by them, and in either a folder for a model that is not the run's result: no map replaces that of another picture.
+    """
+    if subject.run is None:
+        return subject.folder
+    if subject.config.input is None:
+        folder = folder_of(subject, "explain")
+    else:
+        seen = hashlib.sha256()
+        for one in images:
+            seen.update(os.path.abspath(one.name).encode("utf-8", "surrogateescape") + b"\0" + one.picture.tobytes())
+        folder = subject.folder / f"explain-input-{seen.hexdigest()[:8]}"
+    assert subject.stage is not None
+    return folder if is_result(subject) else folder / subject.stage.name
 
 
 # ------------------------------------------------------------------------------------------------------------- images
@@ -281,7 +302,7 @@ def _pixels(subject: SelectedModel, one: Seen):  # type: ignore[no-untyped-def] 
 
 
 def _draw(subject: SelectedModel, images: list[Seen], found: dict[str, Tensor], folder: Path) -> None:
-    """``saliency_figures.png`` with every image, and one PNG for each."""
+    """``maps.png`` with every image, and one PNG for each."""
     from vitlab.report import saliency_figures, style
     from vitlab.report.compare import clip
 
@@ -393,4 +414,4 @@ def _print(
         )
     for note in notes:
         print(f"\nleft out: {note}")
-    print(f"\nwritten  {folder}: saliency_figures.png, image-1.png ..., explain.json")
+    print(f"\nwritten  {folder}: maps.png, image-1.png ..., explain.json")

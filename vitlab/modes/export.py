@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitlab.config.catalogue import conf_dir, head, origin
 from vitlab.config.composed import Composed
+from vitlab.config.words import dataset_title
 from vitlab.errors import UserError
-from vitlab.files import read_json
-from vitlab.modes.find_runs import writing
+from vitlab.files import read_as
+from vitlab.modes.evaluation_files import dataset_words, folder_of
+from vitlab.modes.find_runs import models_of, result_of, writing
 from vitlab.modes.predict import view_of
 from vitlab.modes.select_model import SelectedModel, find_subject
+from vitlab.report.collect import AGAIN
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,12 +42,19 @@ def answer(composed: Composed) -> int:
     from vitlab.training.distributed import configure_torch
 
     configure_torch(config)
-    folder = subject.folder / "export" if subject.run is not None else subject.folder
+    folder = folder_of(subject, "export")
     with writing(subject.run, composed):
         record = export_subject(subject, folder)
-        if subject.run is not None and is_result(subject):
+        if subject.run is not None and is_result(subject) and folder == subject.folder / "export":
             subject.run.mark_done("export", {"files": merged(subject.run.folder, record["files"])})
     print(table(record["files"]))
+    if subject.run is not None:
+        print(f"model    {describe_held(subject)}")
+        if folder != subject.folder / "export":
+            print(
+                f"These were compared on other images than those of {subject.run.name}'s own result; its exports stay "
+                f"as they are: {subject.folder}/export"
+            )
     if config.export.push is not None:
         from vitlab.report.export_timm import HUB_FOLDER, push
 
@@ -60,22 +69,47 @@ def export_subject(subject: SelectedModel, folder: Path) -> dict[str, Any]:
     Of a model that is not its run's result the files go into a folder of its name: neither overwrites the other.
     """
     from vitlab.report.export import export  # ONNX takes seconds to import
+    from vitlab.training.progress import print_line
+
+    print_line(f"export: {subject.name} as {', '.join(subject.config.export.formats)}")
 
     if subject.run is not None and not is_result(subject):
         folder = folder / subject.name.rpartition("/")[2]
     spec = subject.config.export
     test = (lambda: _labelled(subject)) if subject.on_data else None
     network, meta = subject.network(), subject.meta
-    files = export(
-        network, meta, folder, spec.formats, sample_of(subject), spec.tolerance, subject.task, test, facts_of(subject)
-    )
+    facts = facts_of(subject)
+    facts.params = sum(parameter.numel() for parameter in network.parameters())
+    files = export(network, meta, folder, spec.formats, sample_of(subject), spec.tolerance, subject.task, test, facts)
     return {"files": files}
+
+
+def describe_held(subject: SelectedModel) -> str:
+    """Which model of its run this is and why, and which other one of the run is better, in a sentence or two."""
+    run, task = subject.run, subject.task
+    assert run is not None and subject.stage is not None
+    stages = models_of(run, subject.config)
+    result = result_of(stages)
+    text = f"This is the model of stage {subject.stage.name} ({subject.title}), "
+    text += "the run's result." if subject.stage == result else f"not the run's result, which is {result.name}."
+    key, sign = task.headline.key, 1 if task.headline.higher else -1
+    found = {stage: value for stage in stages if (value := _headline(run.folder, stage.name, key)) is not None}
+    rivals = [stage for stage in found if stage.role != "teacher" and stage != subject.stage]
+    best = max(rivals, key=lambda stage: sign * found[stage], default=None)
+    if best is not None and subject.stage in found and sign * found[best] > sign * found[subject.stage]:
+        values = f"{100 * found[best]:.2f} % {task.headline.name} against {100 * found[subject.stage]:.2f} %"
+        text += f" {best.name} ({best.title}) has {values} here: mode=export run={run.name}/{best.name} exports that."
+    return text
+
+
+def _headline(folder: Path, stage: str, key: str) -> float | None:
+    """A metric of a model as its run's own evaluation measured it."""
+    path = folder / "evaluation" / f"{stage}.json"
+    return read_as(path, lambda value: float(value[key]), AGAIN) if path.is_file() else None
 
 
 def is_result(subject: SelectedModel) -> bool:
     """Whether the subject is what its run is about."""
-    from vitlab.modes.find_runs import models_of, result_of
-
     assert subject.run is not None
     return subject.stage == result_of(models_of(subject.run, subject.config))
 
@@ -112,16 +146,17 @@ def facts_of(subject: SelectedModel) -> Facts:
 
     facts = Facts(title=subject.title, repository=subject.config.export.push or "USER/NAME")
     if subject.on_data:
-        facts.dataset, facts.synthetic = subject.config.dataset.name, subject.data.synthetic
-        described = conf_dir() / "dataset" / f"{facts.dataset}.yaml"
-        facts.described = head(described).rstrip(".") if described.is_file() else ""
-        facts.origin = f"Origin: {made}" if described.is_file() and (made := origin(described)) else ""
+        dataset = subject.config.dataset
+        facts.dataset = dataset_title(dataset.name, dataset.root, dataset.csv)
+        facts.synthetic = subject.data.synthetic
+        facts.described, facts.origin = dataset_words(dataset)
     if subject.run is None or subject.artifact is None:
         return facts
     facts.title = f"{subject.run.name}: {subject.title}"
-    measured = subject.run.folder / "evaluation" / f"{subject.artifact.name}.json"
+    facts.held = describe_held(subject)
+    measured = folder_of(subject) / f"{subject.artifact.name}.json"
     if measured.is_file():
-        found = subject.task.read_evaluation(read_json(measured))
+        found = read_as(measured, subject.task.read_evaluation, AGAIN)
         facts.images, facts.split = found.n, subject.data.split_names["test"]
         facts.metrics, facts.intervals = found.metrics(), found.intervals
         facts.extra = tuple(subject.task.card_sentences(found))
@@ -131,9 +166,13 @@ def facts_of(subject: SelectedModel) -> Facts:
 def merged(folder: Path, files: list[Exported]) -> list[Any]:
     """The record of what a run has exported, with ``files`` in place of older ones of their format."""
     done = folder / "export" / "done.json"
-    before = read_json(done).get("files", []) if done.is_file() else []
     new = {one["format"] for one in files}
-    return [one for one in before if one["format"] not in new] + list(files)
+
+    def kept(record: dict[str, Any]) -> list[Any]:
+        return [one for one in record.get("files", []) if one["format"] not in new]
+
+    cure = "Delete it; this command writes it again."
+    return (read_as(done, kept, cure) if done.is_file() else []) + list(files)
 
 
 def table(files: list[Exported]) -> str:

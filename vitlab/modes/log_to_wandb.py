@@ -21,7 +21,7 @@ THUMBNAIL = 160  # pixels
 
 def log_models(run: Run, config: Config, subjects: Sequence[SelectedModel], rows: Sequence[ModelRow]) -> None:
     """One job of W&B for each model that a run evaluated; nothing under another logger."""
-    if config.logger.name != "wandb":
+    if "wandb" not in config.logger.names:
         return
     known = {row.stage: row for row in rows}
     for subject in subjects:

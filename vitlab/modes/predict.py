@@ -11,15 +11,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from vitlab.config import PredictConfig
 from vitlab.config.composed import Composed
 from vitlab.errors import OVERFLOW, UserError
-from vitlab.files import check_file, check_folder, read_json
+from vitlab.files import check_file, check_folder, read_as
 from vitlab.modes.input_images import expand, read_all
 from vitlab.modes.select_model import SelectedModel, find_subject
+from vitlab.report.collect import AGAIN
 from vitlab.tasks.base import Task, Top
 
 if TYPE_CHECKING:
@@ -104,7 +106,13 @@ def _evaluated(subject: SelectedModel) -> dict[str, Any]:
     if subject.run is None or subject.artifact is None:
         return {}
     path = subject.run.folder / "evaluation" / f"{subject.artifact.name}.json"
-    return dict(read_json(path)) if path.is_file() else {}
+    return read_as(path, partial(_usable, subject), AGAIN) if path.is_file() else {}
+
+
+def _usable(subject: SelectedModel, evaluated: dict[str, Any]) -> dict[str, Any]:
+    """``evaluated``, once what it fitted has been read from it."""
+    subject.task.describe_fitted(evaluated, bool(subject.task.fitted(evaluated)))
+    return evaluated
 
 
 def view_of(meta: ModelMeta) -> EvalView:

@@ -104,7 +104,7 @@ def of_run(run: Run, composed: Composed) -> ReportData:
     for step, mode in (("evaluation", "evaluate"), ("benchmark", "benchmark")):
         if not run.is_done(step):
             raise UserError(f"{run.folder} has no {step} yet.", f"Do that first: mode={mode} run={run.folder}.")
-    from vitlab.methods.base import find_method
+    from vitlab.methods.base import find_method, suggestions
 
     method = find_method(config.method.name)
     every = method.stages(config)
@@ -117,7 +117,9 @@ def of_run(run: Run, composed: Composed) -> ReportData:
     if run.state != "finished":
         left = [stage.name for stage in every if stage not in done]
         notes.append(f"The run is not finished: {', '.join(left) or 'its exports and report'} are still to come.")
-    return collect(run, find_task(config.task), method.__name__, done, result_of(stages), training_command(run), notes)
+    command = training_command(run)
+    advice = suggestions(config, command)
+    return collect(run, find_task(config.task), method.__name__, done, result_of(stages), command, notes, advice)
 
 
 def short_names(runs: Sequence[Run]) -> list[str]:

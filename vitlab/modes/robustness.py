@@ -17,11 +17,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vitlab.config import Config, EvaluationConfig
-from vitlab.files import atomic_write, read_json, write_json
+from vitlab.files import atomic_write, read_as, write_json
 from vitlab.measure.robustness_names import CORRUPTIONS, FAMILIES
 from vitlab.modes import evaluation_files
 from vitlab.modes.evaluation_files import folder_of, stem_of, weights_of
 from vitlab.modes.select_model import SelectedModel
+from vitlab.report.collect import MEASURE_AGAIN
 
 if TYPE_CHECKING:
     from vitlab.measure.robustness import Robustness
@@ -126,7 +127,7 @@ def _begun(subject: SelectedModel) -> Robustness:
         clean=clean.cell("none", bins=spec.bins),
     )
     path = folder / f"{stem}-robust.json"
-    known = Robustness.from_dict(read_json(path)) if path.exists() else state
+    known = read_as(path, Robustness.from_dict, MEASURE_AGAIN) if path.exists() else state
     if replace(known, cells=[], clean=None) == replace(state, clean=None):
         state.cells = known.cells
     return state

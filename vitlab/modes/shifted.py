@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 from vitlab.data.paths import shifted_root
 from vitlab.errors import UserError
-from vitlab.files import read_json, write_json
+from vitlab.files import read_as, write_json
 from vitlab.measure.robustness_names import SHIFTED
 from vitlab.modes import evaluation_files
 from vitlab.modes.evaluation_files import folder_of, stem_of, weights_of
 from vitlab.modes.select_model import SelectedModel
+from vitlab.report.collect import MEASURE_AGAIN
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +44,7 @@ def on_shifted_sets(subject: SelectedModel) -> Shifted:
     spec, root = subject.config.evaluation, shifted_root(subject.config.evaluation.shifted_root)
     path = folder_of(subject) / f"{stem_of(subject)}-shifted.json"
     state = Shifted(weights_of(subject), str(subject.data.eval_view), spec.bins)
-    known = Shifted.from_dict(read_json(path)) if path.exists() else state
+    known = read_as(path, Shifted.from_dict, MEASURE_AGAIN) if path.exists() else state
     if (known.model, known.view, known.bins) != (state.model, state.view, state.bins):
         known = state
     names = [name for name in SHIFTED if name in spec.shifted or "all" in spec.shifted]
@@ -90,7 +91,7 @@ class _Reader:
             return old
         full, part = self._answer(images, right, found, self.subject.data.eval_view)
         classes = int(right.any(0).sum())
-        return ShiftedSet(found.name, found.title, digest, found.published, classes, left_out, full, part)
+        return ShiftedSet(found.name, found.title, digest, found.published, classes, left_out, full, part, found.absent)
 
     def corrupted(self, found: dict[tuple[str, int], ShiftedImages], old: Robustness | None) -> Iterator[Robustness]:
         """ImageNet-C as published, more of it each time."""

@@ -11,6 +11,7 @@ from vitlab.report.data import ReportData
 from vitlab.report.export_card import Facts, model_card
 from vitlab.report.page import load_code
 from vitlab.report.task import ReportTask
+from vitlab.report.verdict import verdict
 
 if TYPE_CHECKING:
     from vitlab.models.artifact import ModelMeta
@@ -38,7 +39,8 @@ def write_card(folder: Path, data: ReportData, task: ReportTask) -> Path | None:
         synthetic=data.dataset.synthetic,
         metrics=found.metrics(),
         intervals=found.intervals,
-        extra=(*task.card_sentences(found), *data.notes),
+        extra=(*task.warnings(found), *verdict(data, task)[:1], *task.card_sentences(found), *data.notes),
+        params=data.main.cost.params or 0,
         code=load_code(data, task),
     )
     atomic_write(folder / CARD_FILE, model_card(meta, facts, task))

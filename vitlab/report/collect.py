@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vitlab.errors import DamagedError
-from vitlab.files import read_json
+from vitlab.config import DatasetConfig
+from vitlab.config.words import dataset_title, describe_network, describe_own_images
+from vitlab.files import read_as, read_json
+from vitlab.measure.bootstrap import Comparison
 from vitlab.measure.cost_record import Cost, Latency, Memory
 from vitlab.measure.record import Record
 from vitlab.measure.robustness import Robustness, Shifted
@@ -39,6 +42,7 @@ def collect(
     primary: Stage,
     command: str,
     notes: Sequence[str],
+    advice: Sequence[str] = (),
 ) -> ReportData:
     """Everything that stands in the report of a finished run.
 
@@ -50,17 +54,21 @@ def collect(
         primary: the stage whose model the run is about.
         command: exactly what was typed.
         notes: decisions worth telling, a sentence each; what the stages' records have under ``notes`` follows.
+        advice: what is known to make the method pay, with its command; shown where the method brought nothing.
     """
     folder = run.folder
-    dataset = _dataset(folder / "evaluation" / "dataset.json")
-    costs = _dict(run.read_done("benchmark")["costs"])
-    rows = [
-        _row(run, task, stage, costs) for stage in stages if (folder / "evaluation" / f"{stage.name}.json").exists()
-    ]
+    dataset = _named(_dataset(folder / "evaluation" / "dataset.json"), _dict(run.tree["dataset"]))
+    measured = [stage for stage in stages if (folder / "evaluation" / f"{stage.name}.json").exists()]
+    costs = read_as(
+        folder / "benchmark" / "done.json",
+        lambda record: {one.name: (_cost(record["costs"][one.name]), record["costs"][one.name]) for one in measured},
+        TIME_AGAIN,
+    )
+    rows = [_row(run, task, stage, costs[stage.name][0]) for stage in measured]
     tree = run.tree
     per_class = _dict(tree["dataset"])["labels_per_class"]
     notes = list(notes)
-    if len({costs[row.stage].get("session") for row in rows if row.cost.latency}) > 1:
+    if len({costs[row.stage][1].get("session") for row in rows if row.cost.latency}) > 1:
         notes.append(
             "The times in the table are of different sessions; taken in turns they compare better: mode=benchmark "
             f"run={folder}, then this report again."
@@ -76,11 +84,13 @@ def collect(
         rows=rows,
         primary=primary.title,
         paper_rows=paper_rows(run, primary.title),
-        comparisons=[comparison(one) for one in _maybe(folder / "evaluation" / "comparisons.json")],
+        comparisons=_comparisons(folder / "evaluation" / "comparisons.json"),
         timings=_timings(folder / "benchmark" / "benchmark.json", rows),
         stages=[_stage(run, stage) for stage in stages],
         curves=curves_of(read_rows(folder / "metrics.jsonl"), {stage.name: stage.title for stage in stages}),
-        examples=[Example(**one) for one in read_json(folder / "evaluation" / "mistakes.json", list)],
+        examples=read_as(
+            folder / "evaluation" / "mistakes.json", lambda value: [Example(**one) for one in value], AGAIN, list
+        ),
         exports=_exports(run),
         environment=json.loads((folder / "environment.jsonl").read_text().splitlines()[-1]),
         config=(folder / "config.yaml").read_text(),
@@ -90,6 +100,10 @@ def collect(
             *(str(note) for stage in stages for note in _list(run.read_done(stage.name).get("notes"))),
         ],
         task=task.name,
+        advice=list(advice),
+        predictions=f"evaluation/{primary.name}-predictions.csv"
+        if (folder / "evaluation" / f"{primary.name}-predictions.csv").is_file()
+        else "",
     )
 
 
@@ -140,8 +154,10 @@ def _list(found: object) -> list[Any]:
     return found if isinstance(found, list) else []
 
 
-def _maybe(path: Path) -> list[Any]:
-    return list(read_json(path)) if path.exists() else []
+def _comparisons(path: Path) -> list[Comparison]:
+    if not path.exists():
+        return []
+    return read_as(path, lambda value: [comparison(one) for one in value], AGAIN, list)
 
 
 def _timings(path: Path, rows: Sequence[ModelRow]) -> list[Timing]:
@@ -149,32 +165,37 @@ def _timings(path: Path, rows: Sequence[ModelRow]) -> list[Timing]:
     if not path.exists():
         return []
     names = {row.stage: row.name for row in rows}
-    found = [{**one, "name": names[one["name"]]} for one in read_json(path)["timings"] if one["name"] in names]
-    for one in found:
-        del one["images_per_second"]
-    return [Timing(**one) for one in found]
+
+    def timing(one: dict[str, Any]) -> Timing:
+        return Timing(**{**{key: one[key] for key in one if key != "images_per_second"}, "name": names[one["name"]]})
+
+    return read_as(path, lambda value: [timing(one) for one in value["timings"] if one["name"] in names], TIME_AGAIN)
 
 
-def _row(run: Run, task: ReportTask, stage: Stage, costs: dict[str, Any]) -> ModelRow:
+def _cost(found: dict[str, Any]) -> Cost:
+    return Cost(
+        params=found["params"],
+        macs=found["macs"],
+        bytes=found["bytes"],
+        latency=[Latency(one["batch"], one["median_ms"], one["p10_ms"], one["p90_ms"]) for one in found["latency"]],
+        memory=[Memory(**one) for one in found.get("memory", [])],
+        device=device(str(found["device"]), int(found["threads"])),
+        extra_macs=found.get("extra_macs", {}),
+        busy=found.get("busy", ""),
+    )
+
+
+def _row(run: Run, task: ReportTask, stage: Stage, cost: Cost) -> ModelRow:
     record = run.read_done(stage.name)
-    cost = costs[stage.name]
     model = read_json(run.folder / stage.name / "model.json")
     return ModelRow(
         name=stage.title,
         stage=stage.name,
         role=stage.role,
         evaluation=_evaluation(run.folder / "evaluation" / f"{stage.name}.json", task),
-        cost=Cost(
-            params=cost["params"],
-            macs=cost["macs"],
-            bytes=cost["bytes"],
-            latency=[Latency(one["batch"], one["median_ms"], one["p10_ms"], one["p90_ms"]) for one in cost["latency"]],
-            memory=[Memory(**one) for one in cost.get("memory", [])],
-            device=device(str(cost["device"]), int(cost["threads"])),
-            extra_macs=cost.get("extra_macs", {}),
-        ),
+        cost=cost,
         folder=stage.name,
-        architecture=model["name"],
+        architecture=describe_network(model["name"], model.get("args") or {}),
         steps=record.get("steps"),  # type: ignore[arg-type]  # an int, written by the stage
         robust=_measured(run, stage, "robust", model, Robustness),
         shifted=_measured(run, stage, "shifted", model, Shifted),
@@ -182,6 +203,8 @@ def _row(run: Run, task: ReportTask, stage: Stage, costs: dict[str, Any]) -> Mod
 
 
 AGAIN = "mode=evaluate makes it again."
+MEASURE_AGAIN = "Delete it; the evaluation that measured it, such as mode=evaluate evaluation=robust, measures again."
+TIME_AGAIN = "Delete it; mode=benchmark makes it again."
 
 
 def _evaluation(path: Path, task: ReportTask) -> Record:
@@ -189,26 +212,20 @@ def _evaluation(path: Path, task: ReportTask) -> Record:
     Raises:
         DamagedError: not what an evaluation wrote.
     """
-    value = _again(path)
-    try:
-        return task.read_evaluation(value)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedError(path, f"{type(error).__name__}: {error}", AGAIN) from None
+    return read_as(path, task.read_evaluation, AGAIN)
 
 
 def _dataset(path: Path) -> DatasetInfo:
-    try:
-        return DatasetInfo(**_again(path))
-    except TypeError as error:
-        raise DamagedError(path, str(error), AGAIN) from None
+    return read_as(path, lambda value: DatasetInfo(**value), AGAIN)
 
 
-def _again(path: Path) -> dict[str, Any]:
-    try:
-        value: dict[str, Any] = read_json(path, dict)
-    except DamagedError as error:
-        raise DamagedError(path, error.why, AGAIN) from None
-    return value
+def _named(info: DatasetInfo, stored: dict[str, Any]) -> DatasetInfo:
+    """The data of an older run with ``dataset=folder`` under the name that they have now."""
+    if info.name != "folder":
+        return info
+    own = DatasetConfig(name="folder", root=stored.get("root"), csv=stored.get("csv"))
+    title = dataset_title(own.name, own.root, own.csv)
+    return replace(info, name=title, description=describe_own_images(own), origin="")
 
 
 Kind = TypeVar("Kind", Robustness, Shifted)
@@ -219,7 +236,7 @@ def _measured(run: Run, stage: Stage, kind: str, model: dict[str, Any], read: ty
     path = run.folder / "evaluation" / f"{stage.name}-{kind}.json"
     if not path.exists():
         return None
-    found = read.from_dict(read_json(path))
+    found = read_as(path, read.from_dict, MEASURE_AGAIN)
     return found if found.model == model["sha256"] else None
 
 

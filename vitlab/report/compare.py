@@ -16,6 +16,7 @@ from html import escape
 
 from vitlab.measure.cost_record import Cost
 from vitlab.report.data import ModelRow, PaperRow
+from vitlab.report.markdown import plain
 
 DASH = "\u2013"
 SYNTHETIC = "Synthetic data: these numbers show that the code works, not how good the model is."
@@ -76,6 +77,16 @@ def device(name: str, threads: int) -> str:
 def clip(text: str, length: int) -> str:
     """At most ``length`` characters, an ellipsis standing for what is cut."""
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def clip_start(text: str, length: int) -> str:
+    """The last ``length`` characters at most: what tells names of files apart stands at their ends."""
+    return text if len(text) <= length else "…" + text[1 - length :].lstrip()
+
+
+def file_of(key: str) -> str:
+    """What an image is called below its picture: its file's name, or its number in a set without files."""
+    return f"image {key}" if key.isdecimal() else key.rpartition("/")[2]
 
 
 def capitalised(text: str) -> str:
@@ -197,6 +208,12 @@ class Line:
     best: list[bool]
 
 
+def busy_note(rows: Sequence[ModelRow | PaperRow]) -> str:
+    """That other processes competed with the timing, where they did."""
+    loads = dict.fromkeys(row.cost.busy for row in rows if row.cost.busy)
+    return f"The machine was busy while times were taken ({'; '.join(loads)}): they are too long." if loads else ""
+
+
 @dataclass
 class Table:
     """A comparison that can be printed three ways."""
@@ -204,6 +221,7 @@ class Table:
     columns: list[Column]
     lines: list[Line]
     synthetic: bool
+    busy: str = ""  # a sentence on the times, see :func:`busy_note`
 
     @property
     def titles(self) -> list[str]:
@@ -230,6 +248,7 @@ class Table:
                 out.append("─" * (left + sum(width + 2 + star for width in widths)))
         notes = ["* best of its column"] if star else []
         notes += [f"{line.name}: {line.role}" for line in self.lines if line.kind == "paper"]
+        notes += [self.busy] if self.busy else []
         notes += [SYNTHETIC] if self.synthetic else []
         return "\n".join([*out, *notes])
 
@@ -237,11 +256,12 @@ class Table:
         """GitHub's table syntax; best values bold, published rows in italics."""
         out = [_md_row(["Model", *self.titles]), _md_row(["---", *["---:"] * len(self.columns)])]
         for line in self.lines:
-            name = line.name.replace("|", "\\|")
-            name = f"*{name}* ({line.role})" if line.kind == "paper" else name
+            name = plain(line.name)
+            name = f"*{name}* ({plain(line.role)})" if line.kind == "paper" else name
             cells = [f"**{cell}**" if best else cell for cell, best in zip(line.cells, line.best, strict=True)]
             out.append(_md_row([name, *cells]))
         text = "\n".join(out) + "\n"
+        text += f"\n{self.busy}\n" if self.busy else ""
         return f"{text}\n> {SYNTHETIC}\n" if self.synthetic else text
 
     def html(self, colours: dict[str, str] | None = None) -> str:
@@ -314,4 +334,4 @@ def compare(
         )
         for r, row in enumerate(order)
     ]
-    return Table(columns, lines, synthetic)
+    return Table(columns, lines, synthetic, busy_note(order))

@@ -46,7 +46,7 @@ def side_by_side(
     answers = [_answers(one) for one in reports]
     comparisons: list[Comparison] = []
     notes = [
-        f"{name}: {one.run}, of {one.created[:10]}, `{one.command}`." for name, one in zip(names, reports, strict=True)
+        f"{name}: {one.run}, of {one.created[:10]}: {one.command}" for name, one in zip(names, reports, strict=True)
     ]
     for name, own in zip(names[1:], answers[1:], strict=True):
         same = np.array_equal(own[0], answers[0][0]) and np.array_equal(own[1], answers[0][1])
@@ -89,6 +89,8 @@ def side_by_side(
         curves=[curve for name, one in zip(names, reports, strict=True) for curve in _curves(name, one)],
         comparisons=comparisons,
         timings=[],
+        advice=[],
+        predictions="",
         config=differences([one.config for one in reports], names),
         notes=notes,
     )

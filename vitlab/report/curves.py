@@ -142,15 +142,15 @@ def loss(curves: Sequence[Curve], theme: Theme, colours: Mapping[str, int]) -> F
     if not lines:
         return None
     drawing, axes = _axes("Training loss")
+    low, high = min(line.y.min() for line in lines), max(line.y.max() for line in lines)
     for line in lines:
         axes.plot(line.x, line.y, color=line.colour, linewidth=0.7, alpha=0.3)
         line.y = running_mean(line.y)
         axes.plot(line.x, line.y, color=line.colour)
-    low, high = min(line.y.min() for line in lines), max(line.y.max() for line in lines)
     if low > 0 and high / low > 20:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.set_ylim(low / 1.5, high * 1.3)
+        axes.set_ylim(low / 1.3, high * 1.3)
     else:
         axes.set_ylim(min(0.0, low), high * 1.08 if high > 0 else None)
     label_ends(axes, lines)
@@ -158,8 +158,10 @@ def loss(curves: Sequence[Curve], theme: Theme, colours: Mapping[str, int]) -> F
 
 
 def accuracy(curves: Sequence[Curve], theme: Theme, colours: Mapping[str, int], headline: Headline) -> Figure | None:
-    """The headline metric on validation images; the axis begins where the lines are after their first sixth, so that
-    their ends are separated."""
+    """The headline metric on validation images, every point of it.
+
+    Where the error falls to less than a quarter, the axis is logarithmic in the error: beginning and end both show.
+    """
     lines = series(curves, f"val_{headline.key}", theme, colours)
     if not lines:
         return None
@@ -167,13 +169,41 @@ def accuracy(curves: Sequence[Curve], theme: Theme, colours: Mapping[str, int], 
     for line in lines:
         line.y = 100 * line.y
         axes.plot(line.x, line.y, color=line.colour)
-    late = np.concatenate([line.y[len(line.y) // 6 :] for line in lines])
-    high = max(line.y.max() for line in lines)
-    low = max(0.0, float(np.quantile(late, 0.05)))
-    room = max(high - low, 0.5)
-    axes.set_ylim(max(0.0, low - 0.15 * room), min(100.0 + 0.03 * room, high + 0.12 * room))
+    _percent_axis(axes, np.concatenate([line.y for line in lines]))
     label_ends(axes, lines)
     return drawing
+
+
+ERRORS = (100, 80, 60, 40, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
+"""Where an axis that is logarithmic in the error has its ticks: percent below 100."""
+
+
+def _percent_axis(axes: Axes, shown: NDArray[np.float64]) -> None:
+    """Limits and scale of a vertical axis for these values in percent."""
+    from matplotlib.ticker import NullLocator
+
+    low, high = float(shown.min()), float(shown.max())
+    errors = 100 - shown
+    floor = max(float(errors[errors > 0].min(initial=100.0)) / 4, 0.001)  # where 100 % lies: it has no logarithm
+    if (100 - low) / max(100 - high, floor) <= 4:
+        room = max(high - low, 0.5)
+        axes.set_ylim(max(0.0, low - 0.1 * room), min(100.0 + 0.03 * room, high + 0.12 * room))
+        return
+
+    def height(value: NDArray[np.float64]) -> NDArray[np.float64]:
+        return -np.log(np.maximum(100 - np.asarray(value), floor / 2))
+
+    bottom, top = (float(height(np.array(end))) for end in (low, high))
+    room = 0.06 * (top - bottom)
+    axes.set_yscale("function", functions=(height, lambda at: 100 - np.exp(-np.asarray(at))))
+    axes.set_ylim(100 - float(np.exp(-(bottom - room))), 100 - float(np.exp(-(top + room))))
+    ticks: list[float] = []
+    for error in ERRORS:
+        at = float(height(np.array(100 - error)))
+        if bottom - room <= at <= top + room and (not ticks or at - float(height(np.array(ticks[-1]))) > 1.2 * room):
+            ticks.append(100 - error)
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def learning_rate(curves: Sequence[Curve], theme: Theme, colours: Mapping[str, int]) -> Figure | None:

@@ -63,7 +63,7 @@ class ModelRow:
     evaluation: Record | None = None
     cost: Cost = field(default_factory=Cost)
     folder: str = ""  # model artifact
-    architecture: str = ""  # timm name
+    architecture: str = ""  # timm name, and what of it was changed
     steps: int | None = None  # optimiser steps it was trained for
     robust: Robustness | None = None  # under corruptions made on the fly
     shifted: Shifted | None = None  # on the shifted ImageNet sets
@@ -189,6 +189,8 @@ class ReportData:
     timings: list[Timing] = field(default_factory=list)  # of mode=benchmark: models (rows' names) in several backends
     load_code: str = ""  # Python that uses the primary model; "": made from run and the primary row's folder
     task: str = CLASSIFICATION  # what the models predict: the name of a task
+    advice: list[str] = field(default_factory=list)  # what is known to make the method pay, with its command
+    predictions: str = ""  # CSV with the prediction for every measured image; "": there is none
 
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vitlab.config.size import sides_text
+from vitlab.config.words import describe_network
+from vitlab.report.markdown import block, plain
 from vitlab.report.snippets import LOAD_CODE, ONNX_CODE, TIMM_CODE
 from vitlab.report.task import ReportTask
 
@@ -33,6 +35,8 @@ class Facts:
     extra: tuple[str, ...] = ()  # further sentences
     code: str = ""  # Python that uses the model where it lies; "": from the hub, with timm
     intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)  # of the metrics, 95 %
+    held: str = ""  # which model of its run it is, and whether another one of it is better
+    params: int = 0  # of the network; 0: not counted
     origin: str = ""  # who made the data, and under which licence, as far as it is stated
 
 
@@ -51,18 +55,17 @@ def model_card(meta: ModelMeta, facts: Facts, task: ReportTask) -> str:
     if meta.licence:
         head["license"] = meta.licence
     yaml = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items())
-    names = ", ".join(meta.classes[:SHOWN]) + (
-        f" and {len(meta.classes) - SHOWN} more" if len(meta.classes) > SHOWN else ""
-    )
+    names = _classes(meta) + (f" and {len(meta.classes) - SHOWN} more" if len(meta.classes) > SHOWN else "")
     lines = [
         f"---\n{yaml}\n---",
-        f"# {facts.title}",
-        f"A `{meta.name}` {task.card_purpose(len(meta.classes))} ({names}), "
+        f"# {plain(facts.title)}",
+        f"{_network(meta, facts)} {task.card_purpose(len(meta.classes))} ({names}), "
         + (
             f"trained with vitlab {meta.vitlab}, method {meta.method}."
             if meta.method
             else f"exported by vitlab {meta.vitlab}."
-        ),
+        )
+        + (f" {plain(facts.held)}" if facts.held else ""),
         "## Use",
         _code(meta, facts, task),
         f"Input: RGB, {sides_text(meta.size)} px, scaled to [0, 1], minus {_list(meta.mean)}, divided by "
@@ -78,7 +81,7 @@ def model_card(meta: ModelMeta, facts: Facts, task: ReportTask) -> str:
 
 
 def _code(meta: ModelMeta, facts: Facts, task: ReportTask) -> str:
-    return f"```python\n{(facts.code or timm_code(meta, facts, task)).rstrip()}\n```"
+    return block(facts.code or timm_code(meta, facts, task), "python")
 
 
 def timm_code(meta: ModelMeta, facts: Facts, task: ReportTask, source: str = "") -> str:
@@ -100,15 +103,17 @@ def export_readme(meta: ModelMeta, facts: Facts, task: ReportTask, files: Mappin
         if squashed(meta)
         else f"resized by {meta.crop_pct:g} around the centre crop of {sides_text(meta.size)} px"
     )
-    names = ", ".join(meta.classes[:SHOWN]) + (
+    names = _classes(meta) + (
         f" and {len(meta.classes) - SHOWN} more (all of them: `classes` in the metadata of the ONNX file, `classes` "
         "in model.json, `label_names` in config.json)"
         if len(meta.classes) > SHOWN
         else ""
     )
     lines = [
-        f"# {facts.title}",
-        f"A `{meta.name}` {task.card_purpose(len(meta.classes))}. In the order of the outputs: {names}.",
+        f"# {plain(facts.title)}",
+        f"{_network(meta, facts)} {task.card_purpose(len(meta.classes))}. "
+        + (f"{plain(facts.held)} " if facts.held else "")
+        + f"In the order of the outputs: {names}.",
         "\n".join(f"- `{name}`: {what}" for name, what in files.items()),
         "## Input",
         "The EXIF orientation of a picture is applied, transparent pixels lie on white, 16-bit grey keeps its upper "
@@ -134,7 +139,7 @@ def _measured(facts: Facts, task: ReportTask) -> str:
         for key, (name, scale) in task.card_metrics.items()
         if key in facts.metrics
     ]
-    head = f"On {facts.images:,} images of the {facts.split} split of {facts.dataset}"
+    head = f"On {facts.images:,} images of the {facts.split} split of {plain(facts.dataset)}"
     head += " (synthetic data: the numbers mean nothing for photographs)" if facts.synthetic else ""
     table = "\n".join(
         [
@@ -152,26 +157,37 @@ def _interval(facts: Facts, key: str, scale: float) -> str:
 
 
 def _origin(meta: ModelMeta, facts: Facts) -> str:
-    start = f"The weights started from {meta.origin}" if meta.origin else "The weights were trained from scratch"
+    start = f"The weights started from {plain(meta.origin)}" if meta.origin else "The weights were trained from scratch"
     licence = (
         f"; their licence is {meta.licence}."
         if meta.licence
         else ("; their licence is not known to vitlab: ask whoever published them." if meta.origin else ".")
     )
-    data = f" Data: {(facts.described or facts.dataset).rstrip('.')}." if facts.dataset else ""
-    origin = f" {facts.origin.rstrip('.')}." if facts.origin else ""
+    data = f" Data: {plain(facts.described or facts.dataset).rstrip('.')}." if facts.dataset else ""
+    origin = f" {plain(facts.origin).rstrip('.')}." if facts.origin else ""
     return f"{start}{licence}{data}{origin} The licence of the data is that of their publisher and is not checked here."
 
 
 def _limits(meta: ModelMeta, facts: Facts, task: ReportTask) -> list[str]:
     lines = [
         *task.card_limits(),
-        f"It was measured on images like those of {facts.dataset}; on others it may be worse, and overconfident."
+        f"It was measured on images like those of {plain(facts.dataset)}; on others it may be worse, and overconfident."
         if facts.dataset
         else "It was not measured here.",
         f"It sees {sides_text(meta.size)} px: what is smaller than a few pixels of that is lost.",
     ]
-    return [*lines, *facts.extra]
+    return [*lines, *map(plain, facts.extra)]
+
+
+def _network(meta: ModelMeta, facts: Facts) -> str:
+    """What it is: timm's name, what of it was changed, its size."""
+    name, _, changed = describe_network(meta.name, meta.args).partition(" ")
+    size = f", {facts.params:,} parameters," if facts.params else ""
+    return f"A `{name}`" + (f" {changed}" if changed else "") + size
+
+
+def _classes(meta: ModelMeta) -> str:
+    return ", ".join(map(plain, meta.classes[:SHOWN]))
 
 
 def _list(values: list[float]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from vitlab.report import curves, plots, robust_plots, style
 from vitlab.report.backend_figure import latency_bars
+from vitlab.report.compare import busy_note
 from vitlab.report.data import ReportData
 from vitlab.report.pieces import Drawing
 from vitlab.report.robust import of_rows
@@ -51,7 +52,8 @@ def training_curves(data: ReportData, task: ReportTask, slots: Slots) -> list[Dr
             "curves",
             "validation",
             f"Validation {task.headline.name} during training",
-            f"Measured on the {validated} as training went; the axis does not begin at zero.",
+            f"Measured on the {validated} as training went. The axis does not begin at zero; where it spans much, it "
+            "is logarithmic in the error.",
             lambda theme: curves.accuracy(data.curves, theme, stages, task.headline),
         ),
         Drawing(
@@ -113,7 +115,9 @@ def latencies(data: ReportData, slots: Slots) -> list[Drawing]:
             "cost",
             f"latency-{batch}",
             f"Latency of a batch of {batch}",
-            "Median of one forward pass; the line spans 10 to 90 % of the repetitions.",
+            " ".join(
+                ["Median of one forward pass; the line spans 10 to 90 % of the repetitions.", busy_note(data.rows)]
+            ),
             lambda theme, batch=batch: plots.latency(data.rows, theme, slots, batch),  # type: ignore[misc]
         )
         for batch in sorted({each.batch for row in data.rows for each in row.cost.latency})

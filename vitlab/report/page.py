@@ -11,12 +11,24 @@ from markupsafe import Markup
 
 from vitlab._version import __version__
 from vitlab.config.size import sides_text
-from vitlab.report import robust, style
-from vitlab.report.compare import DASH, SYNTHETIC, capitalised, compare, duration, file_size, milliseconds, percent, si
+from vitlab.report import markdown, robust, style
+from vitlab.report.compare import (
+    DASH,
+    SYNTHETIC,
+    capitalised,
+    compare,
+    duration,
+    file_of,
+    file_size,
+    milliseconds,
+    percent,
+    si,
+)
 from vitlab.report.data import ModelRow, ReportData
 from vitlab.report.pieces import Picture, Tile
 from vitlab.report.task import ReportTask
 from vitlab.report.text_tables import p_value, span
+from vitlab.report.verdict import verdict
 
 
 def tiles(data: ReportData, task: ReportTask) -> list[Tile]:
@@ -29,7 +41,8 @@ def tiles(data: ReportData, task: ReportTask) -> list[Tile]:
         out.append(Tile("Multiply-adds", *_split(si(row.cost.macs)), "for one image"))
     if row.cost.latency:
         least = min(row.cost.latency, key=lambda each: each.batch)
-        detail = ", ".join(filter(None, [f"batch of {least.batch}", row.cost.device]))
+        busy = f"machine busy ({row.cost.busy})" if row.cost.busy else ""
+        detail = ", ".join(filter(None, [f"batch of {least.batch}", row.cost.device, busy]))
         out.append(Tile("Latency", milliseconds(least.median_ms), "ms", detail))
     if row.cost.bytes is not None:
         out.append(Tile("Weights", *_split(file_size(row.cost.bytes)), "on disk"))
@@ -42,8 +55,13 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def findings(data: ReportData, task: ReportTask) -> list[str]:
-    """Findings in sentences that claim no more than the numbers show."""
-    return [capitalised(sentence) for sentence in task.findings(data, _shares)]
+    """Findings in sentences that claim no more than the numbers show; first what speaks against the result."""
+    found = data.main.evaluation
+    doubts = [] if found is None else task.warnings(found)
+    every = [*doubts, *verdict(data, task), *task.findings(data, _shares)]
+    others = [row for row in data.rows if row.name != data.primary and row.evaluation is not None]
+    every += [f"{row.name}: {one}" for row in others for one in task.warnings(row.evaluation)]  # type: ignore[arg-type]
+    return [capitalised(sentence) for sentence in every]
 
 
 def _known_sum(parts: Sequence[float | None]) -> float:
@@ -120,6 +138,7 @@ def render(data: ReportData, pictures: Sequence[Picture], task: ReportTask) -> t
         "file_size": file_size,
         "ms": milliseconds,
         "duration": duration,
+        "file_of": file_of,
     }
     texts = []
     for name, html in (("report.md.j2", False), ("report.html.j2", True)):
@@ -132,7 +151,7 @@ def render(data: ReportData, pictures: Sequence[Picture], task: ReportTask) -> t
             keep_trailing_newline=True,
         )
         jinja.filters.update(filters)
-        jinja.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+        jinja.filters |= {"plain": markdown.plain, "code": markdown.code, "block": markdown.block}
         jinja.filters["together"] = lambda text: str(text).replace(" %", "\u00a0%")
         texts.append(jinja.get_template(name).render(values))
     return texts[0], texts[1]

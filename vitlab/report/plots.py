@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from vitlab.report.compare import capitalised, clip, milliseconds, tick, wrap
+from vitlab.report.compare import capitalised, clip, clip_start, file_of, milliseconds, tick, wrap
 from vitlab.report.curves import apart, line_share
 from vitlab.report.data import Example, ModelRow
 from vitlab.report.pieces import Headline
@@ -101,14 +101,14 @@ def latency(rows: Sequence[ModelRow], theme: Theme, colours: Mapping[str, int], 
 
 
 def mistakes(examples: Sequence[Example], theme: Theme, columns: int = 6) -> Figure | None:
-    """The given images in a grid: its label, and what it was taken for with which confidence."""
+    """The given images in a grid: its label, what it was taken for with which confidence, and its file."""
     if not examples:
         return None
     from matplotlib.figure import Figure
 
     columns = min(columns, len(examples))
     lines = -(-len(examples) // columns)
-    across, down, top, text = 1.25, 1.5, 0.35, 0.34  # inches: a cell, above the cells, below a picture
+    across, down, top, text = 1.25, 1.64, 0.35, 0.48  # inches: a cell, above the cells, below a picture
     width, height = across * max(columns, 3), down * lines + top
     drawing = Figure(figsize=(width, height))
     drawing.suptitle("Worst mistakes", x=0.012, y=1 - 0.06 / height, ha="left", va="top")
@@ -131,6 +131,7 @@ def mistakes(examples: Sequence[Example], theme: Theme, columns: int = 6) -> Fig
                 f"→ {clip(example.predicted, 9)}, {100 * example.confidence:.0f} %",
                 theme.wrong[1],
             ),
+            *(((clip_start(file_of(example.key), 18), theme.quiet),) if example.key else ()),
         )
         start = (place % columns + 0.05) * cell
         for number, (line, colour) in enumerate(lines_below):

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 from vitlab.measure.robustness import Robustness, Shifted
 from vitlab.measure.robustness_names import FAMILIES
+from vitlab.report import markdown
 from vitlab.report.compare import DASH
 from vitlab.report.compare import percent as digits
 from vitlab.report.data import ModelRow
 from vitlab.report.text_tables import text_table
 
 Named = Sequence[tuple[str, Robustness]]
+
+FROST = "Frost is drawn: at severities 3 and 5 it has a quarter less fine structure than the published photographs."
 
 
 def percent(share: float | None) -> str:
@@ -34,9 +37,7 @@ class Table:
 
     def markdown(self) -> str:
         """As a Markdown table."""
-        lines = [[one.replace("|", "\\|") for one in row] for row in (self.head, *self.rows)]
-        ruler = ["---"] * self.words + ["---:"] * (len(self.head) - self.words)
-        return "\n".join(f"| {' | '.join(row)} |" for row in (lines[0], ruler, *lines[1:]))
+        return markdown.table([self.head, *self.rows], self.words)
 
 
 def describe_corruptions(state: Robustness) -> str:
@@ -47,6 +48,8 @@ def describe_corruptions(state: Robustness) -> str:
     text = f"{len(state.names)} corruptions of severity {levels}, {where}, {many} each."
     if state.alexnet and not state.published and state.mce is not None:
         text += " mCE is a share of AlexNet's published errors, which are on the published files."
+    if not state.published and "frost" in state.names:
+        text += f" {FROST}"
     return text
 
 
@@ -74,7 +77,8 @@ def by_corruption(state: Robustness) -> Table:
     rows = []
     for name in state.names:
         cells = [state.at(name, level) for level in state.severities]
-        row = [name.replace("_", " "), *(percent(one.top1) if one is not None else DASH for one in cells)]
+        title = "frost (drawn)" if name == "frost" and not state.published else name.replace("_", " ")
+        row = [title, *(percent(one.top1) if one is not None else DASH for one in cells)]
         row += [percent(state.mean("top1", name=name)), percent(state.mean("ece", name=name))]
         rows.append([*row, f"{state.mean('nll', name=name):.3f}"])
     means = [percent(state.mean("top1", severity=level)) for level in state.severities]
@@ -115,6 +119,12 @@ def describe_sets(rows: Sequence[tuple[str, Shifted]]) -> list[str]:
         for one in state.sets:
             if one.left_out:
                 lines.append(f"{name}: {one.left_out:,} images of {one.title} are of classes that it does not know.")
+    absent = dict.fromkeys((one.title, one.absent) for _, state in rows for one in state.sets if one.absent)
+    lines += [
+        f"{title}: {number:,} of its classes have no image here. The copy is incomplete; it is answered among all "
+        "classes of the set, and its number is not the published set's."
+        for title, number in absent
+    ]
     missing = dict.fromkeys(title for _, state in rows for title in state.missing)
     return [*lines, *([f"Not found: {', '.join(missing)}."] if missing else [])]
 

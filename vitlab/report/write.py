@@ -7,7 +7,6 @@ dark screen, and there is no script. ``report.json`` holds the :class:`ReportDat
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from vitlab.report.data import (
 )
 from vitlab.report.figures import drawings
 from vitlab.report.pieces import Picture
+from vitlab.report.stage_figures import data_uri, stage_pictures
 from vitlab.report.task import ReportTask
 
 __all__ = [
@@ -88,14 +88,14 @@ def write_report(folder: Path, data: ReportData, task: ReportTask, figures: bool
         file = f"figures/{each.name}.png"
         atomic_write(folder / file, light)
         files.append(folder / file)
-        pictures.append(Picture(each.section, file, each.title, each.caption, _uri(light), _uri(dark), width, height))
+        pictures.append(
+            Picture(each.section, file, each.title, each.caption, data_uri(light), data_uri(dark), width, height)
+        )
+    if figures:
+        pictures += stage_pictures(folder, [stage.name for stage in data.stages])
     markdown, html = page.render(data, pictures, task)
     paths = ReportPaths(folder / "report.md", folder / "report.html", folder / "report.json", files)
     atomic_write(paths.markdown, markdown)
     atomic_write(paths.html, html)
     data.save(paths.json)
     return paths
-
-
-def _uri(image: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(image).decode()

@@ -79,6 +79,7 @@ class Run:
         tree: Mapping[str, object],
         fresh: bool = False,
         complete: Complete = dict,
+        former: str | None = None,
     ) -> Run:
         """Find the run of this configuration. Nothing is written, so that the plan can be printed first.
 
@@ -91,6 +92,7 @@ class Run:
             fresh: a new numbered sibling of the runs with this identity instead of the newest of them.
             complete: completes a stored configuration, so that a key added since counts as its default
                 (vitlab.compose.schema.complete; an argument, because it imports the methods).
+            former: the prefix that an earlier version gave to this run; one that has it is continued.
 
         The newest sibling of the same identity is continued if its configuration equals ``tree`` in all keys outside
         ``RESULT_FREE``; otherwise any run of this method and prefix whose configuration does, so that a run started
@@ -107,6 +109,7 @@ class Run:
         record = {"format": FORMAT, "method": method, "prefix": prefix, "identity": identity, "tree": tree}
         home = output / method
         siblings = siblings_of(home, stem)
+        before = stem.replace(prefix, former, 1) if former is not None else stem
 
         def changed(folder: Path) -> dict[str, tuple[str, str]]:
             stored = stored_tree(folder)
@@ -121,9 +124,10 @@ class Run:
         if not fresh:
             if siblings and not changed(siblings[-1][1]):
                 return cls(siblings[-1][1], record)
-            for folder in reversed(runs_of(home, prefix)):
+            for folder in reversed([*(runs_of(home, former) if former is not None else []), *runs_of(home, prefix)]):
                 if not changed(folder):
                     return cls(folder, record)
+            siblings = siblings or siblings_of(home, before)
         if fresh or not siblings:
             number = siblings[-1][0] + 1 if siblings else 1
             folder = home / (stem if number == 1 else f"{stem}-{number}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.files import atomic_write, read_json, write_json
+from vitlab.report import markdown
 from vitlab.report.data import CLASSIFICATION
 from vitlab.report.pieces import Headline, Shown
 from vitlab.sweep.folds import fold_table, pool_folds
@@ -132,7 +133,7 @@ def write_comparison(
         ]
         seeds.append([*group.values.values(), str(group.runs), *cells])
     seeded = "seed" in keys and any(group.runs > 1 for group in groups)
-    parts = [f"# {folder.name}", f"`{command}`", *([about] if about else []), _markdown(table)]
+    parts = [f"# {markdown.plain(folder.name)}", markdown.code(command), *([about] if about else []), _markdown(table)]
     if seeded:
         parts += ["Mean ± standard deviation over seeds:", _markdown(seeds)]
     models, sentences = over_seeds(_same_but_seed(jobs), task) if seeded else ([], [])
@@ -146,7 +147,9 @@ def write_comparison(
     failed = [job for job in jobs if job.state == "failed"]
     if failed:
         parts.append(
-            "\n".join(f"- Run {job.number} failed: {job.reason} (logs/{job.number:03d}.err)" for job in failed)
+            "\n".join(
+                f"- Run {job.number} failed: {markdown.plain(job.reason)} (logs/{job.number:03d}.err)" for job in failed
+            )
         )
     if groups and any(group.points for group in groups):
         atomic_write(folder / "comparison.png", _plot(groups, task.headline))
@@ -194,8 +197,7 @@ def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _markdown(table: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table]
-    return "\n".join([lines[0], "|" + " --- |" * len(table[0]), *lines[1:]])
+    return markdown.table(table, words=len(table[0]))
 
 
 def _plot(groups: Sequence[Group], headline: Headline) -> bytes:

@@ -195,6 +195,10 @@ class Task(ABC):
         """Label, prediction and confidence of each image, as text."""
 
     @abstractmethod
+    def losses(self, answers: Answers) -> NDArray[np.float64]:
+        """[N] the loss of each image in nats; its mean is the evaluation's ``nll``."""
+
+    @abstractmethod
     def worst_mistakes(
         self, answers: Answers, found: Record, picture: Callable[[int], tuple[NDArray[np.uint8], str]], count: int
     ) -> list[Example]:
@@ -218,6 +222,10 @@ class Task(ABC):
     @abstractmethod
     def summary_notes(self, rows: Sequence[tuple[str, Record]], main: tuple[str, Record]) -> list[str]:
         """Lines below that table: what was fitted, the weakest classes of ``main``."""
+
+    def warnings(self, found: Record) -> list[str]:
+        """Sentences about a result that is none: one prediction for all images, or no better than chance."""
+        return []
 
     @abstractmethod
     def describe_comparison(self, one: Comparison) -> str:
@@ -247,7 +255,7 @@ class Task(ABC):
 
     def load_code(self, folder: str) -> str:
         """Python that predicts one picture with the model in ``folder``."""
-        return LOAD_CODE.format(folder=folder)
+        return LOAD_CODE.format(folder=folder.replace("\\", "\\\\").replace('"', '\\"'))
 
     @abstractmethod
     def card_sentences(self, found: Record) -> list[str]:

@@ -170,6 +170,9 @@ class Classification(Task):
             for row, (own, one) in enumerate(zip(answers.label.tolist(), best.tolist(), strict=True))
         ]
 
+    def losses(self, answers: Answers) -> NDArray[np.float64]:
+        return score_images(answers.logits, answers.label).nll
+
     def worst_mistakes(
         self, answers: Answers, found: Record, picture: Callable[[int], tuple[NDArray[np.uint8], str]], count: int
     ) -> list[Example]:
@@ -202,6 +205,9 @@ class Classification(Task):
     def summary_notes(self, rows: Sequence[tuple[str, Record]], main: tuple[str, Record]) -> list[str]:
         every = [(title, _of(one)) for title, one in rows]
         return classification_pages.summary_notes(every, (main[0], _of(main[1])))
+
+    def warnings(self, found: Record) -> list[str]:
+        return classification_pages.warnings(_of(found))
 
     def describe_comparison(self, one: Comparison) -> str:
         return classification_pages.describe_comparison(one)

@@ -195,6 +195,11 @@ class Multilabel(Task):
     def _text(self, row: Any, classes: Sequence[str]) -> str:
         return self.label_text(row, classes) or NONE
 
+    def losses(self, answers: Answers) -> NDArray[np.float64]:
+        """Mean over the labels."""
+        found: NDArray[np.float64] = measured.binary_nll(answers.logits, answers.label).mean(1)
+        return found
+
     def worst_mistakes(
         self, answers: Answers, found: Record, picture: Callable[[int], tuple[NDArray[np.uint8], str]], count: int
     ) -> list[Example]:
@@ -230,6 +235,9 @@ class Multilabel(Task):
     def summary_notes(self, rows: Sequence[tuple[str, Record]], main: tuple[str, Record]) -> list[str]:
         every = [(title, _of(one)) for title, one in rows]
         return multilabel_pages.summary_notes(every, (main[0], _of(main[1])))
+
+    def warnings(self, found: Record) -> list[str]:
+        return multilabel_pages.warnings(_of(found))
 
     def describe_comparison(self, one: Comparison) -> str:
         return multilabel_pages.describe_comparison(one)

@@ -113,7 +113,8 @@ def make_optimizer(network: nn.Module, recipe: RecipeConfig) -> Optimizer:
     Raises:
         UserError: unknown optimiser or argument.
     """
-    groups: Any = parameter_groups(network, recipe.weight_decay, recipe.layer_decay, recipe.head_lr)
+    rates = recipe.layer_decay, recipe.head_lr
+    groups: Any = parameter_groups(network, recipe.weight_decay, *rates, recipe.decay_norms)
     args: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in recipe.optimizer_args.items()
     }
@@ -125,7 +126,7 @@ def make_optimizer(network: nn.Module, recipe: RecipeConfig) -> Optimizer:
         near = nearest(recipe.optimizer, map(str, list_optimizers()))
         hint = f"Did you mean {near}?" if near and near != recipe.optimizer else "timm's names: adamw, sgd, lamb, ..."
         raise UserError(f"recipe.optimizer={recipe.optimizer}: {error}.", hint) from None
-    except TypeError as error:
+    except Exception as error:  # of any kind, from arguments of a wrong form
         raise UserError(f"recipe.optimizer_args: {error}.", f"See the arguments of {recipe.optimizer}.") from None
 
 

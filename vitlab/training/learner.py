@@ -151,6 +151,8 @@ class Learner(UncheckedHookName):
         if self.student_eval:
             for module in self.keeps_tables:  # a table would outlive the weight that it was gathered from
                 module.training = True
+            if getattr(self.student, "distilled_training", False):
+                self.student.training = True  # timm then returns both heads' logits; the parts are in eval mode
         for module in self.frozen:
             module.eval()
 

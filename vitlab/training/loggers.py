@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from vitlab.config import Config
@@ -22,25 +22,21 @@ from vitlab.training.wandb_logger import VIEWS, stage_job
 
 @contextmanager
 def logging_to(config: Config, run: Run, stages: Sequence[Stage], stage: Stage, recorder: Recorder) -> Iterator[None]:
-    """While ``stage`` (of ``stages``) runs, the logger that ``logger=`` names gets every row of it.
+    """While ``stage`` (of ``stages``) runs, the loggers that ``logger=`` and ``logger.also`` name get every row of it.
 
     Raises:
         UserError: the logger's package is not installed.
     """
-    match config.logger.name:
-        case "csv":
-            try:
-                yield
-            finally:
-                write_csv(run.folder)
-        case "tensorboard":
-            with _tensorboard(run, stage.name, recorder):
-                yield
-        case "wandb":
-            with stage_job(config, run, stages, stage, recorder):
-                yield
-        case _:
-            yield
+    with ExitStack() as open_loggers:
+        for name in config.logger.names:
+            match name:
+                case "csv":
+                    open_loggers.callback(write_csv, run.folder)
+                case "tensorboard":
+                    open_loggers.enter_context(_tensorboard(run, stage.name, recorder))
+                case "wandb":
+                    open_loggers.enter_context(stage_job(config, run, stages, stage, recorder))
+        yield
 
 
 def write_csv(folder: Path) -> None:

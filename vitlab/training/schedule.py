@@ -38,11 +38,16 @@ class Schedule:
         """Turn the durations of a recipe into steps.
 
         Raises:
-            UserError: if a duration is malformed, or warm-up is longer than the training.
+            UserError: if a duration is malformed or less than a step, or the warm-up is longer than the training.
         """
         if recipe.schedule not in KINDS:
             raise UserError(f"recipe.schedule={recipe.schedule} is not a schedule.", f"Take {' or '.join(KINDS)}.")
         total = duration_steps("recipe.duration", recipe.duration, steps_per_epoch)
+        if total < 1:
+            raise UserError(
+                f"recipe.duration={recipe.duration} is less than a step: an epoch has {steps_per_epoch}.",
+                "Give at least 1st.",
+            )
         warmup = duration_steps("recipe.warmup", recipe.warmup, steps_per_epoch, total)
         if warmup > total:
             raise UserError(
@@ -81,6 +86,15 @@ class Schedule:
                 return self.lr * self.decay_rate ** sum(step >= at for at in self.decay_at)
             case _:
                 return self.lr
+
+
+def describe_length(steps: int, per_epoch: int, batch_size: int, images: int) -> str:
+    """A training in steps, and the images that no batch of an epoch holds."""
+    text = f"{steps:,} step{'' if steps == 1 else 's'} in all, {per_epoch:,} an epoch"
+    left = images - per_epoch * batch_size
+    if left <= 0:
+        return text
+    return f"{text}; each epoch leaves out {left:,} of {images:,} images, which do not fill a batch of {batch_size}"
 
 
 SLOW = 0.05

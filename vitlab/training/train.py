@@ -18,6 +18,7 @@ from torch import nn
 
 from vitlab.config import Config, ModelConfig, RecipeConfig
 from vitlab.data.datamodule import VisionData
+from vitlab.data.sampler import EpochSampler
 from vitlab.data.views import FreshViews, Views
 from vitlab.distill.teachers import StoredTeacher
 from vitlab.models.artifact import ModelMeta, save_model
@@ -43,7 +44,7 @@ from vitlab.training.out_of_memory import (
 from vitlab.training.overfit import Overfit
 from vitlab.training.profile import StepProfiler
 from vitlab.training.progress import Progress
-from vitlab.training.schedule import Schedule, duration_steps, slow_average
+from vitlab.training.schedule import Schedule, describe_length, duration_steps, slow_average
 from vitlab.training.sharding import all_processes, full_state_dict, shard, uses_sharding
 from vitlab.training.teacher import load_teacher, make_teacher
 from vitlab.training.trainer import Stopwatch, make_trainer
@@ -104,6 +105,8 @@ class Training:
         per_epoch, total = self.data.steps_per_epoch, learner.schedule.total
         total = min(total, 3) if dry_run else total
         with Progress(stage, total, done=done.step, quiet=dry_run or recorder is None) as progress:
+            if not done.step and not dry_run:
+                progress.note(f"{stage}: {self.length_text()}")
             if (note := slow_average(recipe, total)) and not done.step:
                 progress.note(f"{stage}: {note}")
             keeper = RecordAndCheckpoint(
@@ -146,6 +149,14 @@ class Training:
                 raise too_large(config, recipe, stage, fits) from error
             expected = self.expected_steps * recipe.accumulate
             self.seconds = watch.estimate(expected) if dry_run else keeper.elapsed()
+
+    def length_text(self) -> str:
+        """Steps in all, the images that an epoch leaves out, and the size of the network."""
+        sampler = self.data.train_sampler
+        plain = type(sampler) is EpochSampler and sampler.repeats == 1  # others do not show every image once
+        images = len(self.data.train_source) if plain else 0
+        steps = describe_length(self.learner.schedule.total, self.data.steps_per_epoch, self.recipe.batch_size, images)
+        return f"{steps}; {sum(p.numel() for p in self.network.parameters()):,} parameters"
 
     def save(self, meta: ModelMeta | None = None, network: nn.Module | None = None) -> dict[str, object]:
         """Write the model artifact into the stage's folder; every rank calls this, rank 0 writes.

@@ -183,10 +183,62 @@ def test_cifars_padded_crop() -> None:
     assert pipeline.params(drawn) == [224, (3, 31), True]
 
 
+CIFAR: dict[str, Any] = {
+    "resize": {"size": [224, 224]},
+    "random_crop": {"size": 224, "padding": 16},
+    "random_horizontal_flip": {},
+}
+
+
+@pytest.mark.parametrize("stored", [(224, 224), [224, 224], 224], ids=str)
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_resize_of_a_sample_comes_back_as_the_object_that_it_was(tmp_path: Path, stored: Any, mixed: bool) -> None:
+    """The official code stores a tuple where its configuration has a list."""
+    (tmp_path / "set").mkdir()
+    steps = CIFAR | (STEPS["mixing"] if mixed else {})
+    save(tmp_path / "set" / CONFIG, {"reinforce": {"num_samples": 2, "image_augmentation": steps}})
+    for image in range(IMAGES):
+        sample_of = [stored, (3, image), True]
+        if mixed:
+            pairs = [[stored, stored], [(3, image), (5, 1)], [True, False]]
+            rows = [[None, *sample_of, None, None], [2, *pairs, 0.25, None]]
+        else:
+            rows = [sample_of, [stored, (0, 31), False]]
+        content = [{"params": row, "prob": ([0.5, 0.25], [1, 2])} for row in rows]
+        save(tmp_path / "set" / f"{image}{SUFFIX}", (image, content))
+    pack(tmp_path / "set", tmp_path / "packed", KEYS, CLASSES, "data")
+    unpack(tmp_path / "packed", tmp_path / "again")
+    for name in [CONFIG, *(f"{image}{SUFFIX}" for image in range(IMAGES))]:
+        assert repr(load(tmp_path / "again" / name)) == repr(load(tmp_path / "set" / name))
+    index, other = load(tmp_path / "set" / f"5{SUFFIX}")
+    other[1]["params"][int(mixed)] = [[225, 225], [225, 225]] if mixed else [225, 225]
+    save(tmp_path / "set" / f"5{SUFFIX}", (index, other))
+    with pytest.raises(UserError, match=r"image 5 cannot be packed: its samples hold .* of the step resize"):
+        pack(tmp_path / "set", tmp_path / "other", KEYS, CLASSES, "data")
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ({"resize": {"size": 256}} | STEPS["rrc"], "resize before random_resized_crop"),
+        ({"center_crop": {"size": 224}} | STEPS["rrc"], "center_crop before random_resized_crop"),
+        ({"random_resized_crop": {"size": 160}}, "views of 160 px, not 224"),
+        ({"random_resized_crop": {"size": 224, "interpolation": "bicubic"}}, "resizing with bicubic, not bilinear"),
+        (CIFAR | {"resize": {"size": 256}}, "views of 256 px, not 224"),
+        (CIFAR | {"random_crop": {"size": 224, "padding": None}}, "not supported: int"),
+        (CIFAR | {"random_crop": True}, "not supported: "),
+        (STEPS["rrc"] | {"rand_augment": {"num_ops": None}}, "not supported: int"),
+    ],
+)
+def test_steps_that_replay_would_get_wrong_are_refused(steps: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Pipeline({"reinforce": {"num_samples": 1, "image_augmentation": steps}}, "config")
+
+
 def test_several_folders_are_counted_through(tmp_path: Path) -> None:
     first, second = released(tmp_path / "a", "rrc", 3), released(tmp_path / "b", "rrc", 2, seed=1)
     reader = open_reinforcements([tmp_path / "a", tmp_path / "b"], IMAGES, CLASSES)
-    assert reader.samples == 5
+    assert reader.samples == 5 and reader.parts == (3, 2)
     _, target = reader.read([2, 3, 4], [1, 1, 5])
     wanted = [first[1][1][2], second[1][1][0], second[5][1][1]]
     assert target.index.tolist() == [one["prob"][1] for one in wanted]

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.methods.deepmad.tables import made_up
 from vitlab.methods.deepmad import anneal
 from vitlab.methods.deepmad.bound import certify, split, tightest
 from vitlab.methods.deepmad.evaluate import Scoring, depth_penalty
 from vitlab.methods.deepmad.population import Population
 from vitlab.methods.deepmad.problem import Budget, Problem, depthwise_space, resnet_space
 from vitlab.methods.deepmad.relaxation import Relaxation
+from vitlab.methods.deepmad.search import Design
 
 TINY = Problem(
     replace(resnet_space((1, 2), stem_max=16), out_max=48, first_depth=2, depth_max=4),
@@ -29,7 +32,10 @@ def everything(problem: Problem) -> tuple[NDArray[np.float64], NDArray[np.int32]
     space = problem.space
     grid = range(1, space.out_max // 8 + 1)
     depths = [range(1, space.depth_at(j) + 1) for j in range(2)]
-    rows = itertools.product(range(1, space.stem[1] // 8 + 1), grid, grid, grid, grid, (3, 5), (3, 5), *depths)
+    narrow = space.ratios or grid
+    kernels = [space.kernels_at(side) for side in space.sides(problem.resolution)]
+    stems = range(space.stem[0] // 8, space.stem[1] // 8 + 1)
+    rows = itertools.product(stems, grid, grid, narrow, narrow, *kernels, *depths)
     genes = np.array(list(rows), np.int32).T.copy()
     population = Population(problem)
     genes = genes[:, anneal.Moves(population).allowed(genes)]
@@ -138,10 +144,44 @@ def test_conjugate(mode: str) -> None:
             assert float(q @ other) - depth_penalty(other.tolist(), 10.0, mode == "paper") <= value + 1e-9
 
 
-def test_other_spaces_have_none() -> None:
-    space = depthwise_space((2, 2, 2, 2), squeeze=False, tail=None)
-    problem = Problem(space, Scoring((1.0,) * 5, 10.0, penalty="all"), Budget(3_000_000, None, 1.0), 224)
-    design = anneal.design(problem, anneal.AnnealSettings(chains=128, steps=200), 0)
-    certify(problem, design, 1.0)
-    assert design.bound is None
-    assert "No upper bound" in design.notes[-1]
+def depthwise(squeeze: bool, tail: int | None, **changes: Any) -> Problem:
+    """A depthwise problem small enough to enumerate."""
+    space = depthwise_space((1, 2), squeeze=squeeze, tail=tail, stem_max=16)
+    space = replace(space, out_max=48, first_depth=2, depth_max=3, ratios=(15, 30, 60))
+    return replace(Problem(space, TINY.scoring, Budget(30_000, 3_000_000, 0.8), resolution=32), **changes)
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        depthwise(False, None),
+        depthwise(True, 64, classes=10),
+        depthwise(True, 64, scoring=replace(TINY.scoring, mode="official")),
+        depthwise(True, None, scoring=replace(TINY.scoring, spread="variance")),
+        replace(TINY, costs=made_up(TINY.space, 0.7), budget=Budget(60_000, None, 0.45, 0.21)),
+        depthwise(True, 64, costs=made_up(depthwise(True, 64).space, 0.8), budget=Budget(None, None, 0.8, 0.79)),
+    ],
+    ids=["depthwise", "se", "official", "variance", "latency", "se-latency"],
+)
+def test_bound_of_other_spaces_and_of_latency(problem: Problem) -> None:
+    """Above the best of all, at any multipliers; it closes; slopes from real structures support it."""
+    scores, genes = everything(problem)
+    best = float(scores.max())
+    spent = Population(problem).evaluate(genes[:, [int(scores.argmax())]])
+    if problem.budget.latency is not None:
+        assert spent.latency is not None and spent.latency[0] > 0.9 * problem.budget.latency, "the budget binds"
+    relaxation, rng = Relaxation(problem), np.random.default_rng(0)
+    root = relaxation.root((1.5, 2.0), best)
+    scale = best * np.array([1.0] * relaxation.priced + [0.05] * 2)
+    points = [scale * np.append(rng.uniform(0, 2, relaxation.priced), rng.normal(size=2)) for _ in range(12)]
+    centre = np.array([1.5, 2.0])
+    found = [relaxation.evaluate(root, point, centre)[:2] for point in points]
+    for (value, slope), at in zip(found, points, strict=True):
+        assert value >= best
+        for (other, _), there in zip(found, points, strict=True):
+            assert other >= value + float(slope @ (there - at)) - 1e-6 * abs(value)
+    design = Design(Population(problem).decode(genes, int(scores.argmax())), best, "enumeration")
+    certify(problem, design, 30.0, parts=60)
+    assert design.bound is not None and design.gap is not None
+    assert design.bound >= best - 1e-6
+    assert design.gap < 0.05, design.gap

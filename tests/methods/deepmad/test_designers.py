@@ -32,6 +32,13 @@ SE = Problem(
     Budget(5_000_000, 400_000_000, 0.8),
     resolution=224,
 )
+SMALL_SE = replace(
+    SMALL,
+    space=depthwise_space((1, 2, 1, 1, 2), squeeze=True, tail=None),
+    scoring=replace(SMALL.scoring, penalty="all"),
+    budget=Budget(300_000, 20_000_000, 0.5),
+)
+TINY = milp.Spread((-1,), (-1,), (1,))
 QUICK = anneal.AnnealSettings(chains=128, steps=300)
 
 
@@ -44,7 +51,9 @@ def by_evolution(problem: Problem, seed: int, **options: Any) -> Design:
 
 
 def by_milp(problem: Problem, seed: int, **options: Any) -> Design:
-    settings = milp.MilpSettings(seed=replace(QUICK, steps=50), spreads=(milp.NEAR,), edges=40, edges_max=40, polish=1)
+    settings = milp.MilpSettings(
+        seed=replace(QUICK, steps=50), spreads=(TINY,), edges=40, edges_max=40, polish=1, coarse=8
+    )
     return milp.design(problem, settings, seed, **options)
 
 
@@ -268,6 +277,47 @@ def test_penalty_planes_support_it() -> None:
             slopes = penalty_slopes(at.tolist(), 10.0, variance)
             plane = depth_penalty(at.tolist(), 10.0, variance) + float(np.dot(slopes, other - at))
             assert plane <= depth_penalty(other.tolist(), 10.0, variance) + 1e-9
+
+
+@pytest.mark.parametrize("problem", [SMALL, SMALL_SE], ids=["resnet", "se"])
+def test_the_programme_starts_by_itself(problem: Problem) -> None:
+    """Where the annealed seed finds nothing, the solver's own coarse table gives a start."""
+    seed = anneal.AnnealSettings(chains=4, steps=2)
+    with pytest.raises(UserError, match="found no network"):
+        anneal.design(problem, seed, 0)
+    settings = milp.MilpSettings(seed=seed, round_seconds=20, edges=400, edges_max=0, polish=0, coarse=2.5)
+    found = milp.design(problem, settings, 0)
+    assert problem.violations(found.structure) == []
+    assert found.notes[0].startswith("A coarse table of the space, ")
+    assert found.notes[-1] == milp.STATEMENT, "what is proven, and of what"
+
+
+def test_a_coarse_table_covers_the_space() -> None:
+    for problem in (SMALL, SMALL_SE):
+        table, space = milp.coarse_table(problem, 2.0), problem.space
+        assert (table.stem[0], table.stem[-1]) == space.stem
+        for block in range(5):
+            assert (table.outs[block][0], table.outs[block][-1]) == (8, space.out_max)
+            assert (table.depths[block][0], table.depths[block][-1]) == (1, space.depth_at(block))
+        if space.ratios:
+            assert table.narrow == ((15, 30, 60),) * 5
+        edges = edges_of(problem, table)
+        kept = milp.affordable(problem, edges)
+        assert 0 < len(kept.block) < len(edges.block)
+        assert problem.budget.params is not None and kept.params.max() <= problem.budget.params
+
+
+def test_the_zoom_moves_ratios_near_and_far() -> None:
+    """Tenths in the near tables, where the ratio did not move at all, and the ends of the range in the wide ones."""
+    out = SE.space.build(16, [(64, 192, 3, 1)] * 5)  # a ratio of 3
+    near, middle, wide = (
+        milp.table_around(SE, out, spread).narrow[0] for spread in (milp.NEAR, milp.MIDDLE, milp.WIDE)
+    )
+    assert near == (28, 29, 30, 31, 32)
+    assert middle == (24, 29, 30, 31, 37)
+    assert (wide[0], wide[-1]) == (15, 60) and {21, 25, 36, 43} <= set(wide)
+    fixed = replace(SE, space=replace(SE.space, ratios=(30,)))
+    assert milp.table_around(fixed, out, milp.WIDE).narrow[0] == (30,)
 
 
 def test_designs_are_verified_by_building() -> None:

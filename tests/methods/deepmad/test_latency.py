@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.methods.deepmad.tables import only
+from tests.methods.deepmad.tables import made_up, only
 from vitlab.errors import UserError
 from vitlab.measure.latency_table import ROUNDS
 from vitlab.methods.deepmad import anneal
@@ -24,20 +24,6 @@ SPACES = [
     resnet_space((1, 2, 1, 1, 2)),
     depthwise_space((1, 2, 1, 1, 2), squeeze=True, tail=64, stem_max=16),
 ]
-
-
-def made_up(space: Space, power: float = 1.0) -> CostTable:
-    """Times that are a power law of the channels, which the interpolation must reproduce exactly."""
-    grid = [8, 64, 2048]
-    sides = [16, 8, 4, 1]
-    table = CostTable("none", 1, space.kind, grid, scale=1.5)
-    for side in sides:
-        table.pointwise[str(side)] = [[1e-6 * (i * o) ** power * side**2 for o in grid] for i in grid]
-        table.stem[str(side)] = [1e-6 * (27 * o) ** power * side**2 for o in grid]
-        for kernel in (1, 3, 5, 7):
-            for stride in (1, 2):
-                table.spatial[f"{kernel}/{stride}/{side}"] = [1e-6 * (kernel**2 * c) ** power * side**2 for c in grid]
-    return table
 
 
 def posed(space: Space, table: CostTable, latency: float | None = None) -> Problem:

@@ -16,7 +16,7 @@ from vitlab.compose.load import load
 from vitlab.config import Config
 from vitlab.errors import UserError
 from vitlab.methods.base import Context, find_method
-from vitlab.methods.deepmad.options import DeepMADOptions, problem_of, strides_for
+from vitlab.methods.deepmad.options import DeepMADOptions, check, problem_of, start_of, strides_for
 from vitlab.methods.deepmad.search import load_design
 from vitlab.methods.deepmad.structure import Structure
 from vitlab.run.recorder import Recorder
@@ -43,6 +43,32 @@ def run_stages(config: Config, folder: Path) -> dict[str, dict[str, Any]]:
         folders[stage.name].mkdir(exist_ok=True)
         records[stage.name] = getattr(method, stage.name)(Context(config, stage, folders, recorder))
     return records
+
+
+def test_the_released_problems() -> None:
+    """Section 7 of the specification: budgets, sides and starts of the seven searches, as experiments."""
+    rows = {
+        "r18": (224, 1.82e9, 11.69e6, 0.3, 32), "r34": (224, 3.68e9, 21.80e6, 0.3, 32),
+        "r50": (224, 4.13e9, 25.55e6, 0.3, 32), "29m_224": (224, 4.5e9, 29e6, 0.5, 32),
+        "29m": (288, 4.5e9, 29e6, 0.5, None), "50m": (224, 8.7e9, 50e6, 0.5, 48), "89m": (224, 15.4e9, 89e6, 0.5, 64),
+    }  # fmt: skip
+    for name, (side, flops, params, rho, stem) in rows.items():
+        options = load([f"experiment=deepmad_design_{name}"]).config.method
+        problem = problem_of(options, side)
+        budget = problem.budget
+        assert (problem.resolution, budget.flops, budget.params, budget.rho) == (side, flops, params, rho)
+        start = start_of(options, problem)
+        if stem is not None:
+            assert start is not None and start.stem.out == stem and problem.excess(start) == []
+    cifar = load(["experiment=deepmad_cifar100", "dataset.root=x", "dataset.download=true"]).config
+    assert (cifar.recipe.duration, cifar.recipe.weight_decay, cifar.dataset.size) == ("1440ep", 5e-4, 32)
+
+
+def test_the_spread_of_the_depths_is_a_choice() -> None:
+    assert problem_of(config("method.spread=variance").method, 32).scoring.variance
+    assert not problem_of(config().method, 32).scoring.variance
+    with pytest.raises(UserError, match=r"method\.spread=var\b"):
+        check(config("method.spread=var").method, 32)
 
 
 def test_stages() -> None:
@@ -90,12 +116,8 @@ def test_a_design_from_the_command_line(space: str, tmp_path: Path) -> None:
     assert (tmp_path / "sweep" / "sweep.png").exists()
     notes = " ".join(records["solve"]["notes"])
     assert "it is no measured accuracy" in notes
-    if space == "resnet":
-        assert records["solve"]["bound"] >= records["solve"]["score"]
-        assert "It is proven that no network" in notes
-    else:
-        assert records["solve"]["bound"] is None
-        assert "no upper bound of the score is known for depthwise spaces" in notes
+    assert records["solve"]["bound"] >= records["solve"]["score"]
+    assert "It is proven that no network" in notes
     # A structure from a file is taken instead; notes name the constraints that it violates.
     given = config(
         f"method.structure={solved / 'structure.json'}", "method.budget.params=0.05M", *more[: 4 * (space == "se")]

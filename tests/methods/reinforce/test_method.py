@@ -12,6 +12,7 @@ import torch
 from tests.contract.story import SMALL, the_run
 from vitlab.cli.main import main
 from vitlab.distill.store import TargetStore
+from vitlab.methods.reinforce.generate import filter_of
 
 SHORT = {
     **dict(word.split("=", 1) for word in SMALL),
@@ -19,6 +20,17 @@ SHORT = {
     "method.erm": "false",
     "debug.max_steps": "3",
     "debug.max_slots": "3",
+}
+
+
+KD = {
+    **{"lr": "2e-6", "batch_size": "8", "schedule": "constant", "warmup": "0st", "warmup_lr": "0", "min_lr": "0"},
+    **{
+        "decay_norms": "true",
+        "augmentation__randaug": "torchvision-m9-n2",
+        "augmentation__erase": "0.5",
+        "augmentation__erase_mode": "black",
+    },
 }
 
 
@@ -56,6 +68,15 @@ def test_the_store_is_sound_and_says_what_it_is(run: Path) -> None:
     assert store.spec.k == 10 and store.spec.slots == 3  # ten digits: K is all of them
     record = json.loads((run / "reinforce" / "done.json").read_text())
     assert record["bytes"] == store.spec.record.itemsize * 80 * 3 and store.spec.record.itemsize == 113
+    assert store.spec.augmentation["interpolation"] == "bicubic", "the recipe's filter, as the baselines have it"
+
+
+def test_a_store_that_was_begun_keeps_its_filter(run: Path, tmp_path: Path) -> None:
+    """A former version stored bilinear views whatever the recipe, and stated no filter."""
+    assert filter_of(tmp_path, "bicubic") == "bicubic"
+    assert filter_of(run / "reinforce" / "targets", "nearest") == "bicubic"
+    (tmp_path / "store.json").write_text(json.dumps({"augmentation": {"variant": "rrc"}}))
+    assert filter_of(tmp_path, "bicubic") == "bilinear"
 
 
 def test_stored_reinforcements_train_another_student(run: Path, tmp_path: Path) -> None:
@@ -145,6 +166,20 @@ def test_reinforced_training_takes_the_steps_of_plain_training_and_no_teacher(
         json.loads((the_run(tmp_path) / stage / "done.json").read_text()) for stage in ("erm", "train")
     )
     assert plain["steps"] == reinforced["steps"] == 2 * (80 // 16) and plain["images"] == reinforced["images"] == 80
+
+
+def test_the_teacher_at_every_step_may_have_a_recipe_of_its_own(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As published: other weight decay, other MixUp; and with torchvision's RandAugment and black boxes."""
+    words = {"only": "kd", "method__kd": "true", "recipe@method__kd_recipe": "digits", "logger__every": "1"}
+    words |= {"method__kd_recipe__" + key: value for key, value in KD.items()}
+    words |= {"teacher__train": "false", "teacher__members.0.checkpoint": str(run / "teacher")}
+    assert run_command(tmp_path, **words) == 0
+    assert "same student, teacher at every step · 3st, batches of 8" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (the_run(tmp_path) / "metrics.jsonl").read_text().splitlines()]
+    rates = [row["lr"] for row in rows if row["stage"] == "kd" and "lr" in row]
+    assert rates and max(rates) == 2e-6
 
 
 def test_a_store_of_the_other_kind_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

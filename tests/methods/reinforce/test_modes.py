@@ -90,7 +90,9 @@ def test_what_is_missing_is_asked_for(released: Path, capsys: pytest.CaptureFixt
     assert "method.convert_to=FOLDER" in capsys.readouterr().err
 
 
-def test_released_files_are_trained_from_as_they_are(released: Path, tmp_path: Path) -> None:
+def test_released_files_are_trained_from_as_they_are(
+    released: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     words = (
         "method.erm=false",
         "export=none",
@@ -99,6 +101,11 @@ def test_released_files_are_trained_from_as_they_are(released: Path, tmp_path: P
         f"output={tmp_path}",
     )
     assert main([*SMALL, *words, f"method.store=[{released},{released}]"]) == 0
+    assert "resized with the filter bilinear" in caplog.text, "the recipe of the digits has bicubic"
+    caplog.clear()
+    same = ("recipe.augmentation.interpolation=bilinear", "mode=check")
+    assert main([*SMALL, *words, *same, f"method.store=[{released},{released}]"]) == 0
+    assert "filter" not in caplog.text
     assert len(list(tmp_path.glob("*/*/train/model.json"))) == 1
 
 

@@ -112,7 +112,8 @@ class Pipeline:
     """The steps whose parameters the files hold, from ``config.pth.tar``.
 
     Raises:
-        UserError: the configuration is not one of a reinforcement, or has a step that is not known.
+        UserError: the configuration is not one of a reinforcement, or has a step that is not known or is not replayed:
+            crops of a resized image, and sizes and filters other than the published ones.
     """
 
     def __init__(self, config: Mapping[str, Any], name: str) -> None:
@@ -128,18 +129,26 @@ class Pipeline:
             raise UserError(f"{name} has the step {min(unknown)}, which is not supported.")
         self.stored = [one for one in STEPS if one in steps]
         self.mixes = [one for one in ("mixup", "cutmix") if one in steps]
-        self.resize = steps["resize"].get("size") if "resize" in steps else None
         augments = "rand_augment" in steps or "random_erase" in steps
-        crop, randaug = steps.get("random_crop"), steps.get("rand_augment") or {}
-        if (crop is None) == ("random_resized_crop" not in steps):
+        if ("random_crop" in steps) == ("random_resized_crop" in steps):
             raise UserError(f"{name}: views are cut out by one of random_crop and random_resized_crop.")
+        crop = "random_crop" if "random_crop" in steps else "random_resized_crop"
+        # Both would move the origin of the stored crops, which replay counts in pixels of the image itself.
+        if "center_crop" in steps or ("resize" in steps and crop == "random_resized_crop"):
+            before = "center_crop" if "center_crop" in steps else "resize"
+            raise UserError(f"{name} has {before} before {crop}, which is not supported.")
+        try:
+            self.resize = steps["resize"]["size"] if "resize" in steps else None
+            randaug = steps.get("rand_augment") or {}
+            for step in {"resize", crop} & steps.keys():
+                _check_published(steps[step])
+            pad = int(steps[crop].get("padding", 0)) if crop == "random_crop" else None
+            ops, magnitude = int(randaug.get("num_ops", 2)), int(randaug.get("magnitude", 9))
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{name} has a step that is not supported: {error}.") from None
         variant = {(0, 0): "rrc", (0, 1): "mixing", (1, 0): "randaug", (1, 1): "randaug_mixing"}
-        self.views = Reinforcement(
-            variant=variant[int(augments), int(bool(self.mixes))],
-            pad=None if crop is None else int(crop.get("padding", 0)),
-            ops=int(randaug.get("num_ops", 2)),
-            magnitude=int(randaug.get("magnitude", 9)),
-        )
+        chosen = variant[int(augments), int(bool(self.mixes))]
+        self.views = Reinforcement(variant=chosen, pad=pad, ops=ops, magnitude=magnitude)
 
     def draw(self, params: Sequence[Any] | Mapping[str, Any]) -> Draw:
         """The Draw of one sample's parameters, list or dict."""
@@ -176,6 +185,23 @@ class Pipeline:
             cut = mix is not None and mix.box is not None
             out.append([mix.cut, *(np.int64(v) for v in mix.box)] if cut and mix and mix.box else None)
         return out
+
+    def resizes(self, params: Sequence[Any] | Mapping[str, Any]) -> set[str]:
+        """What a sample holds of the step ``resize``, of both images of a mixture, as Python literals; empty without
+        that step. Replay does not use it: it is a constant of the configuration.
+
+        Raises:
+            ValueError: it is not an integer, or a list or tuple of integers.
+        """
+        if "resize" not in self.stored:
+            return set()
+        by_step = dict(params) if isinstance(params, Mapping) else self._named(params)
+        found = [one for one in by_step.get("resize", ()) if one is not None]
+        for one in found:
+            parts = one if isinstance(one, (list, tuple)) else [one]
+            if not all(type(part) is int for part in parts):
+                raise ValueError(f"the size of a resize is {one!r}")
+        return {repr(one) for one in found}
 
     def _named(self, params: Sequence[Any]) -> dict[str, Any]:
         values = list(params)
@@ -233,6 +259,19 @@ class Pipeline:
         return None if box is None else (box.top, box.left, box.height, box.width)
 
 
+def _check_published(step: Mapping[str, Any]) -> None:
+    """Refuse a size or filter that replay does not have: boxes and translations are counted on views of 224 pixels.
+
+    Raises:
+        ValueError: naming it.
+    """
+    size = step.get("size", GRID)
+    if size != GRID and (not isinstance(size, (list, tuple)) or set(size) != {GRID}):
+        raise ValueError(f"views of {size} px, not {GRID}")
+    if (filter := step.get("interpolation", "bilinear")) not in ("bilinear", 2):  # 2: Pillow's number of it
+        raise ValueError(f"resizing with {filter}, not bilinear")
+
+
 def _op(stored: Any) -> str:
     """The name of a stored operation, a name or a number."""
     if stored in OPS:
@@ -245,6 +284,8 @@ def _op(stored: Any) -> str:
 class ImagenetPlus:
     """A released set: a folder of files, or several whose samples are numbered consecutively.
 
+    ``parts`` are the samples of each folder: a folder is drawn first, then one of its samples, as in the official code.
+
     The official code makes the teacher's views on tensors and trains on PIL images; replay follows the latter.
 
     Raises:
@@ -252,6 +293,7 @@ class ImagenetPlus:
     """
 
     backend = "pil"
+    interpolation = "bilinear"
 
     def __init__(self, folders: Sequence[Path], classes: int) -> None:
         self.folders = [_root(folder) for folder in folders]
@@ -271,6 +313,7 @@ class ImagenetPlus:
         self.images, self.classes = counts[0], classes
         self._ends = np.cumsum([pipeline.samples for pipeline in self.pipelines])
         self.samples = int(self._ends[-1])
+        self.parts = tuple(pipeline.samples for pipeline in self.pipelines)
 
     def read(self, slot: ArrayLike, index: ArrayLike) -> tuple[list[Draw], SparseTarget]:
         """Draws and targets of these (sample, image) pairs, both integers [B].

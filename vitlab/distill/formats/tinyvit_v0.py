@@ -271,7 +271,8 @@ class V0Store:
                 foreign = keys[np.flatnonzero(index < 0)[0]].decode()
                 raise UserError(
                     f"{files.folder}/rank{rank}-keys.txt: '{foreign}' is no image of this data set.",
-                    "The labels are of another one; give the dataset= and dataset.root= that they were stored with.",
+                    "The labels are of another one; give the dataset= and dataset.root= that they were stored with, "
+                    "and dataset.val_fraction=0 where the keys are numbers.",
                 )
             extra += len(keys) - len(known)
             number = files.starts[place] + known

@@ -27,12 +27,8 @@ def certify(
 ) -> None:
     """Set ``design.bound``, as tight as ``seconds`` allow; stops at a gap of ``enough``.
 
-    ``parts`` limits the number of nodes, independently of the machine's speed. In spaces without such a bound a note is
-    added instead.
+    ``parts`` limits the number of nodes, independently of the machine's speed.
     """
-    if problem.space.kind != "K1KXK1":
-        design.notes.append("No upper bound is known for depthwise spaces: method.certify proves nothing there.")
-        return
     start = printed = time.monotonic()
     relaxation = Relaxation(problem, design.score)
     centre = tuple(float(block.depth) for block in design.structure.blocks)
@@ -87,7 +83,7 @@ def tightest(relaxation: Relaxation, node: Node, target: float, steps: int = 25,
                 best, kept = value, replace(node, prices=tuple(prices.tolist()), centre=tuple(centre.tolist()))
             if best <= target:
                 return best, kept
-            prices, floor, weights = _next_prices(cuts, 0.1 * abs(target))
+            prices, floor, weights = _next_prices(cuts, 0.1 * abs(target), relaxation.priced)
             if min(cut[0] for cut in cuts) - floor < 2e-4 * abs(target):
                 break
         table = np.array([cut[3] for cut in cuts])[-len(weights) :]
@@ -98,14 +94,19 @@ def tightest(relaxation: Relaxation, node: Node, target: float, steps: int = 25,
     return best, replace(kept, centre=tuple(centre.tolist()))
 
 
-def _next_prices(cuts: list[tuple[float, Floats, Floats, Floats]], reach: float) -> tuple[Floats, float, Floats]:
-    """Minimum of the planes near the best point: its multipliers, its value, and the weights (duals) of the planes."""
+def _next_prices(
+    cuts: list[tuple[float, Floats, Floats, Floats]], reach: float, priced: int
+) -> tuple[Floats, float, Floats]:
+    """Minimum of the planes near the best point: its multipliers, its value, and the weights (duals) of the planes.
+
+    The first ``priced`` multipliers are prices, not below 0; the others slopes of the depth penalty.
+    """
     slopes = np.array([cut[1] for cut in cuts])
     heights = np.array([float(cut[1] @ cut[2]) - cut[0] for cut in cuts])
     # A box around the best point: the planes are a poor model of the dual function far from where they were taken.
     around = min(cuts, key=lambda cut: cut[0])[2]
-    width = np.array([reach if number < 3 else 0.02 * reach for number in range(len(around))])
-    floor = np.array([0.0 if number < 3 else -np.inf for number in range(len(around))])
+    width = np.array([reach if number < priced else 0.02 * reach for number in range(len(around))])
+    floor = np.array([0.0 if number < priced else -np.inf for number in range(len(around))])
     bounds = [*zip(np.maximum(around - width, floor), around + width, strict=True), (None, None)]
     found = linprog(
         [*np.zeros(len(around)), 1.0], A_ub=np.column_stack([slopes, -np.ones(len(cuts))]), b_ub=heights, bounds=bounds
@@ -118,10 +119,13 @@ def split(relaxation: Relaxation, node: Node) -> list[Node]:
     """Two halves of ``node``, by the channels or the depth whose interval is estimated to loosen the bound most."""
     _, _, least = relaxation.weights(node)
     rho, beta, factor = relaxation.problem.budget.rho, relaxation.scoring.beta, relaxation.scoring.factor
-    depth = 1 + 3 * sum(node.centre)
+    depth = 1 + relaxation.extra + 3 * sum(node.centre)
     total = max(1.2 * least, least_log_width(depth, rho) if rho else 0.0)  # type: ignore[arg-type]
     losses = []
     for end, alpha in zip(relaxation.stage_ends, relaxation.alphas, strict=True):
+        if relaxation.extra and end == relaxation.blocks - 1:
+            losses.append((0.0, end))  # the last convolution has a fixed number of channels
+            continue
         low, high = node.outs[end]
         width = total * (1 + 3 * sum(node.centre[: end + 1])) / depth - (least if end == relaxation.blocks - 1 else 0.0)
         losses.append((alpha * factor * float(np.log(high / low)) / 2 * width, end))

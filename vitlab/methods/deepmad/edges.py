@@ -123,7 +123,7 @@ def edges_of(problem: Problem, table: Table) -> Edges:
     names = ("block", "into", "out", "bottleneck", "kernel", "depth")
     columns = {name: full[row].astype(np.int64) for row, name in enumerate(names)}
     latency = full[9] if costs is not None else None
-    stages = tuple(_stages(space, problem))
+    stages = tuple(stages_of(problem))
     return Edges(**columns, params=full[6], flops=full[7], width=full[8], latency=latency, stages=stages)
 
 
@@ -142,7 +142,9 @@ def _closing(problem: Problem, out: Floats, side: int) -> Floats:
     return cost
 
 
-def _stages(space: Space, problem: Problem) -> list[tuple[int, int]]:
+def stages_of(problem: Problem) -> list[tuple[int, int]]:
+    """Of each stage its last superblock (-1: the stem) and the side of its output, as the mode counts it."""
+    space = problem.space
     found, side = [], problem.resolution // 2
     squeezing = problem.scoring.mode == "official" and space.kind == "K1DWSEK1"
     for block, stride in enumerate(space.strides):

@@ -10,6 +10,8 @@ last 1x1 convolution. Shortcut projections, squeeze-and-excitation, batch norm a
   the entropy of the paper;
 * ``corrected``: the same with the true side;
 * ``paper``: the paper's formulas, without the half and with the variance of the depths.
+
+The variance can be had in every mode (:attr:`Scoring.spread`).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from vitlab.methods.deepmad.structure import Conv, Structure, Superblock
 
 MODES = ("official", "corrected", "paper")
 PENALTIES = ("last3", "drop_first", "all")
+SPREADS = ("std", "variance")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,9 @@ class Scoring:
         beta: weight of the depth penalty; 0: none.
         mode: ``official``, ``corrected`` or ``paper``.
         penalty: superblocks whose depths should be even: ``last3``, ``drop_first`` or ``all``.
+        spread: of the depths, in the exponent of the penalty: ``std`` (the code) or ``variance`` (the paper); None:
+            that of the mode. With ``variance`` and the mode ``corrected``, the paper's penalty stands beside the code's
+            half entropy.
         channel_exponent, kernel_exponent: a width counts as c^channel_exponent * k^(2 kernel_exponent) in the entropy
             (not in the effectiveness); 1 in every published configuration.
     """
@@ -44,6 +50,7 @@ class Scoring:
     penalty: str = "last3"
     channel_exponent: float = 1.0
     kernel_exponent: float = 1.0
+    spread: str | None = None
 
     FIRST: ClassVar[tuple[str, ...]] = ("alphas", "beta", "mode", "penalty", "channel_exponent", "kernel_exponent")
     """Never changed: journals of all times are known by these (:func:`vitlab.files.stable_dict`)."""
@@ -51,6 +58,13 @@ class Scoring:
     def __post_init__(self) -> None:
         if self.mode not in MODES or self.penalty not in PENALTIES:
             raise ValueError(f"mode {self.mode!r} not in {MODES}, or penalty {self.penalty!r} not in {PENALTIES}")
+        if self.spread not in (None, *SPREADS):
+            raise ValueError(f"spread {self.spread!r} not in {SPREADS}")
+
+    @property
+    def variance(self) -> bool:
+        """Whether the depth penalty is beta * exp(Var) instead of beta * exp(std)."""
+        return self.mode == "paper" if self.spread is None else self.spread == "variance"
 
     @property
     def factor(self) -> float:
@@ -263,7 +277,7 @@ def evaluate(structure: Structure, resolution: int, scoring: Scoring, classes: i
     if classes is not None:
         params += head_params(channels, classes)
         flops += channels * classes
-    penalty = depth_penalty(penalised(depths, scoring.penalty), scoring.beta, scoring.mode == "paper")
+    penalty = depth_penalty(penalised(depths, scoring.penalty), scoring.beta, scoring.variance)
     return Evaluation(tuple(stages), terms, penalty, params, flops)
 
 

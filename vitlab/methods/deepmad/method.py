@@ -13,7 +13,7 @@ import time
 from dataclasses import replace
 
 from vitlab.config import Config, ModelConfig
-from vitlab.methods.base import Context, Method, Stage, stage
+from vitlab.methods.base import Context, Method, Stage, longer, stage
 from vitlab.methods.deepmad.options import DeepMADOptions, check
 
 
@@ -48,6 +48,23 @@ class DeepMAD(Method):
             replace(one, title=f"hand-made {names[one.name]}") if names.get(one.name) else one
             for one in super().stages(config)
         ]
+
+    @classmethod
+    def advice(cls, config: Config) -> list[tuple[str, str]]:
+        """A larger entropy is no measured accuracy: other budgets and a longer training are what can be tried."""
+        duration = longer(config.recipe.duration)
+        found = [(f"training longer, {duration}", f"recipe.duration={duration}")]
+        if config.method.structure is None:
+            rho = config.method.budget.rho
+            if rho:
+                found.append(("a shallower, wider network", f"method.budget.rho={rho / 2:g}"))
+            found.append(("a longer search", f"method.time_limit={longer(config.method.time_limit)}"))
+        return found
+
+    @classmethod
+    def network(cls, config: Config) -> str:
+        """The designed one; ``model=`` is at most what it is compared with."""
+        return "deepmad"
 
     @classmethod
     def reads(cls, config: Config) -> set[str]:

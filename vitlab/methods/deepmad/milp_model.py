@@ -236,7 +236,7 @@ def _penalty_rows(rows: _Rows, problem: Problem, edges: Edges, penalty: int) -> 
         return
     choices = [np.unique(edges.depth[edges.block == block]).tolist() for block in blocks]
     points = {tuple(d - point[0] for d in point): point for point in product(*choices)}
-    variance = scoring.mode == "paper"
+    variance = scoring.variance
     chosen = sorted(points.values(), key=lambda point: (depth_penalty(point, scoring.beta, variance), point))[:600]
     column = np.array([penalty])
     for point in chosen:

@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING
 
 from vitlab.config import ModelConfig
+from vitlab.config.ranges import choice, integer, number, positive, share
 from vitlab.config.size import Size, hw, size_text
-from vitlab.errors import UserError, nearest
-from vitlab.methods.deepmad.evaluate import MODES, PENALTIES, Scoring
+from vitlab.errors import UserError
+from vitlab.methods.deepmad.evaluate import MODES, PENALTIES, SPREADS, Scoring
 from vitlab.methods.deepmad.problem import Budget, Problem, Space, count, depthwise_space, milliseconds, resnet_space
 from vitlab.methods.deepmad.structure import Structure
 
 if TYPE_CHECKING:
     from vitlab.methods.deepmad.latency import CostTable
-
-SPACES = ("resnet", "depthwise", "se")
-SOLVERS = ("anneal", "milp", "evolution")
 
 STRIDES = {4: (2, 2, 2, 1, 2), 3: (1, 2, 2, 1, 2), 2: (1, 2, 1, 1, 2), 1: (1, 1, 1, 1, 2), 0: (1, 1, 1, 1, 1)}
 """Strides of five superblocks by how often they halve the side; at 224 px those of DeepMAD-R18."""
@@ -32,7 +30,7 @@ class BudgetOptions:
 
     params: str | None = None  # e.g. 11.69M
     flops: str | None = None  # multiply-adds and a little more (specification), e.g. 1.82G
-    rho: float | None = None  # effectiveness, depth over average width: 0.3 for resnet, 0.5 for se
+    rho: float | None = positive(None)  # effectiveness, depth over average width: resnet 0.3, se 0.5
     latency: str | None = None  # of a batch, by the cost table, e.g. 5ms; needs method.costs
 
 
@@ -46,37 +44,38 @@ class DeepMADOptions:
     """Keys under ``method.``"""
 
     name: str = "deepmad"
-    solver: str = MISSING  # anneal | milp | evolution
-    space: str = MISSING  # resnet (K1KXK1 units) | depthwise (K1DWK1) | se (K1DWSEK1)
+    solver: str = choice("anneal", "milp", "evolution")  # anneal | milp | evolution
+    space: str = choice("resnet", "depthwise", "se")  # resnet (K1KXK1 units) | depthwise (K1DWK1) | se (K1DWSEK1)
     budget: BudgetOptions = field(default_factory=BudgetOptions)
-    scoring: str = MISSING  # official | corrected | paper: arithmetic of the released code, its correction, the paper
-    alphas: list[float] | None = None  # weight of each stage's entropy; null: 1 each, alpha_last for the last
-    alpha_last: float = MISSING  # weight of the last stage's entropy where alphas is null (paper: 8)
-    beta: float = MISSING  # weight of the depth penalty
-    penalty: str | None = None  # depths that should be even: last3 | drop_first | all; null: last3 for resnet, else all
-    resolution: int | None = None  # px the network is designed for; null: dataset.size
+    scoring: str = choice(*MODES)  # arithmetic: official | corrected (of the released code) | paper
+    alphas: list[float] | None = number(None, 0, 1e6)  # weights of the stages' entropies; null: 1, last alpha_last
+    alpha_last: float = number(low=0, high=1e6)  # weight of the last stage's entropy where alphas is null (paper: 8)
+    beta: float = number(low=0, high=1e6)  # weight of the depth penalty
+    penalty: str | None = choice(*PENALTIES, default=None)  # even depths: last3 | drop_first | all; null: resnet last3
+    spread: str | None = choice(*SPREADS, default=None)  # of depths: std | variance; null: std, variance if paper
+    resolution: int | None = number(None, 1, 2**15)  # px the network is designed for; null: dataset.size
     strides: list[int] | None = None  # of the superblocks; null: as many halvings as leave a side of 4 or more
-    stem_max: int = MISSING  # most channels of the stem
-    tail: int | None = None  # channels of a last 1x1 convolution (depthwise and se)
-    expansion: float | None = None  # depthwise and se: fix bottleneck over output, e.g. 6; null: 1.5 to 6
+    stem_max: int = integer()  # most channels of the stem
+    tail: int | None = integer(None)  # channels of a last 1x1 convolution (depthwise and se)
+    expansion: float | None = positive(None)  # depthwise and se: bottleneck over output, e.g. 6; null: 1.5 to 6
     monotone: bool = True  # channels never decrease along the depth
     count_head: bool = False  # count the classifier into params and flops
-    classes: int | None = None  # of that classifier; null: the data set's
+    classes: int | None = integer(None)  # of that classifier; null: the data set's
     structure: str | None = None  # a structure file (.json, .yaml, official .txt): no design, only build and train
     start: list[list[int]] | None = None  # evolution: [[stem], [out, bottleneck], ...], all 3x3, one unit each
     time_limit: str = MISSING  # of the design, e.g. 5min
-    seed: int | None = None  # of the design; null: the run's
-    chains: int = MISSING  # anneal: chains moved at once
-    steps: int = MISSING  # anneal: of each chain
-    evaluations: int = MISSING  # evolution: children in all
+    seed: int | None = number(None, 0, 2**31 - 1)  # of the design; null: the run's
+    chains: int = integer()  # anneal: chains moved at once
+    steps: int = integer()  # anneal: of each chain
+    evaluations: int = integer()  # evolution: children in all
     frozen_last: bool = False  # evolution: the released code's defect, the last unit never mutates
-    certify: str = "0s"  # time for proving an upper bound of the score (resnet), e.g. 2min
+    certify: str = "0s"  # time for proving an upper bound of the score, e.g. 2min
     costs: str | None = None  # latency: measure, or a cost table (costs.json)
-    cost_batch: int = 1  # latency: images at a time
-    sweep: list[float] = field(default_factory=list)  # also design for the budgets times these: the Pareto front
+    cost_batch: int = integer(1)  # latency: images at a time
+    sweep: list[float] = positive([])  # also design for the budgets times these: the Pareto front
     beside: dict[str, Any] = field(default_factory=dict)  # with sweep: other networks to show, LABEL: {name, args}
     train: bool = True  # train the network; false: design and count only, no data
-    drop_path: float = 0.0  # stochastic depth of the last unit
+    drop_path: float = share(0.0, open_high=True)  # stochastic depth of the last unit
     baseline: bool = False  # train the network of model= with the same recipe, for comparison
     other: ModelConfig = field(default_factory=no_model)  # train this one as well: its name, and args if need be
 
@@ -110,7 +109,7 @@ def scoring_of(options: DeepMADOptions, strides: tuple[int, ...]) -> Scoring:
     """What ``options`` maximise."""
     alphas = tuple(options.alphas or [*[1.0] * (stages_of(strides) - 1), options.alpha_last])
     penalty = options.penalty or ("last3" if options.space == "resnet" else "all")
-    return Scoring(alphas, options.beta, options.scoring, penalty)
+    return Scoring(alphas, options.beta, options.scoring, penalty, spread=options.spread)
 
 
 def budget_of(options: DeepMADOptions, times: float = 1.0) -> Budget:
@@ -163,16 +162,6 @@ def check(options: DeepMADOptions, size: Size) -> None:
     Raises:
         UserError: naming the key.
     """
-    for key, value, allowed in (
-        ("solver", options.solver, SOLVERS),
-        ("space", options.space, SPACES),
-        ("scoring", options.scoring, MODES),
-        ("penalty", options.penalty or PENALTIES[0], PENALTIES),
-    ):
-        if value not in allowed:
-            near = nearest(value, allowed)
-            hint = f"Did you mean {near}? " if near else ""
-            raise UserError(f"There is no method.{key}={value}.", f"{hint}There are: {', '.join(allowed)}.")
     if options.strides is not None and (len(options.strides) < 2 or set(options.strides) - {1, 2}):
         raise UserError(f"method.strides={options.strides}.", "Give at least two superblocks, each of stride 1 or 2.")
     if options.space == "resnet" and (options.tail is not None or options.expansion is not None):
@@ -182,8 +171,6 @@ def check(options: DeepMADOptions, size: Size) -> None:
         if text not in ("0", "0s"):
             milliseconds(text, f"method.{key}")
     beside_of(options)
-    if any(factor <= 0 for factor in options.sweep):
-        raise UserError(f"method.sweep={options.sweep}.", "Budgets are multiplied by these; give numbers above 0.")
     if options.budget.latency is not None and options.costs is None:
         raise UserError("method.budget.latency needs measured costs.", "Add method.costs=measure, or a costs.json.")
     if options.count_head and options.classes is None and not options.train:

@@ -207,7 +207,7 @@ class Population:
         table = rows.astype(np.float64)
         centred = table - table.sum(0) / len(table)
         var = np.einsum("jn,jn->n", centred, centred) / len(table)
-        spread: Floats = scoring.beta * np.exp(np.minimum(var if scoring.mode == "paper" else np.sqrt(var), 700.0))
+        spread: Floats = scoring.beta * np.exp(np.minimum(var if scoring.variance else np.sqrt(var), 700.0))
         return spread
 
     def excess(self, scores: Scores) -> Floats:

@@ -183,6 +183,7 @@ class LatencyModel(Protocol):
 
     device: str
     batch: int
+    scale: float  # that the times of single layers are multiplied by
 
     @property
     def fingerprint(self) -> str:
@@ -198,6 +199,15 @@ class LatencyModel(Protocol):
 
     def predict_edges(self, problem: Problem, block: int, edges: Numbers) -> Floats:
         """Milliseconds [n] of the choices of one superblock."""
+
+    def pointwise_ms(self, into: Numbers, out: Numbers, side: int) -> Floats:
+        """Of 1x1 convolutions [n], before scaling."""
+
+    def stem_ms(self, out: Numbers, side: int) -> Floats:
+        """Of stems [n], before scaling."""
+
+    def spatial_ms(self, channels: Numbers, kernels: Numbers, stride: int, side: int) -> Floats:
+        """Of kxk convolutions [n], before scaling."""
 
 
 @dataclass(frozen=True)

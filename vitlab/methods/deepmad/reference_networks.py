@@ -83,7 +83,7 @@ def evaluate_network(network: nn.Module, resolution: int, scoring: Scoring, clas
     ]
     groups = groupby(unit[0].unit.rpartition(".")[0] for unit in units if len(unit) > 1)
     depths = [len(list(group)) for _, group in groups]
-    penalty = depth_penalty(penalised(depths, scoring.penalty), scoring.beta, scoring.mode == "paper")
+    penalty = depth_penalty(penalised(depths, scoring.penalty), scoring.beta, scoring.variance)
     params = sum(parameter.numel() for parameter in network.parameters())
     if classes is not None:
         params += head_params(stages[-1].channels, classes)

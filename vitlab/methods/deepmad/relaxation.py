@@ -1,13 +1,14 @@
-"""Lagrangian relaxation of the programme in the space of ResNet units, for the branch and bound of ``bound.py``.
+"""Lagrangian relaxation of the programme, for the branch and bound of ``bound.py``.
 
 A node fixes intervals of the channels at the ends of the stages and of the depths. There the entropy's product
 ln(C_s R_s^2) S_s is at most ln(C R_s^2) S_s - ln(C / C_s) S, with C the upper end of the channels and S a log-width
 that every better solution has (McCormick's envelope); so the objective is a sum over superblocks. The budgets, the
 effectiveness of the last stage (by a tangent of the convex D ln(D / rho)) and the depth penalty (by its convex
 conjugate) enter with multipliers; the rest separates into a chain over the channels and is maximised exactly by
-dynamic programming on the full grid of 8. Any multipliers give a valid bound; cutting planes search for good ones. The
-ends of the intervals that no better solution can reach are cut off. A latency budget and the effectiveness of earlier
-stages are left out, which weakens the bound and keeps it valid.
+dynamic programming on the full grid of 8, over every kernel and every bottleneck or ratio (:mod:`.gains`). Any
+multipliers give a valid bound; cutting planes search for good ones. The ends of the intervals that no better solution
+can reach are cut off. A last 1x1 convolution fixes the channels of the last stage, whose product is linear then. The
+effectiveness of earlier stages is left out, which weakens the bound and keeps it valid.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from vitlab.methods.deepmad.edges import stages_of
 from vitlab.methods.deepmad.evaluate import least_log_width, penalised
+from vitlab.methods.deepmad.gains import Gains, Prices
 from vitlab.methods.deepmad.milp_model import penalty_slopes
-from vitlab.methods.deepmad.problem import GRID, Problem, to_grid
+from vitlab.methods.deepmad.problem import GRID, Problem
 
 Floats = NDArray[np.float64]
 
@@ -35,7 +38,8 @@ class Node:
     Attributes:
         outs: interval of each superblock's output channels, in units of 8.
         depths: interval of each superblock's depth.
-        prices: of params, FLOPs (as a share of the budget), effectiveness, and of each depth in the penalty.
+        prices: of params, FLOPs (as a share of the budget), effectiveness, latency if it is limited (as a share), and
+            of each depth in the penalty.
         centre: relaxed depths; at their sum the tangent of the effectiveness is taken.
     """
 
@@ -52,7 +56,7 @@ class Chain:
 
     Attributes:
         constant: added to every path.
-        prices: of each superblock: of a unit of log-width, of params, of FLOPs, of a unit of depth.
+        prices: of each superblock.
         nodes: channels in units of 8, of the stem and after each superblock.
         tables: the best value [I, O] of each superblock between every two channel counts.
         levels: the best value so far, of the stem and after each superblock.
@@ -62,7 +66,7 @@ class Chain:
     """
 
     constant: float
-    prices: list[tuple[float, float, float, float]]
+    prices: list[Prices]
     nodes: list[NDArray[np.int64]]
     tables: list[Floats]
     levels: list[Floats]
@@ -79,25 +83,26 @@ class Relaxation:
     Bounds are of the structures that score more than ``beat``, a score that some structure reaches.
 
     Raises:
-        ValueError: the space is not that of ResNet units, or the scoring has exponents.
+        ValueError: the scoring has exponents.
     """
 
     def __init__(self, problem: Problem, beat: float = 0.0) -> None:
         space, budget = problem.space, problem.budget
-        if space.kind != "K1KXK1" or space.tail is not None:
-            raise ValueError("the bound is for K1KXK1 superblocks without a last convolution")
         if (problem.scoring.channel_exponent, problem.scoring.kernel_exponent) != (1, 1):
             raise ValueError("the bound needs widths without exponents")
         self.problem, self.space, self.scoring = problem, space, problem.scoring
         self.beat = beat
         self.blocks = len(space.strides)
         self.sides = space.sides(problem.resolution)
-        self.limits = (float(budget.params or np.inf), float(budget.flops or np.inf))
-        outs = GRID * np.arange(space.out_max // GRID + 1)
-        self.least = np.array(
-            [min(max(GRID, to_grid(o * space.bottleneck_share)), max(o, GRID)) for o in outs.tolist()]
-        )
-        self.stage_ends = [j - 1 for j, stride in enumerate(space.strides) if stride == 2 and j] + [self.blocks - 1]
+        self.gains = Gains(problem)
+        self.limits = (*self.gains.limits, float(budget.latency or np.inf))
+        self.priced = 3 if budget.latency is None else 4
+        """Prices before those of the depths."""
+        stages = [one for one in stages_of(problem) if one[0] >= 0]
+        self.stage_ends, self.stage_sides = [end for end, _ in stages], [side for _, side in stages]
+        self.last_side = self.sides[-1] // space.strides[-1]
+        self.extra = 1 if space.tail is not None else 0
+        """Layers after the last superblock."""
         alphas = problem.scoring.alphas
         self.alphas = alphas[-len(self.stage_ends) :]
         self.stem_alpha = alphas[0] if len(alphas) > len(self.stage_ends) else 0.0
@@ -111,17 +116,20 @@ class Relaxation:
             outs.append((1, reach))
         depths = tuple((1, self.space.depth_at(j)) for j in range(self.blocks))
         inside = [centre[j] for j in penalised(range(self.blocks), self.scoring.penalty)]
-        slopes = penalty_slopes(inside, self.scoring.beta, self.scoring.mode == "paper")
-        return Node(tuple(outs), depths, (0.35 * score, 0.1 * score, 0.5 * score, *slopes), centre)
+        slopes = penalty_slopes(inside, self.scoring.beta, self.scoring.variance)
+        fixed = (0.35 * score, 0.1 * score, 0.5 * score, *((0.1 * score,) if self.priced == 4 else ()))
+        return Node(tuple(outs), depths, (*fixed, *slopes), centre)
 
     def weights(self, node: Node) -> tuple[list[float], float, float]:
         """Largest weight of a unit of log-width of each superblock, the constant of the stem, and the least log-width
         S_min of the last stage: all log-widths are at most that one, so the score is at most it times their weights."""
         factor = self.scoring.factor
         by_stage = []
-        for end, alpha in zip(self.stage_ends, self.alphas, strict=True):
-            side = self.sides[end] // self.space.strides[end]
-            by_stage.append(alpha * factor * float(np.log(GRID * node.outs[end][1] * side * side)))
+        for end, side, alpha in zip(self.stage_ends, self.stage_sides, self.alphas, strict=True):
+            channels = GRID * node.outs[end][1]
+            if end == self.blocks - 1 and self.space.tail is not None:
+                channels = self.space.tail
+            by_stage.append(alpha * factor * float(np.log(channels * side * side)))
         weights = [
             sum(weight for end, weight in zip(self.stage_ends, by_stage, strict=True) if end >= j)
             for j in range(self.blocks)
@@ -141,57 +149,82 @@ class Relaxation:
             return -np.inf, np.zeros(len(prices)), centre
         spent, depths = self._spent(node, chain)
         rho, inside = self.problem.budget.rho, list(penalised(range(self.blocks), self.scoring.penalty))
-        lines = 1 + 3 * depths.sum() - chain.depth
+        lines = 1 + self.extra + 3 * depths.sum() - chain.depth
         by_price = [
             1 - spent[0] / self.limits[0] if np.isfinite(self.limits[0]) else 0.0,
             1 - spent[1] / self.limits[1] if np.isfinite(self.limits[1]) else 0.0,
             0.0 if rho is None else (spent[2] - chain.at - chain.tangent * lines) / NU,
-        ]
+            1 - spent[3] / self.limits[2],
+        ][: self.priced]
         by_depth = chain.steepest - depths[inside]
         slope = np.array([*by_price, *(by_depth - by_depth.mean())])
         return chain.constant + best, slope, depths
 
     def _chain(self, node: Node, prices: Floats, centre: Floats) -> Chain:
         """The relaxed programme of ``node`` at these multipliers, as a chain over the channels."""
-        problem, scoring, rho = self.problem, self.scoring, self.problem.budget.rho
+        scoring, rho = self.scoring, self.problem.budget.rho
         weights, constant, least = self.weights(node)
         per_param, per_flop = prices[0] / self.limits[0], prices[1] / self.limits[1]
+        per_ms = prices[3] / self.limits[2] if self.priced == 4 else 0.0
         nu = float(prices[2]) / NU if rho is not None else 0.0
         total = constant + (prices[0] if np.isfinite(self.limits[0]) else 0.0)
         total += prices[1] if np.isfinite(self.limits[1]) else 0.0
+        total += prices[3] if self.priced == 4 else 0.0
         # A tangent of a convex function lies below it, so relaxing the constraint to it only enlarges the feasible set.
-        # Effectiveness: log-width >= D ln(D / rho) >= its tangent at the centre's depth, D = 1 + 3 N.
-        depth = 1 + 3 * float(centre.sum())
+        # Effectiveness: log-width >= D ln(D / rho) >= its tangent at the centre's depth, D = 1 + 3 N + extra.
+        depth = 1 + self.extra + 3 * float(centre.sum())
         tangent = at = 0.0
         if rho is not None:
             tangent = float(np.log(depth / rho)) + 1.0  # derivative by D
             at = least_log_width(depth, rho)  # type: ignore[arg-type]  # any real depth
-            total += nu * (float(np.log(27)) - at - tangent * (1 - depth))
+            total += nu * (float(np.log(27)) - at - tangent * (1 + self.extra - depth))
         # Penalty Q: at least q L - Q*(q) for every q; only slopes that sum to 0 have a finite conjugate Q*.
         inside = list(penalised(range(self.blocks), scoring.penalty))
-        q = (prices[3:] - prices[3:].mean()) * (scoring.beta > 0)
+        q = (prices[self.priced :] - prices[self.priced :].mean()) * (scoring.beta > 0)
         conjugate, steepest = self._conjugate(q)
         plane = np.zeros(self.blocks)
         plane[inside] = q
         each = [3 * nu * tangent + float(slope) for slope in plane]
-        prices_of = [(weight + nu, per_param, per_flop, one) for weight, one in zip(weights, each, strict=True)]
+        prices_of = [
+            Prices(weight + nu, per_param, per_flop, per_ms, one) for weight, one in zip(weights, each, strict=True)
+        ]
         side = self.sides[0]
         nodes = [np.arange(self.space.stem[0] // GRID, self.space.stem[1] // GRID + 1)]
         c = GRID * nodes[0].astype(np.float64)
         lo, hi = node.outs[-1]
         outs = np.arange(lo, hi + 1)
-        last = -self.alphas[-1] * scoring.factor * least * np.log(hi / outs)
-        if problem.classes is not None:
-            last -= GRID * outs * problem.classes * (per_param + per_flop)
-            total -= per_param * problem.classes  # the classifier's biases
+        last, more = self._closing(outs, least, prices_of[-1])
+        total += more
         chain = Chain(float(total + conjugate), prices_of, nodes, [], [], last, depth, tangent, at, steepest)
-        chain.levels.append(-per_param * 29 * c - per_flop * 30 * c * side * side)
+        stem = -per_param * 29 * c - per_flop * 30 * c * side * side
+        if per_ms and self.gains.latencies is not None:
+            stem = stem - per_ms * self.gains.latencies.stem(GRID * nodes[0], side)
+        chain.levels.append(stem)
         for j, (lo, hi) in enumerate(node.outs):
             outs = np.arange(lo, hi + 1)
             nodes.append(outs)
-            chain.tables.append(self._block(j, nodes[j], outs, prices_of[j], node.depths[j]))
+            chain.tables.append(self.gains.block(j, nodes[j], outs, prices_of[j], node.depths[j]))
             chain.levels.append((chain.levels[j][:, None] + chain.tables[j]).max(0))
         return chain
+
+    def _closing(self, outs: NDArray[np.int64], least: float, prices: Prices) -> tuple[Floats, float]:
+        """What follows the last superblock: by its outputs [O], and in any case.
+
+        ``prices`` are the last superblock's; its price of log-width is that of the last 1x1 convolution, too.
+        """
+        classes, tail, o = self.problem.classes, self.space.tail, GRID * outs
+        if tail is None:
+            last: Floats = -self.alphas[-1] * self.scoring.factor * least * np.log(outs[-1] / outs)
+            if classes is None:
+                return last, 0.0
+            return last - o * classes * (prices.param + prices.flop), -prices.param * classes  # and its biases
+        last = prices.width * np.log(o) - prices.param * (o + 2) * tail
+        last -= prices.flop * (o + 3) * tail * self.last_side**2
+        if prices.ms and self.gains.latencies is not None:
+            last -= prices.ms * self.gains.latencies.tail(tail, self.last_side)[outs]
+        if classes is None:
+            return last, 0.0
+        return last, -prices.param * (tail + 1) * classes - prices.flop * tail * classes
 
     def trim(self, node: Node) -> Node | None:
         """``node`` without the ends of its intervals whose bound at these multipliers does not exceed ``beat``.
@@ -209,7 +242,7 @@ class Relaxation:
 
             def reach(depth: int, j: int = j, after: Floats = after) -> bool:
                 """Whether a better solution may have this depth: its best value is convex in it."""
-                table = self._block(j, chain.nodes[j], chain.nodes[j + 1], chain.prices[j], (depth, depth))
+                table = self.gains.block(j, chain.nodes[j], chain.nodes[j + 1], chain.prices[j], (depth, depth))
                 best = float((chain.levels[j][:, None] + table + after[None, :]).max())
                 return chain.constant + best > self.beat
 
@@ -225,7 +258,7 @@ class Relaxation:
         pull = length * n**0.5  # q L <= |q| sqrt(n) std(L)
         if beta == 0 or length == 0:
             return -beta, np.zeros(n)
-        if self.scoring.mode == "paper":
+        if self.scoring.variance:
             low, high = 0.0, 10.0  # of std, where 2 beta std exp(std^2) = pull
             for _ in range(80):
                 middle = (low + high) / 2
@@ -235,102 +268,26 @@ class Relaxation:
         std = float(np.log(max(pull / beta, 1.0)))
         return pull * std - beta * float(np.exp(std)), q / length * std * n**0.5
 
-    def _narrow(self, j: int, out: Floats, depth: int) -> Floats:
-        """Bottlenecks [B] that ``depth`` units can have within the budgets, at any of the outputs ``out``."""
-        side = self.sides[j] // self.space.strides[j]
-        dense = depth * min(self.space.kernels_at(self.sides[j])) ** 2
-        top = min(float(out.max()), (self.limits[0] / dense) ** 0.5, (self.limits[1] / dense) ** 0.5 / side)
-        low = self.least[int(out.min()) // GRID]
-        narrow: Floats = GRID * np.arange(low // GRID, max(low, top) // GRID + 1)
-        return narrow
-
-    def _parts(
-        self, j: int, out: Floats, narrow: Floats, prices: tuple[float, float, float, float]
-    ) -> tuple[NDArray[np.int64], Floats, Floats]:
-        """Kernels, value [K, O, B] of the first unit less its input's part, and of each further unit."""
-        weight, per_param, per_flop, each = prices
-        space, side = self.space, self.sides[j]
-        after = (side // space.strides[j]) ** 2
-        o, b = out[:, None], narrow[None, :]
-        firsts, mores = [], []
-        kernels = space.kernels_at(side)
-        for k in kernels:
-            v = 2 * np.log(b) + 2 * np.log(k)
-            dense = k * k * b * b
-            params = dense + b * o + 4 * b + 4 * o
-            flops = side * side * 3 * b + after * (dense + 3 * b + b * o + 6 * o)
-            firsts.append(weight * v - per_param * params - per_flop * flops - each)
-            params = 2 * b * o + dense + 4 * b + 2 * o
-            flops = after * (2 * b * o + dense + 6 * b + 3 * o)
-            mores.append(weight * (np.log(o) + v) - per_param * params - per_flop * flops - each)
-        return np.array(kernels), np.array(firsts), np.array(mores)
-
-    def _gains(
-        self,
-        j: int,
-        out: Floats,
-        narrow: Floats,
-        prices: tuple[float, float, float, float],
-        depths: tuple[int, int],
-    ) -> Floats:
-        """[K, O, B]: value of a superblock without the terms of its input; -inf where the bottleneck is not allowed."""
-        _, first, more = self._parts(j, out, narrow, prices)
-        # Linear in the depth, so the best depth is an end of the interval.
-        gains: Floats = first + np.where(more > 0, (depths[1] - 1) * more, (depths[0] - 1) * more)
-        least = self.least[out.astype(np.int64) // GRID]
-        gains[:, (narrow < least[:, None]) | (narrow > out[:, None])] = -np.inf
-        return gains
-
-    def _block(
-        self,
-        j: int,
-        nodes: NDArray[np.int64],
-        outs: NDArray[np.int64],
-        prices: tuple[float, float, float, float],
-        depths: tuple[int, int],
-    ) -> Floats:
-        """[I, O]: the best value of superblock ``j`` between every two channel counts."""
-        side, space = self.sides[j], self.space
-        weight, per_param, per_flop, _ = prices
-        i, o = GRID * nodes.astype(np.float64)[:, None], GRID * outs.astype(np.float64)[None, :]
-        narrow = self._narrow(j, o[0], depths[0])
-        gains = self._gains(j, o[0], narrow, prices, depths).max(0)
-        price = per_param + per_flop * side * side
-        found = np.full((len(nodes), len(outs)), -np.inf)
-        one = np.empty_like(found)
-        for column, b in zip(np.ascontiguousarray(gains.T), narrow, strict=True):
-            np.maximum(found, np.subtract(column[None, :], price * b * i, out=one), out=found)
-        after = (side // space.strides[j]) ** 2
-        found += weight * np.log(i) - (per_param + per_flop * after) * i * o
-        if space.strides[j] == 2:
-            found -= per_flop * side * side * i
-        wrong = np.zeros(found.shape, bool)
-        if space.monotone:
-            wrong |= o < i
-        if space.growth is not None:
-            wrong |= o > space.growth * i
-        found[wrong] = -np.inf
-        return found
-
     def _spent(self, node: Node, chain: Chain) -> tuple[Floats, Floats]:
-        """Params, FLOPs and log-width of the maximiser, and its depths."""
+        """Params, FLOPs, log-width and milliseconds of the maximiser, and its depths."""
         rows: list[tuple[int, int, int, int]] = []
         at = int((chain.levels[-1] + chain.last).argmax())
         for j in reversed(range(self.blocks)):
             before = int((chain.levels[j] + chain.tables[j][:, at]).argmax())
             i, o = GRID * int(chain.nodes[j][before]), GRID * int(chain.nodes[j + 1][at])
             out, prices = np.array([float(o)]), chain.prices[j]
-            narrow = self._narrow(j, out, node.depths[j][0])
-            gains = self._gains(j, out, narrow, prices, node.depths[j])[:, 0]
-            price = prices[1] + prices[2] * self.sides[j] ** 2
-            k, b = np.unravel_index(int((gains - price * narrow * i).argmax()), gains.shape)
-            kernels, _, more = self._parts(j, out, narrow, prices)
+            narrow = self.gains.narrow(j, out, node.depths[j][0])
+            gains = self.gains.gains(j, out, narrow, prices, node.depths[j])[:, 0]
+            kernels, _, more = self.gains.parts(j, out, narrow, prices)
+            narrow = narrow.ravel()
+            k, b = np.unravel_index(int((gains - self.gains.entry(j, i, narrow, prices)).argmax()), gains.shape)
             depth = node.depths[j][1 if more[k, 0, b] > 0 else 0]
             rows.append((o, int(narrow[b]), int(kernels[k]), depth))
             at, stem = before, i
         structure = self.space.build(stem, rows[::-1])
         found = self.problem.evaluate(structure)
-        spent = np.array([found.params, found.flops, found.stages[-1].log_width], np.float64)
+        took = self.problem.latency(structure) if self.priced == 4 else 0.0
+        spent = np.array([found.params, found.flops, found.stages[-1].log_width, took], np.float64)
         return spent, np.array([row[3] for row in rows[::-1]], np.float64)
 
 

@@ -123,10 +123,8 @@ def explain_score(problem: Problem, design: Design, options: DeepMADOptions) -> 
             f"It is proven that no network of this space and these budgets scores more than {design.bound:,.0f} "
             f"({design.gap:.2%} above)."
         )
-    elif problem.space.kind == "K1KXK1" and options.structure is None:
-        notes.append("It is the best that was found; no upper bound was computed (method.certify=2min).")
     elif options.structure is None:
-        notes.append("It is the best that was found; no upper bound of the score is known for depthwise spaces.")
+        notes.append("It is the best that was found; no upper bound was computed (method.certify=2min).")
     return notes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import resource
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,9 @@ from vitlab.files import read_json, sha256
 
 ARCHIVE = "archive_sha256"
 """Name of an archive's checksum among a store's ``versions``."""
+
+RESIZE = "official_resize"
+"""Name of the object that every sample holds of the step ``resize``, as a Python literal, in a store's ``teacher``."""
 
 Progress = Callable[[int, int], None]
 """Called with the images done and their total."""
@@ -87,6 +91,7 @@ def _pack(
     pipeline.views = replace(pipeline.views, odd=odd)
     archive = {ARCHIVE: sha256(released)} if released.is_file() else {}
     store: TargetStore | None = None
+    resizes: set[str] = set()
     done = 0
     with ExitStack() as stack:
         writers: list[Any] = []
@@ -97,8 +102,15 @@ def _pack(
             with damage_of(f"{released}: {image}{SUFFIX}"):
                 labels = [label_of(one["prob"], classes) for one in samples]
                 prob, index = torch.stack([one for one, _ in labels]), torch.stack([one for _, one in labels])
+                resizes |= set().union(*(pipeline.resizes(one["params"]) for one in samples))
+            if len(resizes) > 1:
+                raise UserError(
+                    f"{released}: image {image} cannot be packed: its samples hold {' and '.join(sorted(resizes))} of "
+                    "the step resize, and a packed store holds one of it.",
+                    "Train from the released files: method.store takes them as they are.",
+                )
             if store is None:
-                spec = _spec(pipeline, len(keys), keys, classes, prob.shape[1], data_fingerprint)
+                spec = _spec(pipeline, len(keys), keys, classes, prob.shape[1], data_fingerprint, resizes)
                 store = TargetStore.create(into, replace(spec, versions=archive), list(keys))
                 if archive and store.spec.versions.get(ARCHIVE, archive[ARCHIVE]) != archive[ARCHIVE]:
                     raise UserError(
@@ -135,7 +147,8 @@ def _pack(
 
 
 def unpack(folder: Path, into: Path, progress: Progress | None = None) -> int:
-    """Write our store as a released set: the same Python objects as the one it came from; the number of files.
+    """Write our store as a released set: the same Python objects as the one it came from, with the parameters of every
+    sample in the compressed form (lists); the number of files.
 
     Raises:
         UserError: the store was not packed from a released set, or holds probabilities that are not float32.
@@ -145,6 +158,8 @@ def unpack(folder: Path, into: Path, progress: Progress | None = None) -> int:
     if config is None or reader.spec.prob != "f4":
         raise UserError(f"{folder} was not converted from a released set, so it cannot be written as one.")
     pipeline = Pipeline(config, str(folder))
+    if (stored := reader.spec.teacher.get(RESIZE)) is not None:
+        pipeline.resize = ast.literal_eval(stored)
     into.mkdir(parents=True, exist_ok=True)
     slots = np.arange(reader.samples)
     for image in range(reader.images):
@@ -200,8 +215,16 @@ def _odd_magnitudes(released: Path, classes: int) -> tuple[tuple[str, float], ..
 
 
 def _spec(
-    pipeline: Pipeline, images: int, keys: Sequence[str], classes: int, k: int, data_fingerprint: str
+    pipeline: Pipeline,
+    images: int,
+    keys: Sequence[str],
+    classes: int,
+    k: int,
+    data_fingerprint: str,
+    resizes: set[str],
 ) -> StoreSpec:
+    # JSON has no tuples: an object that is not the configuration's is kept as a literal.
+    other = {RESIZE: next(iter(resizes))} if resizes - {repr(pipeline.resize)} else {}
     return StoreSpec(
         images=images,
         slots=pipeline.samples,
@@ -211,7 +234,7 @@ def _spec(
         data_fingerprint=data_fingerprint,
         augmentation=pipeline.views.to_dict(),
         augmentation_fingerprint=pipeline.views.fingerprint(),
-        teacher={"name": "as released", "official_config": pipeline.config},
+        teacher={"name": "as released", "official_config": pipeline.config, **other},
         mean=(),
         std=(),
         base_seed=None,

@@ -12,13 +12,23 @@ from vitlab.config.size import plain_size
 from vitlab.data.loader import Loader
 from vitlab.distill.reinforce_draw import PROTOCOL, Reinforcement
 from vitlab.distill.reinforce_record import record_fields
+from vitlab.distill.store_spec import SPEC
 from vitlab.distill.teachers import Ensemble
-from vitlab.methods.reinforce.options import ReinforceOptions
+from vitlab.files import read_json
+from vitlab.methods.reinforce.options import ReinforceOptions, warn_of_filter
 from vitlab.stage import Context
 from vitlab.training.build import make_data, shortened
 from vitlab.training.distributed import device_of
 from vitlab.training.label_views import STORE, fill_store, store_spec
 from vitlab.training.teacher import make_teacher, normalisation_of
+
+
+def filter_of(folder: Path, interpolation: str) -> str:
+    """The filter that resizes stored views: the recipe's ``interpolation``, so that a comparison has one filter; for a
+    store that was begun its own, since a former version always stored bilinear views."""
+    if not (folder / SPEC).is_file():
+        return interpolation
+    return Reinforcement.from_dict(read_json(folder / SPEC)["augmentation"]).interpolation
 
 
 def reinforce_images(context: Context, artifact: Path, options: ReinforceOptions) -> dict[str, object]:
@@ -40,7 +50,11 @@ def reinforce_images(context: Context, artifact: Path, options: ReinforceOptions
     for member in teacher.members if isinstance(teacher, Ensemble) else [teacher]:
         member.precision = options.precision
     teacher = teacher.to(device_of(config))
-    views = Reinforcement(**vars(options.views))
+    folder = context.folder / STORE
+    interpolation = filter_of(folder, config.recipe.augmentation.interpolation)
+    if context.is_main:
+        warn_of_filter(config, interpolation, folder)
+    views = Reinforcement(**vars(options.views), interpolation=interpolation)
     samples = min(options.samples, config.debug.max_slots or options.samples)
     backend = "pil" if options.backend == "auto" else options.backend
     spec = replace(
@@ -60,6 +74,5 @@ def reinforce_images(context: Context, artifact: Path, options: ReinforceOptions
     def batches(wave: range, missing: NDArray[np.int64]) -> Loader:
         return data.fresh_dataloader(views, wave, missing, max(1, options.group // len(wave)), backend)
 
-    folder = context.folder / STORE
     keys = data.train_source.keys
     return fill_store(context, folder, spec, keys, teacher, batches, options.samples, wave=options.group)

@@ -5,31 +5,27 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
-from vitlab.config import Config, ModelConfig
+from vitlab.config import Config, ModelConfig, RecipeConfig
+from vitlab.config.ranges import choice, integer, number, share
 from vitlab.config.size import hw
 from vitlab.errors import UserError
 
-CHOICES = {
-    "prob_dtype": ("f4", "f2", "bf16"),
-    "precision": ("fp32", "tf32", "bf16", "fp16"),
-    "backend": ("auto", "pil", "tensor"),
-    "sampling": ("uniform", "cycle"),
-    "densify": ("smooth", "zeros"),
-    "densify_compat": ("vitlab", "official"),
-}
+VARIANTS = ("rrc", "mixing", "randaug", "randaug_mixing", "center")
 
 
 @dataclass
 class ViewOptions:
-    """What is drawn for a stored view (vitlab.distill.reinforce_draw.Reinforcement)."""
+    """What is drawn for a stored view (vitlab.distill.reinforce_draw.Reinforcement); its filter is that of the recipe,
+    ``recipe.augmentation.interpolation``."""
 
-    variant: str = MISSING  # rrc | mixing | randaug | randaug_mixing | center (nothing random, one sample)
+    variant: str = choice(*VARIANTS)  # rrc | mixing | randaug | randaug_mixing | center (nothing random, one sample)
     crop_scale: list[float] | None = MISSING  # random resized crop: area range; null: the whole image
     crop_ratio: list[float] = MISSING  # of the crop: width to height
     pad: int | None = None  # instead: pad by this many pixels (of 224), then a random crop (CIFAR)
@@ -41,8 +37,8 @@ class ViewOptions:
     erase_ratio: list[float] = MISSING  # its height to width
     mixup: float = MISSING  # probability; the weight is Beta(1, 1) / 2, of the image itself
     cutmix: float = MISSING  # probability, drawn independently of mixup's
-    partner: str = "dataset"  # of a mixed view: any image of the dataset, or (as published) of a batch of neighbours
-    partner_batch: int = 4  # partner=batch: images that are loaded together
+    partner: str = choice("dataset", "batch", default="dataset")  # mixed views: any image, or (published) of a batch
+    partner_batch: int = integer(4)  # partner=batch: images that are loaded together
     crop_pct: float = MISSING  # center: side of the middle square to the short side
 
 
@@ -51,23 +47,24 @@ class ReinforceOptions:
     """Keys under ``method.``"""
 
     name: str = "reinforce"
-    samples: int = MISSING  # NS: stored views of each image
-    topk: int = MISSING  # K: stored probabilities of each view; all of them where there are fewer classes
-    prob_dtype: str = MISSING  # how they are stored: f4 (as released), f2 or bf16
-    group: int = MISSING  # views that the teacher labels at once; decides the last bits, so it belongs to the result
-    precision: str = MISSING  # of the teacher while it labels: fp32, tf32, bf16 or fp16
-    backend: str = "auto"  # RandAugment on pil images or tensor; auto: pil, and at replay as the store was made
-    recheck: int = 0  # mode=verify: number of views labelled again and compared
+    samples: int = integer()  # NS: stored views of each image
+    topk: int = integer()  # K: stored probabilities of each view; all of them where there are fewer classes
+    prob_dtype: str = choice("f4", "f2", "bf16")  # how they are stored: f4 (as released), f2 or bf16
+    group: int = integer()  # views that the teacher labels at once; decides the last bits, so it belongs to the result
+    precision: str = choice("fp32", "tf32", "bf16", "fp16")  # of the teacher while it labels: fp32, tf32, bf16 or fp16
+    backend: str = choice("auto", "pil", "tensor", default="auto")  # of RandAugment; auto: pil, at replay the store's
+    recheck: int = integer(0, low=0)  # mode=verify: number of views labelled again and compared
     store: Any = None  # train from these reinforcements, a folder or a list of released ones; no teacher is made
     convert_to: str | None = None  # mode=convert, merge, subset: folder to write to
-    p: float = MISSING  # share of stored views in training; the others are the recipe's, with the label as target
-    sampling: str = MISSING  # uniform: a random sample each time; cycle: each in turn, in a random order of each image
-    densify: str = MISSING  # the K probabilities over all classes: smooth (the rest spread evenly) or zeros
-    densify_compat: str = MISSING  # vitlab, or official (softmax over probabilities where their sum exceeds one)
+    p: float = share()  # stored views in training, as a share; the others are the recipe's, with the label as target
+    sampling: str = choice("uniform", "cycle")  # uniform: a random one; cycle: each in turn, shuffled
+    densify: str = choice("smooth", "zeros")  # of the K probabilities: smooth (the rest spread evenly) or zeros
+    densify_compat: str = choice("vitlab", "official")  # official: softmax of probabilities where their sum is > 1
     erm: bool = MISSING  # also train the same student on labels alone, with equally many steps
     kd: bool = MISSING  # also train it with the teacher run at every step, with equally many steps
-    lambda_kd: float = MISSING  # kd: weight of the divergence from the teacher, both sides at teacher.temperature
-    lambda_cls: float = MISSING  # kd: weight of the cross-entropy with the label
+    kd_recipe: RecipeConfig | None = None  # recipe of kd; null: that of the other students
+    lambda_kd: float = number(low=0, high=1e6)  # kd: weight of the divergence, both sides at teacher.temperature
+    lambda_cls: float = number(low=0, high=1e6)  # kd: weight of the cross-entropy with the label
     views: ViewOptions = field(default_factory=ViewOptions)
 
 
@@ -101,14 +98,30 @@ def where_they_are(folder: Path) -> str:
     return "Give the folder that holds store.json, or config.pth.tar where they are as released; or several: [A,B]."
 
 
+def warn_of_filter(config: Config, interpolation: str, *folders: Path) -> None:
+    """Warn where stored views were resized with another filter than the recipe's, which labels alone, the teacher at
+    every step and the test images use: a difference between them is then not that of the method alone."""
+    own = config.recipe.augmentation.interpolation
+    if interpolation != own:
+        logging.getLogger(__name__).warning(
+            "warning  the stored views in %s were resized with the filter %s, and are replayed so; everything else has "
+            "recipe.augmentation.interpolation=%s. For a comparison of the method alone, give "
+            "recipe.augmentation.interpolation=%s.",
+            ", ".join(map(str, folders)),
+            interpolation,
+            own,
+            interpolation,
+        )
+
+
 def refuse_twins(members: list[ModelConfig]) -> None:
     """Refuse an ensemble that names a network twice; aliases are found by the teacher's stage, from the weights.
 
     Raises:
         UserError: naming them.
     """
-    for number, one in enumerate(members):
-        if one in members[:number]:
+    for position, one in enumerate(members):
+        if one in members[:position]:
             raise UserError(f"teacher.members names {one.name} twice: that is no ensemble.", "Name each network once.")
 
 
@@ -127,16 +140,6 @@ def check(config: Config) -> None:
             f"of it for task={config.task.name}.",
             "Give method=supervised.",
         )
-    for key, allowed in CHOICES.items():
-        if (value := getattr(options, key)) not in allowed:
-            raise UserError(f"method.{key}={value} is unknown.", f"Give {' or '.join(allowed)}.")
-    for key in ("samples", "topk", "group"):
-        if (number := getattr(options, key)) < 1:
-            raise UserError(f"method.{key}={number} is out of range:", "expected 1 or more.")
-    if not 0 <= options.p <= 1:
-        raise UserError(f"method.p={options.p} is out of range:", "expected a share in [0, 1].")
-    if min(options.lambda_kd, options.lambda_cls) < 0:
-        raise UserError("method.lambda_kd and method.lambda_cls are weights:", "expected 0 or more.")
     if options.p < 1 and (options.densify, options.densify_compat) == ("zeros", "official"):
         raise UserError(
             "method.densify=zeros as the official code does it flattens the label of a plain view, too.",

@@ -14,8 +14,8 @@ from vitlab.config import Config
 from vitlab.data.datamodule import VisionData
 from vitlab.data.dataset import TrainViews
 from vitlab.data.reinforced import ReplayedViews
+from vitlab.distill.reinforce_store import ReinforcedStore
 from vitlab.distill.sparse import densify
-from vitlab.distill.store import TargetStore
 from vitlab.distill.teachers import Ensemble, OnlineTeacher
 
 AGREEMENT = 0.99
@@ -68,13 +68,14 @@ def recheck(
         data: with the normalisation that the teacher's views had.
         backend: of the replay; auto: the store's own.
     """
-    spec = TargetStore.open(folder).spec
+    store = ReinforcedStore(folder)
+    spec = store.spec
     own = str(spec.teacher.get("backend", "pil"))
     backend = own if backend == "auto" else backend
     members = teacher.members if isinstance(teacher, Ensemble) else [teacher]
     exact = backend == own and all(one.precision == "fp32" for one in members)
     plain = TrainViews(data.train_source, data.augmentation, data.view, data.seed, data.num_classes)
-    views = ReplayedViews(plain, [folder], data.replay_view(backend))
+    views = ReplayedViews(plain, [folder], data.replay_view(backend, store.interpolation))
     rng = np.random.default_rng(seed)
     items = [(int(rng.integers(spec.images)), int(rng.integers(spec.slots))) for _ in range(records)]
     agreed, error, kl = 0, 0.0, 0.0

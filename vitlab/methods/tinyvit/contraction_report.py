@@ -34,7 +34,8 @@ def table(rows: Sequence[Row], proxy: str, scored_only: bool = True) -> str:
             cost = f"{row.params / 1e6:.3f} | {row.macs / 1e9:.3g}"
             lines.append(f"| {step} | {row.moves or '–'} | {cost} | {speed} | {score} | {mark} |")
         if step:
-            counts = {v: sum(row.verdict == v for row in of_step) for v in ("over budget", "too slow", "not scored")}
+            verdicts = ("over budget", "too slow", "dead end", "not scored")
+            counts = {v: sum(row.verdict == v for row in of_step) for v in verdicts}
             lines.append(f"| {step} | " + ", ".join(f"{n} {v}" for v, n in counts.items()) + " | | | | | |")
     return "\n".join(lines) + "\n"
 
@@ -73,13 +74,26 @@ def plot(rows: Sequence[Row], proxy: str) -> bytes:
         return png(drawing)
 
 
-def write(folder: Path, rows: Sequence[Row], name: str, fixed: Args, proxy: str) -> list[Path]:
-    """``contraction.md``, ``.png`` and ``.json``, and ``model.yaml``: the last network, a file for ``conf/model``."""
+def head_text(params: int, classes: int, head: int) -> str:
+    """What the head counts in ``params``, and the same network with ImageNet-1k's classes, as papers count it."""
+    text = f"the head of {classes:,} classes is {head:,} of these parameters"
+    return (
+        text if classes == 1000 else f"{text}; with 1,000 classes they are {params - head + head // classes * 1000:,}"
+    )
+
+
+def write(folder: Path, rows: Sequence[Row], name: str, fixed: Args, proxy: str, classes: int, head: int) -> list[Path]:
+    """``contraction.md``, ``.png`` and ``.json``, and ``model.yaml``: the last network, a file for ``conf/model``.
+
+    ``head`` are its parameters for ``classes`` classes.
+    """
     last = [row for row in rows if row.verdict == "chosen"][-1]
     args: dict[str, Any] = fixed | last.args
-    head = f"# {name} contracted to {last.params / 1e6:.2f}M parameters, {last.macs / 1e9:.2f} GMACs.\n"
-    atomic_write(folder / "model.yaml", head + yaml.safe_dump({"name": name, "args": args}, sort_keys=False))
+    size = f"{last.params / 1e6:.2f}M parameters ({classes} classes), {last.macs / 1e9:.2f} GMACs"
+    note = f"# {name} contracted to {size}.\n"
+    atomic_write(folder / "model.yaml", note + yaml.safe_dump({"name": name, "args": args}, sort_keys=False))
     atomic_write(folder / "contraction.md", table(rows, proxy))
     atomic_write(folder / "contraction.png", plot(rows, proxy))
-    write_json(folder / "contraction.json", {"name": name, "args": args, "params": last.params, "macs": last.macs})
+    costs = {"params": last.params, "head_params": head, "classes": classes, "macs": last.macs}
+    write_json(folder / "contraction.json", {"name": name, "args": args, **costs})
     return [folder / file for file in ("contraction.md", "contraction.png", "contraction.json", "model.yaml")]

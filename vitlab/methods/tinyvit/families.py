@@ -6,6 +6,7 @@ forms, the others by counting a network on the meta device, without computation.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -28,12 +29,20 @@ class Family(Protocol):
     """Networks of one kind, described by those arguments of timm's that contraction changes."""
 
     start: Args
+    beam: int
+    """Networks a move that a search for the smallest one keeps; few where counting one takes long."""
 
     def smaller(self, args: Args) -> Iterator[tuple[str, Args]]:
         """Neighbours one move away, with the move's name."""
 
     def cost(self, args: Args) -> tuple[int, int]:
         """Parameters and multiply-adds."""
+
+    def params(self, args: Args) -> int:
+        """Parameters alone."""
+
+    def head(self, args: Args) -> int:
+        """Parameters of the classifier among them."""
 
 
 def family_of(name: str, args: Mapping[str, Any], size: Size, classes: int) -> Family:
@@ -61,6 +70,8 @@ def family_of(name: str, args: Mapping[str, Any], size: Size, classes: int) -> F
 class TinyViTFamily:
     """Every factor of the paper; costs in closed form."""
 
+    beam = 8
+
     def __init__(self, model: Any, size: int, classes: int) -> None:
         attention = [stage.blocks[0] for stage in list(model.stages)[1:]]
         first = model.stages[0].blocks[0]
@@ -85,9 +96,17 @@ class TinyViTFamily:
         shape = Shape.of(args)
         return shape.params(self._classes), shape.macs(self._size, self._classes)
 
+    def params(self, args: Args) -> int:
+        return Shape.of(args).params(self._classes)
+
+    def head(self, args: Args) -> int:
+        return (Shape.of(args).dims[3] + 1) * self._classes
+
 
 class CountedFamily:
-    """A family whose costs are counted on networks without memory."""
+    """A family whose costs are counted on networks without memory, each once."""
+
+    beam = 1
 
     def __init__(
         self,
@@ -100,13 +119,31 @@ class CountedFamily:
     ) -> None:
         self.name, self.fixed, self.start = name, fixed, start
         self._smaller, self._size, self._classes = smaller, size, classes
+        self._macs: dict[str, int] = {}
+        self._params: dict[str, int] = {}
 
     def smaller(self, args: Args) -> Iterator[tuple[str, Args]]:
         return self._smaller(args)
 
     def cost(self, args: Args) -> tuple[int, int]:
-        model = timm.create_model(self.name, num_classes=self._classes, device="meta", **(self.fixed | args))
-        return count_params(model), count_macs(model, self._size)
+        key = json.dumps(args, sort_keys=True)
+        if key not in self._macs:
+            model = self._build(args)
+            self._params[key], self._macs[key] = count_params(model), count_macs(model, self._size)
+        return self._params[key], self._macs[key]
+
+    def params(self, args: Args) -> int:
+        key = json.dumps(args, sort_keys=True)
+        if key not in self._params:
+            self._params[key] = count_params(self._build(args))
+        return self._params[key]
+
+    def head(self, args: Args) -> int:
+        found = self._build(args).get_classifier()
+        return sum(map(count_params, found if isinstance(found, tuple) else (found,)))  # distilled DeiT has two
+
+    def _build(self, args: Args) -> Any:
+        return timm.create_model(self.name, num_classes=self._classes, device="meta", **(self.fixed | args))
 
 
 def _vit_start(model: Any) -> Args:

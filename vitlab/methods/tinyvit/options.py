@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from vitlab.config import Config, RecipeConfig
+from vitlab.config.ranges import choice, integer, number, positive, share
 from vitlab.errors import UserError
 
 
@@ -17,17 +18,17 @@ from vitlab.errors import UserError
 class ContractOptions:
     """How mode=contract searches (paper section on model scaling; its step sizes are ours)."""
 
-    params: float = MISSING  # parameters of the target network
-    speed: float = MISSING  # throughput of the target, as a multiple of the start's; 0: no limit
-    steps: int = MISSING  # contractions from start to target; budgets shrink geometrically
-    moves: int = MISSING  # factors that one contraction may change at once
-    tolerance: float = MISSING  # share by which a candidate may miss a budget
-    candidates: int = MISSING  # of each step that are measured and scored, those nearest to the budget first
-    proxy: str = MISSING  # train (recipe, cut to duration) | params (no training: the largest is the best)
+    params: float = number(low=1, high=1e12)  # most parameters of the target, with the head of this data set's classes
+    speed: float = number(low=0, high=1e6)  # throughput of the target, as a multiple of the start's; 0: no limit
+    steps: int = integer()  # contractions from start to target; budgets shrink geometrically (5.4e6 from 21M: 6)
+    moves: int = integer()  # factors that one contraction may change at once
+    tolerance: float = share()  # by which a candidate may miss a budget, but for the last step's, the target
+    candidates: int = integer()  # of each step that are scored: of many kinds, in turn large and fast ones
+    proxy: str = choice("train", "params")  # train (recipe, cut to duration), params (none: the largest is the best)
     duration: str = MISSING  # of the proxy's training
-    holdout: float = MISSING  # fraction of each training class held out to score it, if there is no val beside test
-    batch_size: int = MISSING  # of the throughput
-    seconds: float = MISSING  # of the throughput measurement, after half as long a warm-up
+    holdout: float = share(open_low=True, open_high=True)  # of each class, to score it, if there is no val
+    batch_size: int = integer()  # of the throughput
+    seconds: float = positive()  # of the throughput measurement, after half as long a warm-up
 
 
 @dataclass
@@ -35,21 +36,21 @@ class TinyViTOptions:
     """Keys under ``method.``"""
 
     name: str = "tinyvit"
-    topk: int = MISSING  # K: stored probabilities of each view (paper Fig. 5: 10 for IN-1k, 100 for IN-21k)
-    prob_dtype: str = MISSING  # how they are stored: f2, f4 or bf16
-    epochs: int | None = None  # stored views per image; null: one for each epoch of the recipe; fewer: used in turn
+    topk: int = integer()  # K: stored probabilities of each view (paper Fig. 5: 10 for IN-1k, 100 for IN-21k)
+    prob_dtype: str = choice("f2", "f4", "bf16")  # how they are stored: f2, f4 or bf16
+    epochs: int | None = integer(None)  # stored views per image; null: one per epoch of the recipe; fewer: used in turn
     clamp_minor: bool = False  # official: rounding may make the mass of the other classes slightly negative
     online: bool = False  # run the teacher at every step instead of storing its labels: same views, same targets
     distill: bool = True  # false: no teacher; finetune what model.checkpoint or model.pretrained gives
     store: str | None = None  # train from this sealed store, ours or TinyViT's official one; no teacher is made
     store_to: str | None = None  # folder of the store, which several runs may fill together; null: inside the run
-    store_views: list[int] | None = None  # [START, STOP): store only these views of every image, and train nothing
-    replay: str = "cycle"  # cycle: stored views repeat when there are more epochs; exact: epoch e reads e
+    store_views: list[int] | None = integer(None, low=0)  # [START, STOP): store only these of each image, train nothing
+    replay: str = choice("cycle", "exact", default="cycle")  # cycle: views repeat if epochs are more; exact: e reads e
     baseline: bool = True  # train the same student on labels alone, with equally many steps
     finetune: RecipeConfig | None = None  # train on the labels afterwards; null: no
-    recheck: int = 0  # mode=verify: number of random records recomputed by the teacher
+    recheck: int = integer(0, low=0)  # mode=verify: number of random records recomputed by the teacher
     convert_to: str | None = None  # mode=convert: folder to write method.store to, official to ours or back
-    ranks: int = 1  # mode=convert: number of ranks of the official store
+    ranks: int = integer(1)  # mode=convert: number of ranks of the official store
     named: bool = False  # mode=convert: official keys are image names (ImageNet-22k), not indices
     contract: ContractOptions = field(default_factory=ContractOptions)
 
@@ -108,8 +109,6 @@ def check(config: Config) -> None:
                 "method.store_views stores a part of the views for others to train from.",
                 "Give method.store_to=FOLDER, the same in every run that fills it, and a teacher.",
             )
-    if options.replay not in ("cycle", "exact"):
-        raise UserError(f"method.replay={options.replay} is not cycle or exact.")
     if not distils(config):
         if options.finetune is None:
             raise UserError(

@@ -18,6 +18,7 @@ from vitlab.tasks.parts import classification_figures as figures
 CLASSES_SHOWN = 100  # rows of the per-class table; the rest is in report.json
 PAIRS_SHOWN = 10
 EXAMPLES = 24  # worst mistakes shown
+TO_TRY = "What helps: a lower recipe.lr, a longer recipe.warmup, a longer training; the loss is in metrics.jsonl."
 RELIABILITY = 3  # diagrams shown: the primary model's and the first others'
 
 
@@ -79,6 +80,21 @@ def drawings(data: ReportData, slots: Mapping[str, int]) -> list[Drawing]:
         )
     )
     return out
+
+
+def warnings(found: Evaluation) -> list[str]:
+    """That the network names one class for all images, or is no better than one that would."""
+    largest = max(found.per_class, key=lambda one: one.n)
+    share = largest.n / found.n
+    if len(found.classes) < 2 or found.top1 > share:
+        return []
+    always = f"always naming {largest.name}, the most frequent class, is right for {percent(share)} %"
+    named = [one.name for one in found.per_class if one.predicted]
+    if len(named) == 1:
+        return [f"the network names one class, {named[0]}, for all {found.n:,} images: {always}. {TO_TRY}"]
+    missing = len(found.classes) - len(named)
+    some = f" and {count(missing, 'class').replace('classs', 'classes')} never named" if missing else ""
+    return [f"top-1 of {percent(found.top1)} % is no better than chance: {always}{some}. {TO_TRY}"]
 
 
 def interval(found: Evaluation) -> tuple[float, float]:
@@ -158,7 +174,7 @@ def _chance(main: ModelRow, row: ModelRow) -> str:
 def describe_comparison(one: Comparison) -> str:
     """A comparison of two models on the same images in one sentence that claims no more than it shows."""
     top1 = one.differences["top1"]
-    points = f"{100 * top1.value:+.2f} points of top-1 ({100 * top1.lo:+.2f} to {100 * top1.hi:+.2f})"
+    points = f"{100 * top1.value:+.2f} points of top-1 ({100 * top1.lo:+.2f} to {100 * top1.hi:+.2f}, 95 % bootstrap)"
     counts = f"right where the other is not: {one.only_second:,} against {one.only_first:,}"
     verdict = "the difference may be chance" if one.p_value >= CHANCE else "more than chance explains"
     return f"{one.second} against {one.first}: {points}; {counts}; McNemar {p_equation(one.p_value)}, {verdict}."
@@ -199,11 +215,11 @@ def summary_table(rows: Sequence[tuple[str, Evaluation]]) -> list[list[str]]:
 
     first = rows[0][1]
     bins = [int(b) for b, *_ in first.calibrations]
-    out = [["model", "Top-1 %", "95 %", f"Top-{first.top_k} %", "NLL", "Brier"]]
+    kinds = dict.fromkeys(top1_interval(one)[2] for _, one in rows)
+    out = [["model", "Top-1 %", f"95 % {' or '.join(kinds)}", f"Top-{first.top_k} %", "NLL", "Brier"]]
     out[0] += [f"ECE{b} %" for b in bins] + [f"max-ECE{first.bins} %"]
     for title, e in rows:
-        ends = span(e.intervals["top1"]) if e.intervals else "–"
-        row = [title, percent(e.top1), ends, percent(e.top5), f"{e.nll:.3f}", f"{e.brier:.3f}"]
+        row = [title, percent(e.top1), span(top1_interval(e)[:2]), percent(e.top5), f"{e.nll:.3f}", f"{e.brier:.3f}"]
         out.append([*row, *(percent(ece) for _, ece, _ in e.calibrations), percent(e.max_ece)])
     return out
 
@@ -224,6 +240,7 @@ def summary_notes(rows: Sequence[tuple[str, Evaluation]], main: tuple[str, Evalu
         lines.append(f"no temperature is fitted: {why}")
     title, found = main
     weak = [f"{c.name} {percent(c.recall, 1)} %" for c in weakest(found)[:5] if c.recall is not None and c.recall < 1]
+    lines += [f"{name}: {sentence}" for name, one in rows for sentence in warnings(one)]
     lines += ["", f"weakest classes of {title}: {', '.join(weak) or 'none, all images are right'}"]
     pairs = [f"{a} taken for {b} ({count})" for a, b, count, _ in confused_pairs(found)[:5]]
     lines += [f"most frequent mistakes: {', '.join(pairs)}"] if pairs else []

@@ -17,6 +17,7 @@ from vitlab.tasks.parts import multilabel_figures as figures
 
 LABELS_SHOWN = 100  # rows of the table by label; the rest is in report.json
 EXAMPLES = 24  # worst mistakes shown
+TO_TRY = "What helps: a lower recipe.lr, a longer recipe.warmup, a longer training; the loss is in metrics.jsonl."
 RELIABILITY = 3  # diagrams shown: the primary model's and the first others'
 
 
@@ -131,6 +132,21 @@ def findings(data: ReportData, shares: Callable[[ModelRow, ModelRow], str]) -> l
     return out
 
 
+def warnings(found: MultilabelEvaluation) -> list[str]:
+    """That the network decides alike for all images, or ranks them no better than chance."""
+    out = []
+    if all(one.predicted in (0, found.n) for one in found.labels):
+        same = ", ".join(one.name for one in found.labels if one.predicted) or "no label"
+        out.append(f"the network predicts the same for all {count(found.n, 'image')}: {same}. {TO_TRY}")
+    known = [one for one in found.labels if one.ap is not None]
+    chance = sum(one.n / found.n for one in known) / max(len(known), 1)  # what a random order is expected to have
+    if known and found.map <= chance:
+        out.append(
+            f"mAP of {percent(found.map)} % is no better than that of a random order, {percent(chance)} %. {TO_TRY}"
+        )
+    return out
+
+
 def describe_thresholds(found: MultilabelEvaluation) -> str:
     """Where the thresholds come from, as a sentence."""
     if not found.thresholds_from:
@@ -153,7 +169,7 @@ def _paired(one: Comparison, main: str, other: str) -> str:
 def describe_comparison(one: Comparison) -> str:
     """A comparison of two models on the same images in one sentence."""
     value = one.differences["map"]
-    points = f"{100 * value.value:+.2f} points of mAP ({100 * value.lo:+.2f} to {100 * value.hi:+.2f})"
+    points = f"{100 * value.value:+.2f} points of mAP ({100 * value.lo:+.2f} to {100 * value.hi:+.2f}, 95 % bootstrap)"
     counts = f"all labels right where the other's are not: {one.only_second:,} against {one.only_first:,}"
     verdict = "the difference may be chance" if one.p_value >= CHANCE else "more than chance explains"
     return f"{one.second} against {one.first}: {points}; {counts}; McNemar {p_equation(one.p_value)}, {verdict}."
@@ -178,7 +194,9 @@ def weakest(found: MultilabelEvaluation) -> list[LabelScore]:
 
 def summary_table(rows: Sequence[tuple[str, MultilabelEvaluation]]) -> list[list[str]]:
     """Models side by side."""
-    out = [["model", "mAP %", "95 %", "AUROC %", "F1 %", "Subset %", "NLL", "Brier", f"ECE{rows[0][1].bins} %"]]
+    out = [
+        ["model", "mAP %", "95 % bootstrap", "AUROC %", "F1 %", "Subset %", "NLL", "Brier", f"ECE{rows[0][1].bins} %"]
+    ]
     for title, e in rows:
         ends = span(e.intervals["map"]) if e.intervals else "–"
         shares = (percent(value) for value in (e.auroc, e.f1, e.subset_accuracy))
@@ -190,7 +208,8 @@ def summary_notes(
     rows: Sequence[tuple[str, MultilabelEvaluation]], main: tuple[str, MultilabelEvaluation]
 ) -> list[str]:
     """Where thresholds come from, and the weakest labels."""
-    lines = list(dict.fromkeys(describe_thresholds(one).rstrip(".") for _, one in rows))
+    lines = [f"{name}: {sentence}" for name, one in rows for sentence in warnings(one)]
+    lines += list(dict.fromkeys(describe_thresholds(one).rstrip(".") for _, one in rows))
     table = [["label", "images", "AP %", "AUROC %", "F1 %", "threshold", "ECE %"]]
     for one in weakest(main[1])[:10]:
         shares = ("–" if value is None else percent(value) for value in (one.ap, one.auroc, one.f1))

@@ -45,7 +45,8 @@ class RecordAndCheckpoint(Callback):
         recorder: of the run; None on ranks other than 0.
         validation: batches to validate on, or None.
         total: optimiser steps in all.
-        record_every, validate_every, checkpoint_every: optimiser steps between two.
+        record_every, validate_every, checkpoint_every: optimiser steps between two; a training shorter than two records
+            is recorded ten times.
         accumulate: batches of one optimiser step.
     """
 
@@ -65,7 +66,8 @@ class RecordAndCheckpoint(Callback):
     ) -> None:
         self.stage, self.folder, self.recorder, self.validation = stage, folder, recorder, validation
         self.total, self.accumulate, self.progress = total, accumulate, progress
-        self.record_every = max(1, record_every)
+        # Of a training with fewer than two records, some ten: a curve needs them.
+        self.record_every = max(1, record_every if total >= 2 * record_every else min(record_every, total // 10))
         self.validate_every = max(1, validate_every)
         self.checkpoint_every = max(1, checkpoint_every)
         self.names: list[str] = []

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitlab.compose.schema import complete
 from vitlab.config import Config, DatasetConfig, ModelConfig
@@ -16,6 +16,10 @@ from vitlab.errors import UserError
 from vitlab.files import stable_dict
 from vitlab.run.environment import environment
 from vitlab.run.run import Run
+
+if TYPE_CHECKING:
+    from vitlab.methods.tinyvit.contract import Limits
+    from vitlab.methods.tinyvit.families import Args, Family
 
 MEANING = "make model= smaller step by step to method.contract.params (TinyViT's model scaling)"
 READS = ("method", "model", "dataset", "recipe", "experiment", "debug", "name", "fresh")
@@ -26,14 +30,12 @@ def answer(composed: Composed) -> int:
     """Search from ``model=`` under ``method.contract.*``; after a kill the same command continues.
 
     Raises:
-        UserError: another method, an unknown proxy, budgets that no candidate meets.
+        UserError: another method, budgets that no candidate meets.
     """
     config = composed.config
     options = getattr(config.method, "contract", None)
     if options is None:
         raise UserError(f"mode=contract is TinyViT's; method={config.method.name} has none.", "Give method=tinyvit.")
-    if options.proxy not in ("train", "params"):
-        raise UserError(f"method.contract.proxy={options.proxy} is not train or params.")
     prefix = config.name or f"{config.dataset.name}-{composed.network}"
     identity = composed.identity() | {"mode": "contract"}
     run = Run.open(Path(config.output), "contract", prefix, identity, composed.tree, config.fresh, complete)
@@ -41,25 +43,56 @@ def answer(composed: Composed) -> int:
     if run.state == "finished":
         print(run.read_finished()["table"])
         return 0
+    start = start_of(config)  # refuses what cannot be before a folder is made
     run.lock(command)
     try:
         run.note_environment(environment(command))
-        run.finish({"table": search(config, run.folder)})
+        run.finish({"table": search(config, start, run.folder)})
     finally:
         run.release()
     print(run.read_finished()["table"])
     return 0
 
 
-def search(config: Config, folder: Path) -> str:
+@dataclass(frozen=True)
+class Start:
+    """What a contraction starts from: timm's name, the arguments that stay, the family of the others, the classes."""
+
+    name: str
+    fixed: Args
+    family: Family
+    classes: int
+    limits: Limits
+
+
+def start_of(config: Config) -> Start:
+    """The network of ``model=`` for the classes of the data set, and the targets under ``method.contract.*``.
+
+    Raises:
+        UserError: a network that contraction does not support, or a target that it cannot reach.
+    """
+    from vitlab.data.build import open_splits
+    from vitlab.methods.tinyvit.contract import Limits, check_target
+    from vitlab.methods.tinyvit.families import family_of
+    from vitlab.models.build import resolve_architecture
+
+    options, size = config.method.contract, config.dataset.size
+    limits = Limits(*(getattr(options, one.name) for one in fields(Limits)))
+    classes = len(open_splits(config.dataset, config.seed, config.debug.max_images)["train"].classes)
+    name, args = resolve_architecture(config.model, size)
+    family = family_of(name, args, size, classes)
+    check_target(family, limits)
+    fixed = {key: value for key, value in config.model.args.items() if key not in family.start}
+    return Start(name, fixed, family, classes, limits)
+
+
+def search(config: Config, start: Start, folder: Path) -> str:
     """Run the contraction and write its result into ``folder``; returns the text to print."""
     import torch
 
-    from vitlab.data.build import open_splits
     from vitlab.methods.tinyvit import contraction_report
-    from vitlab.methods.tinyvit.contract import Journal, Limits, contract
-    from vitlab.methods.tinyvit.families import Args, family_of
-    from vitlab.models.build import build_model, resolve_architecture
+    from vitlab.methods.tinyvit.contract import Journal, contract, outline
+    from vitlab.models.build import build_model
     from vitlab.training.distributed import configure_torch, device_of
     from vitlab.training.interrupt import install_signal_handlers, stop_if_requested
     from vitlab.training.progress import print_line
@@ -67,11 +100,9 @@ def search(config: Config, folder: Path) -> str:
     install_signal_handlers()
     configure_torch(config)
     options, size = config.method.contract, config.dataset.size
-    classes = list(open_splits(config.dataset, config.seed, config.debug.max_images)["train"].classes)
-    name, args = resolve_architecture(config.model, size)
-    family = family_of(name, args, size, len(classes))
-    fixed: Args = {key: value for key, value in config.model.args.items() if key not in family.start}
-    limits = Limits(*(getattr(options, one.name) for one in fields(Limits)))
+    name, fixed, family, limits, classes = start.name, start.fixed, start.family, start.limits, start.classes
+    for line in outline(family, limits, classes):
+        print_line(f"contraction: {line}")
 
     def candidate(args: Args) -> ModelConfig:
         return ModelConfig(name=name, args=fixed | args, mean=config.model.mean, std=config.model.std)
@@ -81,7 +112,7 @@ def search(config: Config, folder: Path) -> str:
 
         stop_if_requested()
         torch.manual_seed(config.seed)
-        network = build_model(candidate(args), len(classes), size).to(device_of(config))
+        network = build_model(candidate(args), classes, size).to(device_of(config))
         precision = AUTOCAST.get(config.trainer.precision, "32")
         batch, seconds = options.batch_size, options.seconds
         return measure_throughput(network, size, batch, seconds / 2, seconds, precision).images_per_second
@@ -97,13 +128,15 @@ def search(config: Config, folder: Path) -> str:
         settings |= {"duration": options.duration, "holdout": options.holdout}
     journal = Journal(folder / "journal.jsonl", settings)
     log: Callable[[str], None] = print_line
-    chosen = contract(family, limits, journal, throughput, score, log)
-    files = contraction_report.write(folder, journal.rows, name, fixed, options.proxy)
+    chosen = contract(family, limits, journal, throughput, score, log, 1.5 * options.seconds)
+    head = family.head(chosen[-1].args)
+    files = contraction_report.write(folder, journal.rows, name, fixed, options.proxy, classes, head)
     first, last = chosen[0], chosen[-1]
     faster = f", {last.throughput / first.throughput:.2f}x as fast" if last.throughput and first.throughput else ""
     lines = [
         contraction_report.table(journal.rows, options.proxy),
         f"from {first.params:,} to {last.params:,} parameters, {first.macs:,} to {last.macs:,} multiply-adds{faster}",
+        contraction_report.head_text(last.params, classes, head),
         *(f"written  {file}" for file in files),
     ]
     return "\n".join(lines)
