@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 import torch
 
+from vitlab.compose.load import load
+from vitlab.data.views import ReinforcedViews
 from vitlab.distill.sparse import SparseTarget
+from vitlab.methods.reinforce.method import Reinforce
 from vitlab.methods.reinforce.objectives import distilled, reinforced
+from vitlab.stage import Context
+from vitlab.training.label_views import STORE
 
 LOGITS = torch.tensor([[0.5, -0.25, 1.5, 0, 0.25, -1], [-0.5, 0, 0.75, 0.1, -0.2, 2]])
 TARGET = SparseTarget(
@@ -51,3 +60,17 @@ def test_without_a_target_there_is_nothing_to_learn() -> None:
     for objective in (reinforced, distilled):
         with pytest.raises(ValueError):
             objective(LOGITS, LABEL, None)
+
+
+def test_the_student_is_trained_on_what_the_options_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stored views but for a share, in turn, and no mixing beside them."""
+    words = ["method.p=0.75", "method.sampling=cycle", "method.backend=tensor", "method.densify=zeros"]
+    words += ["recipe.augmentation.mixup=0.2", "recipe.augmentation.cutmix=1.0"]
+    config = load(["method=reinforce", "dataset=digits", *words]).config
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("vitlab.training.train.train", lambda *given, **_: calls.append(given) or {})
+    Reinforce(config).train(cast(Context, SimpleNamespace(artifact=Path, is_main=False)))
+    ((_, _, recipe, objective, views),) = calls
+    assert views == ReinforcedViews((Path("reinforce") / STORE,), in_turn=True, plain_share=0.25, backend="tensor")
+    assert (recipe.augmentation.mixup, recipe.augmentation.cutmix) == (0, 0)
+    assert objective.keywords == {"densify": "zeros", "compat": "vitlab"}
