@@ -34,11 +34,11 @@ from torch import nn
 
 from vitlab.config.size import Size, hw, plain_size, size_text
 from vitlab.errors import UserError, nearest
-from vitlab.models.artifact import read_meta
-from vitlab.models.checkpoints import META_FILE, load_checkpoint, load_weights, new_parameters, zero_head
+from vitlab.models.checkpoints import load_checkpoint, load_weights, new_parameters, zero_head
 from vitlab.models.imagenet22k import ABSENT, CLASSES, class_map, remap_head
 from vitlab.models.param_groups import parameter_groups
 from vitlab.models.tinyvit_weights import RESIZES
+from vitlab.run.model_file import META_FILE, read_meta
 from vitlab.run.run import model_folder
 
 if TYPE_CHECKING:

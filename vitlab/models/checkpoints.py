@@ -31,7 +31,6 @@ from vitlab.models.imagenet22k import CLASSES, map_rows
 from vitlab.models.tinyvit_weights import adapt_state_dict
 
 WEIGHTS_FILE = "model.safetensors"
-META_FILE = "model.json"
 
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 """Added by DistributedDataParallel, torch.compile, and by modules that keep the network as ``self.model``."""
