@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,17 @@ class UserError(Exception):
 
 OVERFLOW = "Its weights overflow: use another model, or train it again with a lower recipe.lr."
 """The cure for a model whose logits are not finite although its weights are."""
+
+
+@contextmanager
+def keys_below(key: str, usual: str = "model") -> Iterator[None]:
+    """Name the keys of a network below ``key``, such as ``teacher.members.0``, in a UserError raised inside the block by
+    what builds any network and names those below ``usual``."""
+    try:
+        yield
+    except UserError as error:
+        keys = re.compile(rf"\b{usual}\.(?=(name|args|pretrained|checkpoint|mean|std)\b)")
+        raise UserError(keys.sub(f"{key}.", error.what), keys.sub(f"{key}.", error.cure)) from error
 
 
 class DamagedError(UserError, ValueError):

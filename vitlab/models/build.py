@@ -342,6 +342,30 @@ def _arguments(name: str, owner: str) -> list[str]:
     return list(inspect.signature(cls).parameters) if inspect.isclass(cls) else []
 
 
+def knows_classes(cfg: ModelConfig, model: nn.Module, classes: Sequence[str]) -> bool | None:
+    """Whether the weights that ``cfg`` names have a head for ``classes``, in this order; None where only reading them
+    would show it. Nothing is fetched.
+
+    Args:
+        model: the network of ``cfg``, also without memory.
+
+    Raises:
+        UserError: ``cfg.checkpoint`` is the folder of another network.
+    """
+    name, args = resolve_architecture(cfg, None)
+    of_22k = class_map(classes) is not None
+    if cfg.checkpoint is not None:
+        path = model_folder(Path(cfg.checkpoint).expanduser())
+        if not (path / META_FILE).is_file():
+            return None
+        same = _same_classes(path, name, classes, bool(new_parameters(model)))
+        return same or (of_22k and len(read_meta(path).classes) == CLASSES)
+    if not cfg.pretrained:
+        return None
+    known = _trained_with(_donor(name, args) or cfg.name).get("num_classes")
+    return known == len(classes) or (of_22k and known == CLASSES)
+
+
 def _same_classes(path: Path, name: str, classes: Sequence[str] | None, adds: bool) -> bool:
     """Whether the head of a checkpoint may be kept: of a vitlab folder, if its classes are the same; of other files,
     which do not name their classes, always. ``adds``: the network adds to another one, and the folder may be of that
