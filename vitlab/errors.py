@@ -27,8 +27,8 @@ OVERFLOW = "Its weights overflow: use another model, or train it again with a lo
 
 @contextmanager
 def keys_below(key: str, usual: str = "model") -> Iterator[None]:
-    """Name the keys of a network below ``key``, such as ``teacher.members.0``, in a UserError raised inside the block by
-    what builds any network and names those below ``usual``."""
+    """Name the keys of a network below ``key``, such as ``teacher.members.0``, in a UserError of the block, which was
+    raised where those of any network are called ``usual``."""
     try:
         yield
     except UserError as error:

@@ -47,7 +47,7 @@ RESNET = ("method=supervised", "model=resnet18", "model.name=test_resnet", "mode
         ([f"teacher={RUN}", "dataset=fake"], "finished-717e3bd6/train. was trained for other classes"),
         (
             [f"teacher={RUN}", "teacher.members.0.name=resnet34"],
-            "holds a resnet18, not a resnet34.* teacher.members.0.name=",
+            "not a resnet34.* teacher.members.0.name=",
         ),
         ([f"model={RUN}", "model.name=resnet34"], "holds a resnet18, not a resnet34.* Give model.name="),
         ([f"teacher={RUN}", "teacher.members.0.args.depthz=3"], r"\(key teacher.members.0.args.depthz\)"),

@@ -34,7 +34,7 @@ CHOICES (GROUP=NAME; descriptions: mode=list group=GROUP)
 
 KEYS (KEY=VALUE; descriptions: mode=list key=GROUP)
   seed=0  name=TEXT  output=FOLDER  only=STAGE (and what it needs)  fresh=true (a second run beside)
-  recipe.lr=3e-4  recipe.duration=90ep|5000st  recipe.augmentation.crop_scale=[0.5,1]  model.args.depth=4
+  recipe.lr=3e-4  recipe.duration=90ep|5000st  recipe.augmentation.flip=0.5  model.args.depth=4
   dataset.val_fraction=0.1 (held out of training; a softmax temperature is fitted on it)
   dataset.size=64|[256,448]  model.name=TIMM_NAME  model.checkpoint=FILE  model=RUN  teacher=RUN
 
