@@ -162,3 +162,9 @@ def list_names(words: Iterable[str], limit: int = 24) -> str:
     names = list(words)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def printable(text: str) -> str:
+    """One line of text for a terminal, in which a name of a file or class may stand: control characters, which could
+    move the cursor or colour what follows, and bytes that are not UTF-8 are written as escapes such as ``\\x1b``."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

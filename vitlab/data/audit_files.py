@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitlab.data.decode import NeedsPackageError, describe_error, register_format, require_regular, to_rgb
+from vitlab.data.decode import NeedsPackageError, describe_error, register_format, require_regular, stored_depth, to_rgb
 
 SIDE = 8
 """Pixels of the side of a thumbnail."""
@@ -46,6 +46,8 @@ class FileInfo:
     content: bytes = b""  # BLAKE2b-128 of the file
     gradient: bytes = b""  # 128 bits: is a pixel of the tiny grey image brighter than its right (lower) neighbour
     thumbnail: bytes = b""  # SIDE x SIDE x 3
+    bits: int = 8  # per channel, as stored
+    channels: int = 3  # as stored, alpha included
 
 
 def inspect_file(path: str | Path) -> FileInfo:
@@ -62,6 +64,7 @@ def inspect_file(path: str | Path) -> FileInfo:
         register_format(path)
         with Image.open(io.BytesIO(data)) as image:
             mode, (width, height) = image.mode, image.size
+            bits, channels = stored_depth(image)  # first: the EXIF data of a PNG are behind its pixels
             frames = int(getattr(image, "n_frames", 1))
             orientation = int(image.getexif().get(0x0112, 1))
             image.draft(None, (DRAFT, DRAFT))  # after the size was read, which it changes; of a JPEG only
@@ -70,13 +73,14 @@ def inspect_file(path: str | Path) -> FileInfo:
             format = image.format or ""
     # No file has this size: it is read again, with the package or another dataset.max_pixels.
     except (NeedsPackageError, Image.DecompressionBombError) as error:
-        return FileInfo(-1, changed, describe_error(error))
+        return FileInfo(-1, changed, describe_error(error, path))
     # Pillow's decoders raise exceptions of any type on damaged data, SyntaxError and struct.error among them.
     except Exception as error:
-        return FileInfo(size, changed, describe_error(error))
+        return FileInfo(size, changed, describe_error(error, path))
     content = hashlib.blake2b(data, digest_size=16).digest()
     gradient, thumbnail = _likeness(rgb)
-    return FileInfo(size, changed, "", format, mode, width, height, orientation, frames, content, gradient, thumbnail)
+    seen = (format, mode, width, height, orientation, frames, content, gradient, thumbnail, bits, channels)
+    return FileInfo(size, changed, "", *seen)
 
 
 def _likeness(rgb: Image.Image) -> tuple[bytes, bytes]:
@@ -154,7 +158,7 @@ def available_cores() -> int:
 
 _COLUMNS = ", ".join(field.name for field in fields(FileInfo))
 _SELECT = f"SELECT path, {_COLUMNS} FROM look"
-_VERSION = 1  # of the fields of FileInfo; a cache of another version is emptied
+_VERSION = 2  # of the fields of FileInfo; a cache of another version is emptied
 
 
 def _open(cache: Path) -> sqlite3.Connection:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import stat
 import warnings
 from collections.abc import Iterator, Sequence
@@ -10,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from vitlab.data.sources import Labels, Strings
 from vitlab.errors import UserError
@@ -79,6 +81,26 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def stored_depth(image: Image.Image) -> tuple[int, int]:
+    """Bits per channel and channels as the file holds them, of an image that is not loaded yet.
+
+    Pillow's mode does not show them: of 16-bit colour it keeps the upper 8 bits, of a TIFF with more than three
+    channels the first three, and calls both RGB. Depths above 8 are known for PNG, TIFF, PPM and HEIC.
+    """
+    bits, channels = 8, len(image.getbands())
+    for tile in image.tile:
+        args = tile[3] if isinstance(tile[3], tuple) else (tile[3],)  # the raw mode, as RGB;16B, then the decoder's own
+        if depth := re.search(r";(\d+)", str(args[0])):
+            bits = max(bits, int(depth[1]))
+        if image.format == "PPM" and len(args) > 1:
+            bits = max(bits, int(args[1]).bit_length())  # of the largest value
+    tags = getattr(image, "tag_v2", None)
+    if image.format == "TIFF" and tags is not None:
+        bits = max(bits, *tags.get(258, (8,)))
+        channels = max(channels, int(tags.get(277, 1)))
+    return max(bits, int(image.info.get("bit_depth") or 8)), channels
+
+
 def read_rgb(path: Path, upright: bool = True) -> Image.Image:
     """The image file ``path`` as RGB; ``upright=False`` ignores its EXIF orientation.
 
@@ -95,7 +117,7 @@ def read_rgb(path: Path, upright: bool = True) -> Image.Image:
     except Exception as error:
         empty = path.is_file() and path.stat().st_size == 0
         raise UserError(
-            f"{path} cannot be read as an image ({'the file is empty' if empty else describe_error(error)}).",
+            f"{path} cannot be read as an image ({'the file is empty' if empty else describe_error(error, path)}).",
             "Install it, or take the file out of the data set."
             if isinstance(error, NeedsPackageError)
             else "Repair the file, or take it out of the data set.",
@@ -113,17 +135,29 @@ def require_regular(path: str | Path) -> None:
         raise OSError("not a regular file")
 
 
-def describe_error(error: Exception) -> str:
-    """The cause of an exception raised while reading an image, in short."""
+def describe_error(error: Exception, path: str | Path | None = None) -> str:
+    """The cause of an exception raised while reading the image ``path``, in short."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; if it is sound, raise dataset.max_pixels"
+    if isinstance(error, UnidentifiedImageError) and path is not None and (channels := _tiff_channels(path)) > 4:
+        return f"a TIFF of {channels} channels, which Pillow does not read; save three of them"
     if isinstance(error, UnidentifiedImageError):
         return "not an image, in spite of its name"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _tiff_channels(path: str | Path) -> int:
+    """Channels that a TIFF states; 0 for another file."""
+    with contextlib.suppress(Exception), open(path, "rb") as file:  # of any kind, from a damaged head
+        directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+        file.seek(directory.next)
+        directory.load(file)
+        return int(directory.get(277, 0))
+    return 0
 
 
 def walk_files(folder: Path, loops: list[str] | None = None) -> Iterator[tuple[str, list[str], list[str]]]:

@@ -6,7 +6,6 @@ rows and refuses those that cannot be trained on.
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -258,26 +257,24 @@ def _join_groups(contents: FolderContents, name: str) -> None:
             node = parent[node]
         return node
 
-    with open(table, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.DictReader(file, skipinitialspace=True)
-        columns = list(reader.fieldnames or [])
-        column = next((one for one in ("group", "picture") if one in columns), None)
-        if "path" not in columns or column is None:
+    columns, lines = read_table(table)
+    column = next((one for one in ("group", "picture") if one in columns), None)
+    if "path" not in columns or column is None:
+        raise UserError(
+            f"{table}: the first line must name the columns path,group; it reads: {','.join(columns)}.",
+            "Add that line.",
+        )
+    for at, cells in lines:
+        path, group = cells[columns.index("path")], cells[columns.index(column)]
+        if f"/{path}" not in parent and path not in contents.left_out:
             raise UserError(
-                f"{table}: the first line must name the columns path,group; it reads: {','.join(columns)}.",
-                "Add that line, with commas between the columns.",
+                f"{table}, line {at}: {path or 'an empty path'} is no image of the data set.",
+                f"Paths are relative to {contents.root}. Remove the line.",
             )
-        for line in reader:
-            path, group = (line["path"] or "").strip(), (line[column] or "").strip()
-            if f"/{path}" not in parent and path not in contents.left_out:
-                raise UserError(
-                    f"{table}, line {reader.line_num}: {path or 'an empty path'} is no image of the data set.",
-                    f"Paths are relative to {contents.root}. Remove the line.",
-                )
-            if f"/{path}" in parent:
-                # The smaller name wins, so that the order of the lines does not matter.
-                first, second = sorted((root(f"/{path}"), root(f"+{group}")))
-                parent[second] = first
+        if f"/{path}" in parent:
+            # The smaller name wins, so that the order of the lines does not matter.
+            first, second = sorted((root(f"/{path}"), root(f"+{group}")))
+            parent[second] = first
     members: dict[str, str] = {}
     for row in sorted(rows, key=lambda row: row.path):
         # Named by its first image: the hash that splits groups must not depend on numbers in the file.

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitlab.data.table import no_formula
 from vitlab.files import atomic_write, write_json
 from vitlab.modes.select_model import SelectedModel
 from vitlab.run.environment import now
@@ -113,7 +114,8 @@ def write(one: Measured) -> None:
     atomic_write(folder / f"{stem}.npz", buffer.getvalue())
     text = io.StringIO()
     table = csv.writer(text)
-    table.writerows(one.task.class_table(one.evaluation))
+    rows = one.task.class_table(one.evaluation)
+    table.writerows([no_formula(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
     atomic_write(folder / f"{stem}-classes.csv", text.getvalue())
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vitlab.config.size import sides_text
+from vitlab.files import readable_json
 from vitlab.report.snippets import LOAD_CODE, ONNX_CODE, TIMM_CODE
 from vitlab.report.task import ReportTask
 
@@ -50,7 +50,7 @@ def model_card(meta: ModelMeta, facts: Facts, task: ReportTask) -> str:
     }
     if meta.licence:
         head["license"] = meta.licence
-    yaml = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items())
+    yaml = "\n".join(f"{key}: {readable_json(value)}" for key, value in head.items())
     names = ", ".join(meta.classes[:SHOWN]) + (
         f" and {len(meta.classes) - SHOWN} more" if len(meta.classes) > SHOWN else ""
     )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vitlab.errors import UserError
-from vitlab.files import atomic_write
+from vitlab.files import atomic_write, readable_json
 from vitlab.models.artifact import ModelMeta
 from vitlab.models.eval_mode import eval_mode
 from vitlab.report.export_card import squashed
@@ -149,7 +149,7 @@ def onnx_metadata(meta: ModelMeta) -> dict[str, str]:
     shape = "size, size" if isinstance(meta.size, int) else "height, width"
     return {
         "input": f"RGB image in [0, 1], minus mean, divided by std, float32 [batch, 3, {shape}]",
-        "classes": json.dumps(meta.classes, ensure_ascii=False),
+        "classes": readable_json(meta.classes),
         "size": json.dumps(meta.size),
         "mean": json.dumps(meta.mean),
         "std": json.dumps(meta.std),
