@@ -63,7 +63,7 @@ CASES: list[tuple[str, list[str]]] = [
         "recipe@teacher.recipe=finetune teacher.recipe.augmentation.color_jitter=[1,1,1]",
         ["teacher.recipe.augmentation.color_jitter is never run beside teacher.recipe.augmentation.randaug"],
     ),
-    ("dataset.crop=centre", ["auto, center, squash", "Did you mean center?"]),
+    ("dataset.crop=centre", ["auto, center, squash, squash_crop", "Did you mean center?"]),
     # recipes and networks inside a method
     ("recipe@method.finetune=digits method.finetune.label_smoothing=7", ["method.finetune.label_smoothing=7"]),
     ("recipe@method.finetune=digits method.finetune.augmentation.flip=7", ["method.finetune.augmentation.flip=7"]),

@@ -46,7 +46,7 @@ class DatasetConfig:
     std: list[float] = number(MISSING, 0, 1e3, open_low=True)  # normalisation: standard deviation of each channel
     labels_per_class: Optional[int] = number(None, 1, 10**9)  # training images per class, drawn by seed; null: all
     crop_pct: float = number(0.875, 0, 1, open_low=True)  # evaluation: short side size/crop_pct, 1.0: see crop
-    crop: str = "auto"  # evaluation: center | squash (resize both sides, no crop) | auto (squash if crop_pct=1)
+    crop: str = "auto"  # evaluation: center | squash (both sides, no crop) | squash_crop | auto (squash if crop_pct=1)
     download: bool = False  # download with torchvision if the data are missing
     csv: Optional[str] = None  # folder only: CSV with columns path,label[,split][,group]
     columns: dict[str, str] = field(default_factory=dict)  # names in the CSV: {path:filename,label:species}

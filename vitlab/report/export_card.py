@@ -41,6 +41,11 @@ def squashed(meta: ModelMeta) -> bool:
     return meta.crop == "squash" or (meta.crop == "auto" and meta.crop_pct >= 1)
 
 
+def crop_of(meta: ModelMeta) -> str:
+    """How the view of the model is cut, with ``auto`` resolved: center, squash or squash_crop."""
+    return "squash" if squashed(meta) else "squash_crop" if meta.crop == "squash_crop" else "center"
+
+
 def model_card(meta: ModelMeta, facts: Facts, task: ReportTask) -> str:
     """README.md of the hub layout: YAML head for the hub, then prose for people."""
     head: dict[str, object] = {
@@ -98,6 +103,8 @@ def export_readme(meta: ModelMeta, facts: Facts, task: ReportTask, files: Mappin
     steps = (
         f"resized to {sides_text(meta.size)} px, nothing cut"
         if squashed(meta)
+        else f"both sides resized to the centre crop of {sides_text(meta.size)} px divided by {meta.crop_pct:g}"
+        if crop_of(meta) == "squash_crop"
         else f"resized by {meta.crop_pct:g} around the centre crop of {sides_text(meta.size)} px"
     )
     names = ", ".join(meta.classes[:SHOWN]) + (

@@ -16,7 +16,7 @@ from vitlab.errors import UserError
 from vitlab.files import atomic_write, readable_json
 from vitlab.models.artifact import ModelMeta
 from vitlab.models.eval_mode import eval_mode
-from vitlab.report.export_card import squashed
+from vitlab.report.export_card import crop_of
 from vitlab.report.export_check import Exported, Test, compare, quiet
 from vitlab.report.export_formats import ONNX_NEEDS
 from vitlab.report.task import ReportTask
@@ -153,7 +153,7 @@ def onnx_metadata(meta: ModelMeta) -> dict[str, str]:
         "size": json.dumps(meta.size),
         "mean": json.dumps(meta.mean),
         "std": json.dumps(meta.std),
-        "crop": "squash" if squashed(meta) else "center",  # what auto means
+        "crop": crop_of(meta),  # what auto means
         "crop_pct": str(meta.crop_pct),
         "interpolation": meta.interpolation,
         "model": meta.name,

@@ -19,7 +19,7 @@ from vitlab.errors import UserError
 from vitlab.files import atomic_write, readable_json
 from vitlab.models.artifact import ModelMeta, save_model
 from vitlab.models.checkpoints import WEIGHTS_FILE
-from vitlab.report.export_card import squashed
+from vitlab.report.export_card import crop_of, squashed
 from vitlab.report.export_check import Exported, compare, quiet
 
 TIMM_FOLDER, HUB_FOLDER = "timm", "hub"
@@ -46,7 +46,7 @@ def export_timm(
                 "mean": tuple(meta.mean),
                 "std": tuple(meta.std),
                 "crop_pct": 1.0 if squashed(meta) else meta.crop_pct,
-                "crop_mode": "squash" if squashed(meta) else "center",
+                "crop_mode": crop_of(meta).removesuffix("_crop"),
                 "interpolation": meta.interpolation,
             },
         )

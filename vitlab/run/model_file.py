@@ -43,7 +43,7 @@ class ModelMeta:
     std: list[float]
     crop_pct: float = 1.0  # resize the short side to size/crop_pct, then centre crop; 1.0: see crop
     interpolation: str = "bicubic"
-    crop: str = "auto"  # center, squash (resize both sides), or auto: squash where crop_pct is 1
+    crop: str = "auto"  # center, squash, squash_crop, or auto: squash where crop_pct is 1; see EvalView
     origin: str = ""  # where the weights started, e.g. timm's tag or a file's name; empty: from scratch
     licence: str = ""  # of the weights it started from
     method: str = ""  # what trained it
