@@ -107,6 +107,7 @@ CASES: list[tuple[str, list[str]]] = [
     ("dataset.csv=x.csv dataset.columns={pth:file}", ["'pth' is none of path, label", "Did you mean path?"]),
     ("dataset.split_file=none.csv", ["there is no file none.csv"]),
     ("dataset.classes=alphabet", ["'alphabet' is not an order of classes"]),
+    ("recipe.schedule_compat=offical", ["vitlab, official", "Did you mean official?"]),
     ("recipe.min_lr=5", ["5 is above recipe.lr, which is 0.003"]),
     ("recipe.validate_every=0ep", ["at least 1st"]),
     ("output=", ["output=FOLDER"]),

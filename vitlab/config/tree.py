@@ -101,6 +101,7 @@ class RecipeConfig:
     weight_decay: float = number(MISSING, 0, 1e6)  # weight decay; not applied to norms, biases and position tables
     optimizer_args: dict[str, Any] = field(default_factory=dict)  # optimiser arguments: betas, eps, momentum, ...
     schedule: str = "cosine"  # cosine | cosine_after (cosine over the steps after warm-up) | linear | step | constant
+    schedule_compat: str = "vitlab"  # vitlab | official (TinyViT's code: the rate of a step is that of the one before)
     warmup: str = "0st"  # duration of the linear warm-up from warmup_lr to lr
     warmup_lr: float = number(0.0, 0, 1e38)  # learning rate of the first step
     min_lr: float = number(0.0, 0, 1e38)  # learning rate of the last step

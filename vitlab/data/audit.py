@@ -19,7 +19,7 @@ from statistics import median
 from vitlab.config import DatasetConfig
 from vitlab.config.size import hw, size_text
 from vitlab.data.audit_duplicates import find_identical, find_similar
-from vitlab.data.audit_files import FileInfo, inspect_files
+from vitlab.data.audit_files import FileInfo, inspect_files, losses, stored_forms
 from vitlab.data.folder import split_is_generated, split_rows
 from vitlab.data.folder_contents import FolderContents, Row, read_contents
 from vitlab.errors import UserError, printable
@@ -265,8 +265,8 @@ def _describe(result: Audit, looks: dict[str, FileInfo]) -> None:
     if not read:
         return
     result.formats = dict(Counter(one.format for one in read.values()).most_common())
-    result.converted = dict(Counter(form for one in read.values() for form in _forms(one)).most_common())
-    result.partial = dict(Counter(loss for one in read.values() for loss in _losses(one)).most_common())
+    result.converted = dict(Counter(form for one in read.values() for form in stored_forms(one)).most_common())
+    result.partial = dict(Counter(loss for one in read.values() for loss in losses(one)).most_common())
     # EXIF orientations 5 to 8 turn the image by 90 degrees.
     upright = [
         (one.width, one.height) if one.orientation not in range(5, 9) else (one.height, one.width)
@@ -277,47 +277,6 @@ def _describe(result: Audit, looks: dict[str, FileInfo]) -> None:
     result.height = heights[0], int(median(heights)), heights[-1]
     result.small = [path for path, one in read.items() if min(one.width, one.height) < SMALL]
     result.bytes = sum(one.size for one in looks.values())
-
-
-def _forms(one: FileInfo) -> list[str]:
-    """Plain names of what distinguishes a file from upright RGB."""
-    known = {
-        "1": "black and white",
-        "L": "grey",
-        "LA": "grey, transparent",
-        "RGBA": "transparent",
-        "PA": "palette, transparent",
-        "P": "palette",
-        "CMYK": "CMYK",
-        "YCbCr": "YCbCr",
-        "LAB": "Lab",
-    }
-    forms = []
-    if one.bits > 8:
-        forms.append(f"{one.bits}-bit {'grey' if one.mode[0] in 'IL' else 'colour'}")
-    elif one.mode != "RGB":
-        forms.append(known.get(one.mode, one.mode))
-    if 2 <= one.orientation <= 8:  # other values are damage, and Pillow turns nothing
-        forms.append("turned by EXIF")
-    if one.frames > 1:
-        forms.append("several frames")
-    return forms
-
-
-def _losses(one: FileInfo) -> list[str]:
-    """What of a file does not reach the network, however large its input: see :func:`vitlab.data.decode.to_rgb`."""
-    losses = []
-    if one.bits > 8:
-        losses.append(f"of {one.bits} bits per channel, the upper 8 are read")
-    if one.channels > 3 and one.mode == "RGB":
-        losses.append(f"of {one.channels} channels, the first three are read")
-    if one.mode in ("LA", "PA", "RGBA"):
-        losses.append("with an alpha channel, transparent parts are read as white")
-    if one.mode == "CMYK":
-        losses.append("of CMYK, converted to RGB without its colour profile")
-    if one.frames > 1:
-        losses.append("of several frames, the first is read")
-    return losses
 
 
 # ---------------------------------------------------------------------------------------------------------- on disk

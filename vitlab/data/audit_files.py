@@ -93,6 +93,47 @@ def _likeness(rgb: Image.Image) -> tuple[bytes, bytes]:
     return np.packbits(np.stack([rows, columns])).tobytes(), thumbnail.tobytes()
 
 
+def stored_forms(one: FileInfo) -> list[str]:
+    """Plain names of what distinguishes a file from upright RGB."""
+    known = {
+        "1": "black and white",
+        "L": "grey",
+        "LA": "grey, transparent",
+        "RGBA": "transparent",
+        "PA": "palette, transparent",
+        "P": "palette",
+        "CMYK": "CMYK",
+        "YCbCr": "YCbCr",
+        "LAB": "Lab",
+    }
+    forms = []
+    if one.bits > 8:
+        forms.append(f"{one.bits}-bit {'grey' if one.mode[0] in 'IL' else 'colour'}")
+    elif one.mode != "RGB":
+        forms.append(known.get(one.mode, one.mode))
+    if 2 <= one.orientation <= 8:  # other values are damage, and Pillow turns nothing
+        forms.append("turned by EXIF")
+    if one.frames > 1:
+        forms.append("several frames")
+    return forms
+
+
+def losses(one: FileInfo) -> list[str]:
+    """What of a file does not reach the network, however large its input: see :func:`vitlab.data.decode.to_rgb`."""
+    found = []
+    if one.bits > 8:
+        found.append(f"of {one.bits} bits per channel, the upper 8 are read")
+    if one.channels > 3 and one.mode == "RGB":
+        found.append(f"of {one.channels} channels, the first three are read")
+    if one.mode in ("LA", "PA", "RGBA"):
+        found.append("with an alpha channel, transparent parts are read as white")
+    if one.mode == "CMYK":
+        found.append("of CMYK, converted to RGB without its colour profile")
+    if one.frames > 1:
+        found.append("of several frames, the first is read")
+    return found
+
+
 def inspect_files(
     root: Path,
     paths: Sequence[str],

@@ -35,7 +35,7 @@ from torch import nn
 from vitlab.config.size import Size, hw, plain_size, size_text
 from vitlab.errors import UserError, nearest
 from vitlab.models.checkpoints import load_checkpoint, load_weights, new_parameters, zero_head
-from vitlab.models.imagenet22k import ABSENT, CLASSES, class_map, remap_head
+from vitlab.models.imagenet22k import ABSENT, CLASSES, class_map, head_note, remap_head
 from vitlab.models.param_groups import parameter_groups
 from vitlab.models.tinyvit_weights import RESIZES
 from vitlab.run.model_file import META_FILE, read_meta
@@ -91,12 +91,11 @@ def build_model(
     if from_hub:
         if cut and rows is not None:
             remap_head(model, rows, loading["absent_class"])
-            log.info("%s: %d classes of the head were found among ImageNet-22k's", cfg.name, int((rows >= 0).sum()))
+            _note(model, f"timm {cfg.name}: {head_note(rows, classes or (), loading['absent_class'])}")
         elif known != num_classes and num_classes > 0:
-            log.warning(
-                "%s: %s pretrained classes, %d here; the head starts from zero (%s)",
-                *(cfg.name, known, num_classes, ", ".join(zero_head(model))),
-            )
+            names = ", ".join(zero_head(model))
+            text = f"{known} pretrained classes, {num_classes} here; the head starts from zero ({names})"
+            _note(model, f"timm {cfg.name}: {text}", logging.WARNING)
     elif pretrained and cfg.checkpoint is not None:
         path = model_folder(Path(cfg.checkpoint).expanduser())
         report = load_checkpoint(
@@ -107,7 +106,9 @@ def build_model(
             absent=loading["absent_class"],
             resize=loading["table_resize"],
         )
-        log.log(logging.WARNING if report.head else logging.INFO, "%s", report)
+        if rows is not None:
+            report.head_note = head_note(rows, classes or (), loading["absent_class"])
+        _note(model, "" if report.is_exact else str(report), logging.WARNING if report.head else logging.INFO)
     elif donor is not None:
         known = _trained_with(donor).get("num_classes")
         weights = _create(donor, {}, int(known or 0), pretrained=True).state_dict()
@@ -120,8 +121,21 @@ def build_model(
             absent=loading["absent_class"],
             resize=loading["table_resize"],
         )
-        log.log(logging.WARNING if report.head else logging.INFO, "%s", report)
+        if rows is not None:
+            report.head_note = head_note(rows, classes or (), loading["absent_class"])
+        _note(model, "" if report.is_exact else str(report), logging.WARNING if report.head else logging.INFO)
     return model
+
+
+def _note(model: nn.Module, text: str, level: int = logging.INFO) -> None:
+    if text:
+        log.log(level, "%s", text)
+    model.load_report = text  # type: ignore[assignment]  # torch types an attribute as a Tensor or a Module
+
+
+def load_report(model: nn.Module) -> str:
+    """What :func:`build_model` changed in the weights that it loaded into ``model``, or left out; "" for nothing."""
+    return str(getattr(model, "load_report", ""))
 
 
 def build_backbone(cfg: ModelConfig, size: Size | None, indices: int | Sequence[int] | None = None) -> FeatureGetterNet:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from timm.models import resolve_model_input_args
 from torch import nn
 
 from vitlab.config import Config, ModelConfig, RecipeConfig
 from vitlab.config.precision import HALF, no_half_on_cpu
-from vitlab.config.size import Size, hw, size_text
+from vitlab.config.size import Size, hw, plain_size, same_size, size_text
 from vitlab.data.build import open_splits
 from vitlab.errors import UserError, keys_below
 from vitlab.models.build import build_model, knows_classes
+from vitlab.models.imagenet22k import ABSENT, CLASSES, class_map, head_note
+from vitlab.run.model_file import META_FILE, read_meta
+from vitlab.run.run import model_folder
 from vitlab.stage import models_of, recipes_of
 from vitlab.tasks.base import find_task
 from vitlab.training.build import make_optimizer
-from vitlab.training.distributed import device_of, world_size
+from vitlab.training.distributed import device_of, rank, world_size
 from vitlab.training.out_of_memory import one_value_per_channel, too_small
+from vitlab.training.progress import print_line
 from vitlab.training.teacher import check_member, refuse_aliases, sizes_of
 
 
@@ -44,6 +51,9 @@ def preflight(config: Config, reads: set[str]) -> None:
         )
     train = open_splits(config.dataset, config.seed, config.debug.max_images)["train"]
     find_task(config.task).check_source(train, config.dataset.name)
+    if rank() == 0:
+        for note in filter(None, (_starting_point(config, model, train.classes) for model in models_of(config, reads))):
+            print_line(note)
     with torch.device("meta"):
         students = [_network(config, model, train.classes) for model in models_of(config, reads)]
         teachers = _teachers(config, train.classes) if "teacher" in reads else []
@@ -58,6 +68,32 @@ def preflight(config: Config, reads: set[str]) -> None:
                 f"{config.dataset.name}.",
                 f"Take at most {len(train)}, and lower {key}.lr likewise.",
             )
+
+
+def _starting_point(config: Config, model: ModelConfig, classes: list[str]) -> str:
+    """What will become of the pretrained head, and of tables of positions, as far as the weights' description tells; ""
+    where both fit, or nothing is known before the weights are read."""
+    if model.checkpoint is not None:
+        folder = model_folder(Path(model.checkpoint).expanduser())
+        if not (folder / META_FILE).is_file():
+            return ""
+        meta = read_meta(folder)
+        known, trained_at, fits = len(meta.classes), meta.size, meta.classes == list(classes)
+    elif model.pretrained:
+        record = resolve_model_input_args(model.name)["pretrained_cfg"]
+        known, trained_at = int(record.get("num_classes") or 0), plain_size(record["input_size"][-2:])
+        fits = known == len(classes)
+    else:
+        return ""
+    parts = []
+    rows = class_map(classes) if known == CLASSES != len(classes) else None
+    if rows is not None:
+        parts.append(head_note(rows, classes, model.args.get("absent_class", ABSENT[0])))
+    elif not fits:
+        parts.append(f"a head for {len(classes):,} classes instead of the {known:,} of the weights starts from zero")
+    if not same_size(trained_at, config.dataset.size):
+        parts.append(f"trained at {size_text(trained_at)} px, here {size_text(config.dataset.size)} px")
+    return f"weights  {model.checkpoint or model.name}: {'; '.join(parts)}" if parts else ""
 
 
 def _teachers(config: Config, classes: list[str]) -> list[nn.Module]:
