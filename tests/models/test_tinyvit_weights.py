@@ -74,6 +74,7 @@ def test_tables_follow_the_window(tmp_path: Path, tiny: ModelConfig, resize: str
     model = build_model(cfg, 4, 64)
     name = "stages.1.blocks.0.attn.attention_biases"
     assert model.state_dict()[name].equal(resize_table(state[name], 8, resize))
+    assert "4 tables of positions resized (stages." in load_report(model)
     other = "stages.1.blocks.0.attn.qkv.weight"
     assert model.state_dict()[other].equal(state[other])
 
