@@ -189,10 +189,8 @@ def tiff(pixels: np.ndarray, extra: tuple[int, ...]) -> bytes:
     for tag, value in (shorts | lists).items():
         tags.tagtype[tag] = 3
         tags[tag] = value
-    start = 4096
-    tags[273], tags[279] = start, len(data)
-    head = b"II*\0" + (8).to_bytes(4, "little") + tags.tobytes(8)
-    return head.ljust(start, b"\0") + data
+    tags[273], tags[279] = 0, len(data)  # Pillow adds where the directory ends
+    return b"II*\0" + (8).to_bytes(4, "little") + tags.tobytes(8) + data
 
 
 def png16(pixels: np.ndarray) -> bytes:

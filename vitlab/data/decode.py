@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import stat
@@ -16,6 +17,8 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from vitlab.data.sources import Labels, Strings
 from vitlab.errors import UserError
+
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)  # a line for each file; the exception says it too
 
 HEIF = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
 """Suffixes of HEIC pictures, which Pillow reads with the package pillow-heif."""
