@@ -51,9 +51,6 @@ def preflight(config: Config, reads: set[str]) -> None:
         )
     train = open_splits(config.dataset, config.seed, config.debug.max_images)["train"]
     find_task(config.task).check_source(train, config.dataset.name)
-    if rank() == 0:
-        for note in filter(None, (_starting_point(config, model, train.classes) for model in models_of(config, reads))):
-            print_line(note)
     with torch.device("meta"):
         students = [_network(config, model, train.classes) for model in models_of(config, reads)]
         teachers = _teachers(config, train.classes) if "teacher" in reads else []
@@ -61,6 +58,9 @@ def preflight(config: Config, reads: set[str]) -> None:
             for network in teachers if key == "teacher.recipe" else students:
                 make_optimizer(network, recipe)
                 _refuse_one_value(network, key, recipe, config)
+    for model in models_of(config, reads) if rank() == 0 else []:
+        if note := _starting_point(config, model, train.classes):
+            print_line(note)
     for key, recipe in recipes.items():
         if recipe.batch_size > len(train):
             raise UserError(
@@ -80,8 +80,10 @@ def _starting_point(config: Config, model: ModelConfig, classes: list[str]) -> s
         meta = read_meta(folder)
         known, trained_at, fits = len(meta.classes), meta.size, meta.classes == list(classes)
     elif model.pretrained:
-        record = resolve_model_input_args(model.name)["pretrained_cfg"]
-        known, trained_at = int(record.get("num_classes") or 0), plain_size(record["input_size"][-2:])
+        record = resolve_model_input_args(model.name)["pretrained_cfg"] or {}
+        if not record.get("num_classes") or not record.get("input_size"):  # a wrapper, whose weights are another's
+            return ""
+        known, trained_at = int(record["num_classes"]), plain_size(record["input_size"][-2:])
         fits = known == len(classes)
     else:
         return ""
