@@ -45,7 +45,8 @@ def test_a_run_is_the_start_of_another_on_other_classes(
     told = f"weights  {run}: a head for 4 classes instead of the 10 of the weights starts from zero"
     assert told in capsys.readouterr().err
     (note,) = json.loads((moved / "train" / "done.json").read_text())["notes"]
-    assert "the head has other classes and starts from zero" in note and note in (moved / "report.html").read_text()
+    said = "the head has other classes and starts from zero"
+    assert said in note and said in (moved / "report.html").read_text()
     before, after = started(run / "train"), started(moved / "train")
     same = [name for name, value in before.items() if "running" not in name and "num_batches" not in name]
     other = [name for name in same if before[name].shape != after[name].shape]

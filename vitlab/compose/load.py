@@ -58,7 +58,8 @@ def load(overrides: list[str]) -> Composed:
     folders = read_folders(words, {group: names_in(conf, group) for group in GROUPS_OF_MODELS})
     named = [one for one in words if is_choice(one) and one.key_or_group not in folders]
     # A folder is the complete teacher; of a model it replaces the keys of the usual choice, see put_into.
-    named += [dataclasses.replace(one, _value="none") for one in words if one.key_or_group == "teacher" in folders]
+    if "teacher" in folders:
+        named += [dataclasses.replace(one, _value="none") for one in words if one.key_or_group == "teacher"]
     loader = ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf)))
     repository = CachingConfigRepository(loader.repository)
     try:

@@ -11,9 +11,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from vitlab.data.sources import Labels, Strings
 from vitlab.errors import UserError
@@ -84,7 +85,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def stored_depth(image: Image.Image) -> tuple[int, int]:
+def stored_depth(image: ImageFile.ImageFile) -> tuple[int, int]:
     """Bits per channel and channels as the file holds them, of an image that is not loaded yet.
 
     Pillow's mode does not show them: of 16-bit colour it keeps the upper 8 bits, of a TIFF with more than three
@@ -92,7 +93,8 @@ def stored_depth(image: Image.Image) -> tuple[int, int]:
     """
     bits, channels = 8, len(image.getbands())
     for tile in image.tile:
-        args = tile[3] if isinstance(tile[3], tuple) else (tile[3],)  # the raw mode, as RGB;16B, then the decoder's own
+        # The raw mode, such as RGB;16B, then the decoder's own arguments.
+        args: tuple[Any, ...] = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
         if depth := re.search(r";(\d+)", str(args[0])):
             bits = max(bits, int(depth[1]))
         if image.format == "PPM" and len(args) > 1:

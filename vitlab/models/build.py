@@ -108,7 +108,7 @@ def build_model(
         )
         if rows is not None:
             report.head_note = head_note(rows, classes or (), loading["absent_class"])
-        _note(model, "" if report.is_exact else str(report), logging.WARNING if report.head else logging.INFO)
+        _note(model, str(report), logging.WARNING if report.head else logging.INFO, exact=report.is_exact)
     elif donor is not None:
         known = _trained_with(donor).get("num_classes")
         weights = _create(donor, {}, int(known or 0), pretrained=True).state_dict()
@@ -123,14 +123,14 @@ def build_model(
         )
         if rows is not None:
             report.head_note = head_note(rows, classes or (), loading["absent_class"])
-        _note(model, "" if report.is_exact else str(report), logging.WARNING if report.head else logging.INFO)
+        _note(model, str(report), logging.WARNING if report.head else logging.INFO, exact=report.is_exact)
     return model
 
 
-def _note(model: nn.Module, text: str, level: int = logging.INFO) -> None:
-    if text:
-        log.log(level, "%s", text)
-    model.load_report = text  # type: ignore[assignment]  # torch types an attribute as a Tensor or a Module
+def _note(model: nn.Module, text: str, level: int = logging.INFO, exact: bool = False) -> None:
+    """Log what was loaded and, unless the weights were taken as they are, keep it for :func:`load_report`."""
+    log.log(level, "%s", text)
+    model.load_report = "" if exact else text  # type: ignore[assignment]  # torch types an attribute as a Tensor or a Module
 
 
 def load_report(model: nn.Module) -> str:
