@@ -26,14 +26,13 @@ from omegaconf.errors import (
 )
 
 from vitlab.compose.hydra_private import (
-    CachingConfigRepository,
     ConfigLoaderImpl,
-    create_automatic_config_search_path,
     create_defaults_list,
 )
 from vitlab.compose.model_folders import GROUPS_OF_MODELS, put_into, read_folders
 from vitlab.compose.overrides import check_keys, describe_field, is_choice, parse_overrides, unknown_key
-from vitlab.compose.schema import Field, fields, find
+from vitlab.compose.repository import repository
+from vitlab.compose.schema import Field, fields, find, typed_tree
 from vitlab.compose.unread_keys import check_unread
 from vitlab.compose.validate import check, check_read
 from vitlab.compose.yaml_errors import Files, defaults_error, file_error, interpolation_error, missing_file, yaml_error
@@ -60,10 +59,9 @@ def load(overrides: list[str]) -> Composed:
     # A folder is the complete teacher; of a model it replaces the keys of the usual choice, see put_into.
     if "teacher" in folders:
         named += [dataclasses.replace(one, _value="none") for one in words if one.key_or_group == "teacher"]
-    loader = ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf)))
-    repository = CachingConfigRepository(loader.repository)
+    loader, files_read = repository(conf)
     try:
-        defaults = create_defaults_list(repository, "config", named, prepend_hydra=False, skip_missing=False)
+        defaults = create_defaults_list(files_read, "config", named, prepend_hydra=False, skip_missing=False)
     except MissingConfigException as error:
         raise missing_file(str(error.missing_cfg_file), conf) from error
     except yaml.YAMLError as error:
@@ -81,10 +79,10 @@ def load(overrides: list[str]) -> Composed:
     files = Files(conf, defaults.defaults)
     typed = {one.key_or_group: str(one.input_line) for one in words if not is_choice(one)}
     try:
-        chosen_tree = OmegaConf.structured(Config(method=method.Options))
+        chosen_tree = copy.deepcopy(typed_tree(method.Options))
         sized = False  # whether an experiment chooses the size
         for default in defaults.defaults:
-            part = loader._load_single_config(default, repository).config
+            part = loader._load_single_config(default, files_read).config
             in_experiment = str(default.config_path).startswith("experiment/")
             sized = sized or (in_experiment and OmegaConf.select(part, "dataset.size") is not None)
             chosen_tree.merge_with(part)
@@ -97,7 +95,7 @@ def load(overrides: list[str]) -> Composed:
         shorten_warmups(overridden, chosen_tree, set(typed), known)
         tree = cast(dict[str, Any], OmegaConf.to_container(overridden, resolve=True, throw_on_missing=True))
         # Merged into the schema once more: strict, so that every value has the declared type.
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config(method=method.Options)), tree))
+        config = OmegaConf.to_object(OmegaConf.merge(typed_tree(method.Options), tree))
         before = leaves(cast(dict[str, Any], OmegaConf.to_container(chosen_tree, resolve=True)))
         after = leaves(tree)
     except (HydraException, OmegaConfBaseException) as error:
