@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
-from vitlab.cli.main import main
+from vitlab.cli.main import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

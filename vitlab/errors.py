@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
@@ -85,6 +83,8 @@ def written_to(path: PathLike[str], size: int | None = None) -> Iterator[None]:
 
 def full_disk(error: BaseException) -> UserError | None:
     """The message for the user if ``error`` was caused by one of :data:`DISK_FULL_ERRORS`, else None."""
+    import shutil
+
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in DISK_FULL_ERRORS:
@@ -141,6 +141,8 @@ def system_error(error: BaseException) -> UserError | None:
 
 def nearest(word: str, words: Iterable[str]) -> str | None:
     """The word most similar to ``word``; None if none is similar enough to suggest."""
+    import difflib
+
     matches = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
     return matches[0] if matches else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import re
@@ -16,7 +17,7 @@ from vitlab.cli.main import main
 from vitlab.compose.load import load
 from vitlab.compose.schema import SYNONYMS, UNNEEDED_KEYS, fields, find
 from vitlab.config import Config
-from vitlab.config.catalogue import GROUPS, PACKAGE, choices, conf_dir, head, mode_files
+from vitlab.config.catalogue import GROUPS, MODE_CONSTANTS, PACKAGE, _constants, choices, conf_dir, head, mode_files
 from vitlab.methods.base import find_method, method_names
 from vitlab.sweep.grid import expand
 
@@ -43,6 +44,35 @@ def test_every_mode_defines_what_it_reads() -> None:
     assert {mode.name for mode in modes} == with_answer
     known = set(GROUPS) | {one.name for one in dataclasses.fields(Config)}
     assert all(mode.reads - {"local"} <= known for mode in modes)
+
+
+def test_the_constants_of_a_mode_are_those_of_python() -> None:
+    texts = [path.read_text() for place in ("modes", "methods/*/modes") for path in PACKAGE.glob(f"{place}/*.py")]
+    texts += [
+        'MEANING = "a \\"b\\""',
+        "MEANING = 'a'\nREADS = ['run']",
+        'READS = (\n    "run",\n    "model",\n)\nMEANING = "a"',
+        'READS = ("run",)\nONE_DEVICE = 1',
+        'READS = ("run")\nMEANING = ""',
+        'READS = ("run", "run",)\nMEANING: str = "a"',
+        'MEANING = "a" "b"\nREADS = ()',
+        'MEANING = "a"  # b',
+        'READS = ("run, model",)',
+        '"""\nMEANING = "a"\n"""\nMEANING = "b"',
+        '"""\nMEANING = "a"\n"""',
+        'MEANINGS = "a"',
+        'READS=("run",)',
+    ]
+    for text in texts:
+        lines = re.split(r"^(?=def |class |@)", text, maxsplit=1, flags=re.M)[0].splitlines(keepends=True)
+        constants = {
+            target.id: ast.literal_eval(node.value)
+            for node in ast.parse("".join(lines)).body
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name) and target.id in MODE_CONSTANTS
+        }
+        assert _constants(lines) == constants, text
 
 
 def test_the_page_has_every_group_and_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

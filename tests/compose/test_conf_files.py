@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 
 from vitlab.compose.load import load
 from vitlab.config.catalogue import choices, conf_dir
+from vitlab.config.composed import Composed
 from vitlab.errors import UserError
 
 CONF = conf_dir()
@@ -24,6 +26,12 @@ SIZES = ("5m", "11m", "21m")
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder for the data sets that need one."""
     monkeypatch.setenv("VITLAB_DATA", str(tmp_path))
+
+
+@functools.cache
+def experiment(name: str) -> Composed:
+    """The configuration of ``experiment=NAME``."""
+    return load([f"experiment={name}"])
 
 
 def bases(name: str) -> list[str]:
@@ -78,7 +86,7 @@ def test_an_experiment_documents_paper_hardware_and_command(name: str) -> None:
     text = FILES[f"experiment/{name}"].read_text()
     for word in ("Paper:", "Hardware:", f"Command: python -m vitlab experiment={name}"):
         assert word in text
-    paper = load([f"experiment={name}"]).config.paper
+    paper = experiment(name).config.paper
     if paper.name is None:
         assert "Expected" in text or "top-1" in text
     assert paper.top1 is None or f"{paper.top1} top-1" in text
@@ -87,7 +95,7 @@ def test_an_experiment_documents_paper_hardware_and_command(name: str) -> None:
 
 def test_published_numbers_are_in_one_place() -> None:
     """Only in conf/paper; an experiment refers to its row, and every row is used."""
-    named = {load([f"experiment={name}"]).choices["paper"] for name in EXPERIMENTS}
+    named = {experiment(name).choices["paper"] for name in EXPERIMENTS}
     assert named == set(ROWS)
     for name, path in FILES.items():
         assert name.startswith("paper/") or "paper" not in (yaml.safe_load(path.read_text()) or {}), name

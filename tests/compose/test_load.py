@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -71,8 +73,6 @@ def test_the_command_without_overrides_is_the_demo() -> None:
 
 def test_precedence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """base < method < dataset < local < experiment < command line."""
-    import shutil
-
     from vitlab.compose import load as load_module
 
     conf = tmp_path / "conf"
@@ -93,6 +93,27 @@ def test_precedence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert (chosen.choices["recipe"], chosen.config.recipe.lr, chosen.config.seed) == ("finetune", 6.0, 5)
     typed = load(["experiment=mine", "recipe=digits", "recipe.lr=7"])
     assert (typed.choices["recipe"], typed.config.recipe.lr) == ("digits", 7.0)
+
+
+def test_a_changed_file_is_read_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Files are parsed once in a process, until one changes: in content, by its removal, or by another folder."""
+    from vitlab.compose import load as load_module
+
+    conf = tmp_path / "conf"
+    shutil.copytree(CONF, conf, ignore=shutil.ignore_patterns("local"))
+    before = load(["recipe=finetune"])
+    monkeypatch.setattr(load_module, "conf_dir", lambda: conf)
+    file = conf / "recipe" / "finetune.yaml"
+    text = file.read_text()
+    for rate in (5.0, 6.0):
+        file.write_text(re.sub(r"^lr: .*$", f"lr: {rate}", text, flags=re.M))
+        assert load(["recipe=finetune"]).config.recipe.lr == rate
+        load(["recipe=finetune", "recipe.lr=1", "model.args.depth=1"])
+    file.unlink()
+    with pytest.raises(UserError, match="finetune"):
+        load(["recipe=finetune"])
+    monkeypatch.undo()
+    assert load(["recipe=finetune"]).tree == before.tree
 
 
 def test_a_recipe_can_be_mounted_at_other_keys() -> None:

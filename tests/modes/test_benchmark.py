@@ -92,7 +92,13 @@ def test_times_on_other_threads_do_not_replace_the_reports(
 
 
 def test_what_is_said(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ask(output, "mode=benchmark", "model=tiny_vit_5m", "evaluation.latency=false", "model.pretrained=false") == 0
+    words = (
+        "model=tiny_vit_5m",
+        "model.pretrained=false",
+        "evaluation.latency=false",
+        "evaluation.latency_batches=[1]",
+    )
+    assert ask(output, "mode=benchmark", *words) == 0
     text = capsys.readouterr().out
     assert "5.39 M  1.26 G" in text
     assert "1 = one multiplication with its addition" in text

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import textwrap
 from pathlib import Path
 
 from vitlab._version import __version__
@@ -152,6 +150,9 @@ def _line(name: str, meaning: str, names: list[str]) -> str:
 
 
 def _wrapped(indent: str, text: str) -> str:
+    import shutil  # not at the head: the help page needs neither
+    import textwrap
+
     width = max(min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH), 60)
     return textwrap.fill(
         text,

@@ -25,13 +25,12 @@ from omegaconf.errors import (
 )
 
 from vitlab.compose.hydra_private import (
-    CachingConfigRepository,
     ConfigLoaderImpl,
-    create_automatic_config_search_path,
     create_defaults_list,
 )
 from vitlab.compose.overrides import check_keys, describe_field, is_choice, parse_overrides, unknown_key
-from vitlab.compose.schema import Field, fields, find
+from vitlab.compose.repository import repository
+from vitlab.compose.schema import Field, fields, find, typed_tree
 from vitlab.compose.unread_keys import check_unread
 from vitlab.compose.validate import check, check_read
 from vitlab.compose.yaml_errors import Files, defaults_error, file_error, interpolation_error, missing_file, yaml_error
@@ -52,11 +51,10 @@ def load(overrides: list[str]) -> Composed:
     """
     conf = conf_dir()
     words = parse_overrides(overrides, conf)
-    loader = ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf)))
-    repository = CachingConfigRepository(loader.repository)
+    loader, files_read = repository(conf)
     try:
         defaults = create_defaults_list(
-            repository, "config", [one for one in words if is_choice(one)], prepend_hydra=False, skip_missing=False
+            files_read, "config", [one for one in words if is_choice(one)], prepend_hydra=False, skip_missing=False
         )
     except MissingConfigException as error:
         raise missing_file(str(error.missing_cfg_file), conf) from error
@@ -75,9 +73,9 @@ def load(overrides: list[str]) -> Composed:
     files = Files(conf, defaults.defaults)
     typed = {one.key_or_group: str(one.input_line) for one in words if not is_choice(one)}
     try:
-        chosen_tree = OmegaConf.structured(Config(method=method.Options))
+        chosen_tree = copy.deepcopy(typed_tree(method.Options))
         for default in defaults.defaults:
-            chosen_tree.merge_with(loader._load_single_config(default, repository).config)
+            chosen_tree.merge_with(loader._load_single_config(default, files_read).config)
         OmegaConf.set_struct(chosen_tree, True)
         overridden = copy.deepcopy(chosen_tree)
         refuse_keys_of_missing_recipe(keyed, overridden, known)
@@ -86,7 +84,7 @@ def load(overrides: list[str]) -> Composed:
         shorten_warmups(overridden, chosen_tree, set(typed), known)
         tree = cast(dict[str, Any], OmegaConf.to_container(overridden, resolve=True, throw_on_missing=True))
         # Merged into the schema once more: strict, so that every value has the declared type.
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config(method=method.Options)), tree))
+        config = OmegaConf.to_object(OmegaConf.merge(typed_tree(method.Options), tree))
         before = leaves(cast(dict[str, Any], OmegaConf.to_container(chosen_tree, resolve=True)))
         after = leaves(tree)
     except (HydraException, OmegaConfBaseException) as error:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from vitlab.config import Config, RecipeConfig
 from vitlab.errors import nearest
@@ -115,6 +115,15 @@ def fields(options: type | None = None) -> dict[str, Field]:
     return _walk(Config, "", options)
 
 
+@functools.cache
+def typed_tree(options: type) -> DictConfig:
+    """The schema as OmegaConf has it; ``options`` is the dataclass of ``method``. Read only: to be copied first, as
+    :func:`OmegaConf.merge` does."""
+    tree = OmegaConf.structured(Config(method=options))
+    assert isinstance(tree, DictConfig)
+    return tree
+
+
 def find(key: str, known: dict[str, Field]) -> Field | None:
     """The field of ``key``, with any list index, or any key below a free dict; None if there is none."""
     key = re.sub(r"\.\d+(?=\.|$)", ".0", key)
@@ -169,8 +178,7 @@ def from_tree(tree: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
         OmegaConfBaseException: unknown keys, or values of another type.
     """
     options = find_method(str(tree["method"]["name"])).Options
-    schema = OmegaConf.structured(Config(method=options))
-    config = OmegaConf.to_object(OmegaConf.merge(schema, dict(defaults or {}), complete(tree)))
+    config = OmegaConf.to_object(OmegaConf.merge(typed_tree(options), dict(defaults or {}), complete(tree)))
     assert isinstance(config, Config)
     return config
 

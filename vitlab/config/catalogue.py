@@ -7,11 +7,10 @@ These constants are parsed, not imported, so that help and error messages need n
 
 from __future__ import annotations
 
-import ast
 import functools
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vitlab.errors import UserError
 
@@ -96,6 +95,10 @@ TRAINING_MODES = {
 """Modes without a file: a training, its dry run, the lists."""
 
 
+MODE_CONSTANTS = ("MEANING", "READS", "ONE_DEVICE")
+"""Constants in the head of a mode's file."""
+
+
 class Mode(NamedTuple):
     """A mode, as its file defines it.
 
@@ -160,19 +163,59 @@ def _read_mode(path: Path) -> Mode | None:
             if line.startswith(("def ", "class ", "@")):
                 break
             lines.append(line)
-    head = {
-        target.id: ast.literal_eval(node.value)
-        for node in ast.parse("".join(lines)).body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name) and target.id in ("MEANING", "READS", "ONE_DEVICE")
-    }
+    head = _constants(lines)
     if "MEANING" not in head:
         return None
     module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
     method = path.parents[1].name if path.parents[2].name == "methods" else None
     reads = MODE_KEYS | frozenset(head["READS"])
     return Mode(path.stem, module, method, head["MEANING"], reads, head.get("ONE_DEVICE", False))
+
+
+def _constants(lines: list[str]) -> dict[str, Any]:
+    """The constants of a mode in the lines of its head, by name.
+
+    One-line strings, tuples of names, True and False are read as text, as the import of ``ast`` would slow down the
+    help page. Any other notation is parsed.
+    """
+    found: dict[str, Any] = {}
+    inside_text = False
+    for line in lines:
+        inside_text ^= line.count('"""') % 2 == 1
+        if inside_text or not line.startswith(MODE_CONSTANTS):
+            continue
+        name, _, text = line.rstrip().partition(" = ")
+        value = _value(text)
+        if value is None or name in found or name not in MODE_CONSTANTS:
+            return _parsed(lines)
+        found[name] = value
+    return found
+
+
+def _value(text: str) -> str | tuple[str, ...] | bool | None:
+    """The string, tuple of names, True or False that ``text`` is; None if it is anything else."""
+    if text in ("True", "False"):
+        return text == "True"
+    inner, ends = text[1:-1], text[:1] + text[-1:]
+    if ends == '""' and len(text) > 1 and '"' not in inner and "\\" not in inner:
+        return inner
+    words = inner.removesuffix(",").split(", ")
+    names = tuple(word[1:-1] for word in words)
+    quoted = all(f'"{name}"' == word and name.isidentifier() for name, word in zip(names, words, strict=True))
+    return names if ends == "()" and "," in inner and quoted else None
+
+
+def _parsed(lines: list[str]) -> dict[str, Any]:
+    """As :func:`_constants`, in any notation that Python has."""
+    import ast
+
+    return {
+        target.id: ast.literal_eval(node.value)
+        for node in ast.parse("".join(lines)).body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name) and target.id in MODE_CONSTANTS
+    }
 
 
 # ------------------------------------------------------------------------------------------------- the files of conf/

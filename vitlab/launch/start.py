@@ -21,6 +21,7 @@ from vitlab.config.catalogue import Mode, find_mode
 from vitlab.config.composed import Composed
 from vitlab.errors import Interrupted, UserError
 from vitlab.files import check_folder, read_json, write_json
+from vitlab.launch.imports import without_collections
 from vitlab.launch.plan import batches, check_division, plan
 from vitlab.launch.processes import known_process_count
 from vitlab.launch.rendezvous import NodeInfo, Rendezvous, node_info
@@ -82,7 +83,8 @@ def start(composed: Composed) -> Work:
 
 def run_mode(mode: Mode, composed: Composed) -> int:
     """``answer`` of the mode's module; the exit code."""
-    answer: Callable[[Composed], int] = importlib.import_module(mode.module).answer
+    with without_collections():
+        answer: Callable[[Composed], int] = importlib.import_module(mode.module).answer
     try:
         return answer(composed)
     except KeyboardInterrupt:  # a mode that can continue, such as mode=contract, handles the signal itself
@@ -122,7 +124,8 @@ def prepare_run(run: Run, composed: Composed, command: str) -> Work:
 
         processes = process_count(config)
         if processes * config.trainer.num_nodes == 1:
-            from vitlab.launch.stages import run_method
+            with without_collections():
+                from vitlab.launch.stages import run_method
 
             return partial(run_method, run, config, command)
         check_division(config, processes)

@@ -17,6 +17,7 @@ from vitlab.config.debug import apply_debug
 from vitlab.data.decode import limit_pixels
 from vitlab.errors import Interrupted, StoppedAtOnce, UserError, system_error
 from vitlab.files import read_json
+from vitlab.launch.imports import without_collections
 from vitlab.launch.processes import LAUNCH, write_outcome
 from vitlab.launch.rendezvous import Outcome
 from vitlab.run.run import Run
@@ -30,7 +31,8 @@ def main(run_folder: str, folder: str, parent: str) -> int:
         folder: for this rank's process id and :class:`Outcome`.
         parent: id of the process that holds the run's lock.
     """
-    from vitlab.training.interrupt import install_signal_handlers, stop_requested
+    with without_collections():
+        from vitlab.training.interrupt import install_signal_handlers, stop_requested
 
     rank, outcomes = int(os.environ["RANK"]), Path(folder)
     install_signal_handlers(quiet=True)
@@ -38,7 +40,8 @@ def main(run_folder: str, folder: str, parent: str) -> int:
     threading.Thread(target=_exit_with_parent, args=(int(parent),), daemon=True).start()
     launch = read_json(Path(run_folder) / LAUNCH)
     try:
-        from vitlab.launch.stages import run_method_on_rank
+        with without_collections():
+            from vitlab.launch.stages import run_method_on_rank
 
         config = apply_debug(from_tree(launch["tree"]))
         limit_pixels(config.dataset.max_pixels)

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from vitlab.report.compare import capitalised, clip, milliseconds, tick, wrap
 from vitlab.report.curves import apart, line_share
 from vitlab.report.data import Example, ModelRow
@@ -110,15 +108,23 @@ def mistakes(examples: Sequence[Example], theme: Theme, columns: int = 6) -> Fig
 
     columns = min(columns, len(examples))
     lines = -(-len(examples) // columns)
-    drawing = Figure(figsize=(1.25 * max(columns, 3), 1.5 * lines + 0.35), layout="constrained")
-    drawing.suptitle("Worst mistakes", x=0.012, ha="left")
-    grid = np.atleast_1d(drawing.subplots(lines, columns)).ravel()
-    for axes in grid:
-        axes.set_axis_off()
-    for axes, example in zip(grid, examples, strict=False):
+    across, down, top, text = 1.25, 1.5, 0.35, 0.34  # inches: a cell, above the cells, below a picture
+    width, height = across * max(columns, 3), down * lines + top
+    drawing = Figure(figsize=(width, height))
+    drawing.suptitle("Worst mistakes", x=0.012, y=1 - 0.06 / height, ha="left", va="top")
+    axes = drawing.add_axes((0, 0, 1, 1))  # one for all, in inches from the top left: axes of their own are slow
+    axes.set_axis_off()
+    cell = width / columns
+    for place, example in enumerate(examples):
         pixels = example.pixels()
-        axes.imshow(pixels, interpolation="nearest" if example.small else "antialiased")
-        # In points below the picture: in shares of its height the two lines of a wide picture would overprint.
+        tall, wide = pixels.shape[:2]
+        scale = min(0.9 * cell / wide, (down - text) / tall)
+        left = (place % columns + 0.5) * cell - scale * wide / 2
+        bottom = top + (place // columns + 1) * down - text
+        axes.imshow(
+            pixels, interpolation="nearest" if example.small else "antialiased", aspect="auto",
+            extent=(left, left + scale * wide, bottom, bottom - scale * tall),
+        )  # fmt: skip
         lines_below = (
             (clip(example.label, 14), theme.ink),
             (
@@ -126,9 +132,8 @@ def mistakes(examples: Sequence[Example], theme: Theme, columns: int = 6) -> Fig
                 theme.wrong[1],
             ),
         )
-        for number, (text, colour) in enumerate(lines_below):
-            axes.annotate(
-                text, (0, 0), (0, -3 - 10 * number), "axes fraction", "offset points",
-                va="top", fontsize=7.5, color=colour, annotation_clip=False,
-            )  # fmt: skip
+        start = (place % columns + 0.05) * cell
+        for number, (line, colour) in enumerate(lines_below):
+            axes.text(start, bottom + 0.04 + 0.14 * number, line, va="top", fontsize=7.5, color=colour)
+    axes.set(xlim=(0, width), ylim=(height, 0))
     return drawing
