@@ -37,7 +37,7 @@ def test_a_folder_is_what_was_typed_in_five_keys(folder: Path) -> None:
     assert new.config == old.config
     assert new.identity() == old.identity(), "one run continues the other"
     text = plan_of(new)
-    assert f"resnet18, weights of {RUN}/train, 16 px" in text
+    assert f"of its own, weights of {RUN}/train, 16 px" in text
     assert "1 teacher   teacher · loaded" in text
 
 

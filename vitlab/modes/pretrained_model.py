@@ -136,7 +136,7 @@ def _record(name: str) -> dict[str, Any]:
     return record
 
 
-def _input_size(record: dict[str, Any], default: Size) -> Size:
+def _input_size(record: Mapping[str, Any], default: Size) -> Size:
     """Height and width that the weights were trained at; timm's records hold (channels, height, width)."""
     known = record.get("input_size")
     return plain_size(known[-2:]) if known else default
