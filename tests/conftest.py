@@ -21,6 +21,7 @@ LONG = ("tests/test_readme.py", "tests/contract/", "tests/test_code.py", "tests/
 """Begun first, so that no process is left with a long file at the end."""
 
 METHODS = re.compile(r"tests/contract/test_methods\.py::.*\[(\w+)")
+PARTS = re.compile(r"tests/contract/test_killed_\w+\.py::(test_\w+_every_\w+\[.+)")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -48,7 +49,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    """With several processes a file stays together, as its fixtures are costly; of the contract, a method.
+    """With several processes a file stays together, as its fixtures are costly; of the contract, a method; the parts of
+    what takes an hour in one process are spread.
 
     Groups by marks (``--dist loadgroup``) are not formed under pytest 9.2, which keeps its own names of tests.
     """
@@ -56,7 +58,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            method = METHODS.match(nodeid)
-            return method[1] if method else nodeid.partition("::")[0]
+            part = METHODS.match(nodeid) or PARTS.match(nodeid)
+            return part[1] if part else nodeid.partition("::")[0]
 
     return ByFile(config, log)

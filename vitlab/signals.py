@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 DUPLICATE_SECONDS = 1.0
@@ -26,18 +29,33 @@ def announce(number: int, message: str) -> None:
     """Print the signal's name and ``message`` to stderr; after SIGHUP there is no terminal, and what was printed there
     goes to the null device from now on (a write would raise EIO in the middle of saving)."""
     if number == getattr(signal, "SIGHUP", None):
-        for descriptor in (1, 2):
-            _detach(descriptor)
+        _detach_terminal()
     print(f"\n{signal.Signals(number).name}: {message}", file=sys.stderr, flush=True)
 
 
-def _detach(descriptor: int) -> None:
-    """Let ``descriptor`` write to the null device if it is a terminal's; files and pipes stay."""
+@contextmanager
+def closed_terminal_ignored() -> Iterator[None]:
+    """Print inside the block: to a terminal that was closed it is no error, and nothing is printed from then on.
+
+    Writes fail (EIO) as soon as the terminal is gone, and SIGHUP, the request to save, may come a moment later.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO or not _detach_terminal():
+            raise
+
+
+def _detach_terminal() -> bool:
+    """Let stdout and stderr write to the null device where they are a terminal's; files and pipes stay. Whether one
+    was."""
     # Not isatty(): it is false for a terminal that has hung up.
-    if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+    terminals = [descriptor for descriptor in (1, 2) if stat.S_ISCHR(os.fstat(descriptor).st_mode)]
+    for descriptor in terminals:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, descriptor)
         os.close(null)
+    return bool(terminals)
 
 
 class SignalListener:

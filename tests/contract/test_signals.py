@@ -64,11 +64,16 @@ def test_a_closed_terminal_is_a_request_to_save(tmp_path: Path) -> None:
     """The run saves, though nothing can be printed any more, and the same command goes on from there."""
     main, other = pty.openpty()
     with subprocess.Popen(
-        command(tmp_path, *WORDS), stdin=other, stdout=other, stderr=other, start_new_session=True
+        command(tmp_path, *WORDS, "debug.max_steps=4000"),
+        stdin=other,
+        stdout=other,
+        stderr=other,
+        start_new_session=True,
     ) as process:
         os.close(other)
         until(tmp_path / "training", process)
         os.close(main)  # what is written from now on fails with EIO
+        time.sleep(0.5)  # in which it writes: the signal may be late
         process.send_signal(signal.SIGHUP)  # the kernel sends it to the session's leader where that owns the terminal
         assert process.wait(60) == 130
     run = the_run(tmp_path / "out")

@@ -27,7 +27,7 @@ TIMEOUT = 300
 """Seconds after which the processes of a command are killed."""
 
 
-def run_ranks(output: Path, *words: str, processes: int = 2, setup: Callable[[int], None] | None = None) -> list[int]:
+def run_ranks(output: Path, *words: str, processes: int = 2, setup: Callable[[int], object] | None = None) -> list[int]:
     """Exit codes of the processes of one command (``SMALL`` and ``words``).
 
     ``setup`` is called in each of them, with its rank, before the run.

@@ -181,6 +181,22 @@ def test_pairs_belong_to_the_slot() -> None:
     assert len({tuple(sampler.order(epoch)[0]) for epoch in range(6)}) == 6
 
 
+def test_a_share_of_views_is_new_in_every_epoch() -> None:
+    """``plain_share`` of the items get the slot after all stored ones, and another one in each epoch."""
+    sampler = EpochSampler(4000, 100, slots="uniform", num_slots=4, plain_share=0.25, seed=3)
+    stored = EpochSampler(4000, 100, slots="uniform", num_slots=4, seed=3)
+    chosen = []
+    for epoch in range(3):
+        index, slot = sampler.order(epoch)
+        new = slot >= 4
+        assert set(slot[new].tolist()) == {4 + epoch}
+        assert new.mean() == pytest.approx(0.25, abs=0.03)
+        np.testing.assert_array_equal(index, stored.order(epoch)[0])
+        np.testing.assert_array_equal(slot[~new], stored.order(epoch)[1][~new])
+        chosen.append(set(index[new].tolist()))
+    assert len(chosen[0] & chosen[1]) < 400, "the same images in every epoch"
+
+
 def test_uniform_slots_are_uniform_and_pure() -> None:
     index = np.arange(20000)
     slots = np.stack([uniform_slots(index, 1, epoch, 5) for epoch in range(4)])

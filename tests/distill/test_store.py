@@ -11,6 +11,7 @@ import multiprocessing
 import multiprocessing.context
 import os
 import signal
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -23,7 +24,8 @@ from tests.shared import skip_where_torch_is_not_forked
 from vitlab.distill.draw import Augmentation, seed_of, seeds_of
 from vitlab.distill.sparse import SparseTarget, sparsify
 from vitlab.distill.store import TargetStore
-from vitlab.distill.store_spec import KEYS, StoreSpec, keys_digest
+from vitlab.distill.store_blocks import SealedBlocks
+from vitlab.distill.store_spec import BLOCK, KEYS, StoreSpec, keys_digest
 from vitlab.distill.store_writer import checksums
 from vitlab.errors import UserError
 from vitlab.files import atomic_write
@@ -337,6 +339,58 @@ def test_records_whose_sync_failed_are_not_marked_as_done(tmp_path: Path, monkey
         writer.flush()
     writer.close()
     assert store.count(0) == 0 and len(store.missing(0)) == 40
+
+
+def test_a_folder_is_a_store_only_with_its_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start that ends while the keys are written leaves no store that the next would continue without them."""
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as ending, pytest.raises(KeyboardInterrupt):
+        ending.setattr("vitlab.distill.store.atomic_write", end)
+        TargetStore.create(tmp_path, make_spec(), make_keys(40))
+    assert not (tmp_path / "store.json").exists()
+    assert list(TargetStore.create(tmp_path, make_spec(), make_keys(40)).keys()) == make_keys(40)
+
+
+def test_every_block_of_a_batch_is_checked(tmp_path: Path) -> None:
+    spec = make_spec(2 * BLOCK + 10)
+    content = bytearray(spec.slot_bytes)
+    (tmp_path / "records.bin").write_bytes(content)
+    crc = np.fromiter(checksums(tmp_path, spec), "<u4").tobytes()
+    (tmp_path / "crc32.bin").write_bytes(crc)
+    (tmp_path / "sealed.json").write_text(json.dumps({"crc32": zlib.crc32(crc)}))
+    content[-1] ^= 1  # of the last block
+    (tmp_path / "records.bin").write_bytes(content)
+    blocks = SealedBlocks(tmp_path, spec)
+    blocks.check(np.array([0, BLOCK]))
+    with pytest.raises(ValueError, match=f"images {2 * BLOCK} to"):
+        blocks.check(np.array([0, 1, 2 * BLOCK + 3]))
+    with pytest.raises(ValueError, match="checksum"):
+        SealedBlocks(tmp_path, spec).check(np.array([0, BLOCK, 2 * BLOCK + 3]))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the names of open files in /proc")
+def test_what_is_marked_as_done_survives_a_power_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names, records, marks: each is synced before the next; a mark without its record would pass zeros for a label.
+    After the seal the folder is synced once more, or the marks may come back."""
+    store, index = TargetStore.create(tmp_path, make_spec(), make_keys(40)), np.arange(40)
+    synced: list[str] = []
+    sync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with store.writer(0) as writer:
+        assert synced == ["records.bin", "done_0.bits", "slot_00000"]
+        writer.write(index, seeds_of(11, 0, index), label(store.spec, 0, index))
+    assert synced[3:] == ["records.bin", "done_0.bits"]
+    store.seal(0)
+    crc, seal = (f".{name}.{os.getpid()}.tmp" for name in ("crc32.bin", "sealed.json"))
+    assert synced[5:] == [crc, "slot_00000", seal, "slot_00000", "slot_00000"]
 
 
 def reseal(folder: Path, spec: StoreSpec) -> None:

@@ -279,7 +279,8 @@ def test_a_locked_run_is_refused_and_released_after_kill(output: Path, kind: str
             run = Run.open(output, "tinyvit", "digits-tiny", {}, {"seed": 0})
             assert run.state == "continued"
             (run.folder / ".half.1.tmp").write_text("of the process at work")
-            (run.folder / "metrics.jsonl").write_bytes(b'{"half')
+            for name in ("metrics.jsonl", "environment.jsonl"):
+                (run.folder / name).write_bytes(b'{"half')
             with pytest.raises(UserError, match=rf"process {pid} on \S+ since .*fresh=true"):
                 run.lock("second")
             assert (run.folder / ".half.1.tmp").exists()  # nothing of a run at work is touched
@@ -288,7 +289,9 @@ def test_a_locked_run_is_refused_and_released_after_kill(output: Path, kind: str
             worker.wait()
             run.lock("second")  # at once, although a forked child lives on
             assert not (run.folder / ".half.1.tmp").exists()
-            assert (run.folder / "metrics.jsonl").read_bytes() == b""
+            for name in ("metrics.jsonl", "environment.jsonl"):
+                assert (run.folder / name).read_bytes() == b""  # cut, and not called damaged
+            assert not list(run.folder.glob("*.damaged*"))
             run.release()
         finally:
             worker.kill()

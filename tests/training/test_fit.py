@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 from pathlib import Path
@@ -12,11 +13,12 @@ from safetensors.torch import load_file
 
 from tests.contract.story import assert_same, at, run_command, the_run
 from vitlab.config import RecipeConfig
+from vitlab.data.batch import Batch
 from vitlab.distill.teachers import OnlineTeacher
 from vitlab.run.recorder import read_rows
 from vitlab.tasks.parts import losses
 from vitlab.training import objectives
-from vitlab.training.learner import Learner
+from vitlab.training.learner import Learner, step_seed
 from vitlab.training.schedule import Schedule, slow_average
 
 PLAIN = ("method=supervised", "evaluation=quick")
@@ -111,6 +113,23 @@ def test_weight_average_follows_the_student_and_is_the_result() -> None:
     assert isinstance(learner.result, torch.nn.Linear)
     assert learner.result.weight.item() == 0.75 * (0.75 * 1.0 + 0.25 * 5.0) + 0.25 * 3.0
     assert learner.result is not student
+
+
+def test_processes_and_batches_draw_different_random_numbers() -> None:
+    """Dropout would else drop the same units in every process; the same process and batch draw the same again."""
+
+    class Ranked(Learner):
+        global_rank = 0
+
+    schedule = Schedule("constant", lr=0.1, total=4, warmup=0, warmup_lr=0.0, min_lr=0.0)
+    drawn = []
+    for rank, batches in ((0, 0), (0, 1), (1, 0), (1, 1), (0, 0)):
+        learner = Ranked(torch.nn.Linear(2, 2), objectives.label_cross_entropy, schedule, sgd, seed=3)
+        Ranked.global_rank, learner.batches = rank, batches
+        learner.on_train_batch_start(Batch.__new__(Batch), 0)
+        drawn.append(tuple(torch.rand(3).tolist()))
+    assert len(set(drawn)) == 4 and drawn[0] == drawn[-1]
+    assert len({step_seed(*key) for key in itertools.product(range(8), repeat=3)}) == 512
 
 
 def test_an_average_that_is_too_slow_is_named_and_warmed_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

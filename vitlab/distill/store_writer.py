@@ -228,8 +228,10 @@ def seal(folder: Path, spec: StoreSpec) -> None:
         # only list of complete records. After a kill between any two of these steps the next call completes them.
         atomic_write(folder / CRC, crc)
         write_json(folder / SEALED, {"records": spec.images, "block": BLOCK, "crc32": zlib.crc32(crc)})
-    for path in folder.glob("done_*.bits"):
-        path.unlink(missing_ok=True)
+    if bitmaps := list(folder.glob("done_*.bits")):
+        for path in bitmaps:
+            path.unlink(missing_ok=True)
+        fsync_dir(folder)  # or a power failure brings them back, and nobody looks at a sealed slot again
 
 
 def is_sealed(folder: Path) -> bool:

@@ -33,13 +33,14 @@ def models_made(run: Run, stages: list[Stage]) -> list[Stage]:
 def evaluate_models(run: Run, config: Config, stages: list[Stage]) -> None:
     """Evaluate every model of a run, unless that is done; all ranks call this, and rank 0 writes."""
     measured = models_made(run, stages)
-    if not measured or run.is_done("evaluation"):
+    last = run.folder / "evaluation" / "comparisons.json"  # written after the marker: a kill may come between the two
+    if not measured or (run.is_done("evaluation") and last.exists()):
         return
     evaluations = evaluate.evaluate(select_models(run, config, measured))
     if rank() == 0:
         write_splits(run.folder / "splits.csv", config.dataset, config.seed)
         comparisons = [asdict(comparison) for comparison in evaluate.compare(evaluations)]
-        write_json(run.folder / "evaluation" / "comparisons.json", comparisons)
+        write_json(last, comparisons)
 
 
 def finish_run(run: Run, config: Config, stages: list[Stage], command: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vitlab.errors import written_to
-from vitlab.files import atomic_write
+from vitlab.files import atomic_write, fsync_dir
 
 Value = float | int | str | bool | None
 Row = dict[str, Value]
@@ -161,7 +161,13 @@ def append_line(path: Path, record: Mapping[str, object]) -> None:
 
 def _open(path: Path) -> io.FileIO:
     """``path`` for appending, without a buffer: what a buffer holds after a failed write is written later, when the
-    file is closed, behind the lines of other writers."""
+    file is closed, behind the lines of other writers.
+
+    The name of a new file is on the disk then: its fsync alone does not promise that, and checkpoints rely on its rows.
+    """
+    if not path.exists():
+        path.touch()
+        fsync_dir(path.parent)
     return open(path, "ab", buffering=0)
 
 

@@ -189,7 +189,8 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = acquire_folder(self.folder / "lock", self.folder)
         remove_temporary_files(self.folder)
-        drop_half_line(self.folder / "metrics.jsonl")
+        for name in ("metrics.jsonl", "commands.jsonl", "environment.jsonl"):
+            drop_half_line(self.folder / name)  # before half a line of a killed process is taken for damage
         for line in repair_records(self.folder):
             print(f"repaired {line}", file=sys.stderr)
         self.state = _state(self.folder)

@@ -182,6 +182,9 @@ def _fill(
             # What is on disk decides what is left to do, not a counter: a pass that was killed goes on from any state,
             # also with another number of ranks.
             unsealed = [slot for slot in wave if not store.is_sealed(slot)]
+            if context.is_main:  # a kill between the seal and the deletion of its bitmaps
+                for slot in set(wave) - set(unsealed):
+                    store.seal(slot)
             if not unsealed:
                 continue
             # The union: one decoded image serves all slots of the wave; a writer leaves records that it has already.

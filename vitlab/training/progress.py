@@ -10,6 +10,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from vitlab.signals import closed_terminal_ignored
+
 _PLAIN_EVERY = 10.0  # seconds between two plain lines
 
 
@@ -39,7 +41,8 @@ class Progress:
         if self.bar is not None:
             if values:
                 self.bar.set_postfix_str(_show(values), refresh=False)
-            self.bar.update(advance)
+            with closed_terminal_ignored():
+                self.bar.update(advance)
         elif not self.quiet and time.monotonic() - self.printed >= _PLAIN_EVERY:
             self.print_now(values)
 
@@ -50,18 +53,15 @@ class Progress:
         rate = (self.done - self.first) / max(seconds, 1e-9)
         left = (self.total - self.done) / rate if rate > 0 else float("inf")
         shown = f"  {_show(values)}" if values else ""
-        print(
-            f"{self.title}: {self.done}/{self.total} {self.unit}s, {format_duration(left)} left{shown}",
-            file=sys.stderr,
-            flush=True,
-        )
+        print_line(f"{self.title}: {self.done}/{self.total} {self.unit}s, {format_duration(left)} left{shown}")
 
     def note(self, text: str) -> None:
         """A line that does not tear the bar."""
         if self.bar is not None:
-            self.bar.write(text, file=sys.stderr)
+            with closed_terminal_ignored():
+                self.bar.write(text, file=sys.stderr)
         elif not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            print_line(text)
 
     def __enter__(self) -> Progress:
         return self
@@ -70,7 +70,8 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.bar is not None:
-            self.bar.close()
+            with closed_terminal_ignored():
+                self.bar.close()
 
 
 @contextmanager
@@ -105,4 +106,5 @@ def _show(values: Mapping[str, float]) -> str:
 
 def print_line(text: str) -> None:
     """A line for the person at the prompt, beside the progress."""
-    print(text, file=sys.stderr, flush=True)
+    with closed_terminal_ignored():
+        print(text, file=sys.stderr, flush=True)

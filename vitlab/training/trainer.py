@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import time
 import warnings
+from typing import Any
 
 import lightning as L
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.profilers import Profiler
 
@@ -40,7 +44,23 @@ def make_trainer(
         enable_model_summary=False,
         callbacks=callbacks or [],
         profiler=profiler,
+        plugins=[InPlace()],
     )
+
+
+class InPlace(TorchCheckpointIO):
+    """Writes a checkpoint to its path and nowhere else.
+
+    Lightning's own writes it into the system's temporary folder and moves it: a kill leaves it there for ever, and a
+    small /tmp fills up although the disk of the run has room. Atomic is what calls this (record_and_checkpoint).
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """``torch.save`` to ``path``, by way of memory: a failed write is an OSError then, with its number."""
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        with open(path, "wb") as file:
+            file.write(content.getbuffer())
 
 
 class Stopwatch(Callback):

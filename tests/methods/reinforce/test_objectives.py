@@ -42,6 +42,9 @@ def test_distilled(temperature: float, wanted: float) -> None:
     both = distilled(LOGITS[:1], LABEL[:1], teacher, temperature=temperature, lambda_kd=0.5, lambda_cls=2.0)
     hard = torch.nn.functional.cross_entropy(LOGITS[:1], LABEL[:1])
     assert both["loss"].item() == pytest.approx(0.5 * wanted + 2 * hard.item(), abs=1e-5)
+    smooth = distilled(LOGITS[:1], LABEL[:1], teacher, temperature=temperature, lambda_cls=1.0, smoothing=0.1)
+    spread = 0.9 * hard - 0.1 * LOGITS[:1].log_softmax(1).mean()  # of six classes each gets a sixth of the tenth
+    assert smooth["loss"].item() == pytest.approx(wanted + spread.item(), abs=1e-5)
 
 
 def test_without_a_target_there_is_nothing_to_learn() -> None:

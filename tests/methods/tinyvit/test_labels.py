@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
 from tests.contract.story import run_command, the_run
+from vitlab.compose.load import load
 from vitlab.config import AugmentationConfig, DatasetConfig
 from vitlab.data.datamodule import VisionData
 from vitlab.data.loader import LoaderOptions
+from vitlab.data.views import FreshViews
 from vitlab.distill.draw import seeds_of
 from vitlab.distill.sparse import sparsify
 from vitlab.distill.store import TargetStore
 from vitlab.distill.store_spec import StoreSpec, keys_digest
+from vitlab.methods.tinyvit.method import TinyViT
+from vitlab.methods.tinyvit.options import views_of
 from vitlab.run.recorder import read_rows
+from vitlab.stage import Context
 
 AUGMENTATION = AugmentationConfig(
     crop_scale=[0.3, 1.0], flip=0.5, randaug="rand-m9-mstd0.5-inc1", erase=0.25, mixup=0.8, cutmix=1.0
@@ -90,3 +97,25 @@ def test_stored_is_online_to_rounding(tmp_path: Path, mixup: float) -> None:
     for a, b in zip(stored, online_run, strict=True):
         assert float(str(a["loss"])) == pytest.approx(float(str(b["loss"])), rel=1e-6)
         assert a["teacher_accuracy"] == b["teacher_accuracy"]
+
+
+def test_stages_hand_over_what_the_options_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finetuning starts from the pretrained student; the comparison on labels sees its views; rounding is clamped."""
+    words = [
+        "method=tinyvit",
+        "dataset=digits",
+        "recipe@method.finetune=digits",
+        "method.clamp_minor=true",
+        "method.epochs=3",
+    ]
+    config = load(words).config
+    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    for name in ("train", "train_on_labels"):
+        monkeypatch.setattr(f"vitlab.training.train.{name}", lambda *a, _=name, **k: calls.update({_: (a, k)}) or {})
+    method, context = TinyViT(config), cast(Context, SimpleNamespace(artifact=Path))
+    method.pretrain(context)
+    assert calls["train"][0][3].keywords == {"clamp_minor": True}
+    method.finetune(context)
+    assert calls["train_on_labels"][1]["start"] == Path("pretrain")
+    method.labels(context)
+    assert calls["train_on_labels"][0][3] == FreshViews(views_of(config))

@@ -48,6 +48,8 @@ def test_neighbours_of_21m() -> None:
     }
     assert {name: (near[name].params(1000), near[name].macs(224, 1000)) for name in wanted} == wanted
     assert list(near) == ["D1", "D2", "D3", "D4", "N1", "N2", "N3", "N4", "W2", "W3", "R", "M", "E"]
+    wide = replace(S21, windows=(14, 14, 7))
+    assert dict(wide.smaller())["W2"].windows == (7, 14, 7), "the next smaller divisor of 28"
     assert near["W3"].windows == (7, 7, 7) and near["W2"].windows == (4, 14, 7) and near["E"].head_dim == 16
 
 
@@ -56,6 +58,12 @@ def test_moves_stop_at_the_least() -> None:
     assert list(least.smaller()) == []
     narrow = replace(least, dims=(32, 64, 64, 64))
     assert [name for name, _ in narrow.smaller()] == ["D2"], "no stage may be narrower than the one before"
+
+
+def test_windows_that_do_not_fill_a_side_are_padded() -> None:
+    """Sides of 20, 10 and 5 with windows of 7, 14 and 7."""
+    model = timm.create_model("tiny_vit_5m_224", num_classes=10, device="meta")
+    assert S5.macs(160, 10) == count_macs(model, 160)
 
 
 @settings(max_examples=15, deadline=None)
