@@ -21,4 +21,5 @@ def grow(patch: pytest.MonkeyPatch, cls: type, name: str, hint: str, default: ob
         patch.setattr(cls, part, grown.__dict__[part])
     patch.setattr(cls, name, default, raising=False)
     patch.setitem(cls.__annotations__, name, hint)
-    schema.fields.cache_clear()  # what was remembered of the smaller class
+    for remembered in (schema.fields, schema.hints_of):  # of the smaller class
+        remembered.cache_clear()

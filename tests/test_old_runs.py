@@ -32,8 +32,8 @@ from vitlab.distill.store import TargetStore
 from vitlab.files import read_json, sha256, write_json
 from vitlab.methods.base import find_method
 from vitlab.methods.deepmad.options import problem_of
-from vitlab.models import artifact
 from vitlab.report.data import ReportData
+from vitlab.run import model_file
 from vitlab.run.environment import environment
 from vitlab.run.recorder import read_rows
 from vitlab.tasks.base import find_task
@@ -168,15 +168,15 @@ def test_what_a_former_version_wrote_into_model_json_can_be_left_out(
     stored = read_json(folder / "model.json")
     write_json(folder / "model.json", {**stored, "grafts": []})
     with pytest.raises(vitlab.errors.UserError, match="reads format"):
-        artifact.read_meta(folder)
-    monkeypatch.setitem(artifact.REMOVED, "grafts", [])
-    assert artifact.read_meta(folder).name == "resnet18"
+        model_file.read_meta(folder)
+    monkeypatch.setitem(model_file.REMOVED, "grafts", [])
+    assert model_file.read_meta(folder).name == "resnet18"
     write_json(folder / "model.json", {**stored, "grafts": ["one"]})
     with pytest.raises(vitlab.errors.UserError, match="reads format"):
-        artifact.read_meta(folder)
+        model_file.read_meta(folder)
     del stored["crop"]
     write_json(folder / "model.json", stored)
-    assert artifact.read_meta(folder).crop == "auto"
+    assert model_file.read_meta(folder).crop == "auto"
 
 
 # ---------------------------------------------------------------------------------------------------- interrupted runs

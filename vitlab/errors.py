@@ -22,6 +22,19 @@ OVERFLOW = "Its weights overflow: use another model, or train it again with a lo
 """The cure for a model whose logits are not finite although its weights are."""
 
 
+@contextmanager
+def keys_below(key: str, usual: str = "model") -> Iterator[None]:
+    """Name the keys of a network below ``key``, such as ``teacher.members.0``, in a UserError of the block, which was
+    raised where those of any network are called ``usual``."""
+    import re  # for a mistake only
+
+    try:
+        yield
+    except UserError as error:
+        keys = re.compile(rf"\b{usual}\.(?=(name|args|pretrained|checkpoint|mean|std)\b)")
+        raise UserError(keys.sub(f"{key}.", error.what), keys.sub(f"{key}.", error.cure)) from error
+
+
 class DamagedError(UserError, ValueError):
     """A file of vitlab's own that cannot be read as what it is; a ValueError for readers that have their own message.
 
@@ -152,3 +165,9 @@ def list_names(words: Iterable[str], limit: int = 24) -> str:
     names = list(words)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def printable(text: str) -> str:
+    """One line of text for a terminal, in which a name of a file or class may stand: control characters, which could
+    move the cursor or colour what follows, and bytes that are not UTF-8 are written as escapes such as ``\\x1b``."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

@@ -65,8 +65,11 @@ _NAME_MAX = 255 - len(".") - len(".4194304.tmp")
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
-    """Write ``path`` completely or not at all: temporary file in the same folder, fsync, rename."""
-    data = data.encode() if isinstance(data, str) else data
+    """Write ``path`` completely or not at all: temporary file in the same folder, fsync, rename.
+
+    Text is written as UTF-8; in names of files, bytes that are none (surrogateescape) as they are.
+    """
+    data = data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with written_to(path, len(data)):
@@ -85,6 +88,11 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as readable JSON, atomically."""
     atomic_write(path, json.dumps(value, indent=2) + "\n")
+
+
+def readable_json(value: Any, indent: int | None = None) -> str:
+    """JSON with names as people write them; only bytes of file names that are not UTF-8 become escapes."""
+    return json.dumps(value, indent=indent, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
 
 
 def read_json(path: Path, kind: type | None = None) -> Any:

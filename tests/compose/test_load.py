@@ -14,6 +14,8 @@ from vitlab.compose.load import load
 from vitlab.config import Config, RecipeConfig
 from vitlab.config.catalogue import GROUPS, RESULT_FREE, conf_dir, head
 from vitlab.errors import UserError
+from vitlab.launch.plan import plan
+from vitlab.launch.start import find_run
 from vitlab.methods.base import find_method, method_names
 
 CONF = conf_dir()
@@ -172,9 +174,19 @@ def test_another_timm_name_clears_the_arguments_of_the_default() -> None:
     assert model("model.args.layers=[1,1,1,1]", "model.name=resnet18") == ("resnet18", {"layers": [1, 1, 1, 1]})
     assert model("model.args={layers:[1,1,1,1]}", "model.name=resnet18")[1] == {"layers": [1, 1, 1, 1]}
     assert model("model.name=tiny_vit_5m_224") == (name, default), "the default"
-    assert model("model=tiny_vit_digits", "model.name=tiny_vit_11m_224") == ("tiny_vit_11m_224", default)
+    assert model("model=tiny_vit_digits", "model.name=tiny_vit_11m_224") == ("tiny_vit_11m_224", {}), "typed or not"
     assert model("model.name=hf-hub:timm/resnet18.a1_in1k")[0] == "hf-hub-timm-resnet18.a1_in1k"
     assert model("model.args={drop_path_rate:0.2}")[1] == default | {"drop_path_rate": 0.2}, "merged with the default"
+
+
+def test_another_member_clears_the_arguments_of_the_preset() -> None:
+    words = ["teacher=digits", "teacher.members.0.name=tf_efficientnet_lite0", "teacher.members.0.args.drop_rate=0.1"]
+    composed = load(words)
+    assert composed.config.teacher.members[0].args == {"drop_rate": 0.1}
+    (note,) = composed.notes
+    assert "arguments of resnet18 are left out (channels, layers, " in note and "teacher.members.0.args.KEY" in note
+    assert note in plan(find_run(composed), composed)
+    assert load(["teacher.members.0.name=resnet18"]).notes == []
 
 
 def test_the_identity_of_a_run() -> None:

@@ -80,7 +80,7 @@ CASES: list[tuple[str, list[str]]] = [
         "recipe@teacher.recipe=finetune teacher.recipe.augmentation.color_jitter=[1,1,1]",
         ["teacher.recipe.augmentation.color_jitter is never run beside teacher.recipe.augmentation.randaug"],
     ),
-    ("dataset.crop=centre", ["auto, center, squash", "Did you mean center?"]),
+    ("dataset.crop=centre", ["auto, center, squash, squash_crop", "Did you mean center?"]),
     # recipes and networks inside a method
     ("recipe@method.finetune=digits method.finetune.label_smoothing=7", ["method.finetune.label_smoothing=7"]),
     ("recipe@method.finetune=digits method.finetune.augmentation.flip=7", ["method.finetune.augmentation.flip=7"]),
@@ -129,6 +129,7 @@ CASES: list[tuple[str, list[str]]] = [
     ("dataset.csv=x.csv dataset.columns={pth:file}", ["'pth' is none of path, label", "Did you mean path?"]),
     ("dataset.split_file=none.csv", ["there is no file none.csv"]),
     ("dataset.classes=alphabet", ["'alphabet' is not an order of classes"]),
+    ("recipe.schedule_compat=offical", ["vitlab, official", "Did you mean official?"]),
     ("recipe.min_lr=5", ["5 is above recipe.lr, which is 0.003"]),
     ("recipe.validate_every=0ep", ["at least 1st"]),
     ("output=", ["output=FOLDER"]),

@@ -8,18 +8,20 @@ import json
 import os
 import shutil
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from tests.data.conftest import picture
 from vitlab.config import DatasetConfig
 from vitlab.data.audit import Audit, audit_dataset, inputs_of, keep_together, refuse_faults, write_audit
 from vitlab.data.audit_duplicates import find_identical, find_similar
 from vitlab.data.audit_files import inspect_file, inspect_files
+from vitlab.data.decode import read_rgb
 from vitlab.data.folder import folder_sources
 from vitlab.data.folder_contents import read_csv
 from vitlab.data.sources import labels_of
@@ -30,7 +32,7 @@ MakeImages = Callable[..., Path]
 
 
 def config(root: Path | None, **more: object) -> DatasetConfig:
-    keys = {"val_fraction": 0.2} | more  # as conf/dataset/folder.yaml has it
+    keys = {"val_fraction": 0.2, "size": 224} | more  # as conf/dataset/folder.yaml has it
     return DatasetConfig(name="folder", root=None if root is None else str(root), **keys)  # type: ignore[arg-type]
 
 
@@ -164,11 +166,95 @@ def test_stored_forms_are_told(make_images: MakeImages) -> None:
         "16-bit grey": 1,
         "turned by EXIF": 1,
         "palette": 1,
-        "several frames, the first is read": 1,
+        "several frames": 1,
+    }
+    assert result.partial == {
+        "of 16 bits per channel, the upper 8 are read": 1,
+        "with an alpha channel, transparent parts are read as white": 1,
+        "of CMYK, converted to RGB without its colour profile": 1,
+        "of several frames, the first is read": 1,
     }
     assert result.height[2] == 120 and result.small == ["a/rgb.png", "b/rgb.png"]
     turned = inspect_file(root / "b/turned.jpg")
     assert (turned.width, turned.height, turned.orientation) == (70, 40, 8)
+
+
+def tiff(pixels: np.ndarray, extra: tuple[int, ...]) -> bytes:
+    """An uncompressed TIFF of the channels [H, W, C], the last of them without a meaning."""
+    height, width, channels = pixels.shape
+    bits, data = pixels.dtype.itemsize * 8, pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    shorts = {256: width, 257: height, 259: 1, 262: 2, 277: channels, 278: height, 284: 1}
+    lists = {258: (bits,) * channels, **({338: extra} if extra else {})}
+    for tag, value in (shorts | lists).items():
+        tags.tagtype[tag] = 3
+        tags[tag] = value
+    tags[273], tags[279] = 0, len(data)  # Pillow adds where the directory ends
+    return b"II*\0" + (8).to_bytes(4, "little") + tags.tobytes(8) + data
+
+
+def png16(pixels: np.ndarray) -> bytes:
+    """A PNG of 16-bit colour [H, W, 3]; Pillow writes none."""
+    height, width, _ = pixels.shape
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    head = width.to_bytes(4) + height.to_bytes(4) + bytes([16, 2, 0, 0, 0])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_depth_and_channels_that_are_not_read_are_counted(make_images: MakeImages) -> None:
+    """Pillow calls them all RGB."""
+    root = make_images("a/0.png", "b/0.png")
+    deep = np.random.default_rng(0).integers(0, 1 << 16, (40, 40, 7), dtype=np.uint16)
+    flat = (deep >> 8).astype(np.uint8)
+    (root / "a/deep.png").write_bytes(png16(deep[..., :3]))
+    (root / "a/deep.tif").write_bytes(tiff(deep[..., :3], ()))
+    (root / "a/deep.ppm").write_bytes(b"P6 40 40 4095\n" + (deep[..., :3] >> 4).astype(">u2").tobytes())
+    (root / "b/infrared.tif").write_bytes(tiff(flat[..., :4], (0,)))
+    (root / "b/both.tif").write_bytes(tiff(deep[..., :4], (0,)))
+    (root / "b/five.tif").write_bytes(tiff(flat[..., :5], (0, 0)))
+    (root / "b/seven.tif").write_bytes(tiff(flat, (0, 0, 0, 0)))
+    Image.fromarray(flat[..., 0]).save(root / "b/grey.png")
+    result, _ = audit_dataset(config(root))
+    assert result.partial == {
+        "of 16 bits per channel, the upper 8 are read": 3,
+        "of 12 bits per channel, the upper 8 are read": 1,
+        "of 4 channels, the first three are read": 2,
+        "of 5 channels, the first three are read": 1,
+    }
+    assert "in part  3 of 16 bits per channel, the upper 8 are read, 2 of 4 channels" in result.text()
+    assert list(result.unreadable) == ["b/seven.tif"] and "a TIFF of 7 channels" in result.unreadable["b/seven.tif"]
+    with pytest.raises(UserError, match="a TIFF of 7 channels"):
+        read_rgb(root / "b/seven.tif")
+    np.testing.assert_array_equal(np.asarray(read_rgb(root / "a/deep.png")), flat[..., :3])
+    np.testing.assert_array_equal(np.asarray(read_rgb(root / "b/five.tif")), flat[..., :3])
+
+
+def test_a_data_set_of_small_pictures_is_one_line(make_images: MakeImages) -> None:
+    root = make_images(*(f"{name}/{i}.png" for name in "ab" for i in range(11)))
+
+    def line(**more: object) -> str:
+        return next(one for one in audit_dataset(config(root, **more))[0].doubts if "below 32 px" in one)
+
+    assert line() == "all 22 images with a side below 32 px, enlarged to 224 px (dataset.size)"
+    assert line(size=[16, 24]).endswith("below 32 px, resized to 16 × 24 px")
+    for number, path in enumerate(sorted(root.rglob("*.png"))):
+        if number:
+            scene(number).save(path)
+    assert line() == "1 of 22 images with a side below 32 px, enlarged to 224 px (dataset.size): a/0.png"
+
+
+def test_many_duplicates_are_a_count_and_two_examples(make_images: MakeImages, tmp_path: Path) -> None:
+    root = make_images("train/a/0.png", "train/b/0.png", "val/a/0.png", "val/b/0.png")
+    for number in range(6):
+        for path in ("train/a/first", "val/a/second", "val/a/third"):
+            scene(number).save(root / f"{path}{number}.png")
+    (line,) = (one for one in audit_dataset(config(root))[0].doubts if "both sides" in one)
+    one, other = (f"train/a/first{i}.png = val/a/second{i}.png = ..." for i in range(2))
+    assert line == f"6 pictures on both sides of a split: {one}, {other} and 4 more"
 
 
 def test_sizes_are_those_that_are_seen(tmp_path: Path) -> None:
@@ -323,6 +409,19 @@ def test_an_orientation_that_exif_does_not_have_turns_nothing(make_images: MakeI
     Image.new("RGB", (70, 40)).save(root / "a/odd.jpg", exif=exif)
     result, _ = audit_dataset(config(root))
     assert "turned by EXIF" not in result.converted and result.width[2] == 70
+
+
+def test_groups_are_read_as_other_tables(make_images: MakeImages, tmp_path: Path) -> None:
+    """With the separator of the first line, and no value dropped."""
+    root = make_images(*(f"{name}/{i}.png" for name in "ab" for i in range(10)))
+    table = tmp_path / "groups.csv"
+    table.write_text("path;group\n" + "".join(f"{name}/{i}.png;{i}\n" for name in "ab" for i in range(10)))
+    cfg = config(root, groups=str(table), val_fraction=0.3)
+    held = {path.partition("/")[2] for path in folder_sources(cfg)["val"].keys}
+    assert len(folder_sources(cfg)["val"]) == 2 * len(held) > 0
+    table.write_text("path,group\na/0.png,1,b/0.png\n")
+    with pytest.raises(UserError, match=r"groups\.csv, line 2: 3 values in a table of 2 columns"):
+        folder_sources(cfg)
 
 
 def test_duplicates_stay_on_one_side(make_images: MakeImages, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ MakeImages = Callable[..., Path]
 
 
 def config(root: Path | str | None, **more: object) -> DatasetConfig:
-    keys = {"val_fraction": 0.2} | more  # as conf/dataset/folder.yaml has it
+    keys = {"val_fraction": 0.2, "size": 224} | more  # as conf/dataset/folder.yaml has it
     return DatasetConfig(name="folder", root=None if root is None else str(root), **keys)  # type: ignore[arg-type]
 
 

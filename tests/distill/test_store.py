@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import json
 import math
 import multiprocessing
@@ -24,9 +25,10 @@ from vitlab.distill.draw import Augmentation, seed_of, seeds_of
 from vitlab.distill.sparse import SparseTarget, sparsify
 from vitlab.distill.store import TargetStore
 from vitlab.distill.store_blocks import SealedBlocks
-from vitlab.distill.store_spec import BLOCK, StoreSpec, keys_digest
+from vitlab.distill.store_spec import BLOCK, KEYS, StoreSpec, keys_digest
 from vitlab.distill.store_writer import checksums
 from vitlab.errors import UserError
+from vitlab.files import atomic_write
 
 AUG = Augmentation(size=8, flip=0.5)
 
@@ -518,3 +520,11 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
         TargetStore.open(tmp_path)
     with pytest.raises(UserError, match="no store"):
         TargetStore.open(tmp_path / "nowhere")
+
+
+def test_keys_that_are_not_utf8(tmp_path: Path) -> None:
+    """Names of files are any bytes; two that differ in such a byte are two keys."""
+    assert keys_digest(["a/\udcff.jpg"]) != keys_digest(["a/\udcfe.jpg"])
+    assert keys_digest(["a/\udcff.jpg"]) == hashlib.sha256(b"a/\xff.jpg\n").hexdigest()
+    atomic_write(tmp_path / KEYS, "a/\udcff.jpg\n")
+    assert (tmp_path / KEYS).read_bytes() == b"a/\xff.jpg\n"

@@ -201,6 +201,11 @@ def test_both_crop_conventions_are_described() -> None:
     assert str(large) == "resized to 384 × 384, nothing cut, bicubic"
     squashed = EvalView(32, 0.9, MEAN, STD, crop="squash")(image)
     assert squashed.equal(EvalView(32, 1.0, MEAN, STD)(image))
+    both = EvalView(32, 0.8, MEAN, STD, crop="squash_crop")
+    assert str(both) == "resized to 40 × 40, centre crop 32 × 32 (crop 0.8), bicubic"
+    small = image.resize((40, 40), Image.Resampling.BICUBIC).crop((4, 4, 36, 36))
+    assert both(image).equal(EvalView(32, 1.0, MEAN, STD)(small))
+    assert both.box(160, 90).left == pytest.approx(16) and both.box(160, 90).top == pytest.approx(9)
     centred = EvalView(32, 1.0, MEAN, STD, crop="center")
     assert "short side 32, centre crop 32 × 32 (crop 1)" in str(centred)
     wanted = image.resize((56, 32), Image.Resampling.BICUBIC).crop((12, 0, 44, 32))

@@ -18,6 +18,8 @@ from vitlab.models.artifact import ModelMeta, build_from_meta, load_model, read_
 from vitlab.models.build import build_model, resolve_architecture
 from vitlab.models.checkpoints import load_weights
 from vitlab.modes.predict import view_of
+from vitlab.run.model_file import digest_of, write_metrics
+from vitlab.run.repair import model_is_intact, refuse_lost_models
 
 VIT = ModelConfig(name="vit_tiny_patch16_224", args={"embed_dim": 24, "depth": 1, "num_heads": 1})
 
@@ -111,10 +113,41 @@ def test_weights_of_another_network_are_refused(folder: Path) -> None:
 )
 def test_a_description_it_cannot_follow_is_refused(folder: Path, changes: dict[str, Any], message: str) -> None:
     path = folder / "model.json"
-    stored = {**json.loads(path.read_text()), **changes}
+    stored = {**json.loads(path.read_text()), "digest": None, **changes}
     path.write_text(json.dumps({key: value for key, value in stored.items() if value is not None}))
     with pytest.raises(UserError, match=message):
         load_model(folder)
+
+
+def test_a_description_that_was_changed_is_noticed(folder: Path) -> None:
+    """A value that another network could have: no other check would see it."""
+    path = folder / "model.json"
+    stored = json.loads(path.read_text())
+    (folder / "done.json").write_text("{}")
+    for key, value in (("classes", ["b", "a", "c"]), ("mean", [0.1, 0.2, 0.35]), ("metrics", {"top1": 0.6})):
+        path.write_text(json.dumps(stored | {key: value}))
+        for read in (load_model, lambda one: write_metrics(one, {}, {}), lambda one: refuse_lost_models(one.parent)):
+            with pytest.raises(UserError, match=r'model\.json\' was changed .* remove the line "digest"'):
+                read(folder)
+        assert not model_is_intact(folder)
+        assert json.loads(path.read_text())[key] == value, "nothing was written"
+    path.write_text(json.dumps(dict(sorted(stored.items()))))  # laid out otherwise, the same content
+    assert model_is_intact(folder) and read_meta(folder).classes == ["a", "b", "c"]
+    del stored["digest"]
+    path.write_text(json.dumps(stored | {"classes": ["b", "a", "c"]}))
+    assert read_meta(folder).classes == ["b", "a", "c"], "as files of earlier versions are read"
+
+
+def test_new_metrics_have_a_new_digest(folder: Path) -> None:
+    path = folder / "model.json"
+    write_metrics(folder, {"top1": 0.7, "nll": math.nan}, {"temperature": 1.5})
+    stored = json.loads(path.read_text())
+    assert list(stored)[-1] == "digest" and stored["digest"] == digest_of(stored)
+    assert (read_meta(folder).metrics["top1"], read_meta(folder).fitted) == (0.7, {"temperature": 1.5})
+    del stored["digest"]
+    path.write_text(json.dumps(stored))
+    write_metrics(folder, {}, {})
+    assert "digest" not in json.loads(path.read_text()), "a file of an earlier version stays readable for that version"
 
 
 def test_no_folder_and_no_json(tmp_path: Path) -> None:
@@ -153,6 +186,7 @@ def test_any_value_of_a_description_is_used_or_refused_in_one_paragraph(folder: 
     """Whatever stands in ``model.json``, building the network and its view ends well or names the file."""
     path = folder / "model.json"
     stored = json.loads(path.read_text())
+    del stored["digest"]
     refused = 0
     for value in WRONG:
         path.write_text(json.dumps(stored | {key: value}))
@@ -181,6 +215,7 @@ def test_any_value_of_a_description_is_used_or_refused_in_one_paragraph(folder: 
 def test_arguments_of_a_description_that_build_no_such_network(folder: Path, args: dict[str, Any]) -> None:
     path = folder / "model.json"
     stored = json.loads(path.read_text())
+    del stored["digest"]
     path.write_text(json.dumps(stored | {"args": stored["args"] | args}))
     with pytest.raises(UserError, match=r"model\.json"):
         load_model(folder)
@@ -196,6 +231,7 @@ def test_a_description_that_is_no_object(folder: Path, text: str) -> None:
 def test_weights_that_are_no_safetensors(folder: Path) -> None:
     path = folder / "model.json"
     (folder / "model.safetensors").write_bytes(b"text")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": sha256(b"text")}))
+    stored = json.loads(path.read_text()) | {"sha256": sha256(b"text")}
+    path.write_text(json.dumps(stored | {"digest": digest_of(stored)}))
     with pytest.raises(UserError, match="not a readable safetensors file"):
         load_model(folder)

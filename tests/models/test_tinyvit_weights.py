@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitlab.config import ModelConfig
 from vitlab.errors import UserError
-from vitlab.models.build import build_model
+from vitlab.models.build import build_model, load_report
 from vitlab.models.imagenet22k import CLASSES, class_map, map_rows, wordnet_ids_22k
 from vitlab.models.tinyvit_weights import is_official, resize_table, to_official, to_timm
 
@@ -74,6 +74,7 @@ def test_tables_follow_the_window(tmp_path: Path, tiny: ModelConfig, resize: str
     model = build_model(cfg, 4, 64)
     name = "stages.1.blocks.0.attn.attention_biases"
     assert model.state_dict()[name].equal(resize_table(state[name], 8, resize))
+    assert "4 tables of positions resized (stages." in load_report(model)
     other = "stages.1.blocks.0.attn.qkv.weight"
     assert model.state_dict()[other].equal(state[other])
 
@@ -118,6 +119,9 @@ def test_a_22k_checkpoint_is_cut_down_to_its_classes(tmp_path: Path, tiny: Model
     assert rows is not None and (rows < 0).sum() == 1
     for name in ("head.fc.weight", "head.fc.bias"):
         assert model.state_dict()[name].equal(map_rows(state[name], rows, absent))
+    start = {"mean": "the mean of the others", "zero": "zero"}[absent]
+    assert "9 of 10 classes of the head are taken from ImageNet-22k's" in load_report(model)
+    assert f"absent there, so starting from {start}: n04399382" in load_report(model)
     image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         full = build_model(replace(cfg, args=tiny.args), CLASSES, 32).eval()(image)
@@ -131,6 +135,7 @@ def test_other_classes_start_from_zero(tmp_path: Path, tiny: ModelConfig) -> Non
     official_file(tmp_path / "22k.pth", tiny, CLASSES)
     model = build_model(replace(tiny, checkpoint=str(tmp_path / "22k.pth")), 3, 32, ["cat", "dog", "emu"])
     assert not model.state_dict()["head.fc.weight"].any()
+    assert "the head has other classes and starts from zero" in load_report(model)
 
 
 def test_weights_of_the_hub_are_cut_down_alike(
@@ -146,3 +151,4 @@ def test_weights_of_the_hub_are_cut_down_alike(
     rows = class_map(WNIDS_1K[:10])
     assert rows is not None
     assert model.state_dict()["head.fc.weight"].equal(state["head.fc.weight"][rows])
+    assert load_report(model).startswith("timm tiny_vit_5m_224.dist_in22k: 10 of 10 classes of the head are taken from")

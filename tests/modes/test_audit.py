@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from tests.data.conftest import picture
 from tests.modes.conftest import ask
 from vitlab.files import read_json
 
@@ -46,6 +49,27 @@ def test_audit_at_the_prompt(photos: Path, tmp_path: Path, capsys: pytest.Captur
     assert leave_out in output
     for _ in range(2):  # the list that the command names is still there afterwards
         assert ask(tmp_path / "out", "mode=audit", "dataset=folder", f"dataset.root={photos}", leave_out) == 0
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems refuse names that are not UTF-8")
+def test_names_that_no_terminal_can_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Standard output is strict here, as under most locales; no name may colour or move what follows it."""
+    for folder in (b"caf\xe9", b"\x1b[31mred"):
+        os.makedirs(os.path.join(os.fsencode(tmp_path / "photos"), folder))
+        for number in range(3):
+            picture(number).save(
+                os.fsdecode(os.path.join(os.fsencode(tmp_path / "photos"), folder, b"\xff%d.png" % number))
+            )
+    (tmp_path / "photos" / "\x1b[2J.txt").write_text("x")
+    broken = tmp_path / "photos" / os.fsdecode(b"caf\xe9") / os.fsdecode(b"broken\xff.png")
+    broken.write_text("no image")
+    words = ("dataset=folder", f"dataset.root={tmp_path}/photos")
+    assert ask(tmp_path / "out", "mode=audit", *words) == 2
+    out, err = capsys.readouterr()
+    assert "caf\\udce9/broken\\udcff.png" in out and "\\x1b[31mred/\\udcff0.png" in out
+    assert ask(tmp_path / "out", "mode=audit", *words, f"dataset.groups={broken}") == 2
+    out, err = out + capsys.readouterr().out, err + capsys.readouterr().err
+    assert "\x1b" not in out + err
 
 
 def test_a_training_looks_first(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,12 +14,16 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from tests.modes.conftest import ask
+from vitlab.config import PredictConfig, TaskConfig
 from vitlab.data.decode import read_rgb
+from vitlab.data.table import no_formula
 from vitlab.distill.views import EvalView
 from vitlab.files import read_json, write_json
 from vitlab.models.artifact import load_model, read_meta
 from vitlab.modes.input_images import expand, read_all
-from vitlab.modes.predict import readable
+from vitlab.modes.predict import Prediction, Writer, readable
+from vitlab.report.compare import clip, wrap
+from vitlab.tasks.base import find_task
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +110,23 @@ def test_table_of_a_glob(output: Path, run: Path, photos: Path, capsys: pytest.C
     assert "no temperature was fitted: digits has no validation split" in captured.err
     rows = captured.out.splitlines()
     assert [Path(row.split()[0]).name for row in rows] == ["05.png", "07.png"] and all(" %" in row for row in rows)
+
+
+def test_names_that_a_terminal_or_a_spreadsheet_would_run() -> None:
+    """Tables escape control characters, CSVs mark what would be a formula, figures and JSON take any name."""
+    task, top = find_task(TaskConfig("classification")), [("=1+1", 0.75), ("caf\udce9", 0.25)]
+    written = {}
+    for form in ("table", "csv", "jsonl"):
+        file = io.StringIO()
+        writer = Writer(PredictConfig(topk=2, format=form), file, 2, task)
+        writer.write([Prediction("-2+3.png", top), Prediction("\x1b[2J\udcff.png", top)])
+        written[form] = file.getvalue()
+    assert "\\x1b[2J\\udcff.png  =1+1" in written["table"] and "\x1b" not in written["table"]
+    head, first, _ = csv.reader(io.StringIO(written["csv"]))
+    assert first[:5] == ["'-2+3.png", "'=1+1", "0.750000", "caf\udce9", "0.250000"] and head[0] == "path"
+    assert [row["path"] for row in lines(written["jsonl"])] == ["-2+3.png", "\x1b[2J\udcff.png"]
+    assert no_formula("-0.5") == "-0.5" and no_formula("@sum") == "'@sum"
+    assert clip("caf\udce9", 20) == "caf\\udce9" and wrap("\x1b[31m", 20) == "\\x1b[31m"
 
 
 def test_names_from_standard_input_and_a_file_of_answers(

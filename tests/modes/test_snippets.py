@@ -143,7 +143,9 @@ def test_the_metadata_of_onnx_have_the_crop(exported: Path, request: pytest.Fixt
 
 
 @pytest.mark.parametrize("size", [32, [32, 48], [48, 32]])
-@pytest.mark.parametrize(("crop", "crop_pct"), [("center", 0.8), ("center", 1.0), ("squash", 0.9)])
+@pytest.mark.parametrize(
+    ("crop", "crop_pct"), [("center", 0.8), ("center", 1.0), ("squash", 0.9), ("squash_crop", 0.9)]
+)
 @pytest.mark.parametrize("shape", [(60, 60), (90, 50), (41, 77)])
 def test_the_view_of_the_onnx_snippet(
     size: int | list[int], crop: str, crop_pct: float, shape: tuple[int, int]

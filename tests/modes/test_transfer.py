@@ -28,8 +28,11 @@ def started(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def test_a_run_is_the_start_of_another_on_other_classes(run: Path, output: Path) -> None:
-    """All but the head is taken over; after one step of a rate near nothing it is there still."""
+def test_a_run_is_the_start_of_another_on_other_classes(
+    run: Path, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All but the head is taken over; after one step of a rate near nothing it is there still. What became of the head
+    is said before the training and in the report."""
     words: tuple[str, ...] = (
         "dataset=fake",
         "dataset.num_classes=4",
@@ -39,6 +42,11 @@ def test_a_run_is_the_start_of_another_on_other_classes(run: Path, output: Path)
     )
     words += ("recipe.warmup=0st", "recipe.warmup_lr=0", "recipe.min_lr=0", "recipe.lr=1e-12", "debug.max_steps=1")
     moved = train(output, *words)
+    told = f"weights  {run}: a head for 4 classes instead of the 10 of the weights starts from zero"
+    assert told in capsys.readouterr().err
+    (note,) = json.loads((moved / "train" / "done.json").read_text())["notes"]
+    said = "the head has other classes and starts from zero"
+    assert said in note and said in (moved / "report.html").read_text()
     before, after = started(run / "train"), started(moved / "train")
     same = [name for name, value in before.items() if "running" not in name and "num_batches" not in name]
     other = [name for name in same if before[name].shape != after[name].shape]

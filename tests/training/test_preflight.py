@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,6 +11,9 @@ from vitlab.compose.load import load
 from vitlab.errors import UserError
 from vitlab.methods.base import find_method
 from vitlab.training.preflight import preflight
+
+RUN = Path(__file__).parents[1] / "fixtures/outputs/supervised/finished-717e3bd6"
+"""Digits of 16 px."""
 
 RESNET = ("method=supervised", "model=resnet18", "model.name=test_resnet", "model.pretrained=false")
 
@@ -37,6 +42,18 @@ RESNET = ("method=supervised", "model=resnet18", "model.name=test_resnet", "mode
         (["model.name=pit_ti_224", "recipe.layer_decay=0.8"], "names its layers; "),
         (["recipe.batch_size=2048"], "recipe.batch_size=2048 is more than the 1347 training images"),
         (["teacher.recipe.batch_size=2048"], "teacher.recipe.batch_size=2048 is more"),
+        (["teacher.members.0.args.channelz=[8]"], r"no argument 'channelz' \(key teacher.members.0.args.channelz"),
+        (["teacher.members.0.name=resnet5"], r"no model 'resnet5' \(key teacher.members.0.name\)"),
+        (["teacher.members.0.args.in_chans=1"], "with teacher.members.0.args="),
+        (["teacher.train=false"], "network without weights.* teacher=RUN, teacher.members.0.checkpoint=FILE"),
+        (["teacher=convnext_base"], "Teacher convnext_base.fb_in22k_ft_in1k was trained for other classes"),
+        ([f"teacher={RUN}", "dataset=fake"], "finished-717e3bd6/train. was trained for other classes"),
+        (
+            [f"teacher={RUN}", "teacher.members.0.name=resnet34"],
+            "not a resnet34.* teacher.members.0.name=",
+        ),
+        ([f"model={RUN}", "model.name=resnet34"], "holds a resnet18, not a resnet34.* Give model.name="),
+        ([f"teacher={RUN}", "teacher.members.0.args.depthz=3"], r"\(key teacher.members.0.args.depthz\)"),
         (["method=deepmad", "experiment=deepmad_digits", "method.other.name=resnet5"], "no model 'resnet5'"),
     ],
 )
@@ -54,6 +71,8 @@ def test_a_later_stage_would_fail(overrides: list[str], message: str) -> None:
         [],
         ["experiment=deepmad_design_29m"],
         ["method=reinforce"],
+        [f"teacher={RUN}"],
+        [f"model={RUN}", "dataset=fake"],
         ["model=vit_base", "recipe=finetune"],
     ],
 )

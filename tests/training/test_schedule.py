@@ -18,6 +18,16 @@ def test_tinyvit_worked_example() -> None:
     assert schedule(5000) == schedule(1000)
 
 
+def test_the_official_rate_is_one_step_behind() -> None:
+    """TinyViT, specification 6.2: the first two optimiser steps use the warm-up's start; ours is one step ahead."""
+    recipe = {"duration": "10ep", "batch_size": 8, "optimizer": "adamw", "lr": 2e-3, "weight_decay": 0.0}
+    rates = {"warmup": "1ep", "warmup_lr": 4e-6, "min_lr": 4e-5}
+    ours = Schedule.from_recipe(RecipeConfig(**recipe, **rates), 100)  # type: ignore[arg-type]
+    official = Schedule.from_recipe(RecipeConfig(**recipe, **rates, schedule_compat="official"), 100)  # type: ignore[arg-type]
+    assert official(0) == official(1) == ours(0) == 4e-6 < ours(1)
+    assert [official(step) for step in range(1, 1000)] == [ours(step) for step in range(999)]
+
+
 def test_reinforcement_worked_example() -> None:
     """Dataset Reinforcement: W = 6255 steps of warm-up of S = 187670, peak 0.4; the first step is the smallest."""
     schedule = Schedule("cosine_after", 0.4, total=187670, warmup=6255)

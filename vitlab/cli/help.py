@@ -32,9 +32,9 @@ CHOICES (GROUP=NAME; descriptions: mode=list group=GROUP)
 
 KEYS (KEY=VALUE; descriptions: mode=list key=GROUP)
   seed=0  name=TEXT  output=FOLDER  only=STAGE (and what it needs)  fresh=true (a second run beside)
-  recipe.lr=3e-4  recipe.duration=90ep|5000st  recipe.augmentation.crop_scale=[0.5,1]
+  recipe.lr=3e-4  recipe.duration=90ep|5000st  recipe.augmentation.flip=0.5  model.args.depth=4
   dataset.val_fraction=0.1 (held out of training; a softmax temperature is fitted on it)
-  dataset.size=64|[256,448]  model.name=TIMM_NAME  model.checkpoint=FILE|RUN  model.args.depth=4
+  dataset.size=64|[256,448]  model.name=TIMM_NAME  model.checkpoint=FILE  model=RUN  teacher=RUN
 
 MODES
 {modes}
@@ -104,7 +104,9 @@ def list_group(group: str) -> str:
     count = f"{len(names)} choices" if len(names) != 1 else "1 choice"
     foot = f"{count}; choose with {group}=NAME."
     if group == "model":
-        foot += " Any other timm model: model.name=TIMM_NAME."
+        foot += " Any other timm model: model.name=TIMM_NAME. A model of yours: model=RUN."
+    if group == "teacher":
+        foot += " A model of yours: teacher=RUN; several are an ensemble: teacher=[RUN,RUN]."
     if group == "recipe":
         foot += " Also for the teacher: recipe@teacher.recipe=NAME."
     if group != "experiment":

@@ -7,13 +7,14 @@ Help and lists import neither Hydra nor torch; mistakes in overrides are reporte
 from __future__ import annotations
 
 import atexit
+import io
 import os
 import sys
 from contextlib import suppress
 from typing import NoReturn
 
 from vitlab._version import __version__
-from vitlab.errors import Interrupted, StoppedAtOnce, UserError, system_error
+from vitlab.errors import Interrupted, StoppedAtOnce, UserError, printable, system_error
 
 
 def command() -> NoReturn:
@@ -44,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     # Set before torch is imported: OpenMP threads wait without spinning. On shared cores a spinning wait makes a small
     # network ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as standard error is: a name that cannot be shown ends no command
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _dispatch(words)
     except UserError as error:
@@ -74,7 +77,8 @@ def paragraph(text: str) -> str:
     import textwrap
 
     width = min(shutil.get_terminal_size((100, 24)).columns, 100)
-    return textwrap.fill(text, max(width, 40), break_long_words=False, break_on_hyphens=False)
+    lines = textwrap.wrap(text, max(width, 40), break_long_words=False, break_on_hyphens=False)
+    return "\n".join(map(printable, lines))
 
 
 def _dispatch(words: list[str]) -> int:

@@ -10,6 +10,7 @@ No torch.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +32,7 @@ from vitlab.compose.hydra_private import (
     DefaultsList,
     create_defaults_list,
 )
+from vitlab.compose.model_folders import GROUPS_OF_MODELS, put_into, read_folders
 from vitlab.compose.overrides import check_keys, describe_field, is_choice, parse_overrides, unknown_key
 from vitlab.compose.repository import repository
 from vitlab.compose.schema import Field, fields, find, typed_tree
@@ -39,6 +41,7 @@ from vitlab.compose.validate import check, check_read
 from vitlab.compose.yaml_errors import Files, defaults_error, file_error, interpolation_error, missing_file, yaml_error
 from vitlab.config import Config, to_steps
 from vitlab.config.catalogue import GROUPS, conf_dir, mode_reads, top_level_key
+from vitlab.config.catalogue import choices as names_in
 from vitlab.config.composed import Composed
 from vitlab.config.debug import apply_debug
 from vitlab.errors import UserError
@@ -54,12 +57,15 @@ def load(overrides: list[str]) -> Composed:
     """
     conf = conf_dir()
     words = parse_overrides(overrides, conf)
+    folders = read_folders(words, {group: names_in(conf, group) for group in GROUPS_OF_MODELS})
+    named = [one for one in words if is_choice(one) and one.key_or_group not in folders]
+    # A folder is the complete teacher; of a model it replaces the keys of the usual choice, see put_into.
+    if "teacher" in folders:
+        named += [dataclasses.replace(one, _value="none") for one in words if one.key_or_group == "teacher"]
     loader, files_read = repository(conf)
-    chosen_words = [one for one in words if is_choice(one)]
 
-    def list_defaults(more: list[Override]) -> Any:
-        choices = [*chosen_words, *more]
-        return create_defaults_list(files_read, "config", choices, prepend_hydra=False, skip_missing=False)
+    def list_defaults(more: list[Override]) -> DefaultsList:
+        return create_defaults_list(files_read, "config", [*named, *more], prepend_hydra=False, skip_missing=False)
 
     try:
         defaults = list_defaults([])
@@ -83,12 +89,17 @@ def load(overrides: list[str]) -> Composed:
     typed = {one.key_or_group: str(one.input_line) for one in words if not is_choice(one)}
     try:
         chosen_tree = copy.deepcopy(typed_tree(method.Options))
+        sized = False  # whether an experiment chooses the size
         for default in defaults.defaults:
-            chosen_tree.merge_with(loader._load_single_config(default, files_read).config)
+            part = loader._load_single_config(default, files_read).config
+            in_experiment = str(default.config_path).startswith("experiment/")
+            sized = sized or (in_experiment and OmegaConf.select(part, "dataset.size") is not None)
+            chosen_tree.merge_with(part)
         OmegaConf.set_struct(chosen_tree, True)
         overridden = copy.deepcopy(chosen_tree)
         refuse_keys_of_missing_recipe(keyed, overridden, known)
-        reset_args(keyed, overridden, {word.get_key_element() for word in words})
+        put_into(overridden, folders, sized)
+        notes = reset_args(keyed, overridden)
         ConfigLoaderImpl._apply_overrides_to_config(keyed, overridden)
         shorten_warmups(overridden, chosen_tree, set(typed), known)
         tree = cast(dict[str, Any], OmegaConf.to_container(overridden, resolve=True, throw_on_missing=True))
@@ -117,7 +128,8 @@ def load(overrides: list[str]) -> Composed:
     changed = {key: value for key, value in after.items() if before.get(key, ...) != value}
     config = apply_debug(config)
     unchanged = {key: before.get(key) for key in changed}
-    return Composed(config, choices, set(chosen) & set(GROUPS), list(overrides), tree, changed, unchanged, read)
+    chosen_groups = set(chosen) & set(GROUPS)
+    return Composed(config, choices, chosen_groups, list(overrides), tree, changed, unchanged, read, notes)
 
 
 ON_DATASET = "method@_global_"
@@ -157,16 +169,18 @@ def refuse_keys_of_missing_recipe(keyed: list[Override], tree: DictConfig, known
                 )
 
 
-def reset_args(keyed: list[Override], tree: DictConfig, typed: set[str]) -> None:
-    """Clear a network's ``args`` if its ``name`` is overridden by another timm model, which has other arguments.
-
-    They are kept if the choice is given as well (``model=tiny_vit_digits model.name=...``).
-    """
+def reset_args(keyed: list[Override], tree: DictConfig) -> list[str]:
+    """Clear the ``args`` of a network whose ``name`` is overridden by another timm model, which has other arguments;
+    those on the command line are set after this. Returns a line for the plan about each."""
+    notes = []
     for word in keyed:
         above, _, last = word.key_or_group.rpartition(".")
-        node = OmegaConf.select(tree, above) if last == "name" and top_level_key(above) not in typed else None
-        if node is not None and "args" in node and node.name != word.value():
+        node = OmegaConf.select(tree, above) if last == "name" and above else None
+        if isinstance(node, DictConfig) and node.get("args") and node.name != word.value():
+            names = ", ".join(map(str, node.args))
+            notes.append(f"{word.input_line}: arguments of {node.name} are left out ({names}); give {above}.args.KEY")
             node.args = {}
+    return notes
 
 
 def shorten_warmups(tree: DictConfig, chosen: DictConfig, typed: set[str], known: dict[str, Field]) -> None:

@@ -14,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 
+from vitlab.compose.model_folders import GROUPS_OF_MODELS, names_folders, output_of
 from vitlab.compose.schema import SYNONYMS, UNNEEDED_KEYS, Field, fields, find, suggest
 from vitlab.config.catalogue import GROUPS, choices, mode_meanings
 from vitlab.errors import UserError, list_names, nearest
@@ -39,7 +40,7 @@ def parse_overrides(words: list[str], conf: Path) -> list[Override]:
     overrides = [_parse_override(word, conf) for word in words]
     for word, typed in zip(overrides, words, strict=True):
         if is_choice(word):
-            _check_choice(word, typed, conf)
+            _check_choice(word, typed, conf, output_of(overrides))
         if is_choice(word) and _is_mount(word):
             _check_mount(word)
     last = {word.get_key_element().lstrip("+~"): word for word in overrides}  # given twice: the last wins, as in Hydra
@@ -177,13 +178,14 @@ def _is_mount(word: Override) -> bool:
     return word.package is not None
 
 
-def _check_choice(word: Override, typed: str, conf: Path) -> None:
+def _check_choice(word: Override, typed: str, conf: Path, output: str) -> None:
     group, value = word.key_or_group, word.value()
     if word.is_add() and not _is_mount(word):
         article = "an" if group[0] in "aeiou" else "a"
         raise UserError(f"{typed}: {article} {group} is chosen, not added.", f"Write it without plus: {group}={value}.")
     names = choices(conf, group)
-    if isinstance(value, str) and value in names:
+    of_folder = not _is_mount(word) and names_folders(group, value, names, output)
+    if (isinstance(value, str) and value in names) or of_folder:
         return
     if value is None and (_is_mount(word) or group in ("experiment", "local")):
         raise UserError(f"{typed}: a choice cannot be removed so.", "Leave it out.")
@@ -193,7 +195,8 @@ def _check_choice(word: Override, typed: str, conf: Path) -> None:
         cure = f"Did you mean logger={value[0]} logger.also=[{','.join(map(str, value[1:]))}]?"
         raise UserError(f"{typed}: logger takes one name, and logger.also the others.", cure)
     if not isinstance(value, str):
-        raise UserError(f"{typed}: {group} takes one name.", f"There are: {list_names(names)}.")
+        either = " or folder" if group in GROUPS_OF_MODELS else ""
+        raise UserError(f"{typed}: {group} takes one name{either}.", f"There are: {list_names(names)}.")
     key = typed.partition("=")[0]
     raise UserError(
         f"{typed}: there is no {group} '{value}' ({conf.name}/{group}/{value}.yaml).", _choose(key, value, names)
@@ -212,7 +215,9 @@ def _choose(key: str, value: str, names: list[str]) -> str:
     else:
         cure = f"There are: {list_names(names)}. " if names else "There are no choices yet. "
     cure += f"What each is: mode=list group={group}."
-    return cure + (f" Any timm model can be given by name: model.name={value}." if group == "model" else "")
+    if group == "model":
+        cure += f" Any timm model can be given by name: model.name={value}."
+    return cure + (f" A model of yours: {group}=RUN." if key in GROUPS_OF_MODELS else "")
 
 
 def _check_mount(word: Override) -> None:

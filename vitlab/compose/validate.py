@@ -21,7 +21,7 @@ from vitlab.data.paths import data_roots, not_found_error
 from vitlab.errors import UserError
 from vitlab.methods.base import Method, find_method, method_names
 from vitlab.run.run import model_folder
-from vitlab.training.schedule import KINDS
+from vitlab.training.schedule import COMPATS, KINDS
 
 BALANCES = ("none", "weight", "sampler", "logit_adjust")
 
@@ -149,6 +149,7 @@ def _recipe(key: str, recipe: RecipeConfig, where: Where) -> None:
                 "Lower it, or raise the other.",
             )
     one_of(f"{key}.schedule", recipe.schedule, KINDS, where)
+    one_of(f"{key}.schedule_compat", recipe.schedule_compat, COMPATS, where)
     if recipe.batch_size % recipe.accumulate:
         raise UserError(
             f"{where(f'{key}.accumulate')}: a batch of {recipe.batch_size} does not divide into {recipe.accumulate} "

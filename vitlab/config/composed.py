@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vitlab.config.catalogue import GROUPS, RESULT_FREE, RESULT_FREE_KEYS, top_level_key
@@ -22,6 +22,7 @@ class Composed:
     changed: dict[str, Any]  # by dotted key, values that differ from those of the choices alone
     defaults: dict[str, Any]  # the values of the choices alone, for the same keys
     read: set[str]  # groups that some stage of the method, or the mode, reads
+    notes: list[str] = field(default_factory=list)  # lines for the plan: what a key has changed beside itself
 
     @property
     def network(self) -> str:

@@ -46,7 +46,7 @@ class DatasetConfig:
     std: list[float] = number(MISSING, 0, 1e3, open_low=True)  # normalisation: standard deviation of each channel
     labels_per_class: Optional[int] = number(None, 1, 10**9)  # training images per class, drawn by seed; null: all
     crop_pct: float = number(0.875, 0, 1, open_low=True)  # evaluation: short side size/crop_pct, 1.0: see crop
-    crop: str = "auto"  # evaluation: center | squash (resize both sides, no crop) | auto (squash if crop_pct=1)
+    crop: str = "auto"  # evaluation: center | squash (both sides, no crop) | squash_crop | auto (squash if crop_pct=1)
     download: bool = False  # download with torchvision if the data are missing
     csv: Optional[str] = None  # folder only: CSV with columns path,label[,split][,group]
     columns: dict[str, str] = field(default_factory=dict)  # names in the CSV: {path:filename,label:species}
@@ -102,6 +102,7 @@ class RecipeConfig:
     decay_norms: bool = False  # apply weight decay to norms, biases and position tables, too
     optimizer_args: dict[str, Any] = field(default_factory=dict)  # optimiser arguments: betas, eps, momentum, ...
     schedule: str = "cosine"  # cosine | cosine_after (cosine over the steps after warm-up) | linear | step | constant
+    schedule_compat: str = "vitlab"  # vitlab | official (TinyViT's code: the rate of a step is that of the one before)
     warmup: str = "0st"  # duration of the linear warm-up from warmup_lr to lr
     warmup_lr: float = number(0.0, 0, 1e30)  # learning rate of the first step
     min_lr: float = number(0.0, 0, 1e30)  # learning rate of the last step

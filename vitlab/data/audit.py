@@ -17,12 +17,13 @@ from pathlib import Path
 from statistics import median
 
 from vitlab.config import DatasetConfig
+from vitlab.config.size import hw, size_text
 from vitlab.data.archives import ArchivedPaths
 from vitlab.data.audit_duplicates import find_identical, find_similar
-from vitlab.data.audit_files import FileInfo, inspect_files
+from vitlab.data.audit_files import FileInfo, inspect_files, losses, stored_forms
 from vitlab.data.folder import split_is_generated, split_rows
 from vitlab.data.folder_contents import FolderContents, Row, read_contents
-from vitlab.errors import UserError
+from vitlab.errors import UserError, printable
 from vitlab.files import atomic_write, write_json
 
 NAMED = 5  # files of a kind that the text names; the JSON has them all
@@ -58,7 +59,9 @@ class Audit:
     duplicates: list[Duplicate] = field(default_factory=list)
     converted: dict[str, int] = field(default_factory=dict)  # stored form -> images that are converted when read
     formats: dict[str, int] = field(default_factory=dict)
+    partial: dict[str, int] = field(default_factory=dict)  # what of an image is not read -> images
     small: list[str] = field(default_factory=list)  # images with a side below SMALL px
+    size: int | list[int] = SMALL  # of the network's input, to which images are resized
     width: tuple[int, int, int] = (0, 0, 0)  # smallest, median, largest, upright
     height: tuple[int, int, int] = (0, 0, 0)
     bytes: int = 0
@@ -114,12 +117,30 @@ class Audit:
         if self.single:
             lines.append(f"{_count(len(self.single), 'class', 'es')} with a single image: {_named(self.single)}")
         if self.small:
-            lines.append(f"{_count(len(self.small), 'image')} with a side below {SMALL} px: {_named(self.small)}")
+            lines.append(self._smallness())
         totals = self.totals
         if totals and min(totals.values()) * 10 < max(totals.values()):
             least, most = min(totals, key=totals.__getitem__), max(totals, key=totals.__getitem__)
             lines.append(f"unequal classes: {most} has {totals[most]:,} images, {least} has {totals[least]:,}")
         return lines
+
+    def _smallness(self) -> str:
+        """The small images in a line, and what is done with them; examples only where they are exceptions."""
+        few = len(self.small) * 10 < self.files
+        count = f"{len(self.small):,} of {_count(self.files, 'image')}"
+        if not few and len(self.small) == self.files:
+            count = f"all {_count(self.files, 'image')}"
+        done = (
+            f"resized to {size_text(self.size)} px"
+            if max(hw(self.size)) < SMALL
+            else (f"enlarged to {size_text(self.size)} px (dataset.size)")
+        )
+        return f"{count} with a side below {SMALL} px, {done}" + (f": {_named(self.small, 2)}" if few else "")
+
+    @property
+    def not_read(self) -> str:
+        """What of the images is not read, with counts, in words; empty where all is."""
+        return _tally(self.partial)
 
     @property
     def ignored(self) -> str:
@@ -148,6 +169,8 @@ class Audit:
             lines.append(f"formats  {_tally(self.formats)}")
         if self.converted:
             lines.append(f"read as  RGB, upright; stored otherwise: {_tally(self.converted)}")
+        if self.partial:
+            lines.append(f"in part  {self.not_read}")
         if self.passed:
             lines.append(f"ignored  {self.ignored}")
         if self.left_out:
@@ -156,7 +179,7 @@ class Audit:
         lines += [f"doubt    {line}" for line in self.doubts]
         if not self.faults and not self.doubts:
             lines.append("clean    no faults, no doubts")
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def audit_dataset(
@@ -207,6 +230,7 @@ def audit_dataset(
         left_out=contents.left_out,
         duplicates=_duplicates(rows, looks, where),
         images={split: len(part) for split, part in splits.items()},
+        size=cfg.size,
     )
     totals = result.totals  # a label that has a column and no image is not among them
     result.single = [name for name in classes if totals.get(name) == 1]
@@ -249,7 +273,8 @@ def _describe(result: Audit, looks: dict[str, FileInfo]) -> None:
     if not read:
         return
     result.formats = dict(Counter(one.format for one in read.values()).most_common())
-    result.converted = dict(Counter(form for one in read.values() for form in _forms(one)).most_common())
+    result.converted = dict(Counter(form for one in read.values() for form in stored_forms(one)).most_common())
+    result.partial = dict(Counter(loss for one in read.values() for loss in losses(one)).most_common())
     # EXIF orientations 5 to 8 turn the image by 90 degrees.
     upright = [
         (one.width, one.height) if one.orientation not in range(5, 9) else (one.height, one.width)
@@ -260,31 +285,6 @@ def _describe(result: Audit, looks: dict[str, FileInfo]) -> None:
     result.height = heights[0], int(median(heights)), heights[-1]
     result.small = [path for path, one in read.items() if min(one.width, one.height) < SMALL]
     result.bytes = sum(one.size for one in looks.values())
-
-
-def _forms(one: FileInfo) -> list[str]:
-    """Plain names of what distinguishes a file from upright RGB."""
-    known = {
-        "1": "black and white",
-        "L": "grey",
-        "LA": "grey, transparent",
-        "RGBA": "transparent",
-        "PA": "palette, transparent",
-        "P": "palette",
-        "CMYK": "CMYK",
-        "YCbCr": "YCbCr",
-        "LAB": "Lab",
-    }
-    forms = []
-    if one.mode.startswith("I;16"):
-        forms.append("16-bit grey")
-    elif one.mode != "RGB":
-        forms.append(known.get(one.mode, one.mode))
-    if 2 <= one.orientation <= 8:  # other values are damage, and Pillow turns nothing
-        forms.append("turned by EXIF")
-    if one.frames > 1:
-        forms.append("several frames, the first is read")
-    return forms
 
 
 # ---------------------------------------------------------------------------------------------------------- on disk
@@ -405,13 +405,14 @@ def _count(number: int, what: str, plural: str = "s") -> str:
     return f"{number:,} {what}{'' if number == 1 else plural}"
 
 
-def _named(names: Sequence[str]) -> str:
-    rest = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {rest:,} more" if rest > 0 else "")
+def _named(names: Sequence[str], limit: int = NAMED) -> str:
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def _pictures(found: Sequence[Duplicate]) -> str:
-    return _named([" = ".join(one.paths[:3]) + (" = ..." if len(one.paths) > 3 else "") for one in found])
+    """Two examples; ``duplicates.csv`` has all."""
+    return _named([" = ".join(one.paths[:2]) + (" = ..." if len(one.paths) > 2 else "") for one in found], 2)
 
 
 def _tally(counts: dict[str, int]) -> str:

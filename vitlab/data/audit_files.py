@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from vitlab.data.archives import ArchivedPaths
-from vitlab.data.decode import NeedsPackageError, describe_error, register_format, require_regular, to_rgb
+from vitlab.data.decode import NeedsPackageError, describe_error, register_format, require_regular, stored_depth, to_rgb
 
 SIDE = 8
 """Pixels of the side of a thumbnail."""
@@ -48,6 +48,8 @@ class FileInfo:
     content: bytes = b""  # BLAKE2b-128 of the file
     gradient: bytes = b""  # 128 bits: is a pixel of the tiny grey image brighter than its right (lower) neighbour
     thumbnail: bytes = b""  # SIDE x SIDE x 3
+    bits: int = 8  # per channel, as stored
+    channels: int = 3  # as stored, alpha included
 
 
 def inspect_file(path: str | Path, archived: ArchivedPaths | None = None, inside: str = "") -> FileInfo:
@@ -68,6 +70,7 @@ def inspect_file(path: str | Path, archived: ArchivedPaths | None = None, inside
         register_format(path)
         with Image.open(io.BytesIO(data)) as image:
             mode, (width, height) = image.mode, image.size
+            bits, channels = stored_depth(image)  # first: the EXIF data of a PNG are behind its pixels
             orientation = int(image.getexif().get(0x0112, 1))
             if image.format == "TIFF" and orientation in range(5, 9):  # of these Pillow gives the upright size
                 width, height = height, width
@@ -79,12 +82,13 @@ def inspect_file(path: str | Path, archived: ArchivedPaths | None = None, inside
             frames = _frames(image)  # last: counting moves to the others
     # No file has this size: it is read again, with the package or another dataset.max_pixels.
     except (NeedsPackageError, Image.DecompressionBombError) as error:
-        return FileInfo(-1, changed, describe_error(error))
+        return FileInfo(-1, changed, describe_error(error, path))
     # Pillow's decoders raise exceptions of any type on damaged data, SyntaxError and struct.error among them.
     except Exception as error:
-        return FileInfo(size, changed, describe_error(error))
+        return FileInfo(size, changed, describe_error(error, path))
     content = hashlib.blake2b(data, digest_size=16).digest()
-    return FileInfo(size, changed, "", format, mode, width, height, orientation, frames, content, gradient, thumbnail)
+    seen = (format, mode, width, height, orientation, frames, content, gradient, thumbnail, bits, channels)
+    return FileInfo(size, changed, "", *seen)
 
 
 def _frames(image: Image.Image) -> int:
@@ -103,6 +107,47 @@ def _likeness(rgb: Image.Image) -> tuple[bytes, bytes]:
     # Two grey levels of slack: plain areas are plain, whatever a coder's noise there.
     rows, columns = grey[:SIDE, :-1] > grey[:SIDE, 1:] + 2, grey[:-1, :SIDE] > grey[1:, :SIDE] + 2
     return np.packbits(np.stack([rows, columns])).tobytes(), thumbnail.tobytes()
+
+
+def stored_forms(one: FileInfo) -> list[str]:
+    """Plain names of what distinguishes a file from upright RGB."""
+    known = {
+        "1": "black and white",
+        "L": "grey",
+        "LA": "grey, transparent",
+        "RGBA": "transparent",
+        "PA": "palette, transparent",
+        "P": "palette",
+        "CMYK": "CMYK",
+        "YCbCr": "YCbCr",
+        "LAB": "Lab",
+    }
+    forms = []
+    if one.bits > 8:
+        forms.append(f"{one.bits}-bit {'grey' if one.mode[0] in 'IL' else 'colour'}")
+    elif one.mode != "RGB":
+        forms.append(known.get(one.mode, one.mode))
+    if 2 <= one.orientation <= 8:  # other values are damage, and Pillow turns nothing
+        forms.append("turned by EXIF")
+    if one.frames > 1:
+        forms.append("several frames")
+    return forms
+
+
+def losses(one: FileInfo) -> list[str]:
+    """What of a file does not reach the network, however large its input: see :func:`vitlab.data.decode.to_rgb`."""
+    found = []
+    if one.bits > 8:
+        found.append(f"of {one.bits} bits per channel, the upper 8 are read")
+    if one.channels > 3 and one.mode == "RGB":
+        found.append(f"of {one.channels} channels, the first three are read")
+    if one.mode in ("LA", "PA", "RGBA"):
+        found.append("with an alpha channel, transparent parts are read as white")
+    if one.mode == "CMYK":
+        found.append("of CMYK, converted to RGB without its colour profile")
+    if one.frames > 1:
+        found.append("of several frames, the first is read")
+    return found
 
 
 def inspect_files(

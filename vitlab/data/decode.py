@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import os
+import re
 import stat
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from vitlab.data.sources import Labels, Strings
 from vitlab.errors import UserError
+
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)  # a line for each file; the exception says it too
 
 HEIF = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
 """Suffixes of HEIC pictures, which Pillow reads with the package pillow-heif."""
@@ -69,7 +74,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: for floating-point and 32-bit integer images, whose range the file does not state.
     """
-    if isinstance(image, TiffImageFile):
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
         image.filename = ""  # else it may be mapped into memory, in rows of the width that it has after it is turned
     if image.getexif().get(0x0112, 1) != 1:  # Orientation; exif_transpose copies the image even where it is 1
         image = ImageOps.exif_transpose(image)
@@ -83,6 +88,27 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def stored_depth(image: ImageFile.ImageFile) -> tuple[int, int]:
+    """Bits per channel and channels as the file holds them, of an image that is not loaded yet.
+
+    Pillow's mode does not show them: of 16-bit colour it keeps the upper 8 bits, of a TIFF with more than three
+    channels the first three, and calls both RGB. Depths above 8 are known for PNG, TIFF, PPM and HEIC.
+    """
+    bits, channels = 8, len(image.getbands())
+    for tile in image.tile:
+        # The raw mode, such as RGB;16B, then the decoder's own arguments.
+        args: tuple[Any, ...] = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+        if depth := re.search(r";(\d+)", str(args[0])):
+            bits = max(bits, int(depth[1]))
+        if image.format == "PPM" and len(args) > 1:
+            bits = max(bits, int(args[1]).bit_length())  # of the largest value
+    tags = getattr(image, "tag_v2", None)
+    if image.format == "TIFF" and tags is not None:
+        bits = max(bits, *tags.get(258, (8,)))
+        channels = max(channels, int(tags.get(277, 1)))
+    return max(bits, int(image.info.get("bit_depth") or 8)), channels
 
 
 def read_rgb(path: Path, upright: bool = True, content: bytes | None = None) -> Image.Image:
@@ -103,7 +129,7 @@ def read_rgb(path: Path, upright: bool = True, content: bytes | None = None) -> 
     except Exception as error:
         empty = content == b"" or (content is None and path.is_file() and path.stat().st_size == 0)
         raise UserError(
-            f"{path} cannot be read as an image ({'the file is empty' if empty else describe_error(error)}).",
+            f"{path} cannot be read as an image ({'the file is empty' if empty else describe_error(error, path)}).",
             "Install it, or take the file out of the data set."
             if isinstance(error, NeedsPackageError)
             else "Repair the file, or take it out of the data set.",
@@ -121,17 +147,29 @@ def require_regular(path: str | Path) -> None:
         raise OSError("not a regular file")
 
 
-def describe_error(error: Exception) -> str:
-    """The cause of an exception raised while reading an image, in short."""
+def describe_error(error: Exception, path: str | Path | None = None) -> str:
+    """The cause of an exception raised while reading the image ``path``, in short."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; if it is sound, raise dataset.max_pixels"
+    if isinstance(error, UnidentifiedImageError) and path is not None and (channels := _tiff_channels(path)) > 4:
+        return f"a TIFF of {channels} channels, which Pillow does not read; save three of them"
     if isinstance(error, UnidentifiedImageError):
         return "not an image, in spite of its name"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _tiff_channels(path: str | Path) -> int:
+    """Channels that a TIFF states; 0 for another file."""
+    with contextlib.suppress(Exception), open(path, "rb") as file:  # of any kind, from a damaged head
+        directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+        file.seek(directory.next)
+        directory.load(file)
+        return int(directory.get(277, 0))
+    return 0
 
 
 def walk_files(folder: Path, loops: list[str] | None = None) -> Iterator[tuple[str, list[str], list[str]]]:

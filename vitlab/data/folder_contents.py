@@ -318,8 +318,7 @@ def _join_groups(contents: FolderContents, name: str) -> None:
             "Add that line.",
         )
     for at, cells in lines:
-        line = dict(zip(columns, cells, strict=True))
-        path, group = line["path"], line[column]
+        path, group = cells[columns.index("path")], cells[columns.index(column)]
         if f"/{path}" not in parent and path not in contents.left_out:
             raise UserError(
                 f"{table}, line {at}: {path or 'an empty path'} is no image of the data set.",

@@ -71,3 +71,19 @@ def _rows(reader: Iterator[list[str]], table: Path, heading: list[str]) -> Itera
                 "Put a value that holds the separator into double quotes, or remove what is too much.",
             )
         yield line, [cell.strip() for cell in cells] + [""] * (len(heading) - len(cells))
+
+
+def no_formula(cell: str) -> str:
+    """A name as the cell of a table for people: with an apostrophe before what a spreadsheet would run as a formula.
+
+    Not for tables that vitlab reads again, whose names are exact.
+    """
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) and not _is_number(cell) else cell
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True

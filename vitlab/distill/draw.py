@@ -37,7 +37,7 @@ ATTEMPTS = 10
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 ERASE_MODES = ("pixel", "rand", "const", "black")
-CROPS = ("auto", "center", "squash")
+CROPS = ("auto", "center", "squash", "squash_crop")
 """What ``dataset.crop`` accepts: see :class:`vitlab.distill.views.EvalView`."""
 
 _JITTER = ("brightness", "contrast", "saturation", "hue")

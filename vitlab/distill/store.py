@@ -140,7 +140,7 @@ class TargetStore:
 
     def keys(self) -> Iterator[str]:
         """The image keys in index order, read from the file."""
-        with open(self.folder / KEYS, encoding="utf-8", newline="\n") as file:
+        with open(self.folder / KEYS, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             for line in file:
                 yield line.removesuffix("\n")
 

@@ -147,7 +147,7 @@ def keys_digest(keys: Iterable[str]) -> str:
     for key in keys:
         if "\n" in key:
             raise UserError(f"The image key {key!r} holds a line break.", "Rename the file.")
-        digest.update(key.encode() + b"\n")
+        digest.update(key.encode("utf-8", "surrogateescape") + b"\n")
     return digest.hexdigest()
 
 

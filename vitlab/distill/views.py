@@ -139,8 +139,9 @@ class EvalView:
 
     ``center``: short side to int(size / crop_pct), then a centre crop; for a ``size`` of (height, width) the image is
     resized, keeping its ratio, until it just covers both divided by crop_pct, as in timm. ``squash``: both sides
-    resized to ``size``, nothing is cut. ``auto``: squash where crop_pct is 1 or more, else center; this is the
-    official TinyViT's rule (0.875 at 224 px, 1 at 384 and 512). timm's record of a model states which of the two its
+    resized to ``size``, nothing is cut. ``squash_crop``: both sides resized to int(side / crop_pct), then a centre crop
+    (timm's ``squash`` with a crop_pct below 1). ``auto``: squash where crop_pct is 1 or more, else center; this is the
+    official TinyViT's rule (0.875 at 224 px, 1 at 384 and 512). timm's record of a model states which its
     numbers used.
     """
 
@@ -161,6 +162,7 @@ class EvalView:
         self.height, self.width = hw(size)
         self.crop_pct = crop_pct
         self.squash = crop == "squash" or (crop == "auto" and crop_pct >= 1)
+        self.squash_crop = crop == "squash_crop"
         self.interpolation = interpolation
         self.resampling = RESAMPLING[interpolation]
         self.normalise = _Normalise(mean, std)
@@ -170,7 +172,9 @@ class EvalView:
         if self.squash:
             return f"resized to {self.height} × {self.width}, nothing cut, {self.interpolation}"
         first = f"short side {int(self.height / self.crop_pct)}"
-        if self.height != self.width:
+        if self.squash_crop:
+            first = f"resized to {int(self.height / self.crop_pct)} × {int(self.width / self.crop_pct)}"
+        elif self.height != self.width:
             covered = " × ".join(str(int(side / self.crop_pct)) for side in (self.height, self.width))
             first = f"resized to cover {covered}"
         cut = f"centre crop {self.height} × {self.width} (crop {self.crop_pct:g})"
@@ -201,7 +205,9 @@ class EvalView:
         """Size of the resized image, (width, height), and corner of the crop in it, (left, top)."""
         if self.squash:
             return (self.width, self.height), (0, 0)
-        if self.height == self.width:
+        if self.squash_crop:
+            wide, high = int(self.width / self.crop_pct), int(self.height / self.crop_pct)
+        elif self.height == self.width:
             short = int(self.width / self.crop_pct)
             wide, high = (
                 (short, int(short * height / width)) if width <= height else (int(short * width / height), short)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vitlab.config import Config
+from vitlab.config import Config, ModelConfig
 from vitlab.config.catalogue import PLAN_ORDER
 from vitlab.config.composed import Composed
-from vitlab.config.size import size_text
+from vitlab.config.size import Size, size_text
 from vitlab.config.words import describe_network
 from vitlab.errors import UserError
 from vitlab.launch.processes import known_process_count
@@ -23,10 +23,13 @@ def plan(run: Run, composed: Composed) -> str:
     stages, reads = method.selected(config), method.reads(config)
     state = {"new": "new", "continued": "continued where it stopped", "finished": "finished"}[run.state]
     lines = [f"run      {run.folder}  ({state})"]
+    if config.teacher.members and choices.get("teacher") == "none":  # folders, or members on the command line
+        choices["teacher"] = "network" if len(config.teacher.members) == 1 else "ensemble"
     for group in PLAN_ORDER:
         choice = choices.get(group)
         if group in reads and choice not in (None, "none"):
             lines.append(f"{group:<8} {choice:<24} {_detail(group, config)}".rstrip())
+    lines += [f"{'':<8} {note}" for note in composed.notes]
     lines += _scaling(config, reads, composed.defaults)
     width = max(len(stage.name) for stage in stages)
     for number, stage in enumerate(stages, 1):
@@ -91,10 +94,10 @@ def _detail(group: str, config: Config) -> str:
                 parts.append("what method.store holds of these images is not read")
             return ", ".join(parts)
         case "model":
-            described = describe_network(config.model.name, config.model.args)
-            return described + (", pretrained" if config.model.pretrained else "")
+            return _network(config.model, None)
         case "teacher":
-            return " + ".join(describe_network(member.name, member.args) for member in config.teacher.members)
+            sizes = config.teacher.sizes or [None] * len(config.teacher.members)
+            return " + ".join(map(_network, config.teacher.members, sizes))
         case "recipe":
             return f"{config.recipe.duration}, {config.recipe.optimizer}, lr {config.recipe.lr:g}"
         case "hardware":
@@ -104,6 +107,13 @@ def _detail(group: str, config: Config) -> str:
             return f"{trainer.accelerator}, {devices}, {trainer.precision}"
         case _:
             return ""
+
+
+def _network(model: ModelConfig, size: Size | None) -> str:
+    """The network, where its weights come from, and its size if that is not the data set's."""
+    weights = f", weights of {model.checkpoint}" if model.checkpoint else ", pretrained" if model.pretrained else ""
+    described = describe_network(model.name, model.args)
+    return described + weights + (f", {size_text(size)} px" if size is not None else "")
 
 
 def check_division(config: Config, processes: int | None) -> None:

@@ -35,13 +35,13 @@ from torch import nn
 
 from vitlab.config.size import Size, hw, plain_size, size_text
 from vitlab.errors import UserError, nearest
-from vitlab.models.artifact import read_meta
-from vitlab.models.checkpoints import META_FILE, load_checkpoint, load_weights, new_parameters, zero_head
+from vitlab.models.checkpoints import load_checkpoint, load_weights, new_parameters, zero_head
 from vitlab.models.hub import from_hub, unreachable
-from vitlab.models.imagenet22k import ABSENT, CLASSES, class_map, remap_head
+from vitlab.models.imagenet22k import ABSENT, CLASSES, class_map, head_note, remap_head
 from vitlab.models.param_groups import parameter_groups
 from vitlab.models.tinyvit_weights import RESIZES
 from vitlab.models.vit_structure import structure_file
+from vitlab.run.model_file import META_FILE, read_meta
 from vitlab.run.run import model_folder
 
 if TYPE_CHECKING:
@@ -94,12 +94,11 @@ def build_model(
     if from_hub:
         if cut and rows is not None:
             remap_head(model, rows, loading["absent_class"])
-            log.info("%s: %d classes of the head were found among ImageNet-22k's", cfg.name, int((rows >= 0).sum()))
+            _note(model, f"timm {cfg.name}: {head_note(rows, classes or (), loading['absent_class'])}")
         elif known != num_classes and num_classes > 0:
-            log.warning(
-                "%s: %s pretrained classes, %d here; the head starts from zero (%s)",
-                *(cfg.name, known, num_classes, ", ".join(zero_head(model))),
-            )
+            names = ", ".join(zero_head(model))
+            text = f"{known} pretrained classes, {num_classes} here; the head starts from zero ({names})"
+            _note(model, f"timm {cfg.name}: {text}", logging.WARNING)
     elif pretrained and cfg.checkpoint is not None:
         path = model_folder(Path(cfg.checkpoint).expanduser())
         report = load_checkpoint(
@@ -110,7 +109,9 @@ def build_model(
             absent=loading["absent_class"],
             resize=loading["table_resize"],
         )
-        log.log(logging.WARNING if report.head else logging.INFO, "%s", report)
+        if rows is not None:
+            report.head_note = head_note(rows, classes or (), loading["absent_class"])
+        _note(model, str(report), logging.WARNING if report.head else logging.INFO, exact=report.is_exact)
     elif donor is not None:
         known = _trained_with(donor).get("num_classes")
         weights = _create(donor, {}, int(known or 0), pretrained=True).state_dict()
@@ -123,8 +124,21 @@ def build_model(
             absent=loading["absent_class"],
             resize=loading["table_resize"],
         )
-        log.log(logging.WARNING if report.head else logging.INFO, "%s", report)
+        if rows is not None:
+            report.head_note = head_note(rows, classes or (), loading["absent_class"])
+        _note(model, str(report), logging.WARNING if report.head else logging.INFO, exact=report.is_exact)
     return model
+
+
+def _note(model: nn.Module, text: str, level: int = logging.INFO, exact: bool = False) -> None:
+    """Log what was loaded and, unless the weights were taken as they are, keep it for :func:`load_report`."""
+    log.log(level, "%s", text)
+    model.load_report = "" if exact else text  # type: ignore[assignment]  # torch types an attribute as a Tensor or a Module
+
+
+def load_report(model: nn.Module) -> str:
+    """What :func:`build_model` changed in the weights that it loaded into ``model``, or left out; "" for nothing."""
+    return str(getattr(model, "load_report", ""))
 
 
 def build_backbone(cfg: ModelConfig, size: Size | None, indices: int | Sequence[int] | None = None) -> FeatureGetterNet:
@@ -355,6 +369,30 @@ def _arguments(name: str, owner: str) -> list[str]:
     module = sys.modules[model_entrypoint(split_model_name_tag(name)[0]).__module__]
     cls = getattr(module, owner, None)
     return list(inspect.signature(cls).parameters) if inspect.isclass(cls) else []
+
+
+def knows_classes(cfg: ModelConfig, model: nn.Module, classes: Sequence[str]) -> bool | None:
+    """Whether the weights that ``cfg`` names have a head for ``classes``, in this order; None where only reading them
+    would show it. Nothing is fetched.
+
+    Args:
+        model: the network of ``cfg``, also without memory.
+
+    Raises:
+        UserError: ``cfg.checkpoint`` is the folder of another network.
+    """
+    name, args = resolve_architecture(cfg, None)
+    of_22k = class_map(classes) is not None
+    if cfg.checkpoint is not None:
+        path = model_folder(Path(cfg.checkpoint).expanduser())
+        if not (path / META_FILE).is_file():
+            return None
+        same = _same_classes(path, name, classes, bool(new_parameters(model)))
+        return same or (of_22k and len(read_meta(path).classes) == CLASSES)
+    if not cfg.pretrained:
+        return None
+    known = _trained_with(_donor(name, args) or cfg.name).get("num_classes")
+    return known == len(classes) or (of_22k and known == CLASSES)
 
 
 def _same_classes(path: Path, name: str, classes: Sequence[str] | None, adds: bool) -> bool:

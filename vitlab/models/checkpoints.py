@@ -29,10 +29,9 @@ from vitlab.models.checkpoint_names import ENTRIES, candidates
 from vitlab.models.clip_weights import fold_projection, is_clip_classifier
 from vitlab.models.finite import list_first, non_finite
 from vitlab.models.imagenet22k import CLASSES, map_rows
-from vitlab.models.tinyvit_weights import adapt_state_dict
+from vitlab.models.tinyvit_weights import adapt_state_dict, is_official, to_timm
 
 WEIGHTS_FILE = "model.safetensors"
-META_FILE = "model.json"
 
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 """Added by DistributedDataParallel, torch.compile, and by modules that keep the network as ``self.model``."""
@@ -71,13 +70,22 @@ class LoadReport:
     adapted: bool = False  # tensors were renamed or resized: official names, timm's own filter, tables of another size
     mapped: int = 0  # classes of the head that are among the checkpoint's 21,841
     new: list[str] = field(default_factory=list)  # tensors that the network adds; they keep their initialisation
+    resized: list[str] = field(default_factory=list)  # tables of positions of another size
+    head_note: str = ""  # what became of a head of ImageNet-22k, in words
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the weights were taken as they are."""
+        return not (self.head or self.mapped or self.new or self.resized)
 
     def __str__(self) -> str:
         text = f"{self.source}: {self.loaded} tensors loaded"
         if self.adapted:
             text += ", some of them renamed or resized for this architecture"
+        if self.resized:
+            text += f"; {len(self.resized)} tables of positions resized ({self.resized[0]}, ...)"
         if self.mapped:
-            text += f"; {self.mapped} classes of the head were found among those of ImageNet-22k"
+            text += f"; {self.head_note or f'{self.mapped} classes of the head are taken from ImageNet-22k'}"
         if self.new:
             text += f"; {len(self.new)} tensors that the network adds keep their initialisation"
         if self.head:
@@ -300,7 +308,13 @@ def load_weights(
         )
     model.load_state_dict(matching, strict=False)  # not strict: every difference was checked above
     zeroed = [] if fits else zero_head(model)
-    return LoadReport(source, len(matching), zeroed, adapted, mapped, sorted(added.difference(state)))
+    named = to_timm(given) if isinstance(model, TinyVit) and is_official(given) else given
+    resized = [
+        name
+        for name, value in matching.items()
+        if name not in head and name in named and named[name].shape != value.shape and value.ndim == named[name].ndim
+    ]
+    return LoadReport(source, len(matching), zeroed, adapted, mapped, sorted(added.difference(state)), resized)
 
 
 def new_parameters(model: nn.Module) -> set[str]:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
+from vitlab.errors import list_names
+
 CLASSES = 21_841
 ABSENT = ("mean", "zero")
 """Weights of a class without a row: the mean of the others (finetuning), or zeros (evaluation: logit 0)."""
@@ -39,6 +41,21 @@ def class_map(classes: Sequence[str]) -> NDArray[np.int64] | None:
     place = {name: i for i, name in enumerate(wordnet_ids_22k())}
     found = np.array([place.get(name, -1) for name in classes], dtype=np.int64)
     return found if (found >= 0).mean() >= 0.5 else None
+
+
+def head_note(rows: NDArray[np.int64], classes: Sequence[str], absent: str) -> str:
+    """What becomes of a head of ImageNet-22k for ``classes`` [C], in words: how many were found, which were not.
+
+    Args:
+        rows: their class map.
+        absent: as in :func:`map_rows`.
+    """
+    gone = [name for name, row in zip(classes, rows, strict=True) if row < 0]
+    text = f"{len(classes) - len(gone):,} of {len(classes):,} classes of the head are taken from ImageNet-22k's"
+    if gone:
+        start = "the mean of the others" if absent == "mean" else "zero"
+        text += f"; absent there, so starting from {start}: {list_names(gone, 5)}"
+    return text
 
 
 def map_rows(tensor: Tensor, rows: NDArray[np.int64], absent: str = "mean") -> Tensor:

@@ -9,7 +9,7 @@ from vitlab.config import Config
 from vitlab.config.composed import Composed
 from vitlab.data.audit import Audit, audit_dataset, audit_folder, inputs_of, keep_together, refuse_faults, write_audit
 from vitlab.data.folder_contents import Row
-from vitlab.errors import UserError
+from vitlab.errors import UserError, printable
 from vitlab.run.run import Run
 from vitlab.training.progress import Progress
 
@@ -84,11 +84,14 @@ def before_check(config: Config) -> tuple[Audit, dict[str, list[Row]]]:
     written = write_audit(folder, result, splits, inputs_of(config.dataset))
     refuse_faults(result, written.get("unreadable"))
     if result.ignored:
-        print(f"data     ignored: {result.ignored}", file=sys.stderr)
+        print(printable(f"data     ignored: {result.ignored}"), file=sys.stderr)
+    if result.not_read:
+        print(f"data     in part: {result.not_read}", file=sys.stderr)
     for line in result.doubts:
-        print(f"data     {line}", file=sys.stderr)
+        print(printable(f"data     {line}"), file=sys.stderr)
     if result.doubts:
-        print(f"data     all of them: {written['audit']}", file=sys.stderr)
+        listed = [str(written[kind]) for kind in ("duplicates", "audit") if kind in written]
+        print(f"data     all of them: {' and '.join(listed)}", file=sys.stderr)
     if together := keep_together(result, written):
         print(f"data     {together}", file=sys.stderr)
     return result, splits

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitlab.config import DatasetConfig
 from vitlab.config.words import dataset_title, describe_own_images
+from vitlab.data.table import no_formula
 from vitlab.files import atomic_write, write_json
 from vitlab.modes.select_model import SelectedModel
 from vitlab.run.environment import now
@@ -115,7 +116,8 @@ def write(one: Measured) -> None:
     atomic_write(folder / f"{stem}.npz", buffer.getvalue())
     text = io.StringIO()
     table = csv.writer(text)
-    table.writerows(one.task.class_table(one.evaluation))
+    rows = one.task.class_table(one.evaluation)
+    table.writerows([no_formula(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
     atomic_write(folder / f"{stem}-classes.csv", text.getvalue())
     atomic_write(folder / f"{stem}-predictions.csv", predictions_table(one))
 
@@ -135,7 +137,8 @@ def predictions_table(one: Measured) -> bytes:
     table.writerow(["path", "label", "predicted", "probability", "loss"])
     for row in np.argsort(-losses, kind="stable").tolist():
         label, predicted, probability = outcomes[row]
-        table.writerow([keys[int(answers.index[row])], label, predicted, f"{probability:.6f}", f"{losses[row]:.6f}"])
+        cells = [keys[int(answers.index[row])], label, predicted]
+        table.writerow([*map(no_formula, cells), f"{probability:.6f}", f"{losses[row]:.6f}"])
     return text.getvalue().encode("utf-8", "surrogateescape")
 
 

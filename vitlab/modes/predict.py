@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,8 +16,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from vitlab.config import PredictConfig
 from vitlab.config.composed import Composed
-from vitlab.errors import OVERFLOW, UserError
-from vitlab.files import check_file, check_folder, read_as
+from vitlab.data.table import no_formula
+from vitlab.errors import OVERFLOW, UserError, printable
+from vitlab.files import check_file, check_folder, read_as, readable_json
 from vitlab.modes.input_images import expand, read_all
 from vitlab.modes.select_model import SelectedModel, find_subject
 from vitlab.report.collect import AGAIN
@@ -81,7 +81,7 @@ def answer(composed: Composed) -> int:
                 total += 1
                 if image is None:
                     bad += 1
-                    print(f"{one.path}: {one.error}", file=sys.stderr)
+                    print(printable(f"{one.path}: {one.error}"), file=sys.stderr)
                 elif config.predict.pictures is not None:
                     path = Path(config.predict.pictures).expanduser() / f"{Path(one.path).stem}.png"
                     path = path.with_stem(f"{path.stem}-{total}") if path in used else path
@@ -215,15 +215,13 @@ class Writer:
         self.topk = min(spec.topk, classes)
         self.width = 0
         if self.format == "csv":
-            self._csv([["path", *task.prediction_columns(self.topk), "error"]])
+            self._csv([["path", *map(no_formula, task.prediction_columns(self.topk)), "error"]])
 
     def write(self, batch: Sequence[Prediction]) -> None:
         """Append a batch."""
         match self.format:
             case "jsonl":
-                text = "".join(json.dumps(self._record(one), ensure_ascii=False) + "\n" for one in batch)
-                # a file name may be any bytes; JSON escapes what is no text
-                self.file.write(text.encode("utf-8", "backslashreplace").decode())
+                self.file.write("".join(readable_json(self._record(one)) + "\n" for one in batch))
             case "csv":
                 self._csv([self._row(one) for one in batch])
             case _:
@@ -239,7 +237,7 @@ class Writer:
     def _row(self, one: Prediction) -> list[str]:
         path = one.path.encode("utf-8", "backslashreplace").decode()
         cells = self.task.prediction_cells(one.top, self.topk)
-        return [path, *([""] * len(cells) if one.error else cells), one.error]
+        return [*map(no_formula, [path, *([""] * len(cells) if one.error else cells), one.error])]
 
     def _csv(self, rows: Sequence[Sequence[str]]) -> None:
         buffer = io.StringIO()
@@ -247,11 +245,11 @@ class Writer:
         self.file.write(buffer.getvalue())
 
     def _table(self, batch: Sequence[Prediction]) -> None:
-        shown = [_shortened(one.path.encode("utf-8", "backslashreplace").decode()) for one in batch]
+        shown = [_shortened(printable(one.path)) for one in batch]
         self.width = max([self.width, *map(len, shown)])
         lines = self.task.prediction_lines([one.top for one in batch])
         for path, line in zip(shown, lines, strict=True):
-            self.file.write(f"{path:<{self.width}}  {line}".rstrip() + "\n")
+            self.file.write(f"{path:<{self.width}}  {printable(line)}".rstrip() + "\n")
 
 
 def _shortened(path: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -10,21 +11,24 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models import resolve_model_input_args
 from torch import nn
 
-from vitlab.config import AugmentationConfig, Config
-from vitlab.config.size import Size, plain_size
+from vitlab.config import AugmentationConfig, Config, DatasetConfig
+from vitlab.config.size import Size, plain_size, same_size
 from vitlab.data.build import open_splits
 from vitlab.errors import UserError
 from vitlab.models.artifact import ModelMeta
 from vitlab.models.build import build_model, normalisation, resolve_architecture
 
-CROP_MODES = {"center": "center", "squash": "squash", "border": "center"}
-"""timm's names of what is done at evaluation, and ours."""
+CROP_MODES = {"center": "center", "squash": "squash_crop", "border": "center"}
+"""timm's names of what is done at evaluation, and ours; no classifier of timm's has a border."""
 
 
 def build(
     config: Config, title: str, on_data: bool, trained: bool, typed: frozenset[str]
 ) -> tuple[nn.Module, ModelMeta]:
     """The network of ``config.model`` in eval mode, and its description.
+
+    Where timm states another size or crop for tests than for training (``test_input_size``, ``test_crop_pct``), the
+    override for it is printed; its crop goes with its size.
 
     Its classes are those of timm's weights or, with ``on_data``, of the data set; its view is timm's for timm's
     weights (size, crop and interpolation of their record), else the data set's. A typed ``dataset.size``,
@@ -41,10 +45,9 @@ def build(
     if not on_data and "size" not in typed:
         size = _input_size(_record(model.name), size)
     if record:
-        size = dataset.size if "size" in typed else _input_size(record, dataset.size)
-        crop_pct = dataset.crop_pct if "crop_pct" in typed else float(record["crop_pct"])
-        crop = dataset.crop if "crop" in typed else CROP_MODES.get(str(record.get("crop_mode")), "center")
-        interpolation = str(record["interpolation"])
+        size, crop_pct, crop, interpolation = view_of_record(record, dataset, typed)
+        if hint := hint_of_tests(record, typed):
+            print(f"view           {hint}", file=sys.stderr)
     classes: list[str] = []
     if on_data:
         classes = list(open_splits(dataset, config.seed, config.debug.max_images, measuring=True)["test"].classes)
@@ -87,13 +90,53 @@ def build(
     return network, meta
 
 
+def view_of_record(
+    record: Mapping[str, Any], dataset: DatasetConfig, typed: Collection[str]
+) -> tuple[Size, float, str, str]:
+    """Size, crop_pct, crop and interpolation of timm's evaluation of its weights; typed keys of ``dataset`` win.
+
+    With a typed ``dataset.size`` that is the size of timm's tests, crop_pct is that of the tests.
+
+    Args:
+        record: of the weights (timm's ``pretrained_cfg``).
+        typed: keys below ``dataset.`` on the command line.
+    """
+    size = dataset.size if "size" in typed else _input_size(record, dataset.size)
+    test_size = _test_size(record)
+    tested = "size" in typed and test_size is not None and same_size(size, test_size)
+    of_record = float((record.get("test_crop_pct") if tested else None) or record["crop_pct"])
+    crop_pct = dataset.crop_pct if "crop_pct" in typed else of_record
+    crop = CROP_MODES.get(str(record.get("crop_mode")), "center")
+    if crop == "squash_crop" and crop_pct >= 1:
+        crop = "squash"  # the same, under its usual name
+    return size, crop_pct, dataset.crop if "crop" in typed else crop, str(record["interpolation"])
+
+
+def hint_of_tests(record: Mapping[str, Any], typed: Collection[str]) -> str:
+    """The override for the size and crop of timm's tests, where its record has others than those of the training; ""
+    where there are none, or one is typed. Arguments as :func:`view_of_record`."""
+    size, crop_pct = _test_size(record), record.get("test_crop_pct")
+    if {"size", "crop_pct"} & set(typed) or (size is None and not crop_pct):
+        return ""
+    words = [] if size is None else [f"dataset.size={size}".replace(" ", "")]
+    if size is None:
+        words.append(f"dataset.crop_pct={crop_pct:g}")
+    at = f" (with crop_pct {crop_pct:g})" if size is not None and crop_pct else ""
+    return f"that of the weights' training; timm's own tests are with {' '.join(words)}{at}"
+
+
+def _test_size(record: Mapping[str, Any]) -> Size | None:
+    known = record.get("test_input_size")
+    return plain_size(known[-2:]) if known else None
+
+
 def _record(name: str) -> dict[str, Any]:
     """timm's record of the weights: classes, size, crop, normalisation, licence."""
     record: dict[str, Any] = resolve_model_input_args(name)["pretrained_cfg"]
     return record
 
 
-def _input_size(record: dict[str, Any], default: Size) -> Size:
+def _input_size(record: Mapping[str, Any], default: Size) -> Size:
     """Height and width that the weights were trained at; timm's records hold (channels, height, width)."""
     known = record.get("input_size")
     return plain_size(known[-2:]) if known else default

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from vitlab.errors import printable
 from vitlab.measure.cost_record import Cost
 from vitlab.report.data import ModelRow, PaperRow
 from vitlab.report.markdown import plain
@@ -75,7 +76,8 @@ def device(name: str, threads: int) -> str:
 
 
 def clip(text: str, length: int) -> str:
-    """At most ``length`` characters, an ellipsis standing for what is cut."""
+    """At most ``length`` characters, an ellipsis standing for what is cut; as :func:`vitlab.errors.printable`."""
+    text = printable(text)
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
@@ -96,7 +98,7 @@ def capitalised(text: str) -> str:
 
 def wrap(text: str, width: int) -> str:
     """On at most three lines of at most ``width`` characters, for names in figures."""
-    return "\n".join(textwrap.wrap(text, width, max_lines=3, placeholder="…"))
+    return "\n".join(textwrap.wrap(printable(text), width, max_lines=3, placeholder="…"))
 
 
 def _significant(value: float, digits: int) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vitlab.config.size import sides_text
 from vitlab.config.words import describe_network
+from vitlab.files import readable_json
 from vitlab.report.markdown import block, plain
 from vitlab.report.snippets import LOAD_CODE, ONNX_CODE, TIMM_CODE
 from vitlab.report.task import ReportTask
@@ -45,6 +45,11 @@ def squashed(meta: ModelMeta) -> bool:
     return meta.crop == "squash" or (meta.crop == "auto" and meta.crop_pct >= 1)
 
 
+def crop_of(meta: ModelMeta) -> str:
+    """How the view of the model is cut, with ``auto`` resolved: center, squash or squash_crop."""
+    return "squash" if squashed(meta) else "squash_crop" if meta.crop == "squash_crop" else "center"
+
+
 def model_card(meta: ModelMeta, facts: Facts, task: ReportTask) -> str:
     """README.md of the hub layout: YAML head for the hub, then prose for people."""
     head: dict[str, object] = {
@@ -54,7 +59,7 @@ def model_card(meta: ModelMeta, facts: Facts, task: ReportTask) -> str:
     }
     if meta.licence:
         head["license"] = meta.licence
-    yaml = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items())
+    yaml = "\n".join(f"{key}: {readable_json(value)}" for key, value in head.items())
     names = _classes(meta) + (f" and {len(meta.classes) - SHOWN} more" if len(meta.classes) > SHOWN else "")
     lines = [
         f"---\n{yaml}\n---",
@@ -101,6 +106,8 @@ def export_readme(meta: ModelMeta, facts: Facts, task: ReportTask, files: Mappin
     steps = (
         f"resized to {sides_text(meta.size)} px, nothing cut"
         if squashed(meta)
+        else f"both sides resized to the centre crop of {sides_text(meta.size)} px divided by {meta.crop_pct:g}"
+        if crop_of(meta) == "squash_crop"
         else f"resized by {meta.crop_pct:g} around the centre crop of {sides_text(meta.size)} px"
     )
     names = _classes(meta) + (

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from vitlab.errors import UserError
-from vitlab.files import atomic_write
+from vitlab.files import atomic_write, readable_json
 from vitlab.models.artifact import ModelMeta
 from vitlab.models.eval_mode import eval_mode
-from vitlab.report.export_card import squashed
+from vitlab.report.export_card import crop_of
 from vitlab.report.export_check import Exported, Test, compare, quiet
 from vitlab.report.export_formats import ONNX_NEEDS
 from vitlab.report.task import ReportTask
@@ -149,11 +149,11 @@ def onnx_metadata(meta: ModelMeta) -> dict[str, str]:
     shape = "size, size" if isinstance(meta.size, int) else "height, width"
     return {
         "input": f"RGB image in [0, 1], minus mean, divided by std, float32 [batch, 3, {shape}]",
-        "classes": json.dumps(meta.classes, ensure_ascii=False),
+        "classes": readable_json(meta.classes),
         "size": json.dumps(meta.size),
         "mean": json.dumps(meta.mean),
         "std": json.dumps(meta.std),
-        "crop": "squash" if squashed(meta) else "center",  # what auto means
+        "crop": crop_of(meta),  # what auto means
         "crop_pct": str(meta.crop_pct),
         "interpolation": meta.interpolation,
         "model": meta.name,

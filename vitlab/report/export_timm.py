@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from vitlab.config.size import hw
 from vitlab.errors import UserError
-from vitlab.files import atomic_write
+from vitlab.files import atomic_write, readable_json
 from vitlab.models.artifact import ModelMeta, save_model
 from vitlab.models.checkpoints import WEIGHTS_FILE
-from vitlab.report.export_card import squashed
+from vitlab.report.export_card import crop_of, squashed
 from vitlab.report.export_check import Exported, compare, quiet
 
 TIMM_FOLDER, HUB_FOLDER = "timm", "hub"
@@ -46,7 +46,7 @@ def export_timm(
                 "mean": tuple(meta.mean),
                 "std": tuple(meta.std),
                 "crop_pct": 1.0 if squashed(meta) else meta.crop_pct,
-                "crop_mode": "squash" if squashed(meta) else "center",
+                "crop_mode": crop_of(meta).removesuffix("_crop"),
                 "interpolation": meta.interpolation,
             },
         )
@@ -55,7 +55,7 @@ def export_timm(
         config["pretrained_cfg"].pop("license", None)
     for key in ("url", "hf_hub_id", "origin_url", "paper_ids", "paper_name", "tag"):  # of the weights it started from
         config["pretrained_cfg"].pop(key, None)
-    atomic_write(target / CONFIG_FILE, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    atomic_write(target / CONFIG_FILE, readable_json(config, indent=2) + "\n")
     with quiet():
         again = timm.create_model(f"local-dir:{target.resolve()}", pretrained=True).eval()
     run: Callable[[Tensor], Tensor] = again

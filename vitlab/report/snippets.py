@@ -66,6 +66,8 @@ height, width = (size, size) if isinstance(size, int) else size
 across, down = image.size
 if meta["crop"] == "squash":  # both sides resized, nothing cut
     wide, high = width, height
+elif meta["crop"] == "squash_crop":  # both sides to size / crop_pct
+    wide, high = int(width / crop_pct), int(height / crop_pct)
 elif height == width:  # short side to size / crop_pct
     short = int(width / crop_pct)
     wide, high = (short, int(short * down / across)) if across <= down else (int(short * across / down), short)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vitlab.errors import printable
 from vitlab.report.compare import percent
 
 CHANCE = 0.05
@@ -12,6 +13,7 @@ CHANCE = 0.05
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells under a header, the first column to the left, the others to the right."""
+    rows = [[printable(cell) for cell in row] for row in rows]  # names of classes and files
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
     lines = [
         "  ".join(

@@ -17,6 +17,7 @@ from typing import Any
 from vitlab.errors import DamagedError, UserError
 from vitlab.files import atomic_write, read_json, sha256, write_json
 from vitlab.run.environment import now
+from vitlab.run.model_file import META_FILE, is_unchanged, read_meta
 from vitlab.run.recorder import parse_row
 
 ASIDE = ".damaged"
@@ -103,10 +104,10 @@ def _marker(path: Path, why: str) -> Iterator[str]:
 
 
 def model_is_intact(folder: Path) -> bool:
-    """Whether ``folder`` holds a model whose weights are those that its description names."""
+    """Whether ``folder`` holds a model whose description is as it was written, and whose weights it names."""
     try:
-        described = read_json(folder / "model.json", dict)
-        return bool(sha256(folder / "model.safetensors") == described.get("sha256"))
+        described = read_json(folder / META_FILE, dict)
+        return is_unchanged(described) and bool(sha256(folder / "model.safetensors") == described.get("sha256"))
     except (OSError, DamagedError):
         return False
 
@@ -126,6 +127,8 @@ def refuse_lost_models(folder: Path) -> None:
         missing = next((path for path in (stage / "model.json", weights) if not path.is_file()), None)
         if missing is None and model_is_intact(stage):
             continue
+        if missing is None:
+            read_meta(stage)  # raises where it is the description that was changed
         what = (
             f"{missing} is missing" if missing is not None else f"{weights} is not the file that model.json describes"
         )

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from timm.models import resolve_model_input_args
 from torch import nn
 
 from vitlab.config import Config, ModelConfig, RecipeConfig
 from vitlab.config.precision import HALF, no_half_on_cpu
-from vitlab.config.size import hw, size_text
+from vitlab.config.size import Size, hw, plain_size, same_size, size_text
 from vitlab.data.build import open_splits
-from vitlab.errors import UserError
-from vitlab.models.build import build_model
+from vitlab.errors import UserError, keys_below
+from vitlab.models.build import build_model, knows_classes
+from vitlab.models.imagenet22k import ABSENT, CLASSES, class_map, head_note
+from vitlab.run.model_file import META_FILE, read_meta
+from vitlab.run.run import model_folder
 from vitlab.stage import models_of, recipes_of
 from vitlab.tasks.base import find_task
 from vitlab.training.build import make_optimizer
-from vitlab.training.distributed import device_of, world_size
+from vitlab.training.distributed import device_of, rank, world_size
 from vitlab.training.out_of_memory import one_value_per_channel, too_small
+from vitlab.training.progress import print_line
+from vitlab.training.teacher import check_member, refuse_aliases, sizes_of
 
 
 def preflight(config: Config, reads: set[str]) -> None:
@@ -45,12 +53,14 @@ def preflight(config: Config, reads: set[str]) -> None:
     find_task(config.task).check_source(train, config.dataset.name)
     with torch.device("meta"):
         students = [_network(config, model, train.classes) for model in models_of(config, reads)]
+        teachers = _teachers(config, train.classes) if "teacher" in reads else []
         for key, recipe in recipes.items():
-            of_teacher = key == "teacher.recipe"
-            learners = [_network(config, config.teacher.members[0], train.classes)] if of_teacher else students
-            for network in learners:
+            for network in teachers if key == "teacher.recipe" else students:
                 make_optimizer(network, recipe)
                 _refuse_one_value(network, key, recipe, config)
+    for model in models_of(config, reads) if rank() == 0 else []:
+        if note := _starting_point(config, model, train.classes):
+            print_line(note)
     for key, recipe in recipes.items():
         if recipe.batch_size > len(train):
             raise UserError(
@@ -60,27 +70,75 @@ def preflight(config: Config, reads: set[str]) -> None:
             )
 
 
-def _network(config: Config, model: ModelConfig, classes: list[str]) -> nn.Module:
+def _starting_point(config: Config, model: ModelConfig, classes: list[str]) -> str:
+    """What will become of the pretrained head, and of tables of positions, as far as the weights' description tells; ""
+    where both fit, or nothing is known before the weights are read."""
+    if model.checkpoint is not None:
+        folder = model_folder(Path(model.checkpoint).expanduser())
+        if not (folder / META_FILE).is_file():
+            return ""
+        meta = read_meta(folder)
+        known, trained_at, fits = len(meta.classes), meta.size, meta.classes == list(classes)
+    elif model.pretrained:
+        record = resolve_model_input_args(model.name)["pretrained_cfg"] or {}
+        if not record.get("num_classes") or not record.get("input_size"):  # a wrapper, whose weights are another's
+            return ""
+        known, trained_at = int(record["num_classes"]), plain_size(record["input_size"][-2:])
+        fits = known == len(classes)
+    else:
+        return ""
+    parts = []
+    rows = class_map(classes) if known == CLASSES != len(classes) else None
+    if rows is not None:
+        parts.append(head_note(rows, classes, model.args.get("absent_class", ABSENT[0])))
+    elif not fits:
+        parts.append(f"a head for {len(classes):,} classes instead of the {known:,} of the weights starts from zero")
+    if not same_size(trained_at, config.dataset.size):
+        parts.append(f"trained at {size_text(trained_at)} px, here {size_text(config.dataset.size)} px")
+    return f"weights  {model.checkpoint or model.name}: {'; '.join(parts)}" if parts else ""
+
+
+def _teachers(config: Config, classes: list[str]) -> list[nn.Module]:
+    """The members of the teacher without memory: the one that is trained, or those that are loaded."""
+    members, sizes = config.teacher.members, sizes_of(config)
+    if not config.teacher.train:
+        refuse_aliases(members)
+    found = []
+    for number, member in enumerate(members):
+        with keys_below(f"teacher.members.{number}"):
+            found.append(_network(config, member, classes, None if config.teacher.train else sizes[number]))
+        if not config.teacher.train:
+            check_member(config, number, found[-1], classes)
+    return found
+
+
+def _network(config: Config, model: ModelConfig, classes: list[str], size: Size | None = None) -> nn.Module:
     """The network without memory, once it has classified a blank image.
 
+    Args:
+        size: of its input; None: ``dataset.size``.
+
     Raises:
-        UserError: it is no classifier of RGB images of this size with these arguments.
+        UserError: it is no classifier of RGB images of this size with these arguments, or the folder of its weights is
+            of another network.
     """
-    head = find_task(config.task).head(classes)
+    head, size = find_task(config.task).head(classes), size or config.dataset.size
     try:
-        network = build_model(model, size=config.dataset.size, pretrained=False, **head)
-        _classify(network, model, config, head["num_classes"])
+        network = build_model(model, size=size, pretrained=False, **head)
+        _classify(network, model, size, head["num_classes"])
     except _Unrunnable:  # perhaps only here: an operator without an implementation for the meta device
         with torch.device("cpu"):
-            real = build_model(model, size=config.dataset.size, pretrained=False, **head)
+            real = build_model(model, size=size, pretrained=False, **head)
             try:
-                _classify(real, model, config, head["num_classes"])
+                _classify(real, model, size, head["num_classes"])
             except _Unrunnable as error:
                 raise UserError(
                     f"'{model.name}' with model.args={model.args} does not take an RGB image of "
-                    f"{size_text(config.dataset.size)} px: {str(error).splitlines()[0]}",
+                    f"{size_text(size)} px: {str(error).splitlines()[0]}",
                     "Check model.args against timm's defaults.",
                 ) from error
+    if model.checkpoint is not None:
+        knows_classes(model, network, classes)  # raises where the folder is of another network
     return network
 
 
@@ -89,8 +147,8 @@ class _Unrunnable(Exception):
 
 
 @torch.no_grad()
-def _classify(network: nn.Module, model: ModelConfig, config: Config, classes: int) -> None:
-    height, width = hw(config.dataset.size)
+def _classify(network: nn.Module, model: ModelConfig, size: Size, classes: int) -> None:
+    height, width = hw(size)
     network.eval()
     try:
         output = network(torch.zeros(1, 3, height, width))

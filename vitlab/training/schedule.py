@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from vitlab.config import RecipeConfig, to_steps
 from vitlab.errors import UserError
 
+COMPATS = ("vitlab", "official")
+
 KINDS = ("cosine", "cosine_after", "linear", "step", "constant")
 
 
@@ -22,6 +24,10 @@ class Schedule:
 
     *cosine_after* is Dataset Reinforcement's (arXiv 2303.08983): ``lr (t + 1) / Tw`` below Tw, whatever ``warmup_lr``,
     and then ``min_lr + (lr - min_lr)(1 + cos(pi (t - Tw + 1) / (T - Tw))) / 2``, which ends with the last step.
+
+    With a ``lag`` of 1 the rate of step t is that of step t - 1 above, and the first two steps share one: TinyViT's
+    official code sets the rate of step t after that step, for the next. Here the first step of the schedule is the
+    first of the optimiser, so that by default a run is one step ahead of the official one.
     """
 
     kind: str
@@ -32,6 +38,7 @@ class Schedule:
     min_lr: float = 0.0
     decay_at: tuple[int, ...] = ()
     decay_rate: float = 0.1
+    lag: int = 0
 
     @classmethod
     def from_recipe(cls, recipe: RecipeConfig, steps_per_epoch: int) -> Schedule:
@@ -65,10 +72,12 @@ class Schedule:
             recipe.min_lr,
             tuple(sorted(decay_at)),
             recipe.decay_rate,
+            lag=int(recipe.schedule_compat == "official"),
         )
 
     def __call__(self, step: int) -> float:
         """Learning rate of the optimiser step with index ``step`` (0 for the first)."""
+        step = max(step - self.lag, 0)
         if self.kind == "cosine_after":
             if step < self.warmup:
                 return self.lr * (step + 1) / self.warmup

@@ -11,10 +11,10 @@ from vitlab.config import Config, ModelConfig
 from vitlab.config.size import Size
 from vitlab.data.datamodule import VisionData
 from vitlab.distill.teachers import Ensemble, OnlineTeacher
-from vitlab.errors import UserError
+from vitlab.errors import UserError, keys_below
 from vitlab.files import read_json, write_json
 from vitlab.models.artifact import load_model, read_meta
-from vitlab.models.build import build_model, normalisation, pretrained_source
+from vitlab.models.build import build_model, knows_classes, normalisation, pretrained_source
 from vitlab.stage import Context
 from vitlab.training.build import make_data
 
@@ -58,22 +58,18 @@ def make_teacher(config: Config, artifact: Path | None, data: VisionData) -> Onl
         return _online(
             config, data, read_meta(artifact).name, load_model(artifact), *normalisation_of(config, artifact)
         )
-    sizes = spec.sizes or [config.dataset.size] * len(spec.members)
-    if len(sizes) != len(spec.members):
-        raise UserError(
-            f"teacher.sizes={sizes} does not fit {len(spec.members)} teacher.members.", "Give one size for each."
-        )
+    sizes = sizes_of(config)
     refuse_aliases(spec.members)
     members = [
         _online(
             config,
             data,
             member.name,
-            _network(config, member, data.classes, size),
+            _network(config, number, data.classes, size),
             *normalisation(member, config.dataset.mean, config.dataset.std),
             size=size,
         )
-        for member, size in zip(spec.members, sizes, strict=True)
+        for number, (member, size) in enumerate(zip(spec.members, sizes, strict=True))
     ]
     teacher = members[0] if len(members) == 1 else Ensemble(members, spec.weights)
     if artifact is not None and (then := read_json(artifact / TEACHER_FILE)) != (now := teacher.describe()):
@@ -82,6 +78,21 @@ def make_teacher(config: Config, artifact: Path | None, data: VisionData) -> Onl
             "Put the old weights back, or start with fresh=true.",
         )
     return teacher
+
+
+def sizes_of(config: Config) -> list[Size]:
+    """The input size of each member.
+
+    Raises:
+        UserError: not one for each.
+    """
+    spec = config.teacher
+    sizes = spec.sizes or [config.dataset.size] * len(spec.members)
+    if len(sizes) != len(spec.members):
+        raise UserError(
+            f"teacher.sizes={sizes} does not fit {len(spec.members)} teacher.members.", "Give one size for each."
+        )
+    return sizes
 
 
 def _online(
@@ -126,25 +137,49 @@ def refuse_aliases(members: Sequence[ModelConfig]) -> None:
         found[weights] = one.name
 
 
-def _network(config: Config, spec: ModelConfig, classes: list[str], size: Size) -> nn.Module:
+def check_member(config: Config, number: int, network: nn.Module, classes: list[str]) -> None:
+    """Refuse a member of the teacher whose weights are none, or of other classes, as far as is known before they are
+    read.
+
+    Args:
+        network: of this member, also without memory.
+
+    Raises:
+        UserError: naming the member, and the keys that would help.
+    """
+    spec = config.teacher.members[number]
+    key = f"teacher.members.{number}"
+    if not (spec.pretrained or spec.checkpoint):
+        raise UserError(
+            f"Teacher {spec.name} is a network without weights: what it says is noise.",
+            f"Give teacher=RUN, {key}.checkpoint=FILE or {key}.pretrained=true, or train it first (teacher.train=true "
+            "with a teacher.recipe).",
+        )
+    if knows_classes(spec, network, classes) is False:
+        raise _other_classes(config, spec, len(classes))
+
+
+def _other_classes(config: Config, spec: ModelConfig, count: int) -> UserError:
+    weights = f" ({spec.checkpoint})" if spec.checkpoint else ""
+    return UserError(
+        f"Teacher {spec.name}{weights} was trained for other classes, or another order of them, than the {count} of "
+        f"{config.dataset.name}.",
+        "Train it on this data set first (teacher=finetuned, or teacher.train=true with a teacher.recipe), or give "
+        "the folder or checkpoint of one that was: teacher=RUN.",
+    )
+
+
+def _network(config: Config, number: int, classes: list[str], size: Size) -> nn.Module:
     """A member whose head knows the classes.
 
     Raises:
-        UserError: it has no weights; they were for other classes, so that its new head is all zeros.
+        UserError: as :func:`check_member`, or the weights turn out to be of other classes.
     """
-    if not (spec.pretrained or spec.checkpoint):
-        place = next(i for i, member in enumerate(config.teacher.members) if member is spec)
-        raise UserError(
-            f"Teacher {spec.name} is a network without weights: what it says is noise.",
-            f"Give teacher.members.{place}.checkpoint=FILE or teacher.members.{place}.pretrained=true, or train it "
-            "first (teacher.train=true with a teacher.recipe).",
-        )
-    network = build_model(spec, len(classes), size, classes)
+    spec = config.teacher.members[number]
+    with keys_below(f"teacher.members.{number}"):
+        network = build_model(spec, len(classes), size, classes)
+    check_member(config, number, network, classes)
     heads = [p for p in network.parameters() if p.ndim == 2 and p.shape[0] == len(classes)]
-    if (spec.pretrained or spec.checkpoint) and heads and not bool(heads[-1].any()):
-        raise UserError(
-            f"Teacher {spec.name} was trained for other classes than the {len(classes)} of {config.dataset.name}.",
-            "Train it on this data set first (teacher=finetuned, or teacher.train=true with a teacher.recipe), or "
-            "give the checkpoint of one that was.",
-        )
+    if heads and not bool(heads[-1].any()):
+        raise _other_classes(config, spec, len(classes))
     return network

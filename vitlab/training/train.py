@@ -22,7 +22,7 @@ from vitlab.data.sampler import EpochSampler
 from vitlab.data.views import FreshViews, Views
 from vitlab.distill.teachers import StoredTeacher
 from vitlab.models.artifact import ModelMeta, save_model
-from vitlab.models.build import normalisation
+from vitlab.models.build import load_report, normalisation
 from vitlab.stage import Context
 from vitlab.tasks.base import find_task
 from vitlab.training.build import describe_model, full_steps, make_data, make_network, make_optimizer, shortened
@@ -174,13 +174,13 @@ class Training:
             save_model(self.context.folder, kept, meta or self.meta, state)
         params = sum(p.numel() for p in kept.parameters())
         steps = self.learner.step if self.learner.finished else self.expected_steps
-        note = slow_average(self.recipe, steps)
+        notes = [one for one in (load_report(self.network), slow_average(self.recipe, steps)) if one]
         return {
             "seconds": round(self.seconds, 2),
             "params": params,
             "images": self.expected_images,
             "steps": steps,
-            **({"notes": [note]} if note else {}),
+            **({"notes": notes} if notes else {}),
         }
 
     def _observers(self) -> list[Callback]:

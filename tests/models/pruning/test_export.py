@@ -153,6 +153,20 @@ def test_a_pruned_unit_stays_pruned() -> None:
     assert all(torch.isfinite(value).all() for value in found.model.parameters())
 
 
+def test_a_compiled_network_follows_its_gates() -> None:
+    model = network("qk norm", torch.float32)
+    gates, image = attach_gates(model), images(model)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for seed in (1, 2):
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(image), model(image))
+        gates.update([gate & one for gate, one in zip(gates.gates, random_gates(gates.axes, seed, 0.9), strict=True)])
+        gates.apply_to(model)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(image), export(model).model(image), rtol=0, atol=1e-5)
+
+
 def test_live_statistics_in_half_precision() -> None:
     model = masked("plain", 2, torch.float32)
     image = images(model)

@@ -243,7 +243,8 @@ class V0Store:
     def _cache_file(self, epoch: int) -> Path:
         if self._digest is None:
             own = getattr(self._keys, "digest", None)
-            self._digest = own() if own is not None else hashlib.sha256("\n".join(self._keys).encode()).hexdigest()
+            names = "\n".join(self._keys).encode("utf-8", "surrogateescape")
+            self._digest = own() if own is not None else hashlib.sha256(names).hexdigest()
         text = f"{self._digest} {self.paired} {self._epochs[epoch].stamp()}"
         return self.folder / CACHE / f"epoch{epoch}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npy"
 

@@ -60,7 +60,7 @@ SCHEMA: dict[str, tuple[Callable[[Any], bool], str]] = {
     "std": (lambda value: _is_mean(value) and min(value) > 0, "three numbers above 0"),
     "crop_pct": (lambda value: _is_number(value) and 0 < value <= 10, "a number in (0, 10]"),
     "interpolation": (lambda value: value in ("nearest", "bilinear", "bicubic"), "nearest, bilinear or bicubic"),
-    "crop": (lambda value: value in ("auto", "center", "squash"), "auto, center or squash"),
+    "crop": (lambda value: value in ("auto", "center", "squash", "squash_crop"), "auto, center, squash or squash_crop"),
     "origin": (_is_text, "text"),
     "licence": (_is_text, "text"),
     "method": (_is_text, "text"),
