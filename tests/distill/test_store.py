@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from tests.shared import skip_where_torch_is_not_forked
+from vitlab.data.batch import Batch
 from vitlab.distill.draw import Augmentation, seed_of, seeds_of
 from vitlab.distill.sparse import SparseTarget, sparsify
 from vitlab.distill.store import TargetStore
@@ -29,6 +30,7 @@ from vitlab.distill.store_spec import BLOCK, KEYS, StoreSpec, keys_digest
 from vitlab.distill.store_writer import checksums
 from vitlab.errors import UserError
 from vitlab.files import atomic_write
+from vitlab.training.label_views import _write
 
 AUG = Augmentation(size=8, flip=0.5)
 
@@ -352,6 +354,19 @@ def test_a_folder_is_a_store_only_with_its_keys(tmp_path: Path, monkeypatch: pyt
         TargetStore.create(tmp_path, make_spec(), make_keys(40))
     assert not (tmp_path / "store.json").exists()
     assert list(TargetStore.create(tmp_path, make_spec(), make_keys(40)).keys()) == make_keys(40)
+
+
+def test_each_slot_of_a_wave_gets_its_own_rows(tmp_path: Path) -> None:
+    """A batch holds the views of all slots of a wave, of each image one after the other."""
+    store, index = TargetStore.create(tmp_path, make_spec(), make_keys(40)), np.arange(6)
+    rows = [label(store.spec, slot, np.array([one])) for one in index for slot in range(2)]
+    target = SparseTarget(torch.cat([row.prob for row in rows]), torch.cat([row.index for row in rows]), 7)
+    image, of, slots = torch.zeros(12, 3, 2, 2), torch.arange(6).repeat_interleave(2), torch.arange(2).repeat(6)
+    for slot in range(2):
+        with store.writer(slot) as writer:
+            assert _write(writer, Batch(image, of, of, slots), target, slot, 2) == 6
+        expected = torch.cat([row.index for row in rows[slot::2]]).numpy()
+        np.testing.assert_array_equal(store.records(slot, index)["index"], expected)
 
 
 def test_every_block_of_a_batch_is_checked(tmp_path: Path) -> None:

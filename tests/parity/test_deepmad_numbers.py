@@ -18,6 +18,7 @@ from vitlab.methods.deepmad.evaluate import (
     evaluate,
     head_params,
     mlp_entropy,
+    squeezed,
 )
 from vitlab.methods.deepmad.structure import Conv, Structure, Superblock
 from vitlab.models.deepmad import PUBLISHED, published_structure
@@ -185,3 +186,7 @@ def test_reference_effectiveness(widths: list[int], layers: int, rho: float) -> 
 
 def test_mlp_entropy() -> None:
     assert mlp_entropy([2.0, 8.0], 10.0) == pytest.approx(10 * math.log(16))
+
+
+def test_squeezed_channels_are_rounded_before_they_are_floored() -> None:
+    assert [squeezed(width) for width in (8, 62, 64, 66, 126)] == [8, 16, 16, 16, 32]

@@ -68,7 +68,7 @@ def test_the_student_is_trained_on_what_the_options_say(monkeypatch: pytest.Monk
     words += ["recipe.augmentation.mixup=0.2", "recipe.augmentation.cutmix=1.0"]
     config = load(["method=reinforce", "dataset=digits", *words]).config
     calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr("vitlab.training.train.train", lambda *given, **_: calls.append(given) or {})
+    monkeypatch.setattr("vitlab.training.train.train", lambda *given, **_: calls.append(given))
     Reinforce(config).train(cast(Context, SimpleNamespace(artifact=Path, is_main=False)))
     ((_, _, recipe, objective, views),) = calls
     assert views == ReinforcedViews((Path("reinforce") / STORE,), in_turn=True, plain_share=0.25, backend="tensor")
