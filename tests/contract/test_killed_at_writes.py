@@ -52,7 +52,9 @@ METHODS = {
     ),
 }
 
-CLOCKS = ("time", "seconds", "created", "date", "images_per_second", "data_ms")
+CLOCKS = ("time", "seconds", "created", "date", "images_per_second", "data_ms", "digest")
+"""Keys that differ between two runs; the digest of model.json is also over its date."""
+
 RECORDS = (
     "lock",
     "commands.jsonl",
