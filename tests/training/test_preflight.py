@@ -38,6 +38,7 @@ RESNET = ("method=supervised", "model=resnet18", "model.name=test_resnet", "mode
         (["recipe.optimizer=adamww"], "Did you mean adamw"),
         (["recipe.optimizer_args={foo:1}"], "recipe.optimizer_args"),
         (["recipe.optimizer_args={betas:[0.9]}"], "recipe.optimizer_args"),
+        (["recipe.optimizer_args={capturable:true}"], r"capturable.* cannot take a step on cpu"),
         (["teacher.recipe.optimizer=lambb"], "Did you mean lamb"),
         (["model.name=pit_ti_224", "recipe.layer_decay=0.8"], "names its layers; "),
         (["recipe.batch_size=2048"], "recipe.batch_size=2048 is more than the 1347 training images"),

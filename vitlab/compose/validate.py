@@ -8,14 +8,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vitlab.compose.rules import Where, check_values, has_length, one_of
 from vitlab.compose.schema import DURATIONS
 from vitlab.compose.validate_run import check_run
 from vitlab.config import AugmentationConfig, Config, ModelConfig, RecipeConfig, to_steps
-from vitlab.config.catalogue import GROUPS, MODE_KEYS, TRAINING_KEYS, mode_files, mode_meanings
+from vitlab.config.catalogue import GROUPS, MODE_KEYS, TRAINING_KEYS, find_mode, mode_files, mode_meanings
 from vitlab.config.size import MOST_PIXELS, hw
 from vitlab.data.paths import data_roots, not_found_error
 from vitlab.errors import UserError
@@ -81,12 +81,12 @@ def check_read(config: Config, method: type[Method], chosen: dict[str, str]) -> 
     Raises:
         UserError: naming the methods, or the modes, that read it.
     """
-    of_modes = {mode.name: mode.reads for mode in mode_files()}
+    of_modes = _reads_by_mode(config)
     keys = frozenset[str]().union(*of_modes.values()) - set(GROUPS) - TRAINING_KEYS
     for group, word in chosen.items():
         if config.mode in of_modes or group in keys:
             if group not in of_modes.get(config.mode, ()):
-                _refuse_unread(config.mode, group, word)
+                _refuse_unread(config.mode, group, word, of_modes)
             continue
         if group in method.reads(config) | TRAINING_KEYS:
             continue
@@ -101,8 +101,15 @@ def check_read(config: Config, method: type[Method], chosen: dict[str, str]) -> 
         )
 
 
-def _refuse_unread(mode: str, group: str, word: str) -> None:
-    of_modes = {one.name: one.reads for one in mode_files()}
+def _reads_by_mode(config: Config) -> dict[str, frozenset[str]]:
+    """What each mode reads; of those that several methods have, what the chosen method's reads."""
+    found = {mode.name: mode.reads for mode in mode_files()}
+    if (own := find_mode(config.mode, config.method.name)) is not None:
+        found[own.name] = own.reads
+    return found
+
+
+def _refuse_unread(mode: str, group: str, word: str, of_modes: Mapping[str, frozenset[str]]) -> None:
     readers = [one for one, read in of_modes.items() if group in read]
     detail = f"the modes that do are {', '.join(readers)}" if readers else "only a training does"
     own = of_modes.get(mode, frozenset()) - MODE_KEYS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -62,12 +63,32 @@ def preflight(config: Config, reads: set[str]) -> None:
         if note := _starting_point(config, model, train.classes):
             print_line(note)
     for key, recipe in recipes.items():
+        _take_a_step(key, recipe, device_of(config))
         if recipe.batch_size > len(train):
             raise UserError(
                 f"{key}.batch_size={recipe.batch_size} is more than the {len(train)} training images of "
                 f"{config.dataset.name}.",
                 f"Take at most {len(train)}, and lower {key}.lr likewise.",
             )
+
+
+def _take_a_step(key: str, recipe: RecipeConfig, device: torch.device) -> None:
+    """One step of the optimiser on a tiny layer, for arguments that are refused only there (``capturable`` on a CPU).
+
+    Raises:
+        UserError: naming the arguments.
+    """
+    layer = nn.Linear(2, 2, device=device)
+    optimizer = make_optimizer(layer, replace(recipe, layer_decay=1.0, head_lr=1.0))
+    layer(torch.ones(2, 2, device=device)).sum().backward()
+    try:
+        optimizer.step()
+    except Exception as error:  # of any kind, from timm's many optimisers
+        raise UserError(
+            f"{key}.optimizer={recipe.optimizer} with {key}.optimizer_args={recipe.optimizer_args} cannot take a step "
+            f"on {device.type}: {(str(error) or type(error).__name__).splitlines()[0]}",
+            f"See the arguments of {recipe.optimizer}, or choose another.",
+        ) from error
 
 
 def _starting_point(config: Config, model: ModelConfig, classes: list[str]) -> str:

@@ -118,6 +118,7 @@ class NViTOptions:
     sparsity: str | None = None  # 2:4: prune half of the weights of every linear layer before finetuning
     revit: int | None = number(None, 1, 10**6)  # train ReViT's rule for this embedding from scratch; no pruning
     scratch: RecipeConfig | None = None  # also train the exported structure from scratch on the labels
+    convert_to: str | None = None  # mode=convert: folder for the model of the official checkpoint input=
 
 
 OFFICIAL: dict[str, tuple[Any, Any]] = {

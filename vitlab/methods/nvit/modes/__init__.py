@@ -1,0 +1,1 @@
+"""What NViT can do besides training."""
