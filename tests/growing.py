@@ -21,5 +21,10 @@ def grow(patch: pytest.MonkeyPatch, cls: type, name: str, hint: str, default: ob
         patch.setattr(cls, part, grown.__dict__[part])
     patch.setattr(cls, name, default, raising=False)
     patch.setitem(cls.__annotations__, name, hint)
-    for remembered in (schema.fields, schema.hints_of):  # of the smaller class
+    forget()
+
+
+def forget() -> None:
+    """Clear what was remembered of a class, after it has changed in either direction."""
+    for remembered in (schema.fields, schema.hints_of, schema.typed_tree):
         remembered.cache_clear()

@@ -23,7 +23,7 @@ from omegaconf import MISSING, OmegaConf
 from safetensors.numpy import load_file
 
 import vitlab
-from tests.growing import grow
+from tests.growing import forget, grow
 from vitlab.cli.main import main
 from vitlab.compose import schema
 from vitlab.config import AugmentationConfig, Config, RecipeConfig
@@ -52,7 +52,7 @@ def release(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         grow(monkeypatch, Augmentation, "rotate", "float", 0.0)
     yield request.param
     monkeypatch.undo()
-    schema.fields.cache_clear()
+    forget()
 
 
 @pytest.fixture

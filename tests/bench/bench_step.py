@@ -47,6 +47,7 @@ class InMemory:
         self.batches = batches
         self.steps_per_epoch = len(batches)
         self.mean = self.std = (0.5, 0.5, 0.5)
+        self.train_sampler = None
 
     def val_dataloader(self) -> None:
         """Nothing to validate on."""

@@ -101,7 +101,8 @@ def _is_own(name: str) -> bool:
     return timm.models.model_entrypoint(name).__module__.startswith("vitlab.")
 
 
-OWN = [name for name in timm.list_models() if _is_own(name) and name != "deepmad"]  # that one needs a structure
+OWN = [name for name in timm.list_models() if _is_own(name) and name not in ("deepmad", "pruned_vit", "revit")]
+"""But those that need a structure."""
 RECIPES = choices(conf_dir(), "recipe")
 
 

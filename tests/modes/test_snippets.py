@@ -51,7 +51,8 @@ def exported(output: Path, run: Path, request: pytest.FixtureRequest) -> Path:
     """The export folder of a run whose model has a temperature, as an evaluation with a validation split leaves it, and
     one of the two crops."""
     path = run / "train/model.json"
-    write_json(path, {**read_json(path), "fitted": {"temperature": TEMPERATURE}, **CROPS[request.param]})
+    meta = {key: value for key, value in read_json(path).items() if key != "digest"}  # as an older version's
+    write_json(path, {**meta, "fitted": {"temperature": TEMPERATURE}, **CROPS[request.param]})
     measured = run / "evaluation/train.json"
     fitted = {"value": TEMPERATURE, "ece": 0.1, "max_ece": 0.2, "nll": 1.0, "brier": 0.5, "fitted_on": "val split"}
     write_json(measured, {**read_json(measured), "temperature": fitted})

@@ -133,7 +133,7 @@ def test_mistakes_are_answered(stored: Path, tmp_path: Path, capsys: pytest.Capt
         (["mode=convert", f"run={stored}", f"method.convert_to={stored}"], "is not empty"),
         (["mode=verify", own, "method.recheck=3", "debug.max_images=48"], "no trained"),
         (["mode=contract", "method=supervised"], "mode=contract is TinyViT's"),
-        (["mode=contract", "method.contract.proxy=guess"], "not train or params"),
+        (["mode=contract", "method.contract.proxy=guess"], "none of train, params"),
         ([*longer, own, "method.replay=exact"], "2 stored views"),
         (["method.distill=false", f"model.checkpoint={stored}/pretrain"], "method.finetune names no recipe"),
         ([*SMALL, "teacher.train=false", "teacher.recipe=null"], "is a network without weights"),

@@ -31,6 +31,7 @@ from urllib.parse import urlsplit
 
 from vitlab.config import Config
 from vitlab.files import atomic_write, read_json
+from vitlab.run.model_file import DIGEST
 from vitlab.run.recorder import Recorder, Row, numbers
 from vitlab.run.run import Run
 from vitlab.stage import Stage
@@ -271,8 +272,9 @@ def _artifact(run: Run, stage: str, config: Config, kind: str) -> wandb.Artifact
         for path in files:
             name = str(path.relative_to(folder))
             if name == "model.json":  # it is given its metrics later, which make no other version of the model
+                described = {key: value for key, value in read_json(path).items() if key != DIGEST}  # it covers them
                 with made.new_file(name) as file:
-                    json.dump({**read_json(path), "metrics": {}}, file, indent=2)
+                    json.dump({**described, "metrics": {}}, file, indent=2)
             else:
                 made.add_file(str(path), name=name, policy="immutable", skip_cache=True)
     return made

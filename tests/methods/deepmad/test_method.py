@@ -156,7 +156,7 @@ assert not {"torch", "timm", "lightning"} & set(sys.modules)
         (["method.alphas=[1,8]"], "2 weights"),
         (["method.tail=64"], "depthwise"),
         (["method.resolution=48"], "multiple of 32"),
-        (["method.sweep=[0]"], "above 0"),
+        (["method.sweep=[0]"], "larger than 0"),
         (["method.beside.a=resnet10t"], "method.beside.a is resnet10t"),
         (["method.structure=/nowhere/x.json"], "no file"),
         (["method.start=[[16],[32,8]]"], "superblocks"),
@@ -164,9 +164,8 @@ assert not {"torch", "timm", "lightning"} & set(sys.modules)
     ],
 )
 def test_mistakes(words: list[str], message: str | None) -> None:
-    composed = config(*words)
     with pytest.raises(UserError, match=message):
-        find_method("deepmad").check(composed)
+        find_method("deepmad").check(config(*words))
 
 
 def test_strides_leave_a_last_side_of_four() -> None:

@@ -91,9 +91,9 @@ def test_stored_reinforcements_train_another_student(run: Path, tmp_path: Path) 
     ("word", "message"),
     [
         ("method.views.variant=center", "method.samples=1"),
-        ("method.views.variant=all", "rrc | mixing"),
+        ("method.views.variant=all", "none of rrc, mixing"),
         ("method.views.flip=2", "method.views.flip"),
-        ("method.sampling=random", "uniform or cycle"),
+        ("method.sampling=random", "none of uniform, cycle"),
         ("method.samples=0", "method.samples"),
         ("method.p=1.5", "method.p"),
         ("teacher=none", "mode=list group=teacher"),

@@ -208,7 +208,7 @@ def test_statistics(packed: list[Path], capsys: pytest.CaptureFixture[str]) -> N
         (["mode=subset", "method.store={0}"], "method.convert_to=FOLDER"),
         (["mode=subset", "method.store={0}", "method.convert_to={0}"], "is the store that is read"),
         (["mode=subset", "method.store={0}", "method.convert_to={2}/s", "method.samples=9"], "method.samples=9"),
-        (["mode=subset", "method.store={0}", "method.convert_to={2}/s", "method.topk=0"], "Give 1 to 4"),
+        (["mode=subset", "method.store={0}", "method.convert_to={2}/s", "method.topk=9"], "Give 1 to 4"),
         (["mode=subset", "method.store={0}", "method.convert_to={2}/s"], "needs a smaller size"),
         (["mode=verify", "method.store=[{0},{1}]"], "one store of targets"),
         (["mode=stats"], "run=FOLDER, or method.store=FOLDER"),
