@@ -23,21 +23,23 @@ from vitlab.distill.views import EvalView
 from vitlab.files import read_json, write_json
 from vitlab.report.snippets import ONNX_CODE
 
-PICTURES = ("turned.jpg", "transparent.png", "deep.png", "wide.png")
+PICTURES = ("turned.jpg", "turned.tif", "transparent.png", "deep.png", "wide.png")
 TEMPERATURE = 1.7
 CROPS = {"squash": {"crop": "auto", "crop_pct": 1.0}, "center": {"crop": "center", "crop_pct": 0.8}}
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A digit lying on its side with the EXIF orientation that sets it up, one whose paper is transparent black, one of
-    16 bits, and one that is wider than high."""
+    """A digit lying on its side with the EXIF orientation that sets it up, in a JPEG and in a TIFF, one whose paper is
+    transparent black, one of 16 bits, and one that is wider than high."""
     root = tmp_path_factory.mktemp("pictures")
     levels = (load_digits().images[3] * 15.9).astype(np.uint8)
     digit = Image.fromarray(levels).resize((60, 60))
     exif = Image.Exif()
     exif[0x0112] = 6
     digit.rotate(90).convert("RGB").save(root / "turned.jpg", exif=exif)
+    # Wider than high and not compressed: opened by name, Pillow would map its rows with the other width.
+    digit.resize((80, 50)).rotate(90, expand=True).convert("RGB").save(root / "turned.tif", exif=exif)
     transparent = Image.new("RGBA", (60, 60), (0, 0, 0, 0))
     transparent.paste((200, 30, 30, 255), mask=digit.point(lambda v: 255 * (v > 90)))
     transparent.save(root / "transparent.png")

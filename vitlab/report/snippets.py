@@ -16,7 +16,7 @@ for name, probability in model.predict("picture.png"):
 """Python with vitlab: ``folder`` is that of the model."""
 
 RGB_CODE = """\
-image = ImageOps.exif_transpose(Image.open("picture.png"))
+image = ImageOps.exif_transpose(Image.open(open("picture.png", "rb")))
 if image.mode.startswith("I;16"):  # 16-bit grey: the upper byte
     image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 if image.has_transparency_data:  # transparent pixels lie on white
