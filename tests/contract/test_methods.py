@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import vitlab
-from tests.contract.story import assert_same, at, content, run_and_kill, run_command, the_run
+from tests.contract.story import TEACHER, assert_same, at, content, run_and_kill, run_command, the_run
 from vitlab.compose.load import load
 from vitlab.config.catalogue import conf_dir
 from vitlab.data.build import open_splits
@@ -28,9 +28,6 @@ METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("[!_]*.yaml"
 TINY = ("embed_dims=[16,32,64]", "depths=[1,1,1]", "num_heads=[1,1,2]", "window_sizes=[8,4,2]")
 STUDENT = tuple(f"model.args.{word}" for word in TINY)
 """A convolutional stage and two of attention: each more takes a second to export."""
-
-# an epoch of more than one step, or it would be validated and saved at each
-TEACHER = ("teacher.recipe.batch_size=16", "teacher.members.0.args.channels=[16,16,32,64]")
 
 EXTRA: dict[str, tuple[str, ...]] = {
     "supervised": STUDENT,
