@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.story import run_command, the_run
+from tests.contract.story import TEACHER, run_command, the_run
 from vitlab.cli.main import main
 
-WORDS = ("method=tinyvit", "export=none")
+WORDS = ("method=tinyvit", "export=none", *TEACHER)
 
 
 def test_one_stage_and_what_it_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.disk import full_at, on_a_small_disk
-from tests.contract.story import assert_same, at, run_command, the_run
+from tests.contract.story import TEACHER, assert_same, at, run_command, the_run
 from vitlab.data.batch import Batch
 from vitlab.distill.store_writer import SlotWriter
 from vitlab.run.recorder import Recorder, read_rows
@@ -95,7 +95,7 @@ def test_loader_process_killed(sound: Path, tmp_path: Path, capsys: pytest.Captu
     assert_same(the_run(tmp_path), sound)
 
 
-STORING = ("method=tinyvit", "evaluation=quick", "method.baseline=false")
+STORING = ("method=tinyvit", "evaluation=quick", "method.baseline=false", *TEACHER)
 
 
 @pytest.fixture(scope="module")

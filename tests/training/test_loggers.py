@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.story import at, run_command, the_run
+from tests.contract.story import TEACHER, at, run_command, the_run
 from vitlab.run.recorder import Recorder, Row, numbers, read_rows
 
 WORDS = ("method=supervised", "evaluation=quick")
@@ -103,7 +103,7 @@ def of_kind(records: list[Any], kind: str) -> list[Any]:
 def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A job of a sweep under W&B without a key: teacher, store and students, stopped and continued while one learns."""
     output = tmp_path_factory.mktemp("wandb")
-    words = ("method=tinyvit", "evaluation=quick", "logger=wandb", "logger.predictions=9", LATENCY)
+    words = ("method=tinyvit", "evaluation=quick", "logger=wandb", "logger.predictions=9", LATENCY, *TEACHER)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("WANDB_API_KEY", raising=False)
         patch.setenv("VITLAB_SWEEP", "grid-1")
