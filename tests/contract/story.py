@@ -31,6 +31,9 @@ SMALL = (
 )
 """Overrides for a complete run in seconds: every stage, a few steps each."""
 
+TEACHER = ("teacher.recipe.batch_size=16", "teacher.members.0.args.channels=[16,16,32,64]")
+"""Overrides for a smaller teacher, trained in epochs of several steps: it is validated and saved after each epoch."""
+
 
 def small(*words: str) -> list[str]:
     """:data:`SMALL` without the keys that ``words`` give."""

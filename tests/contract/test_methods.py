@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import vitlab
-from tests.contract.story import assert_same, at, content, run_and_kill, run_command, the_run
+from tests.contract.story import TEACHER, assert_same, at, content, run_and_kill, run_command, the_run
 from vitlab.compose.load import load
 from vitlab.config.catalogue import conf_dir
 from vitlab.data.build import open_splits
@@ -25,9 +25,15 @@ from vitlab.training.callbacks import record_and_checkpoint
 from vitlab.training.learner import Learner
 
 METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("[!_]*.yaml"))
+TINY = ("embed_dims=[16,32,64]", "depths=[1,1,1]", "num_heads=[1,1,2]", "window_sizes=[8,4,2]")
+STUDENT = tuple(f"model.args.{word}" for word in TINY)
+"""A convolutional stage and two of attention: each more takes a second to export."""
+
 EXTRA: dict[str, tuple[str, ...]] = {
-    "reinforce": ("method.kd=true",),
-    "deepmad": ("method.budget.params=0.2M", "method.budget.flops=20M", "method.chains=64", "method.steps=200"),
+    "supervised": STUDENT,
+    "tinyvit": (*STUDENT, *TEACHER),
+    "reinforce": (*STUDENT, *TEACHER, "method.kd=true"),
+    "deepmad": ("method.budget.params=0.1M", "method.budget.flops=5M", "method.chains=64", "method.steps=100"),
     "nvit": (
         # multiply-adds: another run would measure other latencies, and so prune another network
         *("method.target.latency=null", "method.target.macs=0.2", "method.prune.interval=2"),

@@ -17,6 +17,11 @@ from vitlab.training import interrupt
 
 QUIET = ("hardware=cpu", "hardware.threads=1", "hardware.workers=0")
 
+SHALLOW = tuple(
+    f"model.args.{word}" for word in ("embed_dims=[16,32]", "depths=[1,1]", "num_heads=[1,1]", "window_sizes=[8,4]")
+)
+"""A network that is exported to ONNX in half the time of the usual one."""
+
 Ask = Callable[..., int]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.modes.conftest import ask, signals_put_back, train
+from tests.modes.conftest import SHALLOW, ask, signals_put_back, train
 from vitlab.cli.main import main
 from vitlab.measure.cost import count_macs, count_params
 from vitlab.models.artifact import load_model
@@ -18,9 +18,14 @@ SPEC = ("evaluation.latency_batches=[1,3]", "evaluation.latency_repeats=4")
 
 
 @pytest.fixture(scope="module")
+def run(output: Path) -> Path:
+    return train(output, *SHALLOW, "debug.max_steps=6")
+
+
+@pytest.fixture(scope="module")
 def comparison(run: Path, output: Path) -> dict:  # type: ignore[type-arg]
     """The record of one run beside a network of timm's, eager and in ONNX Runtime."""
-    other = train(output, "debug.max_steps=3")
+    other = train(output, *SHALLOW, "debug.max_steps=3")
     words = (f"run=[{run},{other}]", "benchmark.models=[test_vit]")
     assert ask(output, "mode=benchmark", *words, *SPEC) == 0
     (file,) = (output / "benchmark").glob("*/benchmark.json")

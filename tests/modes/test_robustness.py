@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import vitlab
-from tests.modes.conftest import ask, train
+from tests.modes.conftest import SHALLOW, ask, train
 from vitlab.config import DatasetConfig
 from vitlab.data.batch import Batch
 from vitlab.data.corrupted import image_seed
@@ -54,7 +54,7 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 @pytest.fixture(scope="module")
 def robust(output: Path) -> Path:
     """A run that closes with corruptions."""
-    return train(output, *WORDS, "evaluation.batch_size=64", "name=robust")
+    return train(output, *WORDS, *SHALLOW, "evaluation.batch_size=64", "name=robust")
 
 
 def test_a_training_closes_with_corruptions(robust: Path) -> None:
@@ -158,7 +158,7 @@ def test_frost_is_marked_as_drawn_beside_its_number(robust: Path) -> None:
 
 
 def test_two_runs_side_by_side(robust: Path, output: Path) -> None:
-    other = train(output, *WORDS, "debug.max_steps=12", "name=other")
+    other = train(output, *WORDS, *SHALLOW, "debug.max_steps=12", "name=other")
     assert ask(output, "mode=report", f"run=[{robust},{other}]") == 0
     (page,) = (output / "report").glob("2-runs-*/report.md")
     section = page.read_text().partition("## Robustness")[2].partition("## Mistakes")[0]

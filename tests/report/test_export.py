@@ -36,10 +36,10 @@ from vitlab.tasks.classification import Classification
 CFG = ModelConfig(
     name="tiny_vit_5m_224",
     args={
-        "embed_dims": [8, 16, 16, 32],
-        "depths": [1, 1, 1, 1],
-        "num_heads": [1, 1, 1, 2],
-        "window_sizes": [8, 4, 2, 1],
+        "embed_dims": [8, 32],
+        "depths": [1, 1],
+        "num_heads": [1, 2],
+        "window_sizes": [8, 4],
     },
 )
 FORMATS = ["safetensors", "onnx", "timm", "hub", "onnx_int8", "torch_export"]

@@ -13,7 +13,9 @@ WORDS = (
     *("method=supervised", "task=multilabel", "dataset=digits_multi", "debug=none", "evaluation=default"),
     *("debug.max_images=640", "recipe.duration=10ep", "recipe.batch_size=32", "recipe.validate_every=5ep"),
     *("debug.max_steps=200", "recipe.lr=3e-3", "report.figures=true", "evaluation.latency=false"),
-    *("evaluation.batch_size=32", "evaluation.resamples=100", "export.formats=[safetensors,onnx,onnx_int8]"),
+    *(f"model.args.{word}" for word in ("embed_dims=[16,32,64]", "depths=[1,1,1]", "num_heads=[1,1,2]")),
+    *("model.args.window_sizes=[8,4,2]", "evaluation.batch_size=32", "evaluation.resamples=100"),
+    *("export.formats=[safetensors,onnx,onnx_int8]",),
 )
 """640 training, 300 validation and 300 test pictures; some seconds on a quiet machine."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.contract.story import the_run
+from tests.contract.story import TEACHER, the_run
 from vitlab.cli.main import main
 from vitlab.compose.load import load
 from vitlab.distill.sparse import sparsify
@@ -46,7 +46,7 @@ def test_few_images_make_small_batches() -> None:
 
 def test_a_profile_says_where_the_time_goes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ("debug=profile", "debug.profile=6", "debug.max_steps=16", "debug.max_images=96", "recipe.batch_size=16")
-    run = run_command(tmp_path, *words, "method.baseline=false", method="tinyvit")
+    run = run_command(tmp_path, *words, *TEACHER, "method.baseline=false", method="tinyvit")
     output = capfd.readouterr().err
     assert "ms a batch on cpu (mean of 6)" in output and "USDT" not in output
     labelling = json.loads((run / "store" / "profile" / "profile.json").read_text())

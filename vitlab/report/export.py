@@ -31,7 +31,15 @@ from vitlab.models.eval_mode import eval_mode
 from vitlab.report.export_card import Facts, export_readme, model_card
 from vitlab.report.export_check import Exported, Test, compare, quiet
 from vitlab.report.export_formats import FORMATS
-from vitlab.report.export_onnx import INT8_FILE, ONNX_FILE, export_int8, export_onnx, require_onnx, to_onnx
+from vitlab.report.export_onnx import (
+    INT8_FILE,
+    ONNX_FILE,
+    export_int8,
+    export_onnx,
+    require_labelled,
+    require_onnx,
+    to_onnx,
+)
 from vitlab.report.export_timm import CARD_FILE, HUB_FOLDER, TIMM_FOLDER, export_hub, export_timm, non_timm_part
 from vitlab.report.task import ReportTask
 
@@ -99,6 +107,8 @@ def export(
         )
     if any(name.startswith("onnx") for name in formats):
         require_onnx()
+    if "onnx_int8" in formats:
+        require_labelled(test)  # before the minutes that a large network takes to export
     written = [writers[name]() for name in dict.fromkeys(formats)]
     files = {name: what for name, what in FILES.items() if (folder / name).exists()}
     atomic_write(folder / CARD_FILE, export_readme(meta, replace(facts, imports=non_timm_part(meta)), task, files))

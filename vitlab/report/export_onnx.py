@@ -38,6 +38,20 @@ def export_onnx(
     return {"format": "onnx", "path": str(folder / ONNX_FILE), "bytes": len(content), "max_diff": difference}
 
 
+def require_labelled(test: Test | None) -> Test:
+    """The labelled images on which an inexact export is measured.
+
+    Raises:
+        UserError: there are none.
+    """
+    if test is None:
+        raise UserError(
+            "What 8-bit weights cost is measured on labelled images, and the model belongs to no data set.",
+            "Name it: dataset=NAME, or leave onnx_int8 out of export.formats.",
+        )
+    return test
+
+
 def export_int8(
     content: bytes,
     model: nn.Module,
@@ -55,11 +69,7 @@ def export_int8(
     Raises:
         UserError: there are no labelled images to measure on, or there is no linear layer to make smaller.
     """
-    if test is None:
-        raise UserError(
-            "What 8-bit weights cost is measured on labelled images, and the model belongs to no data set.",
-            "Name it: dataset=NAME, or leave onnx_int8 out of export.formats.",
-        )
+    test = require_labelled(test)
     small = quantised(content)
     if len(small) > 0.97 * len(content):
         raise UserError(

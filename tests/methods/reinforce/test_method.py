@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.contract.story import SMALL, the_run
+from tests.contract.story import SMALL, TEACHER, the_run
 from vitlab.cli.main import main
 from vitlab.distill.store import TargetStore
 from vitlab.methods.reinforce.generate import filter_of
@@ -113,6 +113,7 @@ def test_every_variant_runs_also_with_two_classes(variant: str, tmp_path: Path) 
     """K is clipped to the number of classes; the fifth variant is that of the other tests."""
     binary = {"dataset": "fake", "dataset__num_classes": "2", "dataset__size": "32", "recipe": "digits"}
     binary |= {"model": "tiny_vit_digits", "teacher": "digits", "method__samples": "1" if variant == "center" else "50"}
+    binary |= dict(word.replace(".", "__").split("=") for word in TEACHER)
     assert run_command(tmp_path, method__views__variant=variant, method__sampling="cycle", **binary) == 0
     store = TargetStore.open(the_run(tmp_path) / "reinforce" / "targets")
     assert (store.spec.k, store.spec.classes, store.spec.slots) == (2, 2, 1 if variant == "center" else 3)

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from tests.contract.story import run_command, the_run
+from tests.contract.story import TEACHER, run_command, the_run
 from vitlab.compose.load import load
 from vitlab.config import AugmentationConfig, DatasetConfig
 from vitlab.data.datamodule import VisionData
@@ -84,6 +84,7 @@ def test_stored_is_online_to_rounding(tmp_path: Path, mixup: float) -> None:
     words = (
         "method=tinyvit", "method.topk=10", "method.prob_dtype=f4", "debug.max_slots=2", "method.baseline=false",
         f"recipe.augmentation.mixup={mixup}", "recipe.lr=1e-12", "recipe.warmup_lr=0", "recipe.min_lr=0",
+        *TEACHER,
     )  # fmt: skip
     runs = []
     for name, online in (("stored", "false"), ("online", "true")):

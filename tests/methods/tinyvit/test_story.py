@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tests.contract.story import assert_same, at, run_and_kill, run_command, the_run
+from tests.contract.story import TEACHER, assert_same, at, run_and_kill, run_command, the_run
 from tests.modes.conftest import ask
 from vitlab.compose.load import load
 from vitlab.distill.store import TargetStore
@@ -25,7 +25,7 @@ from vitlab.models.tinyvit_weights import to_official
 from vitlab.run.recorder import read_rows
 from vitlab.training.learner import Learner
 
-SMOKE = ("experiment=tinyvit_smoke", "method.finetune.validate_every=1ep")
+SMOKE = ("experiment=tinyvit_smoke", "method.finetune.validate_every=1ep", *TEACHER)
 
 ABSENT = "n04399382"
 """The one class of ImageNet-1k that ImageNet-22k lacks."""
