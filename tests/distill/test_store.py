@@ -537,6 +537,19 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
         TargetStore.open(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("text", ["[]", "[1]", "3", "null", "{}", "x", '{"format":"vitlab-store-1"}', "images", "k"])
+def test_a_damaged_description_is_named(text: str, tmp_path: Path) -> None:
+    """Not JSON, no mapping, without its keys, or with a value of another type."""
+    make_store(tmp_path)
+    path = tmp_path / "store.json"
+    if text in ("images", "k"):
+        text = json.dumps({**json.loads(path.read_text()), text: 2.5})
+    path.write_text(text)
+    for read in (lambda: TargetStore.open(tmp_path), lambda: make_store(tmp_path)):
+        with pytest.raises(UserError, match=r"store\.json"):
+            read()
+
+
 def test_keys_that_are_not_utf8(tmp_path: Path) -> None:
     """Names of files are any bytes; two that differ in such a byte are two keys."""
     assert keys_digest(["a/\udcff.jpg"]) != keys_digest(["a/\udcfe.jpg"])

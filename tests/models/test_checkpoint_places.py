@@ -61,6 +61,7 @@ PLACES: dict[str, tuple[Callable[[State, State], Any], str]] = {
         "names under module., ",
     ),
     "the teacher beside a plain network": (lambda s, o: s | under("teacher.", o), "other tensors left out"),
+    "a teacher beside the average": (lambda s, o: {"model": o, "ema": s | under("teacher.", o)}, "entry ema, averaged"),
     "a twin that is the average": (lambda s, o: o | under("ema.", s), "names under ema., averaged weights"),
     "vitlab": (
         lambda s, o: lightning(under("student.", o) | under("average.module.", s)),

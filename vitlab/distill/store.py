@@ -42,7 +42,7 @@ from vitlab.distill.store_writer import (
     seal,
 )
 from vitlab.errors import UserError
-from vitlab.files import atomic_write, read_json, sha256, write_json
+from vitlab.files import atomic_write, sha256, write_json
 
 SLACK = 5e-3
 """How far above 1 rounding may bring a stored probability."""
@@ -81,7 +81,7 @@ class TargetStore:
         folder.mkdir(parents=True, exist_ok=True)
         refuse_foreign(folder, spec.slots)
         if (folder / SPEC).exists():
-            stored = StoreSpec.from_dict(read_json(folder / SPEC))
+            stored = StoreSpec.load(folder)
             if differences := stored.differences(spec):
                 raise UserError(
                     f"{folder} holds targets of another kind ({'; '.join(differences)}).",
@@ -109,7 +109,7 @@ class TargetStore:
             raise UserError(
                 f"There is no store of targets in {folder} ({SPEC} is missing).", "Name the folder that holds it."
             )
-        spec = StoreSpec.from_dict(read_json(folder / SPEC))
+        spec = StoreSpec.load(folder)
         refuse_foreign(folder, spec.slots)
         for name, expected in (expect or {}).items():
             if (stored := getattr(spec, name)) != expected:

@@ -27,7 +27,7 @@ import numpy as np
 
 from vitlab.distill.reinforce_draw import PROTOCOL
 from vitlab.errors import UserError
-from vitlab.files import stable_dict
+from vitlab.files import read_as, stable_dict
 
 FORMAT = "vitlab-store-1"
 BLOCK = 8192
@@ -80,6 +80,11 @@ class StoreSpec:
     """Never changed: the fingerprints of stores of all times are made of these (:func:`vitlab.files.stable_dict`)."""
 
     def __post_init__(self) -> None:
+        kinds = {"images": (int, np.integer), "keys_sha256": str, "augmentation": Mapping, "teacher": Mapping}
+        kinds |= dict.fromkeys(("slots", "k", "classes"), kinds["images"])
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind):  # type: ignore[arg-type]  # types, and tuples of types
+                raise ValueError(f"{name} is {getattr(self, name)!r}")
         object.__setattr__(self, "mean", tuple(float(v) for v in self.mean))
         object.__setattr__(self, "std", tuple(float(v) for v in self.std))
         object.__setattr__(self, "fields", tuple((str(n), str(t), int(c)) for n, t, c in self.fields))
@@ -129,6 +134,15 @@ class StoreSpec:
         if unknown := sorted(values.keys() - {one.name for one in dataclasses.fields(cls)}):
             raise UserError(f"{SPEC} has {', '.join(unknown)}, unknown to this version.", "Use a newer one.")
         return cls(**values)
+
+    @classmethod
+    def load(cls, folder: Path) -> StoreSpec:
+        """The description of the store in ``folder``.
+
+        Raises:
+            UserError: as :meth:`from_dict`, or the file is damaged; it is named.
+        """
+        return read_as(folder / SPEC, cls.from_dict, "Take the file from a copy of the store, or make the store again.")
 
     def differences(self, other: StoreSpec) -> list[str]:
         """``name: mine -> other's`` for every part of the identity that differs."""

@@ -35,10 +35,12 @@ class Candidate:
     left_out: int = 0  # tensors of the entry that are not part of it
 
     @property
-    def rank(self) -> tuple[int, int]:
-        """Averaged weights first, as in timm; a teacher last; of equals, those of the usual entries first."""
-        kind = 0 if self.averaged else 2 if TEACHER.search(f"{self.entry}/{self.prefix}") else 1
-        return kind, ENTRIES.index(self.entry) if self.entry in ENTRIES else len(ENTRIES)
+    def rank(self) -> tuple[int, bool, int]:
+        """Averaged weights first, as in timm; a teacher last, also among averages; of equals, the usual entries
+        first."""
+        teacher = bool(TEACHER.search(f"{self.entry}/{self.prefix}"))
+        kind = 0 if self.averaged else 2 if teacher else 1
+        return kind, teacher, ENTRIES.index(self.entry) if self.entry in ENTRIES else len(ENTRIES)
 
     def rivals(self, other: Candidate) -> bool:
         """Whether nothing decides between the two: equal rank, the same names and other weights."""

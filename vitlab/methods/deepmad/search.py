@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.errors import UserError
-from vitlab.files import atomic_write, read_json, write_json
+from vitlab.files import atomic_write, read_as, read_json, write_json
 from vitlab.methods.deepmad.problem import Problem
 from vitlab.methods.deepmad.structure import Structure
 from vitlab.run.recorder import append_line, drop_half_line
@@ -248,5 +248,9 @@ def save_design(path: Path, design: Design) -> None:
 
 
 def load_design(path: Path) -> Design:
-    """Read what :func:`save_design` wrote."""
-    return Design.from_dict(read_json(path))
+    """Read what :func:`save_design` wrote.
+
+    Raises:
+        DamagedError: it is not that.
+    """
+    return read_as(path, Design.from_dict, "Delete it; the same command designs it again.")

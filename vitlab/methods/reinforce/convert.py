@@ -33,7 +33,7 @@ from vitlab.distill.sparse import SparseTarget
 from vitlab.distill.store import TargetStore
 from vitlab.distill.store_spec import SPEC, StoreSpec, keys_digest, refuse_foreign
 from vitlab.errors import UserError
-from vitlab.files import read_json, sha256
+from vitlab.files import sha256
 
 ARCHIVE = "archive_sha256"
 """Name of an archive's checksum among a store's ``versions``."""
@@ -66,13 +66,13 @@ def pack(
         UserError: the set is of other images, a parameter does not fit into a packed record, or the archive is not the
             one that ``into`` was begun with.
     """
-    odd = Reinforcement.from_dict(read_json(into / SPEC)["augmentation"]).odd if (into / SPEC).is_file() else ()
+    odd = Reinforcement.from_dict(StoreSpec.load(into).augmentation).odd if (into / SPEC).is_file() else ()
     try:
         return _pack(released, into, keys, classes, data_fingerprint, progress, odd)
     except OddMagnitude:
         odd = _odd_magnitudes(released, classes)
         if (into / SPEC).is_file():
-            refuse_foreign(into, StoreSpec.from_dict(read_json(into / SPEC)).slots)
+            refuse_foreign(into, StoreSpec.load(into).slots)
             shutil.rmtree(into)
         return _pack(released, into, keys, classes, data_fingerprint, progress, odd)
 
