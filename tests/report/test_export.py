@@ -215,6 +215,9 @@ def test_int8_is_refused_where_it_cannot_be_measured_or_gains_nothing(
     content = to_onnx(small, META, sample, TASK)
     with pytest.raises(UserError, match=r"measured on labelled images.*dataset=NAME"):
         export_int8(content, small, META, tmp_path, sample, None, TASK)
+    with pytest.raises(UserError, match=r"measured on labelled images.*dataset=NAME"):
+        export(small, META, tmp_path, ["safetensors", "onnx_int8"], sample, 1e-4, TASK)
+    assert not list(tmp_path.iterdir()), "refused before the first format is written"
     with pytest.raises(UserError, match=r"makes the network no smaller.*almost no linear layers"):
         export_int8(content, small, META, tmp_path, sample, lambda: [(sample, torch.arange(5))], TASK)
     assert not list(tmp_path.iterdir())
