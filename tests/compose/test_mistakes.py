@@ -87,6 +87,7 @@ CASES: list[tuple[str, list[str]]] = [
     ("method=deepmad method.other.checkpoint=/nonexistent.pth", ["method.other.checkpoint=/nonexistent.pth"]),
     ("dataset.mean=[0.5]", ["dataset.mean takes 3 numbers"]),
     ("teacher.weights=[1,2]", ["teacher.weights takes 1 numbers"]),
+    ("teacher.recipe=null teacher.recipe.accumulate=2", ["teacher.recipe=null leaves no key below teacher.recipe"]),
     ("teacher.recipe=null", ["a teacher that is trained needs a recipe", "conf/teacher/digits.yaml, line"]),
     ("method.finetune.lr=1", ["method.finetune is empty", "recipe@method.finetune=NAME"]),
     ("method.finetune={lr:1}", ["method.finetune is empty", "recipe@method.finetune=NAME"]),
