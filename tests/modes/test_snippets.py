@@ -23,7 +23,7 @@ from vitlab.distill.views import EvalView
 from vitlab.files import read_json, write_json
 from vitlab.report.snippets import ONNX_CODE
 
-PICTURES = ("turned.jpg", "turned.tif", "transparent.png", "deep.png", "wide.png")
+PICTURES = ("turned.jpg", "transparent.png", "deep.png", "wide.png", "turned.tif")
 TEMPERATURE = 1.7
 CROPS = {"squash": {"crop": "auto", "crop_pct": 1.0}, "center": {"crop": "center", "crop_pct": 0.8}}
 

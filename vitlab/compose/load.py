@@ -158,7 +158,7 @@ def refuse_keys_of_missing_recipe(keyed: list[Override], tree: DictConfig, known
     Raises:
         UserError: naming the recipe and how to choose it.
     """
-    nulls = {word.key_or_group: str(word.input_line) for word in keyed if word.value() is None}
+    nulls: dict[str, str] = {}  # by key, those that come before the key at hand
     for word in keyed:
         parts = word.key_or_group.split(".")
         for key in (".".join(parts[:depth]) for depth in range(1, len(parts))):
@@ -166,6 +166,8 @@ def refuse_keys_of_missing_recipe(keyed: list[Override], tree: DictConfig, known
                 raise UserError(
                     f"{word.input_line}: {nulls[key]} leaves no key below {key}.", "Leave one of the two out."
                 )
+        if word.value() is None:
+            nulls[word.key_or_group] = str(word.input_line)
         for key in (".".join(parts[:depth]) for depth in range(1, len(parts) + 1)):
             below = key != word.key_or_group or isinstance(word.value(), dict)
             if below and f"{key}.duration" in known and OmegaConf.select(tree, key) is None:

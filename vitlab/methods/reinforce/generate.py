@@ -12,8 +12,9 @@ from vitlab.config.size import plain_size
 from vitlab.data.loader import Loader
 from vitlab.distill.reinforce_draw import PROTOCOL, Reinforcement
 from vitlab.distill.reinforce_record import record_fields
-from vitlab.distill.store_spec import SPEC, StoreSpec
+from vitlab.distill.store_spec import SPEC
 from vitlab.distill.teachers import Ensemble
+from vitlab.files import read_as
 from vitlab.methods.reinforce.options import ReinforceOptions, warn_of_filter
 from vitlab.stage import Context
 from vitlab.training.build import make_data, shortened
@@ -27,7 +28,11 @@ def filter_of(folder: Path, interpolation: str) -> str:
     store that was begun its own, since a former version always stored bilinear views."""
     if not (folder / SPEC).is_file():
         return interpolation
-    return Reinforcement.from_dict(StoreSpec.load(folder).augmentation).interpolation
+    return read_as(
+        folder / SPEC,
+        lambda found: Reinforcement.from_dict(found["augmentation"]).interpolation,
+        "Take the file from a copy of the store, or make the store again.",
+    )
 
 
 def reinforce_images(context: Context, artifact: Path, options: ReinforceOptions) -> dict[str, object]:
