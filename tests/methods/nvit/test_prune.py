@@ -137,3 +137,17 @@ def test_an_unreachable_target_is_refused_before_training(dense: Path, tmp_path:
     with pytest.raises(UserError, match=r"target\.macs=0\.001 cannot be reached: .* still costs 0\.\d+"):
         run_prune(config, tmp_path, dense)
     assert not (tmp_path / CHECKPOINT).exists()
+
+
+def test_an_official_event_that_prunes_nothing_ends_nothing(dense: Path, tmp_path: Path) -> None:
+    """Places of the ranking go to groups that must stay; the training goes on to its length."""
+    words = (
+        "method.compat=official",
+        "method.prune.interval=1",
+        "method.prune.divisor=32",
+        "method.target.events=null",
+    )
+    assert run_stage(tmp_path, lambda: run_prune(configured(*words), tmp_path, dense)) == [0]
+    events = json.loads((tmp_path / RECORD).read_text())["events"]
+    empty = [event["number"] for event in events if not event["pruned"]]
+    assert empty and empty[0] < len(events)

@@ -179,7 +179,9 @@ class PruningCallback(Callback):
         learner.student_eval = True
         ratio = self.target.ratio(event.structure, self.dense)
         self._record(event, learner.step, ratio)
-        if ratio <= self.target.share or not event.pruned or len(self.events) == self.most:
+        # The official schedule also counts groups that are pruned already or must stay: an event of it may prune none.
+        exhausted = not event.pruned and self.prune.schedule == "exact"
+        if ratio <= self.target.share or exhausted or len(self.events) == self.most:
             learner.finished = True
 
     def _is_due(self, step: int) -> bool:

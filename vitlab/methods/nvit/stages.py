@@ -26,6 +26,7 @@ from vitlab.training.distributed import device_of
 from vitlab.training.train import prepare, train_on_labels
 
 TABLE = "latency.json"
+PARTIAL = "latency.partial.json"
 
 
 def check_network(config: Config) -> None:
@@ -82,7 +83,6 @@ def latency(context: Context, options: NViTOptions) -> dict[str, object]:
         table = load_table(Path(options.latency.table).expanduser())
     else:
         network = build(context.config, pretrained=False)
-        partial = context.folder / "latency.partial.json"
         spec = (
             replace(options.latency, rounds=1, held_out=2, points=2, mlp_points=2)
             if context.dry_run
@@ -94,12 +94,11 @@ def latency(context: Context, options: NViTOptions) -> dict[str, object]:
             vars(options.prune.groups),
             spec,
             device=device_of(context.config),
-            partial=partial,
+            partial=context.folder / PARTIAL,
             progress=_progress(context),
         )
-        table.save(path)
-        partial.unlink(missing_ok=True)
     table.save(path)
+    (context.folder / PARTIAL).unlink(missing_ok=True)
     error = table.mean_error
     notes = []
     if error is not None:
